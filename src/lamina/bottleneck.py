@@ -1,0 +1,175 @@
+"""Bottlenecks: encoder output [b k d] -> :class:`Latent`. None, VQ with EMA (VQ-VAE; NSVQ as LAPA uses it), FSQ.
+
+    >>> FSQ(levels=(7, 5, 5, 5, 5))(torch.randn(8, 16, 5)).index.shape
+    torch.Size([8, 16])
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from lamina.errors import LaminaError
+from lamina.shapes import Latent
+
+
+class Identity(nn.Module):
+    """No bottleneck but the width: post = pre."""
+
+    @dataclass(frozen=True)
+    class Config:
+        dim: int = 32
+
+    codebook_size: int | None = None
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, x: Float[Tensor, "b k d"]) -> Latent:
+        return Latent(pre=x, post=x)
+
+
+class FSQ(nn.Module):
+    """Finite scalar quantisation (Mentzer et al. 2024): each channel is bounded by tanh and rounded to one of its levels.
+
+    ``levels``: number of values of each channel, at least 2; d = len(levels). Gradients pass straight through the rounding.
+    Codes lie in [-1, 1]; ``index`` is the mixed-radix number of the level digits, first channel fastest.
+    """
+
+    levels: Tensor
+    basis: Tensor
+
+    @dataclass(frozen=True)
+    class Config:
+        levels: tuple[int, ...] = (7, 5, 5, 5, 5)
+
+    def __init__(self, levels: Sequence[int]):
+        super().__init__()
+        if not levels or any(int(n) != n or n < 2 for n in levels):
+            raise LaminaError(f"FSQ levels must be whole numbers of at least 2, got {tuple(levels)}")
+        self.dim = len(levels)
+        self.codebook_size: int | None = math.prod(levels)
+        self.register_buffer("levels", torch.tensor(levels), persistent=False)
+        self.register_buffer("basis", torch.cumprod(torch.tensor([1, *levels[:-1]]), 0), persistent=False)
+
+    def forward(self, x: Float[Tensor, "b k d"]) -> Latent:
+        # float32 always: under bf16 autocast tanh near a rounding edge would pick other codes than at evaluation.
+        z = x.float()
+        half = (self.levels - 1) * (1 + 1e-3) / 2
+        offset = torch.where(self.levels % 2 == 0, 0.5, 0.0)
+        bounded = torch.tanh(z + torch.atanh(offset / half)) * half - offset
+        post = (bounded + (bounded.round() - bounded).detach()) / (self.levels // 2)
+        return Latent(pre=x, post=post, index=self.codes_to_index(post.detach()))
+
+    def codes_to_index(self, codes: Float[Tensor, "b k d"]) -> Int[Tensor, "b k"]:
+        """Codebook entry of each quantised vector."""
+        half_width = self.levels // 2
+        return ((codes * half_width + half_width).round().long() * self.basis).sum(-1)
+
+    def index_to_codes(self, index: Int[Tensor, "b k"]) -> Float[Tensor, "b k d"]:
+        """The inverse of :meth:`codes_to_index`."""
+        half_width = self.levels // 2
+        return ((index.unsqueeze(-1) // self.basis) % self.levels - half_width) / half_width
+
+
+class VQ(nn.Module):
+    """Vector quantisation with an EMA codebook and dead-code reset (van den Oord et al. 2017; Razavi et al. 2019, App. A.1).
+
+    A code whose moving count falls below ``dead_below`` is replaced, inside the step, by an encoder output of the batch; the
+    first training batch fills the whole codebook this way. ``gradient="noise"`` is NSVQ (Vali & Backstrom 2022): the error is
+    replaced by noise of the same length, so the encoder sees how far it is from a code. ``aux["commitment"]`` is |x - sg(e)|^2, mean over k and d.
+    """
+
+    codebook: Tensor
+    count: Tensor
+    total: Tensor
+    updates: Tensor
+
+    @dataclass(frozen=True)
+    class Config:
+        codebook_size: int = 256
+        dim: int = 32
+        decay: float = 0.99
+        dead_below: float = 0.05
+        gradient: Literal["straight-through", "noise"] = "straight-through"
+
+    def __init__(
+        self, codebook_size: int, dim: int, decay: float = 0.99, dead_below: float = 0.05, gradient: str = "straight-through"
+    ):
+        super().__init__()
+        if codebook_size < 2 or dim < 1:
+            raise LaminaError(f"VQ needs at least 2 codes of at least 1 channel, got {codebook_size} of {dim}")
+        self.dim, self.codebook_size, self.decay, self.dead_below = dim, codebook_size, decay, dead_below
+        self.gradient = gradient
+        self.register_buffer("codebook", torch.randn(codebook_size, dim))
+        self.register_buffer("count", torch.zeros(codebook_size))
+        self.register_buffer("total", torch.zeros(codebook_size, dim))
+        self.register_buffer("updates", torch.zeros((), dtype=torch.long))
+
+    def forward(self, x: Float[Tensor, "b k d"]) -> Latent:
+        z = x.float()
+        flat = z.detach().flatten(0, 1)
+        if self.training:
+            self._reset_dead(flat)
+        # |x|^2 is the same for every code, so the nearest code needs only the other two terms.
+        distance = self.codebook.square().sum(-1) - 2 * flat @ self.codebook.T
+        index = distance.argmin(-1)
+        code = F.embedding(index, self.codebook).view_as(z)
+        if self.training:
+            self._update(flat, index)
+        commitment = (z - code).square().mean(dim=(1, 2))
+        if self.gradient == "noise" and self.training:
+            error = (z - code).norm(dim=-1, keepdim=True)
+            # The direction is a fixed function of the update number: a resumed run meets the same noise.
+            generator = torch.Generator(z.device).manual_seed(int(self.updates))
+            noise = torch.randn(z.shape, generator=generator, device=z.device)
+            post = z + error * noise / noise.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+        else:
+            post = z + (code - z).detach()
+        return Latent(pre=x, post=post, index=index.view(z.shape[:2]), aux={"commitment": commitment})
+
+    def index_to_codes(self, index: Int[Tensor, "b k"]) -> Float[Tensor, "b k d"]:
+        """The vectors of codebook entries."""
+        return F.embedding(index, self.codebook)
+
+    @torch.no_grad()
+    def _reset_dead(self, flat: Float[Tensor, "n d"]) -> None:
+        dead = self.count < self.dead_below
+        if not bool(dead.any()):
+            return
+        generator = torch.Generator().manual_seed(int(self.updates))
+        wanted = int(dead.sum())
+        rows = torch.randint(len(flat), (wanted,), generator=generator).to(flat.device)
+        # Jitter keeps codes apart that drew the same donor.
+        spread = flat.std(0, correction=0) * 0.01
+        donors = flat[rows] + spread * torch.randn(wanted, self.dim, generator=generator).to(flat.device)
+        if dist.is_initialized():
+            dist.broadcast(donors, src=0)
+        self.codebook[dead] = donors
+        self.count[dead] = 1.0
+        self.total[dead] = donors
+
+    @torch.no_grad()
+    def _update(self, flat: Float[Tensor, "n d"], index: Int[Tensor, "n"]) -> None:
+        count = torch.zeros_like(self.count).index_add_(0, index, torch.ones_like(index, dtype=torch.float))
+        total = torch.zeros_like(self.total).index_add_(0, index, flat)
+        if dist.is_initialized():
+            dist.all_reduce(count)
+            dist.all_reduce(total)
+        self.count.lerp_(count, 1 - self.decay)
+        self.total.lerp_(total, 1 - self.decay)
+        used = self.count > 1e-6
+        self.codebook[used] = self.total[used] / self.count[used].unsqueeze(-1)
+        self.updates += 1
+
+
+BOTTLENECKS: dict[str, type[nn.Module]] = {"none": Identity, "vq": VQ, "fsq": FSQ}

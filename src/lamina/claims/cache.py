@@ -1,0 +1,142 @@
+"""What was trained once is not trained again, and what was interrupted goes on.
+
+A run's folder is named by a hash of three things: its configuration, its data recipe, and the source code of the
+Lamina modules it uses. Change any of them and the run is made anew; change a comment and it is not.
+"""
+
+from __future__ import annotations
+
+import ast
+import fcntl
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import lamina
+from lamina.errors import LaminaError
+from lamina.files import write_text
+
+PACKAGE = Path(lamina.__file__).parent
+NOTE = "cache.json"
+
+
+def _file(module: str, package: Path) -> Path | None:
+    """The source file of a dotted module name, or None where the name is no module of ``package``."""
+    head, *rest = module.split(".")
+    if head != package.name:
+        return None
+    base = package.joinpath(*rest)
+    candidates = (base / "__init__.py", base.with_suffix(".py")) if rest else (base / "__init__.py",)
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def _imported(tree: ast.Module, module: str, is_package: bool) -> Iterator[str]:
+    """Dotted names that a module imports, also inside functions. ``from a import b`` yields both a and a.b."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parts = module.split(".")
+            above = parts[: len(parts) - node.level + is_package] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            yield base
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def _meaning(tree: ast.Module) -> str:
+    """The code as text without its docstrings, comments and layout, which change nothing that runs."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0] if node.body else None
+            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+                node.body = node.body[1:]
+    return ast.dump(tree)
+
+
+def code_digest(modules: Iterable[str], package: Path = PACKAGE) -> str:
+    """SHA-256 (hex) of the code of ``modules`` and of all modules of ``package`` that they import, directly or not.
+
+    Imports are read from the source, so a module that is imported by a computed name must be named in ``modules``.
+    A parent package counts only where it is itself imported: ``lamina/__init__.py`` offers everything, and would tie
+    every run to every file. Raises ValueError for a name that is no module of the package.
+    """
+    code: dict[str, str] = {}
+    waiting = list(modules)
+    for module in waiting:
+        if _file(module, package) is None:
+            raise ValueError(f"{module} is no module of {package}")
+    while waiting:
+        module = waiting.pop()
+        path = _file(module, package)
+        if path is None or module in code:
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+        waiting.extend(_imported(tree, module, path.name == "__init__.py"))
+        code[module] = _meaning(tree)
+    return hashlib.sha256(json.dumps(sorted(code.items())).encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"a cache key holds JSON values, dataclasses and paths, not {type(value).__name__}")
+
+
+@contextmanager
+def _locked(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
+    """Holds an exclusive lock on the file ``path``. The system frees it when a process dies, so none is left behind."""
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waiting()
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def cached(
+    folder: Path,
+    key: dict[str, Any],
+    code: Iterable[str],
+    build: Callable[[Path], None],
+    progress: Callable[[str], None] = lambda line: None,
+    package: Path = PACKAGE,
+) -> Path:
+    """The folder that ``build`` fills for ``key``; built on the first call, found on every later one.
+
+    ``build(path)`` works in a partial folder, which is renamed when it returns. After an interruption the next call
+    gives ``build`` the same partial folder, with what is in it: it should go on from there. Of several processes that
+    ask for the same run one builds and the others wait. Raises LaminaError where ``folder`` can't be written.
+    """
+    text = json.dumps(key, sort_keys=True, default=_plain)
+    code_hash = code_digest(code, package)
+    digest = hashlib.sha256(f"{text}\n{code_hash}".encode()).hexdigest()[:16]
+    done, partial = folder / digest, folder / f"{digest}.partial"
+    if done.is_dir():
+        return done
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = _locked(folder / f"{digest}.lock", lambda: progress(f"{done}: another process builds it; waiting"))
+        with lock:
+            if not done.is_dir():  # else the other process finished it while this one waited
+                partial.mkdir(exist_ok=True)
+                started = time.monotonic()
+                build(partial)
+                note = {"key": json.loads(text), "code": code_hash, "seconds": round(time.monotonic() - started, 1)}
+                write_text(partial / NOTE, json.dumps(note, indent=1) + "\n")
+                partial.rename(done)
+    except PermissionError as error:
+        raise LaminaError(f"{folder}: cannot be written; give reproduce another work folder") from error
+    return done
+
+
+def build_seconds(run: Path) -> float:
+    """Seconds that building a cached run took (of the attempt that finished it, if there were several)."""
+    return float(json.loads((run / NOTE).read_text(encoding="utf-8"))["seconds"])

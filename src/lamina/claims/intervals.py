@@ -1,0 +1,44 @@
+"""Mean and 95% confidence interval over seeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from scipy.special import stdtrit
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with its two-sided 95% confidence interval; a bound is None where one can't be told (a single seed)."""
+
+    mean: float
+    low: float | None
+    high: float | None
+
+
+def interval(values: Sequence[float]) -> Interval:
+    """Mean and 95% interval of one value per seed, by Student's t with n - 1 degrees of freedom.
+
+    A diverged seed (NaN, infinity) makes the mean NaN and the bounds None. Raises ValueError without any value.
+    """
+    n = len(values)
+    if n == 0:
+        raise ValueError("an interval needs at least one value")
+    if not all(math.isfinite(v) for v in values):
+        return Interval(math.nan, None, None)
+    mean = math.fsum(values) / n
+    if n == 1:
+        return Interval(mean, None, None)
+    deviation = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1))
+    half = float(stdtrit(n - 1, 0.975)) * deviation / math.sqrt(n)
+    return Interval(mean, mean - half, mean + half)
+
+
+def paired_difference(ours: Sequence[float], theirs: Sequence[float]) -> Interval:
+    """Interval of ``ours - theirs``, seed by seed: what both share (data, split, seed) cancels.
+
+    Raises ValueError when the two have different numbers of seeds.
+    """
+    return interval([a - b for a, b in zip(ours, theirs, strict=True)])

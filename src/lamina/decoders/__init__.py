@@ -1,0 +1,17 @@
+"""Forward dynamics: (o_i, latent) -> o_j. Every decoder has the same two methods:
+
+    loss(src, z, dst, draws) -> [b]     what training minimises; a pixel error, or the error of a flow's velocity
+    sample(src, z, draws) -> frames     a prediction of the second frame, float in about [-1, 1]
+
+``src``, ``dst``: [b c h w] in [-1, 1]; ``z``: [b k d], null-filled; ``draws``: the step's randomness, which only a flow uses.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from lamina.decoders.flow import FlowDecoder
+from lamina.decoders.pixel import PixelDecoder
+from lamina.decoders.unet import UNetDecoder
+
+DECODERS: dict[str, type[nn.Module]] = {"pixel": PixelDecoder, "flow": FlowDecoder, "unet": UNetDecoder}

@@ -1,0 +1,56 @@
+"""Pixel transformer: source patches and latent slots in one sequence, the patches' change in one pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lamina.draws import Draws
+from lamina.errors import LaminaError
+from lamina.layers import Block, patchify, position_embedding, unpatchify
+from lamina.objectives import squared_error
+
+
+class PixelDecoder(nn.Module):
+    @dataclass(frozen=True)
+    class Config:
+        patch: int = 8
+        width: int = 384
+        heads: int = 6
+        layers: int = 3
+
+    def __init__(self, config: Config, image: tuple[int, int, int], slots: int, dim: int):
+        super().__init__()
+        channels, height, width = image
+        if height % config.patch or width % config.patch:
+            raise LaminaError(f"image {height}x{width} is not a multiple of the decoder's patch {config.patch}")
+        self.config, self.height, self.slots = config, height, slots
+        tokens = (height // config.patch) * (width // config.patch)
+        pixels = channels * config.patch**2
+        self.patch = nn.Linear(pixels, config.width)
+        self.latent = nn.Linear(dim, config.width)
+        self.position = position_embedding(slots + tokens, config.width)
+        self.blocks = nn.ModuleList([Block(config.width, config.heads) for _ in range(config.layers)])
+        self.norm = nn.LayerNorm(config.width)
+        self.head = nn.Linear(config.width, pixels)
+        # Zero: the first prediction is a copy of the source, so the loss starts at copy-frame and not above it.
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, src: Float[Tensor, "b c h w"], z: Float[Tensor, "b k d"]) -> Float[Tensor, "b c h w"]:
+        tokens = torch.cat([self.latent(z), self.patch(patchify(src, self.config.patch))], dim=1) + self.position
+        for block in self.blocks:
+            tokens = block(tokens)
+        change = self.head(self.norm(tokens[:, self.slots :]))
+        return src + unpatchify(change, self.config.patch, self.height)
+
+    def loss(
+        self, src: Float[Tensor, "b c h w"], z: Float[Tensor, "b k d"], dst: Float[Tensor, "b c h w"], draws: Draws
+    ) -> Float[Tensor, "b"]:
+        return squared_error(self(src, z), dst)
+
+    def sample(self, src: Float[Tensor, "b c h w"], z: Float[Tensor, "b k d"], draws: Draws) -> Float[Tensor, "b c h w"]:
+        return self(src, z)

@@ -1,0 +1,88 @@
+"""A U-Net conditioned on the flattened latent by a shift and a scale in every block (LAPO's forward model, with FiLM)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lamina.draws import Draws
+from lamina.errors import LaminaError
+from lamina.objectives import squared_error
+
+
+class FiLMBlock(nn.Module):
+    """Residual block whose second half is shifted and scaled by a condition."""
+
+    def __init__(self, inputs: int, outputs: int, condition: int, groups: int = 8):
+        super().__init__()
+        self.norm1, self.norm2 = nn.GroupNorm(groups, inputs), nn.GroupNorm(groups, outputs, affine=False)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.film = nn.Linear(condition, 2 * outputs)
+        self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+
+    def forward(self, x: Float[Tensor, "b c h w"], condition: Float[Tensor, "b d"]) -> Float[Tensor, "b e h w"]:
+        y = self.conv1(F.silu(self.norm1(x)))
+        shift, scale = self.film(condition)[..., None, None].chunk(2, dim=1)
+        y = self.conv2(F.silu(self.norm2(y) * (1 + scale) + shift))
+        return self.skip(x) + y
+
+
+class UNetDecoder(nn.Module):
+    @dataclass(frozen=True)
+    class Config:
+        channels: int = 32
+        multiples: tuple[int, ...] = (1, 2, 4)
+        condition: int = 256
+
+    def __init__(self, config: Config, image: tuple[int, int, int], slots: int, dim: int):
+        super().__init__()
+        channels, height, width = image
+        stride = 2 ** len(config.multiples)
+        if height % stride or width % stride:
+            raise LaminaError(f"image {height}x{width} is not a multiple of the U-Net's stride {stride}")
+        widths = [config.channels * m for m in config.multiples]
+        cond = config.condition
+        self.condition = nn.Sequential(nn.Flatten(), nn.Linear(slots * dim, cond), nn.SiLU(), nn.Linear(cond, cond))
+        # The finest level is half the resolution: full-resolution convolutions would cost as much as all the rest.
+        self.inputs = nn.Conv2d(channels, widths[0], 4, stride=2, padding=1)
+        self.down = nn.ModuleList([FiLMBlock(c, c, cond) for c in widths])
+        self.shrink = nn.ModuleList(
+            [nn.Conv2d(a, b, 4, stride=2, padding=1) for a, b in zip(widths, widths[1:], strict=False)]
+        )
+        self.middle = FiLMBlock(widths[-1], widths[-1], cond)
+        self.up = nn.ModuleList([FiLMBlock(2 * c, c, cond) for c in reversed(widths)])
+        pairs = list(zip(widths, widths[1:], strict=False))
+        self.grow = nn.ModuleList([nn.ConvTranspose2d(b, a, 4, stride=2, padding=1) for a, b in reversed(pairs)])
+        self.outputs = nn.ConvTranspose2d(widths[0], channels, 4, stride=2, padding=1)
+        nn.init.zeros_(self.outputs.weight)
+        assert self.outputs.bias is not None
+        nn.init.zeros_(self.outputs.bias)
+
+    def forward(self, src: Float[Tensor, "b c h w"], z: Float[Tensor, "b k d"]) -> Float[Tensor, "b c h w"]:
+        condition = self.condition(z)
+        x = self.inputs(src)
+        skips = []
+        for level, block in enumerate(self.down):
+            x = block(x, condition)
+            skips.append(x)
+            if level < len(self.shrink):
+                x = self.shrink[level](x)
+        x = self.middle(x, condition)
+        for level, block in enumerate(self.up):
+            x = block(torch.cat([x, skips.pop()], dim=1), condition)
+            if level < len(self.grow):
+                x = self.grow[level](x)
+        return src + self.outputs(x)
+
+    def loss(
+        self, src: Float[Tensor, "b c h w"], z: Float[Tensor, "b k d"], dst: Float[Tensor, "b c h w"], draws: Draws
+    ) -> Float[Tensor, "b"]:
+        return squared_error(self(src, z), dst)
+
+    def sample(self, src: Float[Tensor, "b c h w"], z: Float[Tensor, "b k d"], draws: Draws) -> Float[Tensor, "b c h w"]:
+        return self(src, z)

@@ -1,0 +1,53 @@
+"""Randomness that is addressed, not stored.
+
+Every random number of a training step is a function of (seed, step, shard). So there is no generator state to save: a run that
+was killed draws, after it has resumed, exactly what it would have drawn, and one process that holds two shards draws what two
+processes draw together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+def _mix(*numbers: int) -> int:
+    """A 63-bit seed from several whole numbers (splitmix64 over each, so that neighbours do not correlate)."""
+    state = 0x9E3779B97F4A7C15
+    for number in numbers:
+        state = (state ^ (number & 0xFFFFFFFFFFFFFFFF)) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
+        state = (state ^ (state >> 27)) * 0x94D049BB133111EB & 0xFFFFFFFFFFFFFFFF
+        state ^= state >> 31
+    return state & 0x7FFFFFFFFFFFFFFF
+
+
+class Draws:
+    """The random numbers of one step. The leading axis of every draw is the batch, split evenly over ``shards``."""
+
+    def __init__(self, seed: int, step: int = 0, shards: Sequence[int] = (0,), device: torch.device | str = "cpu"):
+        self.device = torch.device(device)
+        # MPS and CUDA draw on the device: a CPU draw of flow noise would make the accelerator wait.
+        self._generators = [torch.Generator(self.device).manual_seed(_mix(seed, step, shard)) for shard in shards]
+
+    def _each(self, batch: int) -> list[tuple[torch.Generator, int]]:
+        parts, rest = divmod(batch, len(self._generators))
+        if rest:
+            raise ValueError(f"a batch of {batch} does not split over {len(self._generators)} shards")
+        return [(generator, parts) for generator in self._generators]
+
+    def uniform(self, batch: int, *shape: int) -> Float[Tensor, "b ..."]:
+        """Uniform on [0, 1)."""
+        return torch.cat([torch.rand(n, *shape, generator=g, device=self.device) for g, n in self._each(batch)])
+
+    def normal(self, batch: int, *shape: int) -> Float[Tensor, "b ..."]:
+        """Standard normal."""
+        return torch.cat([torch.randn(n, *shape, generator=g, device=self.device) for g, n in self._each(batch)])
+
+    def categorical(self, batch: int, weights: Float[Tensor, "n"]) -> Int[Tensor, "b"]:
+        """Numbers 0..n-1 with probability proportional to ``weights``."""
+        edges = torch.cumsum(weights.to(self.device, torch.float64), 0)
+        picked = torch.searchsorted(edges / edges[-1], self.uniform(batch).double(), right=True)
+        return picked.clamp_(max=len(weights) - 1)

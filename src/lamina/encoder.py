@@ -1,0 +1,122 @@
+"""Inverse dynamics: two frames -> K slots. Each frame is embedded once, however many pairs it belongs to.
+
+Both encoders split the work in two:
+
+    embed(frames [n c h w]) -> features [n ...]                     once a frame
+    compare(features, features) -> slots [b k d]                    once a pair
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lamina.errors import LaminaError
+from lamina.layers import Block, ConvBlock, CrossBlock, patchify, position_embedding
+
+
+class TransformerEncoder(nn.Module):
+    """ViT blocks over each frame; then K learned query slots read the pair.
+
+    The two frames meet patch by patch before the slots look: u_p = GELU(A x_p + B y_p). A and B are applied once a frame, so a
+    pair costs one addition a patch, and a slot can read motion where it happens instead of having to match positions itself.
+    """
+
+    @dataclass(frozen=True)
+    class Config:
+        patch: int = 8
+        width: int = 384
+        heads: int = 6
+        frame_layers: int = 3
+        pair_layers: int = 3
+
+    def __init__(self, config: Config, image: tuple[int, int, int], slots: int, dim: int):
+        super().__init__()
+        channels, height, width = image
+        if height % config.patch or width % config.patch:
+            raise LaminaError(f"image {height}x{width} is not a multiple of the encoder's patch {config.patch}")
+        if config.width % config.heads:
+            raise LaminaError(f"encoder width {config.width} is not a multiple of its {config.heads} heads")
+        self.config = config
+        tokens = (height // config.patch) * (width // config.patch)
+        self.patch = nn.Linear(channels * config.patch**2, config.width)
+        self.position = position_embedding(tokens, config.width)
+        self.frame_blocks = nn.ModuleList([Block(config.width, config.heads) for _ in range(config.frame_layers)])
+        self.norm = nn.LayerNorm(config.width)
+        self.roles = nn.Linear(config.width, 2 * config.width)
+        self.slots = position_embedding(slots, config.width)
+        self.pair_blocks = nn.ModuleList([CrossBlock(config.width, config.heads) for _ in range(config.pair_layers)])
+        self.pair_norm = nn.LayerNorm(config.width)
+        self.head = nn.Linear(config.width, dim)
+
+    def embed(self, frames: Float[Tensor, "n c h w"]) -> Float[Tensor, "n p d"]:
+        """Features of single frames: both roles (first and second of a pair) side by side in the last axis."""
+        x = self.patch(patchify(frames, self.config.patch)) + self.position
+        for block in self.frame_blocks:
+            x = block(x)
+        return self.roles(self.norm(x))
+
+    def compare(self, first: Float[Tensor, "b p d"], second: Float[Tensor, "b p d"]) -> Float[Tensor, "b k d"]:
+        """Slots of pairs, from the features of their frames."""
+        width = self.config.width
+        context = F.gelu(first[..., :width] + second[..., width:], approximate="tanh")
+        x = self.slots.expand(len(first), -1, -1)
+        for block in self.pair_blocks:
+            x = block(x, context)
+        return self.head(self.pair_norm(x))
+
+
+class ConvEncoder(nn.Module):
+    """A convolutional encoder for small images: a strided stem a frame, residual blocks on the pair, one linear layer to the slots."""
+
+    @dataclass(frozen=True)
+    class Config:
+        channels: int = 32
+        stem: tuple[int, ...] = (1, 2)  # channel multiples of the strided stages before the frames meet
+        pair: tuple[int, ...] = (4,)  # ... and after
+        width: int = 256
+
+    def __init__(self, config: Config, image: tuple[int, int, int], slots: int, dim: int):
+        super().__init__()
+        channels, height, width = image
+        stride = 2 ** (len(config.stem) + len(config.pair))
+        if height % stride or width % stride:
+            raise LaminaError(f"image {height}x{width} is not a multiple of the convolutional encoder's stride {stride}")
+        self.slots, self.dim = slots, dim
+        stem: list[nn.Module] = []
+        for multiple in config.stem:
+            out = config.channels * multiple
+            stem += [nn.Conv2d(channels, out, 4, stride=2, padding=1), ConvBlock(out)]
+            channels = out
+        self.stem = nn.Sequential(*stem)
+        pair: list[nn.Module] = []
+        channels = 3 * channels
+        for multiple in config.pair:
+            out = config.channels * multiple
+            pair += [nn.Conv2d(channels, out, 4, stride=2, padding=1), ConvBlock(out)]
+            channels = out
+        self.pair = nn.Sequential(*pair)
+        self.head = nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(channels * (height // stride) * (width // stride), config.width),
+            nn.LayerNorm(config.width),
+            nn.SiLU(),
+            nn.Linear(config.width, slots * dim),
+        )
+
+    def embed(self, frames: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d y x"]:
+        """Feature maps of single frames."""
+        return self.stem(frames)
+
+    def compare(self, first: Float[Tensor, "b d y x"], second: Float[Tensor, "b d y x"]) -> Float[Tensor, "b k d"]:
+        """Slots of pairs, from the feature maps of their frames."""
+        # The difference is given, not learned: at the start of training it is where the motion is.
+        features = torch.cat([first, second, second - first], dim=1)
+        return self.head(self.pair(features)).view(len(first), self.slots, self.dim)
+
+
+ENCODERS: dict[str, type[nn.Module]] = {"transformer": TransformerEncoder, "conv": ConvEncoder}

@@ -1,0 +1,275 @@
+"""The latent action model: encoder -> bottleneck -> retained prefix -> decoder, put together, saved and loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from einops import rearrange
+from huggingface_hub import ModelCard, ModelCardData, PyTorchModelHubMixin, hf_hub_download
+from jaxtyping import Float, Int, UInt8
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from lamina import __version__
+from lamina.bottleneck import BOTTLENECKS
+from lamina.decoders import DECODERS
+from lamina.draws import Draws
+from lamina.encoder import ENCODERS
+from lamina.errors import LaminaError
+from lamina.files import write_text
+from lamina.prefix import PrefixLaw, RetainedPrefix
+from lamina.shapes import Clip, Latent, to_float, to_uint8
+
+FORMAT = 1  # of config.json and model.safetensors; raised when an old file can no longer be read
+Pair = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class LAMConfig:
+    """Everything that decides the shape of a LAM. Each part's config says which part it is by its type."""
+
+    image: tuple[int, int, int]  # channels, height, width
+    slots: int
+    encoder: Any
+    bottleneck: Any
+    decoder: Any
+    prefix: PrefixLaw = "full"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-able values; parts carry their name under "kind"."""
+        values: dict[str, Any] = {"image": list(self.image), "slots": self.slots, "prefix": self.prefix}
+        for part, kinds in _PARTS.items():
+            config = getattr(self, part)
+            kind = next(name for name, cls in kinds.items() if isinstance(config, cls.Config))  # type: ignore[arg-type]
+            values[part] = {"kind": kind, **dataclasses.asdict(config)}
+        return json.loads(json.dumps(values))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> LAMConfig:
+        """The inverse of :meth:`to_dict`. Raises LaminaError for a field or a part that this version does not know."""
+        values = dict(values)
+        try:
+            for part, kinds in _PARTS.items():
+                settings = {k: tuple(v) if isinstance(v, list) else v for k, v in values[part].items()}
+                values[part] = kinds[settings.pop("kind")].Config(**settings)  # type: ignore[operator]
+            values["image"] = tuple(values["image"])
+            return cls(**values)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise LaminaError(f"this model's config does not fit lamina {__version__}: {error}") from error
+
+
+_PARTS: dict[str, dict[str, type[nn.Module]]] = {"encoder": ENCODERS, "bottleneck": BOTTLENECKS, "decoder": DECODERS}
+
+
+class LAM(nn.Module):
+    """A latent action model. Frames are float [-1, 1] inside; see :class:`LatentActionModel` for uint8 in and out."""
+
+    def __init__(self, config: LAMConfig):
+        super().__init__()
+        if config.slots < 1:
+            raise LaminaError(f"a LAM needs at least one slot, got {config.slots}")
+        self.config = config
+        kinds = config.to_dict()
+        bottleneck = dataclasses.asdict(config.bottleneck)
+        self.bottleneck = BOTTLENECKS[kinds["bottleneck"]["kind"]](**bottleneck)
+        dim: int = self.bottleneck.dim  # type: ignore[assignment]
+        self.encoder = ENCODERS[kinds["encoder"]["kind"]](config.encoder, config.image, config.slots, dim)
+        self.decoder = DECODERS[kinds["decoder"]["kind"]](config.decoder, config.image, config.slots, dim)
+        self.prefix = RetainedPrefix(config.slots, dim, config.prefix)
+
+    @property
+    def dim(self) -> int:
+        """Channels of one slot."""
+        return self.bottleneck.dim  # type: ignore[return-value]
+
+    def encode(self, frames: Float[Tensor, "b t c h w"], pairs: Sequence[Pair]) -> dict[Pair, Latent]:
+        """The latent of every pair (i, j) of positions on the time axis, in one batched call; each frame is embedded once."""
+        b = len(frames)
+        used = sorted({i for pair in pairs for i in pair})
+        features = self.encoder.embed(rearrange(frames[:, used], "b t c h w -> (t b) c h w"))  # type: ignore[operator]
+        by_frame = dict(zip(used, features.chunk(len(used)), strict=True))
+        first, second = (torch.cat([by_frame[pair[side]] for pair in pairs]) for side in (0, 1))
+        latent = self.bottleneck(self.encoder.compare(first, second))  # type: ignore[operator]
+        return {pair: latent[n * b : (n + 1) * b] for n, pair in enumerate(pairs)}
+
+    def reconstruction(
+        self, frames: Float[Tensor, "b t c h w"], latents: Mapping[Pair, Latent], keep: Int[Tensor, "b"], draws: Draws
+    ) -> Float[Tensor, "b"]:
+        """decoder.loss(o_i, prefix of z_ij, o_j) of each sample, averaged over the pairs. ``keep``: one k for each sample."""
+        pairs = list(latents)
+        src, dst = (torch.cat([frames[:, pair[side]] for pair in pairs]) for side in (0, 1))
+        z = self.prefix(torch.cat([latents[pair].post for pair in pairs]), keep.repeat(len(pairs)))
+        # Draws split the batch by shard, so the pairs of one shard must stay together: [pairs, b] -> [b, pairs].
+        order = torch.arange(len(src), device=src.device).view(len(pairs), -1).T.flatten()
+        loss = self.decoder.loss(src[order], z[order], dst[order], draws)  # type: ignore[operator]
+        return loss.view(-1, len(pairs)).mean(1)
+
+
+def pair_losses(lam: LAM, clip: Clip, draws: Draws) -> dict[str, Float[Tensor, "b"]]:
+    """Reconstruction of every neighbouring pair of a clip through a drawn prefix, and the bottleneck's own terms.
+
+    The whole objective of every LAM that adds nothing to it (FlexLAM Eq. 1; LAPO, LAPA).
+    """
+    frames = to_float(clip.frames)
+    latents = lam.encode(frames, [(i, i + 1) for i in range(frames.shape[1] - 1)])
+    keep = lam.prefix.draw(draws, len(frames))
+    aux = [latent.aux for latent in latents.values()]
+    return {
+        "reconstruction": lam.reconstruction(frames, latents, keep, draws),
+        **{name: torch.stack([a[name] for a in aux]).mean(0) for name in aux[0]},
+    }
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What a model card and a label must state: where this model comes from."""
+
+    method: str = "unknown"
+    data: tuple[str, ...] = ()
+    gap_seconds: tuple[float, float] = (0.1, 0.2)
+    code_version: str = __version__
+    steps: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def label_gap(self) -> float:
+        """The one gap, in seconds, at which this model labels and is probed: the middle of its training range."""
+        return sum(self.gap_seconds) / 2
+
+
+class LatentActionModel(nn.Module, PyTorchModelHubMixin):
+    """A trained LAM for users: uint8 pictures in, latents and uint8 pictures out.
+
+        model = LatentActionModel.from_pretrained("runs/doom")
+        latent = model.encode(src, dst)           # src, dst: uint8 [b c h w] -> Latent with .post [b k d], .index [b k]
+        frames = model.decode(src, latent, k=4)   # uint8 [b c h w], from the first 4 slots
+
+    Loading runs no code: a JSON config and safetensors.
+    """
+
+    def __init__(self, config: LAMConfig, provenance: Provenance | None = None):
+        super().__init__()
+        self.lam = LAM(config)
+        self.provenance = provenance or Provenance()
+
+    @property
+    def config(self) -> LAMConfig:
+        return self.lam.config
+
+    def _checked(self, frames: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        if frames.dtype != torch.uint8 or frames.ndim != 4 or tuple(frames.shape[1:]) != self.config.image:
+            want, got = ", ".join(map(str, self.config.image)), f"{frames.dtype} {tuple(frames.shape)}"
+            raise LaminaError(f"this model reads uint8 frames of shape (b, {want}), got {got}: convert and resize them first")
+        return to_float(frames.to(next(self.parameters()).device))
+
+    @torch.no_grad()
+    def encode(self, src: UInt8[Tensor, "b c h w"], dst: UInt8[Tensor, "b c h w"]) -> Latent:
+        """The latent action that leads from ``src`` to ``dst``. Raises LaminaError for frames of another size or dtype."""
+        frames = torch.stack([self._checked(src), self._checked(dst)], dim=1)
+        return self.lam.encode(frames, [(0, 1)])[0, 1]
+
+    @torch.no_grad()
+    def decode(
+        self, src: UInt8[Tensor, "b c h w"], latent: Latent | Float[Tensor, "b k d"], k: int | None = None, seed: int = 0
+    ) -> UInt8[Tensor, "b c h w"]:
+        """The frame expected after ``latent`` from ``src``. ``k``: slots kept, all by default; ``seed``: of a flow's noise."""
+        frames = self._checked(src)
+        z = (latent.post if isinstance(latent, Latent) else latent).to(frames.device)
+        z = self.lam.prefix(z, self.config.slots if k is None else k)
+        return to_uint8(self.lam.decoder.sample(frames, z, Draws(seed, device=frames.device)))  # type: ignore[operator]
+
+    # What the hub mixin calls; save_pretrained, from_pretrained and push_to_hub are its own.
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        save_directory.mkdir(parents=True, exist_ok=True)
+        config = {
+            "format": FORMAT,
+            "lamina": __version__,
+            "model": self.config.to_dict(),
+            "provenance": dataclasses.asdict(self.provenance),
+        }
+        state = {name: value.contiguous() for name, value in self.lam.state_dict().items()}
+        save_file(state, save_directory / "model.safetensors", metadata={"format": "pt"})
+        write_text(save_directory / "config.json", json.dumps(config, indent=2) + "\n")
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id: str, map_location: str = "cpu", strict: bool = True, **hub: Any) -> Any:  # type: ignore[override]
+        folder = Path(model_id)
+        if (folder / "model" / "config.json").is_file():
+            folder = folder / "model"  # a run folder
+        if folder.is_dir():
+            files = [folder / name for name in ("config.json", "model.safetensors")]
+        else:
+            options = {k: hub.get(k) for k in ("revision", "cache_dir", "force_download", "token", "local_files_only")}
+            try:
+                files = [Path(hf_hub_download(model_id, name, **options)) for name in ("config.json", "model.safetensors")]
+            except Exception as error:  # the hub raises many kinds; each means that there is no such model to be had
+                raise LaminaError(f"{model_id}: neither a run folder nor a model on the hub ({type(error).__name__})") from error
+        config, provenance = read_config(files[0])
+        model = cls(config, provenance)
+        load_weights(model.lam, files[1])
+        return model.to(map_location).eval()
+
+    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
+        p = self.provenance
+        metrics = "\n".join(f"| {name} | {value:.4g} |" for name, value in p.metrics.items()) or "| not evaluated | |"
+        text = f"""---
+{ModelCardData(library_name="lamina", tags=["latent-action-model", "lamina"]).to_yaml()}
+---
+# Latent action model ({p.method})
+
+Encodes a pair of frames as {self.config.slots} slots of {self.lam.dim} channels and decodes the second frame from the first.
+
+- data: {", ".join(p.data) or "unknown"}
+- gap between the two frames: {p.gap_seconds[0]:g} to {p.gap_seconds[1]:g} seconds
+- image: {self.config.image[1]}x{self.config.image[2]}, {self.config.image[0]} channels
+- training steps: {p.steps}
+- code version: lamina {p.code_version}
+
+| metric | value |
+|---|---|
+{metrics}
+
+    from lamina import LatentActionModel
+    model = LatentActionModel.from_pretrained("this repository")
+    latent = model.encode(src, dst)
+"""
+        return ModelCard(text)
+
+
+def read_config(path: Path) -> tuple[LAMConfig, Provenance]:
+    """Config and provenance of a saved model. Raises LaminaError for a missing, damaged or newer file."""
+    try:
+        values = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise LaminaError(f"{path}: no such file; is {path.parent} a model folder?") from error
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise LaminaError(f"{path}: not a readable JSON config ({error}); save the model again") from error
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        found = values.get("format") if isinstance(values, dict) else None
+        raise LaminaError(f"{path}: model format {found}, lamina {__version__} reads format {FORMAT}; train it again or change versions")
+    try:
+        p = values["provenance"]
+        provenance = Provenance(**{**p, "data": tuple(p["data"]), "gap_seconds": tuple(p["gap_seconds"])})
+        return LAMConfig.from_dict(values["model"]), provenance
+    except (KeyError, TypeError, LaminaError) as error:
+        raise LaminaError(f"{path}: {error}") from error
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Fill ``model`` from a safetensors file. Raises LaminaError for a missing, cut-short or ill-fitting file."""
+    try:
+        model.load_state_dict(load_file(path))
+    except FileNotFoundError as error:
+        raise LaminaError(f"{path}: no such file") from error
+    except (SafetensorError, OSError) as error:
+        raise LaminaError(f"{path}: damaged or cut short ({error}); restore the checkpoint from a copy or train again") from error
+    except RuntimeError as error:
+        raise LaminaError(f"{path}: the weights do not fit the config beside them: {str(error).splitlines()[-1].strip()}") from error

@@ -1,0 +1,115 @@
+"""Transformer and convolution blocks shared by encoder, decoders, translator and policies."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class MLP(nn.Sequential):
+    """Linear, GELU, Linear. [... d] -> [... out]."""
+
+    def __init__(self, width: int, hidden: int, out: int | None = None):
+        super().__init__(nn.Linear(width, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, out or width))
+
+
+def attend(
+    q: Float[Tensor, "b n d"], k: Float[Tensor, "b m d"], v: Float[Tensor, "b m d"], heads: int
+) -> Float[Tensor, "b n d"]:
+    """Multi-head scaled dot-product attention on projected queries, keys and values."""
+    q, k, v = (rearrange(x, "b n (h e) -> b h n e", h=heads) for x in (q, k, v))
+    return rearrange(F.scaled_dot_product_attention(q, k, v), "b h n e -> b n (h e)")
+
+
+class SelfAttention(nn.Module):
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        return self.out(attend(*self.qkv(x).chunk(3, dim=-1), self.heads))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: self-attention, then MLP."""
+
+    def __init__(self, width: int, heads: int, expansion: int = 4):
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention = SelfAttention(width, heads)
+        self.mlp = MLP(width, expansion * width)
+
+    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        x = x + self.attention(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class CrossBlock(nn.Module):
+    """Pre-norm block of query slots: self-attention, cross-attention to a context, MLP."""
+
+    def __init__(self, width: int, heads: int, expansion: int = 4):
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2, self.norm3 = nn.LayerNorm(width), nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention = SelfAttention(width, heads)
+        self.q, self.kv, self.out = nn.Linear(width, width), nn.Linear(width, 2 * width), nn.Linear(width, width)
+        self.mlp = MLP(width, expansion * width)
+
+    def forward(self, x: Float[Tensor, "b k d"], context: Float[Tensor, "b p d"]) -> Float[Tensor, "b k d"]:
+        x = x + self.attention(self.norm1(x))
+        x = x + self.out(attend(self.q(self.norm2(x)), *self.kv(context).chunk(2, dim=-1), self.heads))
+        return x + self.mlp(self.norm3(x))
+
+
+class AdaLNBlock(nn.Module):
+    """DiT block with AdaLN-zero: shift, scale and gate of both halves come from a condition vector (DiT, Peebles & Xie)."""
+
+    def __init__(self, width: int, heads: int, expansion: int = 4):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, elementwise_affine=False)
+        self.norm2 = nn.LayerNorm(width, elementwise_affine=False)
+        self.attention = SelfAttention(width, heads)
+        self.mlp = MLP(width, expansion * width)
+        self.modulation = nn.Linear(width, 6 * width)
+        nn.init.zeros_(self.modulation.weight)
+        nn.init.zeros_(self.modulation.bias)
+
+    def forward(self, x: Float[Tensor, "b n d"], condition: Float[Tensor, "b d"]) -> Float[Tensor, "b n d"]:
+        parts = self.modulation(F.silu(condition)).unsqueeze(1).chunk(6, dim=-1)
+        shift1, scale1, gate1, shift2, scale2, gate2 = parts
+        x = x + gate1 * self.attention(self.norm1(x) * (1 + scale1) + shift1)
+        return x + gate2 * self.mlp(self.norm2(x) * (1 + scale2) + shift2)
+
+
+class ConvBlock(nn.Module):
+    """Pre-activation residual block of two 3x3 convolutions. [b c h w] -> [b c h w]."""
+
+    def __init__(self, channels: int, groups: int = 8):
+        super().__init__()
+        self.norm1, self.norm2 = nn.GroupNorm(groups, channels), nn.GroupNorm(groups, channels)
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        y = self.conv1(F.silu(self.norm1(x)))
+        return x + self.conv2(F.silu(self.norm2(y)))
+
+
+def patchify(images: Float[Tensor, "b c h w"], patch: int) -> Float[Tensor, "b p d"]:
+    """Non-overlapping patches as vectors, row by row."""
+    return rearrange(images, "b c (h x) (w y) -> b (h w) (c x y)", x=patch, y=patch)
+
+
+def unpatchify(tokens: Float[Tensor, "b p d"], patch: int, height: int) -> Float[Tensor, "b c h w"]:
+    """The inverse of :func:`patchify`; ``height`` of the picture in pixels."""
+    return rearrange(tokens, "b (h w) (c x y) -> b c (h x) (w y)", x=patch, y=patch, h=height // patch)
+
+
+def position_embedding(tokens: int, width: int) -> nn.Parameter:
+    """A learned absolute position embedding, [tokens width]."""
+    return nn.Parameter(torch.randn(tokens, width) * 0.02)

@@ -1,0 +1,40 @@
+"""FlexLAM: variable-length latent actions by retained-prefix training (arXiv 2606.19408, §4.1, App. A).
+
+    lamina train flexlam --data DATASET --out RUN
+
+One model whose every prefix is a valid latent action: k ~ Unif{0..K} for each sample, the suffix replaced by one learned null latent,
+rectified-flow decoder.
+
+Deviations from the paper, whose tables of hyperparameters are not in our copy:
+- K = 16 slots by default (the paper: 64), FSQ levels 7-5-5-5-5 (4,375 codes); sizes by one dial.
+- Up to 64 pixels the encoder is convolutional; above, a transformer that embeds each frame once.
+- The flow decoder predicts the clean frame as a change of o_t and regresses the velocity that this implies.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lamina.bottleneck import FSQ
+from lamina.lam import LAMConfig, pair_losses
+from lamina.prefix import PrefixLaw
+from lamina.sizes import Backbone
+
+
+@dataclass(frozen=True)
+class Config(Backbone):
+    levels: tuple[int, ...] = (7, 5, 5, 5, 5)
+    """FSQ levels of one slot's channels"""
+    prefix: PrefixLaw = "uniform"
+    """p(k) of the retained prefix"""
+
+
+def build(config: Config) -> LAMConfig:
+    return LAMConfig(**config.parts(), bottleneck=FSQ.Config(config.levels), prefix=config.prefix)
+
+
+def weights(config: Config) -> dict[str, float]:
+    return {"reconstruction": 1.0}
+
+
+losses = pair_losses

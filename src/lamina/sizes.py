@@ -1,0 +1,79 @@
+"""One dial, ``--size``, sets every width and depth; each derived value can be overridden by its own option."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from lamina.decoders import FlowDecoder, PixelDecoder, UNetDecoder
+from lamina.encoder import ConvEncoder, TransformerEncoder
+from lamina.errors import LaminaError
+
+SizeName = Literal["debug", "tiny", "small", "base"]
+EncoderName = Literal["auto", "conv", "transformer"]
+DecoderName = Literal["flow", "pixel", "unet"]
+
+
+@dataclass(frozen=True)
+class Size:
+    width: int  # of every transformer
+    heads: int
+    layers: int  # a frame, a pair, and in the decoder: the three stacks have the same depth
+    channels: int  # of convolutional encoder and U-Net
+
+
+SIZES: dict[str, Size] = {
+    "debug": Size(width=32, heads=2, layers=1, channels=8),
+    "tiny": Size(width=128, heads=4, layers=2, channels=24),
+    "small": Size(width=384, heads=6, layers=3, channels=32),
+    "base": Size(width=768, heads=12, layers=6, channels=64),
+}
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """What every method's config begins with. None means: derived from ``size`` and ``image``."""
+
+    size: SizeName = "tiny"
+    image: tuple[int, int] = (64, 64)
+    """height and width that frames are resized to, pixels"""
+    encoder: EncoderName = "auto"
+    """auto: conv up to 64 pixels, transformer above"""
+    decoder: DecoderName = "flow"
+    slots: int = 16
+    """K, tokens of a latent action"""
+    frames: int = 2
+    """frames of one training sample; every neighbouring pair is trained on"""
+    width: int | None = None
+    heads: int | None = None
+    layers: int | None = None
+    channels: int | None = None
+    patch: int | None = None
+    """side of a transformer patch in pixels; derived so that the shorter side has 8 patches"""
+    flow_steps: int = 8
+    """Euler steps of one sample of the flow decoder"""
+
+    def parts(self) -> dict[str, Any]:
+        """The fields of :class:`lamina.lam.LAMConfig` that do not depend on the method: image, slots, encoder, decoder."""
+        if self.size not in SIZES:
+            raise LaminaError(f"unknown size {self.size!r}: choose {', '.join(SIZES)}")
+        size = SIZES[self.size]
+        width, heads = self.width or size.width, self.heads or size.heads
+        layers, channels = self.layers or size.layers, self.channels or size.channels
+        short = min(self.image)
+        patch = self.patch or max(1, short // 8)
+        kind = self.encoder if self.encoder != "auto" else ("conv" if short <= 64 else "transformer")
+        encoder: Any
+        if kind == "conv":
+            encoder = ConvEncoder.Config(channels=channels, width=2 * width)
+        else:
+            encoder = TransformerEncoder.Config(patch, width, heads, frame_layers=layers, pair_layers=layers)
+        decoder: Any
+        match self.decoder:
+            case "flow":
+                decoder = FlowDecoder.Config(patch, width, heads, layers, self.flow_steps)
+            case "pixel":
+                decoder = PixelDecoder.Config(patch, width, heads, layers)
+            case "unet":
+                decoder = UNetDecoder.Config(channels=channels, condition=2 * width)
+        return {"image": (3, *self.image), "slots": self.slots, "encoder": encoder, "decoder": decoder}
