@@ -92,7 +92,12 @@ def _plain(value: Any) -> Any:
 @contextmanager
 def _locked(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
     """Holds an exclusive lock on the file ``path``. The system frees it when a process dies, so none is left behind."""
-    with path.open("w") as file:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("w")
+    except OSError as error:
+        raise LaminaError(f"{path}: cannot be written ({error.strerror}); choose another work folder") from error
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -121,19 +126,14 @@ def cached(
     done, partial = folder / digest, folder / f"{digest}.partial"
     if done.is_dir():
         return done
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = _locked(folder / f"{digest}.lock", lambda: progress(f"{done}: another process builds it; waiting"))
-        with lock:
-            if not done.is_dir():  # else the other process finished it while this one waited
-                partial.mkdir(exist_ok=True)
-                started = time.monotonic()
-                build(partial)
-                note = {"key": json.loads(text), "code": code_hash, "seconds": round(time.monotonic() - started, 1)}
-                write_text(partial / NOTE, json.dumps(note, indent=1) + "\n")
-                partial.rename(done)
-    except PermissionError as error:
-        raise LaminaError(f"{folder}: cannot be written; give reproduce another work folder") from error
+    with _locked(folder / f"{digest}.lock", lambda: progress(f"{done}: another process builds it; waiting")):
+        if not done.is_dir():  # else the other process finished it while this one waited
+            partial.mkdir(exist_ok=True)
+            started = time.monotonic()
+            build(partial)
+            note = {"key": json.loads(text), "code": code_hash, "seconds": round(time.monotonic() - started, 1)}
+            write_text(partial / NOTE, json.dumps(note, indent=1) + "\n")
+            partial.rename(done)
     return done
 
 
