@@ -1,7 +1,7 @@
 """Bottlenecks: encoder output [b k d] -> :class:`Latent`. None, VQ with EMA (VQ-VAE; NSVQ as LAPA uses it), FSQ.
 
-    >>> FSQ(levels=(7, 5, 5, 5, 5))(torch.randn(8, 16, 5)).index.shape
-    torch.Size([8, 16])
+>>> FSQ(levels=(7, 5, 5, 5, 5))(torch.randn(8, 16, 5)).index.shape
+torch.Size([8, 16])
 """
 
 from __future__ import annotations
@@ -103,7 +103,12 @@ class VQ(nn.Module):
         gradient: Literal["straight-through", "noise"] = "straight-through"
 
     def __init__(
-        self, codebook_size: int, dim: int, decay: float = 0.99, dead_below: float = 0.05, gradient: str = "straight-through"
+        self,
+        codebook_size: int,
+        dim: int,
+        decay: float = 0.99,
+        dead_below: float = 0.05,
+        gradient: str = "straight-through",
     ):
         super().__init__()
         if codebook_size < 2 or dim < 1:

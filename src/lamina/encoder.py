@@ -85,7 +85,9 @@ class ConvEncoder(nn.Module):
         channels, height, width = image
         stride = 2 ** (len(config.stem) + len(config.pair))
         if height % stride or width % stride:
-            raise LaminaError(f"image {height}x{width} is not a multiple of the convolutional encoder's stride {stride}")
+            raise LaminaError(
+                f"image {height}x{width} is not a multiple of the convolutional encoder's stride {stride}"
+            )
         self.slots, self.dim = slots, dim
         stem: list[nn.Module] = []
         for multiple in config.stem:

@@ -166,7 +166,9 @@ class LatentActionModel(nn.Module, PyTorchModelHubMixin):
     def _checked(self, frames: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         if frames.dtype != torch.uint8 or frames.ndim != 4 or tuple(frames.shape[1:]) != self.config.image:
             want, got = ", ".join(map(str, self.config.image)), f"{frames.dtype} {tuple(frames.shape)}"
-            raise LaminaError(f"this model reads uint8 frames of shape (b, {want}), got {got}: convert and resize them first")
+            raise LaminaError(
+                f"this model reads uint8 frames of shape (b, {want}), got {got}: convert and resize them first"
+            )
         return to_float(frames.to(next(self.parameters()).device))
 
     @torch.no_grad()
@@ -177,7 +179,11 @@ class LatentActionModel(nn.Module, PyTorchModelHubMixin):
 
     @torch.no_grad()
     def decode(
-        self, src: UInt8[Tensor, "b c h w"], latent: Latent | Float[Tensor, "b k d"], k: int | None = None, seed: int = 0
+        self,
+        src: UInt8[Tensor, "b c h w"],
+        latent: Latent | Float[Tensor, "b k d"],
+        k: int | None = None,
+        seed: int = 0,
     ) -> UInt8[Tensor, "b c h w"]:
         """The frame expected after ``latent`` from ``src``. ``k``: slots kept, all by default; ``seed``: of a flow's noise."""
         frames = self._checked(src)
@@ -209,9 +215,13 @@ class LatentActionModel(nn.Module, PyTorchModelHubMixin):
         else:
             options = {k: hub.get(k) for k in ("revision", "cache_dir", "force_download", "token", "local_files_only")}
             try:
-                files = [Path(hf_hub_download(model_id, name, **options)) for name in ("config.json", "model.safetensors")]
+                files = [
+                    Path(hf_hub_download(model_id, name, **options)) for name in ("config.json", "model.safetensors")
+                ]
             except Exception as error:  # the hub raises many kinds; each means that there is no such model to be had
-                raise LaminaError(f"{model_id}: neither a run folder nor a model on the hub ({type(error).__name__})") from error
+                raise LaminaError(
+                    f"{model_id}: neither a run folder nor a model on the hub ({type(error).__name__})"
+                ) from error
         config, provenance = read_config(files[0])
         model = cls(config, provenance)
         load_weights(model.lam, files[1])
@@ -254,7 +264,9 @@ def read_config(path: Path) -> tuple[LAMConfig, Provenance]:
         raise LaminaError(f"{path}: not a readable JSON config ({error}); save the model again") from error
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         found = values.get("format") if isinstance(values, dict) else None
-        raise LaminaError(f"{path}: model format {found}, lamina {__version__} reads format {FORMAT}; train it again or change versions")
+        raise LaminaError(
+            f"{path}: model format {found}, lamina {__version__} reads format {FORMAT}; train it again or change versions"
+        )
     try:
         p = values["provenance"]
         provenance = Provenance(**{**p, "data": tuple(p["data"]), "gap_seconds": tuple(p["gap_seconds"])})
@@ -270,6 +282,10 @@ def load_weights(model: nn.Module, path: Path) -> None:
     except FileNotFoundError as error:
         raise LaminaError(f"{path}: no such file") from error
     except (SafetensorError, OSError) as error:
-        raise LaminaError(f"{path}: damaged or cut short ({error}); restore the checkpoint from a copy or train again") from error
+        raise LaminaError(
+            f"{path}: damaged or cut short ({error}); restore the checkpoint from a copy or train again"
+        ) from error
     except RuntimeError as error:
-        raise LaminaError(f"{path}: the weights do not fit the config beside them: {str(error).splitlines()[-1].strip()}") from error
+        raise LaminaError(
+            f"{path}: the weights do not fit the config beside them: {str(error).splitlines()[-1].strip()}"
+        ) from error

@@ -100,6 +100,10 @@ class ConvBlock(nn.Module):
         return x + self.conv2(F.silu(self.norm2(y)))
 
 
+#: The repeated units: what torch.compile compiles and FSDP2 shards one by one.
+BLOCKS = (Block, CrossBlock, AdaLNBlock, ConvBlock)
+
+
 def patchify(images: Float[Tensor, "b c h w"], patch: int) -> Float[Tensor, "b p d"]:
     """Non-overlapping patches as vectors, row by row."""
     return rearrange(images, "b c (h x) (w y) -> b (h w) (c x y)", x=patch, y=patch)

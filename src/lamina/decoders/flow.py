@@ -84,7 +84,9 @@ class FlowDecoder(nn.Module):
         x_t = interpolate(dst, noise, t)
         return squared_error(velocity_of_data(x_t, self(x_t, t, src, z).float(), t), velocity(dst, noise))
 
-    def sample(self, src: Float[Tensor, "b c h w"], z: Float[Tensor, "b k d"], draws: Draws) -> Float[Tensor, "b c h w"]:
+    def sample(
+        self, src: Float[Tensor, "b c h w"], z: Float[Tensor, "b k d"], draws: Draws
+    ) -> Float[Tensor, "b c h w"]:
         def field(x_t: Tensor, t: Tensor) -> Tensor:
             return velocity_of_data(x_t, self(x_t, t, src, z).float(), t)
 

@@ -52,5 +52,7 @@ class PixelDecoder(nn.Module):
     ) -> Float[Tensor, "b"]:
         return squared_error(self(src, z), dst)
 
-    def sample(self, src: Float[Tensor, "b c h w"], z: Float[Tensor, "b k d"], draws: Draws) -> Float[Tensor, "b c h w"]:
+    def sample(
+        self, src: Float[Tensor, "b c h w"], z: Float[Tensor, "b k d"], draws: Draws
+    ) -> Float[Tensor, "b c h w"]:
         return self(src, z)

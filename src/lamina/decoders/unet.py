@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -52,11 +53,11 @@ class UNetDecoder(nn.Module):
         self.inputs = nn.Conv2d(channels, widths[0], 4, stride=2, padding=1)
         self.down = nn.ModuleList([FiLMBlock(c, c, cond) for c in widths])
         self.shrink = nn.ModuleList(
-            [nn.Conv2d(a, b, 4, stride=2, padding=1) for a, b in zip(widths, widths[1:], strict=False)]
+            [nn.Conv2d(a, b, 4, stride=2, padding=1) for a, b in itertools.pairwise(widths)]
         )
         self.middle = FiLMBlock(widths[-1], widths[-1], cond)
         self.up = nn.ModuleList([FiLMBlock(2 * c, c, cond) for c in reversed(widths)])
-        pairs = list(zip(widths, widths[1:], strict=False))
+        pairs = list(itertools.pairwise(widths))
         self.grow = nn.ModuleList([nn.ConvTranspose2d(b, a, 4, stride=2, padding=1) for a, b in reversed(pairs)])
         self.outputs = nn.ConvTranspose2d(widths[0], channels, 4, stride=2, padding=1)
         nn.init.zeros_(self.outputs.weight)
@@ -84,5 +85,7 @@ class UNetDecoder(nn.Module):
     ) -> Float[Tensor, "b"]:
         return squared_error(self(src, z), dst)
 
-    def sample(self, src: Float[Tensor, "b c h w"], z: Float[Tensor, "b k d"], draws: Draws) -> Float[Tensor, "b c h w"]:
+    def sample(
+        self, src: Float[Tensor, "b c h w"], z: Float[Tensor, "b k d"], draws: Draws
+    ) -> Float[Tensor, "b c h w"]:
         return self(src, z)

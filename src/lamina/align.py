@@ -1,0 +1,358 @@
+"""Stage 2: tie latent actions to real ones with few labels (FlexLAM §4.2, §6.3).
+
+The translator is an Hourglass MLP on the flattened, null-filled K slots and the previous action, trained over the model's own p(k).
+The inverse dynamics model (IDM) is the same head on an encoder of its own, without a bottleneck.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from lamina.data import ClipStream, DataConfig, count_transitions, gather
+from lamina.draws import Draws
+from lamina.encoder import ENCODERS
+from lamina.errors import LaminaError
+from lamina.files import whole_folder
+from lamina.lam import LAM, LAMConfig, LatentActionModel, load_weights, part_kind
+from lamina.shapes import ActionSpec, Clip, to_float
+from lamina.train import Losses, TrainConfig, fit
+
+Condition = Literal["latent", "latent+previous", "latent+previous+observation"]
+
+
+class Hourglass(nn.Module):
+    """Hourglass MLP (Chen et al. 2025): residual stream at the wide width, each block narrows and widens again. [b i] -> [b o]."""
+
+    def __init__(self, inputs: int, outputs: int, width: int = 512, narrow: int = 128, layers: int = 3, dropout: float = 0.1):
+        super().__init__()
+        self.inputs = nn.Linear(inputs, width)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.LayerNorm(width), nn.Linear(width, narrow), nn.GELU(), nn.Dropout(dropout), nn.Linear(narrow, width)
+            )
+            for _ in range(layers)
+        )
+        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, outputs))
+
+    def forward(self, x: Float[Tensor, "b i"]) -> Float[Tensor, "b o"]:
+        x = self.inputs(x)
+        for block in self.blocks:
+            x = x + block(x)
+        return self.head(x)
+
+
+class ActionHead(nn.Module):
+    """What is common to all who predict actions: how an action is fed back, predicted, scored and read off.
+
+    Discrete dimensions: one-hot in, logits out, cross-entropy. Continuous ones are standardised by ``mean`` and ``std`` [a_c] of the labels
+    and scored by squared error.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, spec: ActionSpec):
+        super().__init__()
+        self.spec = spec
+        self.width = sum(spec.discrete) + spec.continuous
+        self.register_buffer("mean", torch.zeros(spec.continuous))
+        self.register_buffer("std", torch.ones(spec.continuous))
+
+    def calibrate(self, action: Float[Tensor, "n a"]) -> None:
+        """Take mean and standard deviation of the continuous dimensions from the labels."""
+        continuous = action[:, len(self.spec.discrete) :]
+        self.mean.copy_(continuous.mean(0))
+        self.std.copy_(continuous.std(0, correction=0).clamp_min(1e-6))
+
+    def embed(self, action: Float[Tensor, "b a"]) -> Float[Tensor, "b e"]:
+        """One-hot discrete and standardised continuous dimensions."""
+        hot = [F.one_hot(action[:, i].long(), n).float() for i, n in enumerate(self.spec.discrete)]
+        return torch.cat([*hot, (action[:, len(self.spec.discrete) :] - self.mean) / self.std], dim=-1)
+
+    def split(self, output: Float[Tensor, "b e"]) -> tuple[list[Float[Tensor, "b n"]], Float[Tensor, "b c"]]:
+        """Logits of each discrete dimension, and the standardised continuous ones."""
+        *logits, continuous = output.split([*self.spec.discrete, self.spec.continuous], dim=-1)
+        return logits, continuous
+
+    def loss(self, output: Float[Tensor, "b e"], action: Float[Tensor, "b a"]) -> Float[Tensor, "b"]:
+        """Mean over the dimensions of cross-entropy (nats) and squared error (in units of the labels' variance)."""
+        logits, continuous = self.split(output.float())
+        terms = [F.cross_entropy(x, action[:, i].long(), reduction="none") for i, x in enumerate(logits)]
+        if self.spec.continuous:
+            target = self.embed(action)[:, sum(self.spec.discrete) :]
+            terms += list((continuous - target).square().unbind(-1))
+        return torch.stack(terms).mean(0)
+
+    def read(self, output: Float[Tensor, "b e"]) -> Float[Tensor, "b a"]:
+        """The most likely action."""
+        logits, continuous = self.split(output.float())
+        best = [x.argmax(-1).float() for x in logits]
+        return torch.cat([torch.stack(best, -1) if best else continuous[:, :0], continuous * self.std + self.mean], -1)
+
+
+@dataclass(frozen=True)
+class TranslatorConfig:
+    """``condition``: what the translator reads (App. D.1); ``latent+previous`` is the paper's choice."""
+
+    condition: Condition = "latent+previous"
+    width: int = 512
+    narrow: int = 128
+    layers: int = 3
+    dropout: float = 0.1
+
+
+class Translator(nn.Module):
+    """g(null-filled latent, previous action[, features of o_t]) -> action."""
+
+    def __init__(self, latent: int, spec: ActionSpec, config: TranslatorConfig = TranslatorConfig(), observation: int = 0):  # noqa: B008
+        super().__init__()
+        self.action = ActionHead(spec)
+        self.condition = config.condition
+        inputs = latent
+        inputs += self.action.width if "previous" in config.condition else 0
+        inputs += observation if "observation" in config.condition else 0
+        self.mlp = Hourglass(inputs, self.action.width, config.width, config.narrow, config.layers, config.dropout)
+
+    def forward(
+        self,
+        z: Float[Tensor, "b ..."],
+        previous: Float[Tensor, "b a"],
+        observation: Float[Tensor, "b o"] | None = None,
+    ) -> Float[Tensor, "b e"]:
+        parts = [z.float().flatten(1)]
+        if "previous" in self.condition:
+            parts.append(self.action.embed(previous))
+        if "observation" in self.condition:
+            assert observation is not None
+            parts.append(observation.float().flatten(1))
+        return self.mlp(torch.cat(parts, dim=-1))
+
+
+class InverseDynamics(nn.Module):
+    """IDM: the LAM's encoder from scratch, no bottleneck, the translator's head; trained on the labels alone (§6.3).
+
+    ``pairs=False`` shows it the first frame twice: the observation-only control.
+    """
+
+    def __init__(self, config: LAMConfig, spec: ActionSpec, pairs: bool = True):
+        super().__init__()
+        self.pairs = pairs
+        dim = 64
+        self.encoder = ENCODERS[part_kind(config.encoder)](config.encoder, config.image, config.slots, dim)
+        self.translator = Translator(config.slots * dim, spec)
+
+    @property
+    def action(self) -> ActionHead:
+        return self.translator.action
+
+    def forward(self, frames: Float[Tensor, "b t c h w"], previous: Float[Tensor, "b a"]) -> Float[Tensor, "b e"]:
+        first = self.encoder.embed(frames[:, 0])  # type: ignore[operator]
+        second = self.encoder.embed(frames[:, 1]) if self.pairs else first  # type: ignore[operator]
+        return self.translator(self.encoder.compare(first, second), previous)  # type: ignore[operator]
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Labelled transitions as the translator sees them. ``z`` is before the prefix; ``clip`` keeps the frames."""
+
+    z: Float[Tensor, "n k d"]
+    previous: Float[Tensor, "n a"]
+    action: Float[Tensor, "n a"]
+    episode: Int[Tensor, "n"]
+    clip: Clip | None = None
+    observation: Float[Tensor, "n o"] | None = None
+
+    def __len__(self) -> int:
+        return len(self.z)
+
+    def __getitem__(self, rows: Any) -> Labelled:
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return Labelled(**{name: None if v is None else v[rows] for name, v in values.items()})
+
+    def to(self, device: Any) -> Labelled:
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return Labelled(**{name: None if v is None else v.to(device) for name, v in values.items()})
+
+
+class Minibatches:
+    """Endless shuffled minibatches of something that fits in memory; epoch order is a function of (seed, epoch)."""
+
+    def __init__(self, items: Any, batch: int, seed: int):
+        self.items, self.batch, self.seed, self.drawn = items, min(batch, len(items)), seed, 0
+
+    def __iter__(self) -> Iterator[Any]:
+        per_epoch = len(self.items) // self.batch
+        while True:
+            epoch, place = divmod(self.drawn, per_epoch)
+            order = torch.randperm(len(self.items), generator=torch.Generator().manual_seed(self.seed * 1_000_003 + epoch))
+            self.drawn += 1
+            yield self.items[order[place * self.batch : (place + 1) * self.batch]]
+
+    def state_dict(self) -> dict[str, int]:
+        return {"drawn": self.drawn}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.drawn = state["drawn"]
+
+
+def parse_labels(text: str, transitions: int) -> int:
+    """ "120" or "5%" as a number of labelled transitions. Raises LaminaError for anything else, or more than there are."""
+    try:
+        share = text.endswith("%")
+        number = round(float(text[:-1]) / 100 * transitions) if share else int(text)
+    except ValueError as error:
+        raise LaminaError(f"--labels {text}: give a number of transitions (120) or a share (5%)") from error
+    if not 8 <= number <= transitions:
+        raise LaminaError(f"--labels {text}: is {number} of {transitions} transitions; give at least 8 and no more than there are")
+    return number
+
+
+@torch.no_grad()
+def encode_clip(lam: LAM, clip: Clip, batch: int = 256) -> Float[Tensor, "n k d"]:
+    """The post-quantiser latent of each clip's first pair, on the CPU."""
+    device = next(lam.parameters()).device
+    lam.eval()
+    parts = [clip.frames[i : i + batch, :2] for i in range(0, len(clip), batch)]
+    return torch.cat([lam.encode(to_float(frames.to(device)), [(0, 1)])[0, 1].post.float().cpu() for frames in parts])
+
+
+def labelled(lam: LAM, clip: Clip) -> Labelled:
+    """Encode a clip with actions once, for all the translators that will be trained on it. Raises LaminaError without actions."""
+    if clip.action is None or clip.previous_action is None:
+        raise LaminaError("this data has no actions: --data must be a LeRobot dataset with an action feature")
+    return Labelled(encode_clip(lam, clip), clip.previous_action[:, 0], clip.action[:, 0], clip.episode, clip)
+
+
+def split_labels(items: Labelled, seed: int = 0, held: float = 0.25) -> tuple[Labelled, Labelled]:
+    """Divide the labelled transitions by episode: about ``held`` of them choose the checkpoint, the rest train.
+
+    The labels that choose are part of the budget: a translator that had a validation set for free would not have few labels.
+    """
+    episodes = items.episode.unique()
+    order = episodes[torch.randperm(len(episodes), generator=torch.Generator().manual_seed(seed))]
+    chosen: list[Tensor] = []
+    for episode in order[:-1]:
+        if sum(int(m.sum()) for m in chosen) >= held * len(items):
+            break
+        chosen.append(items.episode == episode)
+    if not chosen:  # one episode: by time
+        mask = torch.arange(len(items)) >= round((1 - held) * len(items))
+    else:
+        mask = torch.stack(chosen).any(0)
+    return items[~mask], items[mask]
+
+
+class Best:
+    """Keeps the weights of the lowest validation loss in a folder, so that a resumed run still knows them."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.note = folder / "best.json"
+        self.loss = json.loads(self.note.read_text())["loss"] if self.note.exists() else float("inf")
+
+    def offer(self, module: nn.Module, loss: float) -> None:
+        if loss < self.loss:
+            self.loss = loss
+            with whole_folder(self.folder) as folder:
+                state = {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
+                save_file(state, folder / "model.safetensors")
+                (folder / "best.json").write_text(json.dumps({"loss": loss}))
+
+    def restore(self, module: nn.Module) -> None:
+        load_weights(module, self.folder / "model.safetensors")
+
+
+def fit_head(
+    module: nn.Module,
+    losses: Losses,
+    train: Any,
+    held: Any,
+    config: TrainConfig,
+    run: Path,
+    weights: dict[str, float] | None = None,
+    stream: Callable[[], Any] | None = None,
+    title: str | None = None,
+) -> float:
+    """Train ``module`` with the shared loop and leave it at its best validation loss, which is returned.
+
+    ``losses(module, batch, draws)["action"]`` is what validation averages, with the same draws every time.
+    """
+    best = Best(run / "best")
+
+    @torch.no_grad()
+    def validate(current: nn.Module) -> tuple[dict[str, float], list[str]]:
+        device = next(current.parameters()).device
+        loss = float(losses(current, held.to(device), Draws(0, device=device))["action"].mean())
+        best.offer(current, loss)
+        return {"action": loss}, []
+
+    def open_stream(shards: int, shard: int | None) -> Any:
+        return stream() if stream else Minibatches(train, config.batch, config.seed)
+
+    fit(run, module, losses, weights or {"action": 1.0}, open_stream, config, validate, title)
+    best.restore(module)
+    return best.loss
+
+
+def translator_losses(prefix: nn.Module) -> Losses:
+    """The loss of a translator on latents whose prefix is drawn from the LAM's own p(k), k >= 0 (§4.2)."""
+
+    def losses(module: Translator, batch: Labelled, draws: Draws) -> dict[str, Tensor]:
+        z = prefix(batch.z, prefix.draw(draws, len(batch)))  # type: ignore[operator]
+        return {"action": module.action.loss(module(z, batch.previous, batch.observation), batch.action)}
+
+    return losses
+
+
+def idm_losses(module: InverseDynamics, batch: Labelled, draws: Draws) -> dict[str, Tensor]:
+    """The action loss of an inverse dynamics model."""
+    assert batch.clip is not None
+    return {"action": module.action.loss(module(to_float(batch.clip.frames), batch.previous), batch.action)}
+
+
+def quick(steps: int, seed: int, lr: float = 1e-3, batch: int = 64) -> TrainConfig:
+    """Training options of a small head on cached latents: no averaging (the best checkpoint is chosen), rare checkpoints."""
+    return TrainConfig(
+        steps=steps, batch=batch, lr=lr, warmup=50, weight_decay=0.05, ema=0.0, seed=seed, device="cpu",
+        checkpoint_every=steps, validate_every=25, log_every=25,
+    )  # fmt: skip
+
+
+def train_translator(
+    lam: LAM, train: Labelled, held: Labelled, spec: ActionSpec, config: TranslatorConfig, training: TrainConfig, run: Path | None = None
+) -> tuple[Translator, float]:
+    """A translator for a frozen LAM, and its validation loss. ``run`` keeps log and checkpoints (a temporary folder by default)."""
+    torch.manual_seed(training.seed)
+    observation = 0 if train.observation is None else train.observation.shape[-1]
+    translator = Translator(train.z.shape[1] * train.z.shape[2], spec, config, observation)
+    translator.action.calibrate(train.action)
+    prefix = lam.prefix.to("cpu").requires_grad_(False)
+    with TemporaryDirectory() as scratch:
+        title = "align" if run else None
+        folder = run or Path(scratch)
+        loss = fit_head(translator, translator_losses(prefix), train, held, training, folder, title=title)
+    return translator.eval(), loss
+
+
+def train_idm(
+    config: LAMConfig, train: Labelled, held: Labelled, spec: ActionSpec, training: TrainConfig, pairs: bool = True
+) -> tuple[InverseDynamics, float]:
+    """An inverse dynamics model from scratch on the labels alone, and its validation loss."""
+    torch.manual_seed(training.seed)
+    module = InverseDynamics(config, spec, pairs)
+    module.action.calibrate(train.action)
+    with TemporaryDirectory() as scratch:
+        loss = fit_head(module, idm_losses, train, held, training, Path(scratch))
+    return module.eval(), loss

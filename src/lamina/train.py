@@ -1,0 +1,383 @@
+"""One loop for every stage: draw a batch, take a step, log, checkpoint, resume.
+
+A killed run that is resumed writes the same losses, bit for bit on a CPU, as one that was never killed: randomness is addressed by
+(seed, step, shard), the data stream continues at the exact sample, and a checkpoint appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from jaxtyping import Float
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from tqdm import tqdm
+
+from lamina.draws import Draws
+from lamina.errors import LaminaError
+from lamina.files import disk_errors, whole_folder, write_text
+from lamina.layers import BLOCKS
+from lamina.objectives import total
+
+Losses = Callable[[Any, Any, Draws], dict[str, Float[Tensor, "b"]]]
+#: What a validation returns: figures for the log, and warnings that tell the user what to do.
+Validation = tuple[dict[str, float], list[str]]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train; the same for every stage."""
+
+    steps: int = 5_000
+    batch: int = 64
+    """samples of one optimiser step, over all processes and accumulation steps"""
+    lr: float = 3e-4
+    warmup: int = 200
+    """steps of linear warm-up; then cosine decay to a tenth"""
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    """largest gradient norm"""
+    accumulate: int = 1
+    """micro-batches of one optimiser step"""
+    ema: float = 0.999
+    """decay of the averaged weights that are saved as the model; 0 turns averaging off"""
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False
+    """torch.compile of every transformer and residual block"""
+    parallel: Literal["ddp", "fsdp2"] = "ddp"
+    """how torchrun's processes share the work"""
+    shards: int | None = None
+    """independent data streams that one batch is made of; default: the number of processes"""
+    checkpoint_every: int = 500
+    keep: int = 2
+    """checkpoints kept"""
+    validate_every: int = 250
+    log_every: int = 10
+    resume: bool = False
+    tensorboard: bool = False
+    wandb: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "accumulate", "checkpoint_every", "validate_every", "log_every", "keep"):
+            if getattr(self, name) < 1:
+                raise LaminaError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+        if not self.lr > 0:
+            raise LaminaError(f"--lr must be above 0, got {self.lr}")
+        if self.batch % (self.accumulate * (self.shards or 1)):
+            raise LaminaError(
+                f"--batch {self.batch} does not split into {self.accumulate} x {self.shards or 1} equal parts"
+            )
+
+
+class Stream(Protocol):
+    """An endless stream of batches (:class:`Clip` or anything with ``.to(device)``) that can say where it is and go there."""
+
+    def __iter__(self) -> Iterator[Any]: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among the processes of the job (torchrun's RANK and WORLD_SIZE)."""
+
+    rank: int
+    size: int
+
+    @staticmethod
+    def here() -> World:
+        return World(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+
+    def shards(self, config: TrainConfig) -> tuple[int, int | None]:
+        """The number of data shards, and the one that this process draws (None: it draws them all)."""
+        n = config.shards or self.size
+        if self.size not in (1, n) or config.batch % (n * config.accumulate):
+            raise LaminaError(f"{n} shards, {self.size} processes and --batch {config.batch} do not divide evenly")
+        return n, self.rank if self.size > 1 else None
+
+
+class _Step(nn.Module):
+    """The losses of a step as a module's forward: what DDP and FSDP2 hook into."""
+
+    def __init__(self, module: nn.Module, losses: Losses):
+        super().__init__()
+        self.module = module
+        self.losses = losses
+
+    def forward(self, batch: Any, draws: Draws) -> dict[str, Float[Tensor, "b"]]:
+        return self.losses(self.module, batch, draws)
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """Linear warm-up (at most a tenth of the run), then cosine decay to a tenth of ``lr``. ``step`` counts from 0."""
+    warmup = min(config.warmup, max(1, config.steps // 10))
+    if step < warmup:
+        return config.lr * (step + 1) / warmup
+    progress = (step - warmup) / max(1, config.steps - warmup)
+    return config.lr * (0.1 + 0.45 * (1 + math.cos(math.pi * min(1.0, progress))))
+
+
+def _accelerator(config: TrainConfig) -> Accelerator:
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not available.get(config.device, True):
+        raise LaminaError(f"--device {config.device}: this machine has none that torch can use; try --device cpu")
+    # Accelerate keeps its settings for the life of the process; stages and tests ask for different ones.
+    AcceleratorState._reset_state()
+    return Accelerator(cpu=config.device == "cpu", mixed_precision="bf16" if config.precision == "bf16" else "no")
+
+
+def _full(value: Tensor) -> Tensor:
+    """The whole tensor on the CPU, gathered if FSDP2 holds it in pieces (a collective call then)."""
+    return value.full_tensor().cpu() if isinstance(value, DTensor) else value.detach().cpu()
+
+
+def _state(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+
+@torch.no_grad()
+def _average(average: dict[str, Tensor], module: nn.Module, decay: float) -> None:
+    """Move the averaged weights towards the current ones; what is not trained (codebooks) is copied."""
+    trained = {name for name, p in module.named_parameters() if p.requires_grad}
+    state = module.state_dict()
+    names = [name for name in state if name in trained]
+    torch._foreach_lerp_([average[n] for n in names], [state[n] for n in names], 1 - decay)
+    for name in state.keys() - trained:
+        average[name].copy_(state[name])
+
+
+class Checkpoints:
+    """RUN/checkpoints/step-00000500/: weights, averaged weights, optimiser and stream state, each folder whole or absent."""
+
+    def __init__(self, run: Path, keep: int):
+        self.folder, self.keep = run / "checkpoints", keep
+
+    def steps(self) -> list[int]:
+        return sorted(int(p.name.removeprefix("step-")) for p in self.folder.glob("step-*") if p.is_dir())
+
+    def path(self, step: int) -> Path:
+        return self.folder / f"step-{step:08d}"
+
+    def save(
+        self, step: int, world: World, module: nn.Module, optimizer: Any, average: dict[str, Tensor], stream: Stream
+    ) -> None:
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        weights, optim = get_state_dict(module, optimizer, options=options)
+        averaged = {name: _full(value) for name, value in average.items()}
+        streams: list[Any] = [stream.state_dict()]
+        if world.size > 1:
+            streams = [None] * world.size
+            dist.all_gather_object(streams, stream.state_dict())
+        if world.rank == 0:
+            with whole_folder(self.path(step)) as folder:
+                save_file({k: v.contiguous() for k, v in weights.items()}, folder / "model.safetensors")
+                save_file({k: v.contiguous() for k, v in averaged.items()}, folder / "average.safetensors")
+                torch.save(optim, folder / "optimizer.pt")
+                write_text(folder / "streams.json", json.dumps(streams))
+            for old in self.steps()[: -self.keep]:
+                shutil.rmtree(self.path(old))
+        if world.size > 1:
+            dist.barrier()
+
+    def load(
+        self, step: int, world: World, module: nn.Module, optimizer: Any, average: dict[str, Tensor], stream: Stream
+    ) -> None:
+        folder = self.path(step)
+        try:
+            weights, averaged = (load_file(folder / f"{name}.safetensors") for name in ("model", "average"))
+            optim = torch.load(folder / "optimizer.pt", weights_only=True)
+            streams = json.loads((folder / "streams.json").read_text())
+            options = StateDictOptions(full_state_dict=True)
+            set_state_dict(module, optimizer, model_state_dict=weights, optim_state_dict=optim, options=options)
+        except Exception as error:  # torch and safetensors raise many kinds for damaged files; to the user they are one
+            why = f"damaged checkpoint ({type(error).__name__})"
+            raise LaminaError(
+                f"{folder}: {why}; delete this folder and --resume goes on from the one before"
+            ) from error
+        if len(streams) != world.size:
+            raise LaminaError(
+                f"{folder}: written by {len(streams)} processes, this job has {world.size}; resume with as many"
+            )
+        for name, value in averaged.items():
+            own = average[name]
+            piece = distribute_tensor(value, own.device_mesh, own.placements) if isinstance(own, DTensor) else value
+            own.copy_(piece)
+        stream.load_state_dict(streams[world.rank])
+
+
+class Log:
+    """RUN/log.jsonl always, TensorBoard and wandb by flag. Only rank 0 writes."""
+
+    def __init__(self, run: Path, config: TrainConfig, world: World, after: int):
+        self.path = run / "log.jsonl"
+        self.trackers: list[Callable[[dict[str, Any]], Any]] = []
+        self.writes = world.rank == 0
+        if not self.writes:
+            return
+        # Lines that a killed run wrote after its last checkpoint will be written again.
+        kept = [line for line in self.path.read_text().splitlines() if _step_of(line) <= after] if after else []
+        write_text(self.path, "".join(line + "\n" for line in kept))
+        try:
+            if config.tensorboard:
+                from torch.utils.tensorboard import SummaryWriter
+
+                board = SummaryWriter(str(run / "tensorboard"))
+                self.trackers.append(lambda row: [board.add_scalar(k, v, row["step"]) for k, v in row.items()])
+            if config.wandb:
+                import wandb
+
+                wandb.init(project="lamina", name=run.name, dir=str(run), id=run.name, resume="allow")
+                self.trackers.append(lambda row: wandb.log(row, step=row["step"]))
+        except (ImportError, RuntimeError, OSError) as error:
+            raise LaminaError(f"--tensorboard/--wandb: {error}; pip install 'lamina[log]'") from error
+
+    def write(self, row: dict[str, Any]) -> None:
+        if not self.writes:
+            return
+        with disk_errors(self.path), self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        for tracker in self.trackers:
+            tracker(row)
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return math.inf  # the half line of a killed process
+
+
+def _shard(module: nn.Module, device: torch.device, size: int) -> None:
+    """FSDP2: each block a unit, the rest one unit."""
+    mesh = init_device_mesh(device.type, (size,))
+    for part in module.modules():
+        if isinstance(part, BLOCKS):
+            fully_shard(part, mesh=mesh)
+    fully_shard(module, mesh=mesh)
+
+
+def fit(
+    run: Path,
+    module: nn.Module,
+    losses: Losses,
+    weights: Mapping[str, float],
+    open_stream: Callable[[int, int | None], Stream],
+    config: TrainConfig,
+    validate: Callable[[Any], Validation] | None = None,
+    title: str = "train",
+) -> dict[str, Tensor]:
+    """Train ``module`` for ``config.steps`` steps and return its final (averaged) weights on the CPU.
+
+    ``losses(module, batch, draws) -> {term: [b]}``; ``open_stream(shards, shard)`` opens the data; ``validate(module)`` is called every
+    ``validate_every`` steps. Logs and checkpoints go to ``run``; with ``config.resume`` it goes on from the last checkpoint there.
+    Raises LaminaError for a loss that is not finite, a damaged checkpoint, a disk that cannot be written.
+    """
+    accelerator = _accelerator(config)
+    world = World.here()
+    shards, shard = world.shards(config)
+    device = accelerator.device
+    module.train()
+    if config.compile:
+        for part in module.modules():
+            if isinstance(part, BLOCKS):
+                part.compile()
+    step_module = _Step(module, losses).to(device)
+    sharded = config.parallel == "fsdp2" and world.size > 1
+    if sharded:
+        _shard(step_module, device, world.size)
+    trained = [p for p in module.parameters() if p.requires_grad]
+    # Norms, biases and embeddings of one axis are not decayed.
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.99), foreach=True)
+    wrapped = step_module if sharded else accelerator.prepare_model(step_module)
+
+    stream = open_stream(shards, shard)
+    average = _state(module) if config.ema else {}
+    checkpoints = Checkpoints(run, config.keep)
+    done = checkpoints.steps() if config.resume else []
+    start = done[-1] if done else 0
+    if done:
+        checkpoints.load(start, world, step_module, optimizer, average, stream)
+    log = Log(run, config, world, start)
+    mine = range(shards) if shard is None else [shard]
+    batches = iter(stream)
+    warned: set[str] = set()
+    bar = tqdm(
+        total=config.steps * config.batch,
+        initial=start * config.batch,
+        unit="sample",
+        unit_scale=True,
+        desc=title,
+        disable=world.rank > 0,
+        mininterval=0.5,
+        dynamic_ncols=True,
+    )
+    for step in range(start, config.steps):
+        began, waited = time.perf_counter(), 0.0
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(config, step)
+        terms: dict[str, Tensor] = {}
+        for micro in range(config.accumulate):
+            asked = time.perf_counter()
+            batch = next(batches).to(device)
+            waited += time.perf_counter() - asked
+            draws = Draws(config.seed, step * config.accumulate + micro, mine, device)
+            waiting = micro < config.accumulate - 1 and not sharded
+            with accelerator.no_sync(wrapped) if waiting else nullcontext(), accelerator.autocast():
+                parts = wrapped(batch, draws)
+                loss = total(parts, weights)
+                accelerator.backward(loss / config.accumulate)
+            for name, value in {"loss": loss, **parts}.items():
+                terms[name] = terms.get(name, 0) + value.detach().float().mean() / config.accumulate
+        norm = torch.nn.utils.clip_grad_norm_(trained, config.clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        number = step + 1
+        if average:
+            _average(average, module, min(config.ema, (1 + step) / (10 + step)))
+        bar.update(config.batch)
+        last = number == config.steps
+        validating = validate is not None and (number % config.validate_every == 0 or last)
+        if number % config.log_every == 0 or validating or last:
+            row = {"step": number, **{name: float(accelerator.reduce(v, "mean")) for name, v in terms.items()}}
+            if not math.isfinite(row["loss"]):
+                raise LaminaError(f"{run}: the loss is {row['loss']} at step {number}; start again with a lower --lr")
+            seconds = time.perf_counter() - began
+            row |= {"lr": learning_rate(config, step), "gradient_norm": float(_full(norm))}
+            row |= {"samples_per_second": config.batch / seconds, "data_wait": waited / seconds}
+            if validating and validate is not None:
+                module.eval()
+                figures, told = validate(module)
+                module.train()
+                row |= {f"validation/{name}": value for name, value in figures.items()}
+                for text in sorted(set(told) - warned):
+                    bar.write(f"warning: step {number}: {text}")
+                    warned.add(text)
+            log.write(row)
+            bar.set_postfix(loss=f"{row['loss']:.4f}", refresh=False)
+        if number % config.checkpoint_every == 0 or last:
+            checkpoints.save(number, world, step_module, optimizer, average, stream)
+    bar.close()
+    return {name: _full(value) for name, value in (average or _state(module)).items()}
