@@ -1,0 +1,40 @@
+"""Worlds that we can ask the truth of. Each is a module with ``make(name, variant, size) -> World``, imported when asked for."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from lamina.errors import LaminaError
+from lamina.worlds.base import Observation, Size, Step, World, returns, rollout
+
+__all__ = ["WORLDS", "Observation", "Step", "World", "make", "returns", "rollout"]
+
+WORLDS = {
+    "grid": "lamina.worlds.grid",
+    "my_way_home": "lamina.worlds.doom",
+    "health_gathering": "lamina.worlds.doom",
+    "health_gathering_supreme": "lamina.worlds.doom",
+    "basic": "lamina.worlds.doom",
+    "metaworld": "lamina.worlds.metaworld",
+    "cheetah": "lamina.worlds.cheetah",
+}
+EXTRAS = {"vizdoom": "doom", "scipy": "doom", "metaworld": "sim", "mujoco": "sim", "dm_control": "sim"}
+
+
+def make(world: str, size: Size | None = (64, 64)) -> World:
+    """The world called NAME or NAME/VARIANT (``metaworld/reach-v3``, ``grid/0.5``), pictures of ``size`` (height, width).
+
+    ``size`` None leaves pictures as the world renders them. Raises LaminaError for an unknown name, and where the
+    simulator is not installed.
+    """
+    name, _, variant = world.partition("/")
+    if name not in WORLDS:
+        raise LaminaError(f"there is no world '{world}': choose one of {', '.join(WORLDS)} (metaworld/TASK for one task)")
+    try:
+        module = import_module(WORLDS[name])
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRAS:
+            raise
+        raise LaminaError(f"world '{world}' needs {package}: pip install 'lamina[{EXTRAS[package]}]'") from error
+    return module.make(name, variant, size)

@@ -1,0 +1,207 @@
+"""ViZDoom (Kempka et al. 2016): first-person scenarios, one discrete action space for all of them, scripted experts.
+
+A decision lasts five tics of Doom's 35 a second, so that the frame rate, 7, is a whole number. Experts read positions and
+walls from the engine. Adding a scenario is one line in SCENARIOS (and its name in ``worlds.WORLDS``).
+"""
+
+from __future__ import annotations
+
+import atexit
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import vizdoom
+from vizdoom import Button, GameVariable
+
+from lamina.errors import LaminaError
+from lamina.shapes import ActionSpec
+from lamina.worlds.base import Action, Observation, Size, World, resize
+from lamina.worlds.maze import Maze
+
+FRAME_SKIP = 5
+BUTTONS = (
+    Button.MOVE_FORWARD,
+    Button.TURN_LEFT,
+    Button.TURN_RIGHT,
+    Button.MOVE_LEFT,
+    Button.MOVE_RIGHT,
+    Button.ATTACK,
+)
+ACTIONS = {  # every scenario understands every action: a policy can be shared by all
+    "noop": (),
+    "forward": (Button.MOVE_FORWARD,),
+    "turn_left": (Button.TURN_LEFT,),
+    "turn_right": (Button.TURN_RIGHT,),
+    "forward_left": (Button.MOVE_FORWARD, Button.TURN_LEFT),
+    "forward_right": (Button.MOVE_FORWARD, Button.TURN_RIGHT),
+    "strafe_left": (Button.MOVE_LEFT,),
+    "strafe_right": (Button.MOVE_RIGHT,),
+    "attack": (Button.ATTACK,),
+}
+NAMES = tuple(ACTIONS)
+PRESSED = tuple([float(button in ACTIONS[name]) for button in BUTTONS] for name in NAMES)
+
+
+@dataclass(frozen=True)
+class Thing:
+    """An object of the game, and where the player sees it."""
+
+    name: str
+    position: np.ndarray  # map units [2]
+    distance: float  # map units
+    bearing: float  # degrees of [-180, 180), positive to the left
+
+
+Expert = Callable[["Doom"], str]
+
+
+def go_to(*goals: str, avoid: tuple[str, ...] = ()) -> Expert:
+    """Walks the shortest path to the nearest of the objects named ``goals``."""
+
+    def expert(doom: Doom) -> str:
+        bearing = doom.bearing_of_path(goals, avoid)
+        if abs(bearing) < 9:  # half of what one decision turns
+            return "forward"
+        side = "left" if bearing > 0 else "right"
+        return f"forward_{side}" if abs(bearing) < 36 else f"turn_{side}"
+
+    return expert
+
+
+def strafe_and_shoot(doom: Doom) -> str:
+    """Moves sideways until an enemy is straight ahead, then shoots."""
+    enemies = [thing for thing in doom.things() if thing.name != "DoomPlayer"]
+    if not enemies:
+        return "noop"
+    target = min(enemies, key=lambda thing: thing.distance)
+    aside = target.distance * np.sin(np.radians(target.bearing))
+    if abs(aside) < 20:  # map units; monsters are about 60 wide
+        return "attack"
+    return "strafe_left" if aside > 0 else "strafe_right"
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """``actions`` are those that the scenario's own configuration allows: the random policy draws from them."""
+
+    task: str
+    actions: tuple[str, ...]
+    expert: Expert
+
+
+WALK = ("forward", "turn_left", "turn_right", "forward_left", "forward_right")
+SCENARIOS = {
+    "my_way_home": Scenario("walk through the rooms to the green armor", WALK, go_to("GreenArmor")),
+    "health_gathering": Scenario("collect medikits", WALK, go_to("Medikit")),
+    "health_gathering_supreme": Scenario(
+        "collect medikits, avoid poison", WALK, go_to("CustomMedikit", avoid=("Poison",))
+    ),
+    "basic": Scenario("shoot the monster", ("strafe_left", "strafe_right", "attack"), strafe_and_shoot),
+}
+
+
+class Doom(World):
+    """One scenario, rendered at 160x120 and squashed to ``size``."""
+
+    fps = 35 // FRAME_SKIP
+    cameras = ("screen",)
+    action = ActionSpec(discrete=(len(NAMES),), names=NAMES)
+
+    def __init__(self, name: str, size: Size | None = (64, 64)):
+        self.name, self._size, self._scenario = name, size, SCENARIOS[name]
+        self.task = self._scenario.task
+        self._choices = np.array([NAMES.index(action) for action in self._scenario.actions])
+        self._game = game = vizdoom.DoomGame()
+        # Killing Python leaves the engine's process behind, holding our pipes: close it on every way out that we have.
+        atexit.register(self.close)
+        game.load_config(str(Path(vizdoom.scenarios_path) / f"{name}.cfg"))
+        # The engine obeys a settings file that it finds in the working folder and leaves one behind, and makes a folder
+        # there for every game that its settings do not name.
+        self._scratch = tempfile.TemporaryDirectory(prefix="lamina-doom-")
+        settings = Path(self._scratch.name) / "settings.ini"
+        settings.write_text("".join(f"[{title}.AutoExec]\n" for title in ("Doom", "Heretic", "Hexen", "Strife", "Chex")))
+        game.set_doom_config_path(str(settings))
+        game.set_available_buttons(list(BUTTONS))
+        game.set_screen_resolution(vizdoom.ScreenResolution.RES_160X120)
+        game.set_screen_format(vizdoom.ScreenFormat.RGB24)
+        game.set_window_visible(False)
+        game.set_objects_info_enabled(True)
+        game.set_sectors_info_enabled(True)
+        if not game.get_episode_timeout():
+            game.set_episode_timeout(2100)
+        self.max_steps = -(-game.get_episode_timeout() // FRAME_SKIP)
+        game.init()
+
+    def reset(self, seed: int) -> Observation:
+        self._game.set_seed(seed)
+        self._game.new_episode()
+        self._path: tuple[object, np.ndarray] = (None, np.empty(0))
+        return self._observe()
+
+    def step(self, action: Action) -> tuple[Observation, float, bool]:
+        reward = self._game.make_action(PRESSED[int(action[0])], FRAME_SKIP)
+        done = self._game.is_episode_finished()
+        # A finished game has no state any more: the last picture stands for it.
+        return (self._last if done else self._observe()), reward, done
+
+    def expert(self, rng: np.random.Generator) -> Action:
+        return np.array([NAMES.index(self._scenario.expert(self))])
+
+    def random(self, rng: np.random.Generator) -> Action:
+        return rng.choice(self._choices, 1)
+
+    def close(self) -> None:
+        atexit.unregister(self.close)
+        self._game.close()
+        self._scratch.cleanup()
+
+    def things(self) -> list[Thing]:
+        """Every object of the map, the player (DoomPlayer) included."""
+        x, y, angle = self._pose()
+        found = []
+        for thing in self._state.objects:
+            position = np.array([thing.position_x, thing.position_y])
+            aside, along = position[1] - y, position[0] - x
+            bearing = (np.degrees(np.arctan2(aside, along)) - angle + 180) % 360 - 180
+            found.append(Thing(thing.name, position, float(np.hypot(aside, along)), float(bearing)))
+        return found
+
+    def bearing_of_path(self, goals: tuple[str, ...], avoid: tuple[str, ...]) -> float:
+        """Degrees to turn (positive to the left) to follow the shortest path to the nearest goal; 0 where there is no goal."""
+        x, y, angle = self._pose()
+        objects = [thing for thing in self._state.objects if thing.name in goals + avoid]
+        # Paths cost milliseconds, and change only when something appears or is taken.
+        key = tuple(sorted((thing.name, thing.position_x, thing.position_y) for thing in objects))
+        if self._path[0] != key:
+            places = [np.array([[x, y] for name, x, y in key if name in names]) for names in (goals, avoid)]
+            self._path = (key, self._maze.distances(*places))
+        if not np.isfinite(self._path[1]).any():
+            return 0.0
+        along, aside = self._maze.ahead(self._path[1], np.array([x, y])) - (x, y)
+        return float((np.degrees(np.arctan2(aside, along)) - angle + 180) % 360 - 180)
+
+    @cached_property
+    def _maze(self) -> Maze:
+        lines = [line for sector in self._state.sectors for line in sector.lines if line.is_blocking]
+        return Maze(np.array([(line.x1, line.y1, line.x2, line.y2) for line in lines]))
+
+    def _pose(self) -> tuple[float, float, float]:
+        # Not as game variables of the configuration: one more there misaligns those that the scenario declares.
+        read = self._game.get_game_variable
+        return read(GameVariable.POSITION_X), read(GameVariable.POSITION_Y), read(GameVariable.ANGLE)
+
+    def _observe(self) -> Observation:
+        self._state = self._game.get_state()
+        self._last = Observation({"screen": resize(self._state.screen_buffer, self._size)})
+        return self._last
+
+
+def make(name: str, variant: str, size: Size | None) -> Doom:
+    """The scenario ``name``. Raises LaminaError for a variant: there are none."""
+    if variant:
+        raise LaminaError(f"world '{name}' has no variants: ask for '{name}', not '{name}/{variant}'")
+    return Doom(name, size)
