@@ -6,12 +6,12 @@ Colours, dashes and text sizes are left to the page's style sheet (classes ``s0`
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 480, 300  # units of the drawing, which the page scales
-LEFT, RIGHT, TOP, BOTTOM = 58, 14, 34, 52  # margins around the plot
+LEFT, RIGHT, TOP, BOTTOM = 58, 24, 34, 52  # margins around the plot
 STYLES = 8  # line styles that the style sheet knows
 
 
@@ -19,7 +19,7 @@ class Html(str):
     """Text that is markup already. Every other string is escaped by :func:`tag`."""
 
 
-def tag(name: str, *children: str | None, **attributes: object) -> Html:
+def tag(name: str, /, *children: str | None, **attributes: object) -> Html:
     """An element. Children that are not :class:`Html` are escaped, None is left out, and so is an attribute of None.
 
     In an attribute's name an underscore stands for a hyphen, and one at the end is dropped (``class_``).
@@ -135,7 +135,7 @@ def line_chart(
     return tag("figure", tag("figcaption", title), svg, tag("ul", *legend, class_="legend"), class_="chart")
 
 
-def _draw(line: Line, at_x, at_y) -> list[Html]:  # type: ignore[no-untyped-def]
+def _draw(line: Line, at_x: Callable[[float], float], at_y: Callable[[float], float]) -> list[Html]:
     if line.level:
         height = at_y(line.y[0])
         label = tag("title", f"{line.name}: {_number(line.y[0])}")
@@ -155,7 +155,7 @@ def _draw(line: Line, at_x, at_y) -> list[Html]:  # type: ignore[no-untyped-def]
 
 
 def interval_mark(mean: float, low: float, high: float, left: float, right: float) -> Html:
-    """A dot with its interval on an axis from ``left`` to ``right``: one row of a table at a glance."""
+    """A mean with its interval on an axis from ``left`` to ``right``: one row of a table at a glance."""
 
     def at(value: float) -> float:
         return round(6 + 108 * (value - left) / ((right - left) or 1), 1)
@@ -164,7 +164,7 @@ def interval_mark(mean: float, low: float, high: float, left: float, right: floa
         "svg",
         tag("line", x1=6, x2=114, y1=8, y2=8, class_="axis"),
         tag("line", x1=at(low), x2=at(high), y1=8, y2=8, class_="range"),
-        tag("circle", cx=at(mean), cy=8, r=4),
+        tag("line", x1=at(mean), x2=at(mean), y1=2, y2=14, class_="mean"),
         viewBox="0 0 120 16",
         class_="mark",
         aria_hidden="true",

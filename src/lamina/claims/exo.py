@@ -45,7 +45,7 @@ CLAIMS = (
     ),
     Claim(
         id="exo/gridworld",
-        statement="In a VQ-VAE LAM the remedies keep the exogenous region unpredicted, and latents consistent over sigma.",
+        statement="In a VQ-VAE LAM the remedies leave the exogenous region unpredicted, latents consistent over sigma.",
         paper="Section 5, Fig. 5: curves.",
         decides="Consistency loss and MSE of the exogenous region over sigma, 3 seeds.",
     ),
