@@ -6,6 +6,7 @@ import json
 import math
 import os
 import platform
+import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 
 from lamina import __version__
-from lamina.claims.cache import code_digest
+from lamina.claims.cache import PACKAGE
 from lamina.claims.experiment import SCALES, Claim, Experiment, Outcome
 from lamina.claims.intervals import interval
 from lamina.errors import LaminaError
@@ -28,6 +29,23 @@ def _device() -> str:
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"CPU, {platform.machine()}, {os.cpu_count()} cores"
+
+
+def code_version() -> str:
+    """The commit of the source checkout that this package runs from, and whether it was changed since; without a
+    checkout, the version of the package."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(PACKAGE), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")) / "src" / "lamina" != PACKAGE.resolve():  # another project's repository
+            return f"lamina {__version__}"
+        commit = git("rev-parse", "--short=12", "HEAD")
+        return f"{commit} with changes" if git("status", "--porcelain", "--", str(PACKAGE)) else commit
+    except (OSError, subprocess.CalledProcessError):
+        return f"lamina {__version__}"
 
 
 def make_record(claim: Claim, experiment: Experiment, outcome: Outcome, seconds: float) -> dict[str, Any]:
@@ -68,7 +86,7 @@ def make_record(claim: Claim, experiment: Experiment, outcome: Outcome, seconds:
         "explanation": explanation,
         "wall_seconds": round(seconds + experiment.reused_seconds, 1),
         "device": _device(),
-        "code_version": code_digest([claim.run.__module__]) if claim.run else None,
+        "code_version": code_version(),
         "lamina": __version__,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
