@@ -31,16 +31,16 @@ HEADLINES = {
     "note": "No check was recorded",
 }
 GLOSSARY = {
-    "copy-frame": "predicts that nothing changes: the first frame again.",
-    "observation": "sees the first frame, and nothing of what happened next.",
-    "shuffled": "reads the latent of another, random transition: what is left when the latent means nothing.",
-    "random": "reads the latents of an encoder that was never trained.",
-    "mean latent": "reads one and the same average latent for every transition.",
-    "inverse dynamics": "is trained on the same labels, from both frames directly, without a latent. It shows what the "
+    "copy-frame": "Predicts that nothing changes: the first frame again.",
+    "observation": "Sees the first frame, and nothing of what happened next.",
+    "shuffled": "Reads the latent of another, random transition: what is left when the latent means nothing.",
+    "random": "Reads the latents of an encoder that was never trained.",
+    "mean latent": "Reads one and the same average latent for every transition.",
+    "inverse dynamics": "Is trained on the same labels, from both frames directly, without a latent. It shows what the "
     "labels alone can give.",
-    "pixel": "reads the pixels of the two frames, without any model.",
-    "majority": "always answers with the most common action.",
-    "previous action": "sees only the action before this one.",
+    "pixel": "Reads the pixels of the two frames, without any model.",
+    "majority": "Always answers with the most common action.",
+    "previous action": "Sees only the action before this one.",
 }
 
 
