@@ -40,7 +40,8 @@ def code_version() -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        if Path(git("rev-parse", "--show-toplevel")) / "src" / "lamina" != PACKAGE.resolve():  # another project's repository
+        checkout = Path(git("rev-parse", "--show-toplevel"))
+        if checkout / "src" / "lamina" != PACKAGE.resolve():  # installed inside another project's repository
             return f"lamina {__version__}"
         commit = git("rev-parse", "--short=12", "HEAD")
         return f"{commit} with changes" if git("status", "--porcelain", "--", str(PACKAGE)) else commit
