@@ -1,0 +1,133 @@
+"""What a source of video is: episodes with real frame times, and the split that each of their frames belongs to."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from lamina.errors import LaminaError, LaminaWarning
+from lamina.shapes import ActionSpec
+
+SPLITS = ("train", "validation", "test")
+HELD_OUT = 0.1  # share of the episodes that validation and test get each
+
+
+class DecodeError(LaminaError):
+    """A stretch of video that cannot be decoded; streams count it, name it and skip it up to a limit."""
+
+
+@dataclass(frozen=True, eq=False)
+class Episode:
+    """One contiguous recording of a source.
+
+    Frame times are stored only where the frame rate varies, so that hours of video cost no memory.
+    """
+
+    source: int  # number of the source among those of a stream
+    number: int  # number of the episode in its source (episode_index of a LeRobot dataset; file number of a folder)
+    name: str  # what an error message calls it: a file path, or "ROOT episode 12"
+    length: int  # frames
+    fps: float  # frames per second (1 / median interval where the rate varies)
+    splits: tuple[tuple[str, int, int], ...] = ()  # (split, start, stop) in frames; several if it was cut in time
+    stamps: Float[np.ndarray, "t"] | None = None  # seconds from the start; None: exactly i / fps
+    keys: np.ndarray | None = None  # frames at which decoding can start (thinned); None: anywhere
+
+    @property
+    def times(self) -> Float[np.ndarray, "t"]:
+        """Seconds from the episode's start, strictly ascending."""
+        return np.arange(self.length) / self.fps if self.stamps is None else self.stamps
+
+
+class Source(Protocol):
+    """A folder of video (:class:`lamina.data.video.VideoFolder`) or a LeRobot dataset
+    (:class:`lamina.data.lerobot.LeRobotDataset`)."""
+
+    @property
+    def root(self) -> Path: ...
+    @property
+    def kind(self) -> Literal["video", "lerobot"]: ...
+    @property
+    def fps(self) -> float: ...
+    @property
+    def cameras(self) -> tuple[str, ...]: ...
+    @property
+    def episodes(self) -> tuple[Episode, ...]: ...
+    @property
+    def action(self) -> ActionSpec | None: ...
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the features that :meth:`column` can read."""
+        ...
+
+    def action_spec(self, name: str) -> ActionSpec | None:
+        """What feature ``name`` holds, read as an action; None if there is no such feature."""
+        ...
+
+    def frames(
+        self, episode: Episode, camera: str, start: int, stop: int, size: tuple[int, int] | None = None
+    ) -> UInt8[np.ndarray, "n h w 3"]:
+        """The RGB frames start..stop-1 of an episode, resized to ``size`` = (height, width) or native.
+
+        Calls that go on where the last one ended decode forward without a seek. Raises DecodeError (a LaminaError) if a
+        frame cannot be decoded.
+        """
+        ...
+
+    def column(self, episode: Episode, name: str) -> Float[np.ndarray, "t d"]:
+        """One feature of every frame of the episode. Raises LaminaError for NaN and for an unknown name."""
+        ...
+
+
+def compact_times(times: Float[np.ndarray, "t"], rate: float | None = None) -> tuple[float, np.ndarray | None]:
+    """(frames per second, None) if ``times`` are i / fps to 10 microseconds, else (1 / median interval, times).
+
+    ``rate`` is used for a single frame, which has no interval.
+    """
+    if len(times) < 2:
+        return float(rate or 1.0), None
+    fps = float((len(times) - 1) / (times[-1] - times[0]))
+    if np.abs(times - np.arange(len(times)) / fps).max() < 1e-5:
+        return fps, None
+    return float(1.0 / np.median(np.diff(times))), times
+
+
+def split_episodes(
+    episodes: Sequence[Episode], names: Sequence[str], root: Path, declared: dict[str, range] | None = None
+) -> tuple[Episode, ...]:
+    """The same episodes with their splits: by episode, made here once, whatever the training seed.
+
+    Declared validation and test episodes are kept. What is not declared gets 10% of the episodes, in the order of a
+    hash of ``names``, so a dataset that is moved keeps its splits. With fewer than 3 episodes each one is cut in time:
+    its first 80% are train, then 10% validation and 10% test.
+    """
+    declared = declared or {}
+    if len(episodes) < 3 and not (declared.keys() - {"train"}):
+        warnings.warn(
+            f"{root}: {len(episodes)} episode(s) are too few to split by episode; each is cut in time, 80/10/10 percent",
+            LaminaWarning,
+            stacklevel=2,
+        )
+        return tuple(replace(e, splits=_cut_in_time(e.length)) for e in episodes)
+    held_out = {number: name for name in ("validation", "test") for number in declared.get(name, ())}
+    pool = sorted(
+        (n for n in range(len(episodes)) if n not in held_out),
+        key=lambda n: hashlib.sha256(names[n].encode()).digest(),
+    )
+    count = max(1, round(HELD_OUT * len(episodes)))
+    for name in ("validation", "test"):
+        if name not in declared:
+            held_out |= dict.fromkeys(pool[:count], name)
+            pool = pool[count:]
+    return tuple(replace(e, splits=((held_out.get(n, "train"), 0, e.length),)) for n, e in enumerate(episodes))
+
+
+def _cut_in_time(length: int) -> tuple[tuple[str, int, int], ...]:
+    bounds = (0, round(0.8 * length), round(0.9 * length), length)
+    return tuple((s, a, b) for s, a, b in zip(SPLITS, bounds[:-1], bounds[1:], strict=True) if b > a)

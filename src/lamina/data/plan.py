@@ -1,0 +1,254 @@
+"""What will be drawn from which data: the configuration, the samples that an episode holds, and the segments of a split."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from lamina.data.episodes import SPLITS, Source
+from lamina.data.lerobot import open_lerobot
+from lamina.data.video import open_folder
+from lamina.errors import LaminaError, LaminaWarning
+from lamina.shapes import ActionSpec
+
+SEGMENT = 64  # frames of a segment, at least
+LONGEST_SEGMENT = 320  # frames of a segment, at most, where key frames are far apart
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is read and how it becomes samples."""
+
+    data: tuple[str, ...]
+    """Video folder or file, or LeRobot dataset: PATH, or PATH:weight for its share of the samples."""
+    size: tuple[int, int] = (64, 64)
+    """Height and width that frames are resized to."""
+    frames: int = 2
+    """Frames of a sample: 2 = pairs, 3 = triplets, more = windows."""
+    gap: tuple[float, float] = (0.1, 0.2)
+    """Seconds between neighbouring frames of a sample, uniform over this range (nearest frame, at least one)."""
+    camera: str | None = None
+    """Camera of a LeRobot dataset; default: its first. "all": each camera is a view of its own."""
+    paired: str | None = None
+    """Camera that shows the same states under another exogenous state."""
+    action: str | None = "action"
+    """Feature that holds the actions, where there is one."""
+    proprio: str | None = None
+    """Feature that holds the proprioception."""
+    targets: tuple[str, ...] = ()
+    """Features that a head can be trained to predict."""
+    shuffle: int = 2048
+    """Samples of the shuffle buffer."""
+    workers: int = 1
+    """Processes that decode ahead, per shard; 0 decodes in the training process."""
+    max_bad: int = 8
+    """Stretches of video that may fail to decode before it is an error; each one is named in a warning."""
+
+    def __post_init__(self) -> None:
+        if not self.data:
+            raise LaminaError("no data: give at least one --data PATH")
+        if self.frames < 2:
+            raise LaminaError(f"a sample needs at least 2 frames, not {self.frames}")
+        if not 0 < self.gap[0] <= self.gap[1] < math.inf:
+            raise LaminaError(f"gap must be 0 < shortest <= longest, in seconds, not {self.gap}")
+        if min(self.size) < 1 or self.shuffle < 1 or self.workers < 0 or self.max_bad < 0:
+            raise LaminaError("size and shuffle must be at least 1, workers and max_bad at least 0")
+
+
+def parse_data(argument: str) -> tuple[str, float | None]:
+    """("PATH", weight) of "PATH:weight", ("PATH", None) of "PATH"."""
+    path, colon, weight = argument.rpartition(":")
+    if not colon or Path(argument).exists():
+        return argument, None
+    try:
+        value = float(weight)
+    except ValueError:
+        return argument, None
+    if not 0 < value < math.inf:
+        raise LaminaError(f"--data {argument}: the weight must be a number above 0")
+    return path, value
+
+
+def open_source(path: str | Path, number: int = 0, max_bad: int = 8) -> Source:
+    """The source at ``path``: a LeRobot dataset if it has meta/info.json, else a video file or a folder of them.
+
+    Raises LaminaError if there is nothing to read. Up to ``max_bad`` unreadable files of a folder are left out, each
+    with a LaminaWarning.
+    """
+    root = Path(path)
+    try:
+        if not root.exists():
+            raise LaminaError(f"{root}: no such file or folder; check the path")
+        if (root / "meta/info.json").exists():
+            return open_lerobot(root, number)
+        return open_folder(root, number, max_bad)
+    except PermissionError as error:
+        raise LaminaError(f"{root}: may not be read ({error.strerror}); check its permissions") from error
+
+
+# ---------------------------------------------------------------------------------------------------------- samples
+
+
+def count_starts(times: Float[np.ndarray, "t"], fps: float, frames: int, shortest: float) -> int:
+    """How many of an episode's first frames leave room for a sample: ``frames`` frames, gaps of ``shortest`` seconds."""
+    if len(times) < frames:
+        return 0
+    room = times[-1] + 0.5 / fps - (frames - 1) * shortest
+    return min(int(np.searchsorted(times, room, side="right")), len(times) - frames + 1)
+
+
+def draw_samples(
+    times: Float[np.ndarray, "t"],
+    fps: float,
+    starts: Int[np.ndarray, "n"],
+    frames: int,
+    gap: tuple[float, float],
+    rng: np.random.Generator,
+) -> Int[np.ndarray, "m frames"]:
+    """Frame numbers of one sample for each start: gaps uniform over ``gap``, cut to what the episode has left.
+
+    A sample whose gap misses what was drawn by more than a frame's duration (a hole in the video) is left out.
+    """
+    at, columns = starts, [starts]
+    keep = np.ones(len(starts), dtype=bool)
+    for later in range(frames - 2, -1, -1):  # gaps still to come after this one
+        room = times[-1] + 0.5 / fps - times[at] - later * gap[0]
+        wanted = times[at] + gap[0] + rng.random(len(starts)) * (np.clip(room, *gap) - gap[0])
+        right = np.searchsorted(times, wanted).clip(1, len(times) - 1)
+        nearest = right - (wanted - times[right - 1] <= times[right] - wanted)
+        at = np.clip(nearest, at + 1, len(times) - 1 - later)
+        keep &= np.abs(times[at] - wanted) <= 1.001 / fps
+        columns.append(at)
+    return np.stack(columns, axis=1)[keep]
+
+
+class Segment(NamedTuple):
+    """The samples that begin at frames start..stop-1 of an episode; none of them leaves frames first..end-1."""
+
+    source: int
+    camera: int  # number of the camera among those that are drawn from
+    episode: int
+    first: int
+    end: int
+    start: int
+    stop: int
+
+
+def _cut(start: int, stop: int, keys: np.ndarray | None) -> list[int]:
+    """Bounds of the segments of start..stop: about SEGMENT frames, at key frames where those are far apart."""
+    bounds = [start]
+    while stop - bounds[-1] > SEGMENT * 3 // 2:
+        low, high = bounds[-1] + SEGMENT, bounds[-1] + LONGEST_SEGMENT
+        if keys is None:
+            cut = low
+        else:
+            following = int(np.searchsorted(keys, low))
+            cut = min(int(keys[following]), high) if following < len(keys) else high
+        if cut >= stop:
+            break
+        bounds.append(cut)
+    return [*bounds, stop]
+
+
+class Plan:
+    """What a split of the sources holds: its segments, fields and shares. No video is decoded here."""
+
+    def __init__(self, config: DataConfig, split: str) -> None:
+        if split not in SPLITS:
+            raise LaminaError(f"no split '{split}'; there are: {', '.join(SPLITS)}")
+        self.config, self.split = config, split
+        parsed = [parse_data(d) for d in config.data]
+        self.sources: list[Source] = [open_source(p, n, config.max_bad) for n, (p, _) in enumerate(parsed)]
+        self.offsets: list[int] = np.cumsum([0] + [len(s.episodes) for s in self.sources]).tolist()
+        self.cameras: list[tuple[str, ...]] = [self._cameras(s) for s in self.sources]
+        self.action = self._action()
+        for source in self.sources:
+            for name in (config.proprio, *config.targets):
+                _check_name(source, "feature", name, source.columns)
+        self.segments: list[Int[np.ndarray, "n 7"]] = [self._segments(n) for n in range(len(self.sources))]
+        self.counts: list[int] = [int((s[:, 6] - s[:, 5]).sum()) for s in self.segments]
+        weights = [w for _, w in parsed]
+        if any(w is None for w in weights) and any(w is not None for w in weights):
+            raise LaminaError("give a weight to every --data PATH:weight, or to none of them")
+        shares = np.array([c if w is None else w for c, w in zip(self.counts, weights, strict=True)], dtype=np.float64)
+        self.shares: list[float] = (shares / shares.sum()).tolist()
+
+    def _cameras(self, source: Source) -> tuple[str, ...]:
+        """The cameras that frames are drawn from."""
+        if not source.cameras:
+            raise LaminaError(f"{source.root}: has no video; Lamina reads features of dtype 'video'")
+        wanted, paired = self.config.camera, self.config.paired
+        _check_name(source, "camera", paired, source.cameras)
+        views = tuple(c for c in source.cameras if c != paired)
+        if wanted == "all" or (wanted is None and views):
+            if not views:
+                raise LaminaError(f"{source.root}: has no camera besides the paired one, '{paired}'")
+            return views if wanted == "all" else views[:1]
+        _check_name(source, "camera", wanted, source.cameras)
+        return (wanted or source.cameras[0],)
+
+    def _action(self) -> ActionSpec | None:
+        """What the actions hold; None unless every source has the same ones."""
+        name = self.config.action
+        if name is None:
+            return None
+        if name != "action":
+            for source in self.sources:
+                _check_name(source, "feature", name, source.columns)
+        specs = [s.action_spec(name) for s in self.sources]
+        alike = all(
+            s is not None and (s.discrete, s.continuous) == (specs[0].discrete, specs[0].continuous) for s in specs
+        )
+        return specs[0] if alike else None
+
+    def _segments(self, number: int) -> Int[np.ndarray, "n 7"]:
+        """The segments of one source. Raises LaminaError if no episode of the split has room for a sample."""
+        source, config = self.sources[number], self.config
+        rows: list[Segment] = []
+        spans = short = 0
+        for n, episode in enumerate(source.episodes):
+            for split, first, end in episode.splits:
+                if split != self.split:
+                    continue
+                spans += 1
+                starts = count_starts(episode.times[first:end], episode.fps, config.frames, config.gap[0])
+                short += starts == 0
+                bounds = _cut(first, first + starts, episode.keys)
+                for camera in range(len(self.cameras[number])):
+                    rows += [
+                        Segment(number, camera, n, first, end, a, b)
+                        for a, b in zip(bounds[:-1], bounds[1:], strict=True)
+                        if b > a
+                    ]
+        need = f"{config.frames} frames at least {config.gap[0]:g} s apart"
+        if not rows:
+            where = source.episodes[0].name if len(source.episodes) == 1 else source.root
+            what = (
+                f"no {self.split} episode" if spans == 0 else f"none of its {spans} {self.split} stretch(es) of video"
+            )
+            raise LaminaError(f"{where}: {what} holds {need}; use longer video or a shorter gap")
+        if short:
+            warnings.warn(
+                f"{source.root}: {short} of {spans} {self.split} episodes are too short for {need} and are left out",
+                LaminaWarning,
+                stacklevel=4,
+            )
+        if 1.0 / source.fps > config.gap[1]:
+            warnings.warn(
+                f"{source.root}: at {source.fps:g} frames per second neighbouring frames are {1 / source.fps:.3g} s apart, "
+                f"more than the longest gap, {config.gap[1]:g} s; samples are neighbouring frames",
+                LaminaWarning,
+                stacklevel=4,
+            )
+        return np.array(rows, dtype=np.int32)
+
+
+def _check_name(source: Source, what: str, name: str | None, there: tuple[str, ...]) -> None:
+    if name is not None and name not in there:
+        raise LaminaError(f"{source.root}: has no {what} '{name}'; it has: {', '.join(there) or 'none'}")

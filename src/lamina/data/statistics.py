@@ -1,0 +1,65 @@
+"""The ten statistics that LeRobotDataset v3.0 keeps of every feature, by episode and for the whole set."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float, Int, Shaped
+
+QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
+STATISTICS = ("min", "max", "mean", "std", "count", *QUANTILES)
+Statistics = dict[str, np.ndarray]
+
+
+def column_statistics(values: Shaped[np.ndarray, "t d"]) -> Statistics:
+    """Statistics of a numeric feature, [d] each and count [1]; zeros with count 0 if there is no row."""
+    x = values.astype(np.float64)
+    if len(x) == 0:
+        return {s: np.zeros(1 if s == "count" else x.shape[1]) for s in STATISTICS}
+    return {
+        "min": x.min(0),
+        "max": x.max(0),
+        "mean": x.mean(0),
+        "std": x.std(0),
+        "count": np.array([len(x)]),
+        **dict(zip(QUANTILES, np.quantile(x, list(QUANTILES.values()), axis=0), strict=True)),
+    }
+
+
+def pixel_statistics(histogram: Int[np.ndarray, "c 256"], frames: int) -> Statistics:
+    """Statistics of pictures in [0, 1] from counts of their 8-bit values, [c, 1, 1] each and count [1] = frames."""
+    levels = np.arange(256) / 255.0
+    total = histogram.sum(1)
+    mean = histogram @ levels / total
+    cumulative = np.cumsum(histogram, axis=1)
+
+    def quantile(q: float) -> Float[np.ndarray, "c"]:
+        return np.array([levels[np.searchsorted(c, q * c[-1])] for c in cumulative])
+
+    values = {
+        "min": np.array([levels[np.flatnonzero(h)[0]] for h in histogram]),
+        "max": np.array([levels[np.flatnonzero(h)[-1]] for h in histogram]),
+        "mean": mean,
+        "std": np.sqrt(np.maximum(histogram @ levels**2 / total - mean**2, 0.0)),
+        **{name: quantile(q) for name, q in QUANTILES.items()},
+    }
+    return {"count": np.array([frames]), **{name: v[:, None, None] for name, v in values.items()}}
+
+
+def merge_statistics(a: Statistics | None, b: Statistics) -> Statistics:
+    """Statistics of two sets together. Quantiles are averaged by count, as LeRobot does; all others are exact."""
+    if a is None or a["count"][0] == 0:
+        return b
+    if b["count"][0] == 0:
+        return a
+    count = a["count"] + b["count"]
+    wa, wb = a["count"][0] / count[0], b["count"][0] / count[0]
+    mean = wa * a["mean"] + wb * b["mean"]
+    variance = wa * (a["std"] ** 2 + (a["mean"] - mean) ** 2) + wb * (b["std"] ** 2 + (b["mean"] - mean) ** 2)
+    return {
+        "min": np.minimum(a["min"], b["min"]),
+        "max": np.maximum(a["max"], b["max"]),
+        "mean": mean,
+        "std": np.sqrt(variance),
+        "count": count,
+        **{q: wa * a[q] + wb * b[q] for q in QUANTILES},
+    }
