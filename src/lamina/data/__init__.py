@@ -1,0 +1,24 @@
+"""Video and LeRobot datasets in, batches of frame tuples out; labels and collected episodes back to disk."""
+
+from lamina.data.clips import ClipStream, gather
+from lamina.data.episodes import DecodeError, Episode, Source
+from lamina.data.lerobot import LeRobotDataset
+from lamina.data.plan import DataConfig, count_transitions, open_source, parse_data
+from lamina.data.video import VideoFolder
+from lamina.data.writer import LeRobotWriter, VideoEncoding
+
+__all__ = [
+    "ClipStream",
+    "DataConfig",
+    "DecodeError",
+    "Episode",
+    "LeRobotDataset",
+    "LeRobotWriter",
+    "Source",
+    "VideoEncoding",
+    "VideoFolder",
+    "count_transitions",
+    "gather",
+    "open_source",
+    "parse_data",
+]

@@ -181,6 +181,7 @@ class _Shard:
     def __init__(self, plan: Plan, seed: int, shard: int, shards: int) -> None:
         self.plan, self.seed, self.shard, self.shards = plan, seed, shard, shards
         none = (0,) * len(plan.sources)
+        self.arrivals: Iterator[Any] | None = None
         self.restart(Turn(0, none, none), arrived=0, last=(-1, -1), bad=[])
 
     def restart(self, turn: Turn, arrived: int, last: tuple[int, int], bad: list[tuple[int, ...]]) -> None:
@@ -273,7 +274,7 @@ class _Shard:
 
     def close(self) -> None:
         """Stop the worker processes."""
-        self.arrivals: Iterator[Any] | None = None
+        self.arrivals = None
 
 
 class ClipStream:
@@ -367,7 +368,7 @@ def gather(config: DataConfig, split: str, limit: int | None, seed: int = 0, req
     picks = spread(int(ends[-1]), int(ends[-1]) if limit is None else limit)
     rows: list[tuple[Decoded, int]] = []
     bad: list[DecodeError] = []
-    for v, end in zip(visited, ends, strict=True):
+    for v, end in zip(visited.tolist(), ends.tolist(), strict=True):
         begin = end - sizes[v]
         here = picks[np.searchsorted(picks, begin) : np.searchsorted(picks, end)] - begin
         try:

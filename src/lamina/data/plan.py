@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -202,10 +203,8 @@ class Plan:
             for source in self.sources:
                 _check_name(source, "feature", name, source.columns)
         specs = [s.action_spec(name) for s in self.sources]
-        alike = all(
-            s is not None and (s.discrete, s.continuous) == (specs[0].discrete, specs[0].continuous) for s in specs
-        )
-        return specs[0] if alike else None
+        kinds = {None if spec is None else (spec.discrete, spec.continuous) for spec in specs}
+        return specs[0] if len(kinds) == 1 else None
 
     def _segments(self, number: int) -> Int[np.ndarray, "n 7"]:
         """The segments of one source. Raises LaminaError if no episode of the split has room for a sample."""
@@ -221,11 +220,7 @@ class Plan:
                 short += starts == 0
                 bounds = _cut(first, first + starts, episode.keys)
                 for camera in range(len(self.cameras[number])):
-                    rows += [
-                        Segment(number, camera, n, first, end, a, b)
-                        for a, b in zip(bounds[:-1], bounds[1:], strict=True)
-                        if b > a
-                    ]
+                    rows += [Segment(number, camera, n, first, end, a, b) for a, b in pairwise(bounds) if b > a]
         need = f"{config.frames} frames at least {config.gap[0]:g} s apart"
         if not rows:
             where = source.episodes[0].name if len(source.episodes) == 1 else source.root
@@ -247,6 +242,11 @@ class Plan:
                 stacklevel=4,
             )
         return np.array(rows, dtype=np.int32)
+
+
+def count_transitions(config: DataConfig, split: str) -> int:
+    """Samples of a split: each frame that leaves room for a sample begins one."""
+    return sum(Plan(config, split).counts)
 
 
 def _check_name(source: Source, what: str, name: str | None, there: tuple[str, ...]) -> None:

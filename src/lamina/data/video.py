@@ -56,7 +56,9 @@ def _index(container: av.container.InputContainer, path: Path) -> FrameIndex:
     if not container.streams.video:
         raise DecodeError(f"{path}: holds no video stream; remove it")
     stream = container.streams.video[0]
-    stamps, keys, hidden = [], [], 0
+    stamps: list[int] = []
+    keys: list[int] = []
+    hidden = 0
     for packet in container.demux(stream):
         if packet.size == 0:
             continue
@@ -77,8 +79,7 @@ def _index(container: av.container.InputContainer, path: Path) -> FrameIndex:
     pts = np.unique(np.array(stamps, dtype=np.int64))
     if len(pts) < len(stamps):
         raise DecodeError(f"{path}: has several frames at one time; re-encode it: ffmpeg -i IN -fps_mode vfr OUT.mp4")
-    base = float(stream.time_base)
-    seconds = pts * base
+    seconds = pts * float(stream.time_base or 1)
     _check_duration(container, path, float(seconds[-1]))
     context = stream.codec_context
     return FrameIndex(
@@ -266,10 +267,8 @@ class VideoFolder:
 
 def open_folder(root: Path, number: int = 0, max_bad: int = 8) -> VideoFolder:
     """Index a folder of video, or one file. A bad file is named in a warning and left out, up to ``max_bad``."""
-    if root.is_file():
-        paths = [root]
-    else:
-        paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    inside = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    paths = [root] if root.is_file() else inside
     if not paths:
         raise LaminaError(f"{root}: holds no video ({' '.join(SUFFIXES)}) and no meta/info.json of a LeRobot dataset")
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:

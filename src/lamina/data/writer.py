@@ -6,12 +6,12 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import av
 import numpy as np
@@ -177,7 +177,7 @@ class _VideoTrack:
         self.files.append(path)
         options = {"g": str(self.encoding.g), "crf": str(self.encoding.crf), "bf": "0", "forced-idr": "1"}
         codec = ENCODERS.get(self.encoding.codec, self.encoding.codec)
-        self.stream = self.container.add_stream(codec, rate=self.fps, options=options)
+        self.stream = cast(av.VideoStream, self.container.add_stream(codec, rate=self.fps, options=options))
         self.stream.height, self.stream.width = height, width
         self.stream.pix_fmt = self.encoding.for_size(height, width)
         self.count = 0
@@ -459,15 +459,11 @@ class LeRobotWriter:
         for track in self._tracks.values():
             container, track.container = track.container, None
             if container is not None:
-                try:
+                with suppress(OSError, av.error.FFmpegError):  # the file is about to be removed
                     container.close()
-                except (OSError, av.error.FFmpegError):
-                    pass  # the file is about to be removed
         for spool in self._spools.values():
-            try:
+            with suppress(OSError):
                 spool.close()
-            except OSError:
-                pass
         shutil.rmtree(self.partial, ignore_errors=True)
 
     def __enter__(self) -> LeRobotWriter:
