@@ -2,6 +2,7 @@
 
 from lamina.data.clips import ClipStream, gather
 from lamina.data.episodes import DecodeError, Episode, Source
+from lamina.data.labels import ReadAhead, write_labels
 from lamina.data.lerobot import LeRobotDataset
 from lamina.data.plan import DataConfig, count_transitions, open_source, parse_data
 from lamina.data.video import VideoFolder
@@ -14,6 +15,7 @@ __all__ = [
     "Episode",
     "LeRobotDataset",
     "LeRobotWriter",
+    "ReadAhead",
     "Source",
     "VideoEncoding",
     "VideoFolder",
@@ -21,4 +23,5 @@ __all__ = [
     "gather",
     "open_source",
     "parse_data",
+    "write_labels",
 ]

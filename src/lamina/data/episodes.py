@@ -6,6 +6,7 @@ import hashlib
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -92,7 +93,7 @@ def compact_times(times: Float[np.ndarray, "t"], rate: float | None = None) -> t
     """
     if len(times) < 2:
         return float(rate or 1.0), None
-    fps = float((len(times) - 1) / (times[-1] - times[0]))
+    fps = float(Fraction((len(times) - 1) / (times[-1] - times[0])).limit_denominator(1001))  # 30000/1001, not 29.97003
     if np.abs(times - np.arange(len(times)) / fps).max() < 1e-5:
         return fps, None
     return float(1.0 / np.median(np.diff(times))), times

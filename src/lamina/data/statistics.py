@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int, Shaped, UInt8
 
 QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
+PIXELS = 150
 STATISTICS = ("min", "max", "mean", "std", "count", *QUANTILES)
 Statistics = dict[str, np.ndarray]
 
@@ -23,6 +24,13 @@ def column_statistics(values: Shaped[np.ndarray, "t d"]) -> Statistics:
         "count": np.array([len(x)]),
         **dict(zip(QUANTILES, np.quantile(x, list(QUANTILES.values()), axis=0), strict=True)),
     }
+
+
+def pixel_histogram(frame: UInt8[np.ndarray, "h w c"]) -> Int[np.ndarray, "c 256"]:
+    """How often each 8-bit value occurs in each channel; large frames are thinned to about PIXELS a side."""
+    step = max(1, round(max(frame.shape[:2]) / PIXELS))
+    channels = frame[::step, ::step].reshape(-1, frame.shape[2]).T
+    return np.stack([np.bincount(c, minlength=256) for c in channels])
 
 
 def pixel_statistics(histogram: Int[np.ndarray, "c 256"], frames: int) -> Statistics:

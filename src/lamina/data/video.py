@@ -38,7 +38,6 @@ class FrameIndex:
     rate: float | None  # frames per second that the header states
     height: int
     width: int
-    codec: str
 
 
 def index_video(path: Path) -> FrameIndex:
@@ -89,7 +88,6 @@ def _index(container: av.container.InputContainer, path: Path) -> FrameIndex:
         rate=float(stream.average_rate) if stream.average_rate else None,
         height=context.height,
         width=context.width,
-        codec=context.name,
     )
 
 
@@ -104,6 +102,13 @@ def _check_duration(container: av.container.InputContainer, path: Path, last: fl
         stated = container.duration / 1e6
         if last < stated - max(1.0, 0.05 * stated):
             raise DecodeError(f"{path}: is truncated, {last:.1f} of {stated:.1f} s; remove or re-encode it")
+
+
+def video_facts(path: Path) -> tuple[str, str, bool]:
+    """(codec, pixel format, whether there is sound) of a video file."""
+    with av.open(str(path)) as container:
+        context = container.streams.video[0].codec_context
+        return context.codec.canonical_name, context.pix_fmt or "", bool(container.streams.audio)
 
 
 def key_distance(path: Path) -> int | None:
@@ -137,6 +142,7 @@ class _Decoder:
         # One thread: workers already use every core, and frame threads cost CPU time and delay after each seek.
         self.stream.thread_type = "NONE"
         self.stream.codec_context.options = {"err_detect": "explode"}
+        self.base = float(self.stream.time_base or 1)
         self.reformatter = VideoReformatter()
         self.decoded: Iterator[av.VideoFrame] = iter(())
         self.ahead: av.VideoFrame | None = None  # decoded, not yet delivered
@@ -159,7 +165,7 @@ class _Decoder:
         for back in (0.0, 1.0, 10.0, np.inf):
             target = max(time - back, 0.0) if np.isfinite(back) else 0.0
             origin = self.stream.start_time or 0
-            offset = max(int((target + tolerance) / self.stream.time_base), origin) if np.isfinite(back) else origin
+            offset = max(int((target + tolerance) / self.base), origin) if np.isfinite(back) else origin
             self.container.seek(offset, stream=self.stream)
             self.decoded = self.container.decode(self.stream)
             frame = self._advance()

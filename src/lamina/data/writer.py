@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from jaxtyping import UInt8
 
 from lamina.data.episodes import SPLITS
-from lamina.data.statistics import Statistics, column_statistics, merge_statistics, pixel_statistics
+from lamina.data.statistics import Statistics, column_statistics, merge_statistics, pixel_histogram, pixel_statistics
 from lamina.errors import LaminaError
 
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
@@ -32,7 +32,6 @@ INDEX_FEATURES = {
     name: {"dtype": "float32" if name == "timestamp" else "int64", "shape": [1], "names": None}
     for name in ("timestamp", "frame_index", "episode_index", "index", "task_index")
 }
-STATISTICS_PIXELS = 150  # pictures are thinned to about this many pixels a side before their statistics are taken
 ENCODERS = {"h264": "libx264", "hevc": "libx265", "av1": "libsvtav1"}
 
 
@@ -190,7 +189,6 @@ class _VideoTrack:
             self._open()
         assert self.container is not None
         first = self.count
-        step = max(1, round(max(self.shape[:2]) / STATISTICS_PIXELS))
         histogram = np.zeros((3, 256), dtype=np.int64)
         for frame in frames:
             if frame.shape != self.shape or frame.dtype != np.uint8:
@@ -201,8 +199,7 @@ class _VideoTrack:
                 picture.pict_type = av.video.frame.PictureType.I
             for packet in self.stream.encode(picture):
                 self.container.mux(packet)
-            thinned = frame[::step, ::step]
-            histogram += np.stack([np.bincount(thinned[..., c].ravel(), minlength=256) for c in range(3)])
+            histogram += pixel_histogram(frame)
             self.count += 1
         length = self.count - first
         if length == 0:

@@ -1,0 +1,145 @@
+"""Episodes of scripted experts, recorded as a LeRobotDataset v3.0."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+import lamina
+from lamina.data.episodes import HELD_OUT, SPLITS
+from lamina.data.writer import LeRobotWriter, check_new
+from lamina.errors import LaminaError
+from lamina.worlds import Observation, Step, World, make, rollout
+from lamina.worlds.base import Action, Size
+
+FRAMES = 3000
+
+
+def collect(
+    world: str,
+    out: str | Path,
+    frames: int | None = None,
+    episodes: int | None = None,
+    seed: int = 0,
+    noise: float = 0.15,
+    size: Size | None = (64, 64),
+    task: str | None = None,
+    progress: bool = True,
+) -> Path:
+    """Runs the expert of ``world`` and writes what it sees and does to ``out``, which must not exist yet.
+
+    Each action is replaced by a random one with probability ``noise``: without that, what follows a frame is a function
+    of the frame. Whole episodes are recorded, as many as asked for or until there are ``frames`` (3,000 if neither is
+    given). Of ten episodes, eight are for training and one each for validation and test. ``size`` is (height, width);
+    ``task`` replaces the world's own description of what is done. The same arguments give the same data.
+
+    Raises LaminaError for an unknown world, a missing simulator, numbers out of range and an ``out`` that exists.
+    """
+    if frames is not None and episodes is not None:
+        raise LaminaError("say how many frames or how many episodes to collect, not both")
+    for name, value in (
+        ("frames", frames),
+        ("episodes", episodes),
+        *zip(("height", "width"), size or (), strict=False),
+    ):
+        if value is not None and value < 1:
+            raise LaminaError(f"the number of {name} must be at least 1, got {value}")
+    if not 0 <= noise <= 1:
+        raise LaminaError(f"noise is a share of the actions: it must be between 0 and 1, got {noise}")
+    check_new(Path(out))
+    if frames is None and episodes is None:
+        frames = FRAMES
+
+    provenance = {"version": lamina.__version__, "world": world, "expert": "scripted", "noise": noise, "seed": seed}
+    with _unwound_when_killed(), make(world, size) as place:
+        features = _features(place, place.reset(0))
+        with (
+            LeRobotWriter(Path(out), place.fps, features, world, extra_info={"lamina": provenance}) as writer,
+            tqdm(total=frames, unit=" frames", desc=f"collecting {world}", disable=not progress) as bar,
+        ):
+
+            def noisy(rng: np.random.Generator) -> Action:
+                return place.random(rng) if rng.random() < noise else place.expert(rng)
+
+            counts, done = dict.fromkeys(SPLITS, 0), 0
+            while done < (frames or sys.maxsize) and sum(counts.values()) < (episodes or sys.maxsize):
+                steps = []
+                for step in rollout(place, noisy, seed, sum(counts.values())):
+                    steps.append(step)
+                    bar.update()
+                split = _next_split(counts)
+                writer.add_episode(_columns(place, steps), _videos(place, steps), task or place.task, split)
+                counts[split] += 1
+                done += len(steps)
+                bar.total = frames or round(done / sum(counts.values()) * episodes)  # type: ignore[operator]
+            bar.total = done
+            return writer.finish()
+
+
+def _next_split(counts: dict[str, int]) -> str:
+    """The split that lacks most of its share; each gets one of the first three episodes."""
+    empty = [split for split in SPLITS if not counts[split]]
+    if empty:
+        return empty[0]
+    shares = dict(zip(SPLITS, (1 - 2 * HELD_OUT, HELD_OUT, HELD_OUT), strict=True))
+    return max(SPLITS, key=lambda split: shares[split] * (sum(counts.values()) + 1) - counts[split])
+
+
+def _features(world: World, observation: Observation) -> dict[str, dict[str, Any]]:
+    action = world.action
+    features: dict[str, dict[str, Any]] = {
+        f"observation.images.{camera}": {
+            "dtype": "video",
+            "shape": list(observation.frames[camera].shape),
+            "names": ["height", "width", "channels"],
+        }
+        for camera in world.cameras
+    }
+    if world.proprio:
+        features["observation.state"] = {"dtype": "float32", "shape": [world.proprio], "names": None}
+    features["action"] = {
+        "dtype": "float32" if action.continuous else "int64",
+        "shape": [action.dim],
+        "names": list(action.names),
+    }
+    if action.discrete:
+        features["action"]["num_classes"] = action.discrete[0] if action.dim == 1 else list(action.discrete)
+    features["next.reward"] = {"dtype": "float32", "shape": [1], "names": None}
+    features["next.done"] = {"dtype": "bool", "shape": [1], "names": None}
+    return features
+
+
+def _columns(world: World, steps: list[Step]) -> dict[str, np.ndarray]:
+    columns = {
+        "action": np.stack([step.action for step in steps]),
+        "next.reward": np.array([step.reward for step in steps], dtype=np.float32),
+        "next.done": np.array([step.done for step in steps]),
+    }
+    if world.proprio:
+        columns["observation.state"] = np.stack([step.observation.proprio for step in steps])  # type: ignore[arg-type]
+    return columns
+
+
+def _videos(world: World, steps: list[Step]) -> dict[str, list[np.ndarray]]:
+    return {f"observation.images.{c}": [step.observation.frames[c] for step in steps] for c in world.cameras}
+
+
+@contextmanager
+def _unwound_when_killed() -> Iterator[None]:
+    """SIGTERM leaves by an exception, as Ctrl-C does: worlds end their processes and half a dataset is removed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
