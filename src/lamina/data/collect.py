@@ -69,7 +69,8 @@ def collect(
             def noisy(rng: np.random.Generator) -> Action:
                 return place.random(rng) if rng.random() < noise else place.expert(rng)
 
-            counts, done = dict.fromkeys(SPLITS, 0), 0
+            counts: dict[str, int] = dict.fromkeys(SPLITS, 0)
+            done = 0
             while done < (frames or sys.maxsize) and sum(counts.values()) < (episodes or sys.maxsize):
                 steps = []
                 for step in rollout(place, noisy, seed, sum(counts.values())):
@@ -118,13 +119,13 @@ def _features(world: World, observation: Observation) -> dict[str, dict[str, Any
 
 
 def _columns(world: World, steps: list[Step]) -> dict[str, np.ndarray]:
-    columns = {
+    columns: dict[str, np.ndarray] = {
         "action": np.stack([step.action for step in steps]),
         "next.reward": np.array([step.reward for step in steps], dtype=np.float32),
         "next.done": np.array([step.done for step in steps]),
     }
     if world.proprio:
-        columns["observation.state"] = np.stack([step.observation.proprio for step in steps])  # type: ignore[arg-type]
+        columns["observation.state"] = np.array([step.observation.proprio for step in steps])
     return columns
 
 

@@ -29,7 +29,9 @@ def make(world: str, size: Size | None = (64, 64)) -> World:
     """
     name, _, variant = world.partition("/")
     if name not in WORLDS:
-        raise LaminaError(f"there is no world '{world}': choose one of {', '.join(WORLDS)} (metaworld/TASK for one task)")
+        raise LaminaError(
+            f"there is no world '{world}': choose one of {', '.join(WORLDS)} (metaworld/TASK for one task)"
+        )
     try:
         module = import_module(WORLDS[name])
     except ModuleNotFoundError as error:

@@ -69,7 +69,7 @@ class World(ABC):
     def random(self, rng: np.random.Generator) -> Action:
         """An action drawn uniformly."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 (most worlds hold nothing)
         """Frees what the simulator holds. Safe to call twice."""
 
     def __enter__(self) -> Self:

@@ -123,7 +123,9 @@ class Doom(World):
         # there for every game that its settings do not name.
         self._scratch = tempfile.TemporaryDirectory(prefix="lamina-doom-")
         settings = Path(self._scratch.name) / "settings.ini"
-        settings.write_text("".join(f"[{title}.AutoExec]\n" for title in ("Doom", "Heretic", "Hexen", "Strife", "Chex")))
+        settings.write_text(
+            "".join(f"[{title}.AutoExec]\n" for title in ("Doom", "Heretic", "Hexen", "Strife", "Chex"))
+        )
         game.set_doom_config_path(str(settings))
         game.set_available_buttons(list(BUTTONS))
         game.set_screen_resolution(vizdoom.ScreenResolution.RES_160X120)
