@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -129,7 +129,7 @@ def _columns(world: World, steps: list[Step]) -> dict[str, np.ndarray]:
     return columns
 
 
-def _videos(world: World, steps: list[Step]) -> dict[str, list[np.ndarray]]:
+def _videos(world: World, steps: list[Step]) -> dict[str, Iterable[np.ndarray]]:
     return {f"observation.images.{c}": [step.observation.frames[c] for step in steps] for c in world.cameras}
 
 
