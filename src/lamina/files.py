@@ -3,9 +3,33 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from lamina.errors import LaminaError
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turns a refusal of the file system (full disk, no permission) into a LaminaError that names ``path``."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise LaminaError(f"{path}: cannot be written ({reason}); free some space or choose another place") from error
+
+
+def sync(path: Path) -> None:
+    """Flush a file, or the entries of a folder, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_text(path: Path, text: str) -> Path:
@@ -14,15 +38,38 @@ def write_text(path: Path, text: str) -> Path:
     Raises LaminaError when the folder can't be written or the disk is full; the old file is then still in place.
     """
     partial = path.with_name(f".{path.name}.partial")
-    try:
+    with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        reason = error.strerror or str(error)
-        raise LaminaError(f"{path}: cannot be written ({reason}); free some space or choose another place") from error
+        try:
+            partial.write_text(text, encoding="utf-8")
+            sync(partial)
+            partial.replace(path)
+        except OSError:
+            partial.unlink(missing_ok=True)
+            raise
     return path
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A sibling partial folder to write into, renamed to ``path`` at the end of the ``with`` block; an older ``path`` is replaced.
+
+    What an exception leaves, or a process that was killed here before, is removed. Raises LaminaError when the disk refuses.
+    """
+    partial, old = (path.with_name(f".{path.name}.{end}") for end in ("partial", "old"))
+    with disk_errors(path):
+        for leftover in (partial, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+        partial.mkdir(parents=True)
+        try:
+            yield partial
+            for file in (*partial.rglob("*"), partial):
+                sync(file)
+            if path.exists():
+                path.replace(old)
+            partial.replace(path)
+            sync(path.parent)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
