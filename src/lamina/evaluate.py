@@ -1,0 +1,348 @@
+"""Stage 4: every probe on held-out episodes, with its controls, and a verdict in plain words -> RUN/evaluation.json."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from lamina import __version__, codes
+from lamina.align import ActionHead, action_spec, encode_clip, labelled, load_translator, observe, probe_data
+from lamina.data import gather, open_source
+from lamina.errors import LaminaError
+from lamina.files import write_text
+from lamina.lam import LAM, LatentActionModel
+from lamina.pictures import prefix_picture, transfer_picture
+from lamina.probes.intervals import Estimate, bootstrap_mean, bootstrap_ratio
+from lamina.probes.linear import LinearScore, linear_probe, pixel_features
+from lamina.probes.reconstruction import ReconstructionScore, reconstruct
+from lamina.probes.translation import TranslationScore, controls, score_translator
+from lamina.shapes import ActionSpec, Clip, to_float
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """How much held-out data the probes see."""
+
+    transitions: int = 1024
+    """test transitions for translators, linear probes and code statistics"""
+    reconstructions: int = 256
+    """test transitions that are decoded"""
+    linear: int = 4096
+    """training transitions whose actions the linear probe may see"""
+    camera: str | None = None
+    action: str = "action"
+
+
+def prefixes_of(slots: int) -> tuple[int, ...]:
+    """1, 2, 4, ... and K: the prefix lengths that are reported."""
+    return tuple(sorted({2**i for i in range(slots.bit_length()) if 2**i <= slots} | {slots}))
+
+
+def checkpoint_hash(model: Path) -> str:
+    """sha256 of the weights, which names this model in labels and reports."""
+    return hashlib.sha256((model / "model.safetensors").read_bytes()).hexdigest()
+
+
+def model_folder(run: Path) -> Path:
+    """Where RUN keeps its model. Raises LaminaError if it has none."""
+    for folder in (run / "model", run):
+        if (folder / "config.json").is_file() and (folder / "model.safetensors").is_file():
+            return folder
+    raise LaminaError(f"{run}: no trained model here; run: lamina train METHOD --data PATH --out {run}")
+
+
+def evaluate(run: Path, path: str, config: EvaluateConfig) -> Path:
+    """Probe RUN's model (and translator, if it has one) on the test split of ``path``; writes RUN/evaluation.json and pictures."""
+    folder = model_folder(run)
+    model = LatentActionModel.from_pretrained(str(folder))
+    prefixes = prefixes_of(model.config.slots)
+    data = probe_data(model, path, config.camera, config.action)
+    source = open_source(path)
+    bar = tqdm(total=5, desc="evaluate", unit="probe", dynamic_ncols=True)
+    test = gather(data, "test", config.transitions)
+    notes = []
+    if len(test.episode.unique()) < 5:
+        notes.append("The test split has fewer than 5 episodes: intervals are over transitions and too narrow.")
+
+    small = test[torch.linspace(0, len(test) - 1, min(len(test), config.reconstructions)).long()]
+    reconstruction = reconstruct(model, small, prefixes)
+    if reconstruction[0].lpips is None:
+        notes.append("LPIPS is not available: its weights are not on this machine.")
+    bar.update()
+    prefix_picture(model, test, prefixes, run / "pictures" / "prefix.png")
+    transfer_picture(model, test, run / "pictures" / "transfer.png")
+    bar.update()
+
+    record: dict[str, Any] = {
+        "format": 1,
+        "lamina": __version__,
+        "method": model.provenance.method,
+        "run": str(run),
+        "checkpoint": checkpoint_hash(folder),
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "data": {
+            "path": path,
+            "split": "test",
+            "episodes": len(test.episode.unique()),
+            "transitions": len(test),
+            "fps": source.fps,
+            "trained_on": list(model.provenance.data),
+        },
+        "gap_seconds": list(model.provenance.gap_seconds),
+        "slots": model.config.slots,
+        "prefixes": list(prefixes),
+        "codes": code_statistics(model, test),
+        "reconstruction": [_reconstruction_row(s, small) for s in reconstruction],
+        "training": training_curve(run / "log.jsonl"),
+    }
+    bar.update()
+    translation: list[TranslationScore] = []
+    linear: list[tuple[str, str, int | None, LinearScore]] = []
+    if test.action is None:
+        notes.append("This data has no actions: the translator and the linear probe were not run.")
+    else:
+        spec = action_spec(data)
+        linear = linear_probes(model, gather(data, "train", config.linear), test, spec, prefixes)
+        bar.update()
+        if (run / "translator" / "translator.json").exists():
+            scores, note = translator_probes(run, model, test, spec, prefixes)
+            translation += scores
+            record |= {"labels": note["labels"], "label_episodes": note["label_episodes"]}
+            record["translator_curve"] = translator_curve(run / "translator" / "training" / "log.jsonl")
+        else:
+            notes.append(f"No translator yet: run lamina align {run} --data DATASET, then evaluate again.")
+    bar.update(5 - bar.n)
+    bar.close()
+    record["translator"] = [_translation_row(s, test) for s in translation]
+    record["linear"] = [
+        {"name": name, "role": role, "k": k, "nmse": s.nmse.to_dict(), "accuracy": _maybe(s.accuracy)}
+        for name, role, k, s in linear
+    ]
+    record["pictures"] = [
+        {
+            "file": "pictures/prefix.png",
+            "title": "One transition, decoded over growing prefixes",
+            "caption": "Held-out transitions. From left: the frame, what came next, and the prediction from the first k slots.",
+        },
+        {
+            "file": "pictures/transfer.png",
+            "title": "A latent applied to another frame",
+            "caption": "The latent of the source pair, decoded from a frame of another episode; the last column is what it changed (grey: nothing).",
+        },
+    ]
+    record["notes"] = notes
+    record["verdict"] = verdict(reconstruction, small, translation, test, record)
+    write_text(run / "evaluation.json", json.dumps(record, indent=1) + "\n")
+    return run / "evaluation.json"
+
+
+def code_statistics(model: LatentActionModel, clip: Clip) -> dict[str, Any]:
+    """Use of the codebook by each slot over the test transitions; empty for a LAM without a codebook."""
+    latent = [model.encode(clip.frames[i : i + 256, 0], clip.frames[i : i + 256, 1]) for i in range(0, len(clip), 256)]
+    if latent[0].index is None:
+        return {"codebook": None, "slots": [], "warnings": []}
+    size: int = model.lam.bottleneck.codebook_size  # type: ignore[assignment]
+    uses = codes.slot_use(torch.cat([part.index for part in latent if part.index is not None]), size)
+    slots = [{"slot": u.slot, "usage": u.usage, "perplexity": u.perplexity, "dead": u.dead} for u in uses]
+    return {"codebook": size, "slots": slots, "warnings": codes.warnings(uses)}
+
+
+def linear_probes(
+    model: LatentActionModel, train: Clip, test: Clip, spec: ActionSpec, prefixes: tuple[int, ...]
+) -> list[tuple[str, str, int | None, LinearScore]]:
+    """The linear probe on every prefix and on the controls, as (name, role, k, score)."""
+    assert train.action is not None and test.action is not None
+    head = ActionHead(spec)
+    head.calibrate(train.action[:, 0])
+    y, test_y = head.embed(train.action[:, 0]), head.embed(test.action[:, 0])
+
+    def probe(a: Tensor, b: Tensor) -> LinearScore:
+        return linear_probe(a.flatten(1), y, b.flatten(1), test_y, test.episode, spec)
+
+    z, test_z = encode_clip(model.lam, train), encode_clip(model.lam, test)
+    with torch.no_grad():
+        rows = [
+            (model.provenance.method, "model", k, probe(model.lam.prefix(z, k), model.lam.prefix(test_z, k)))
+            for k in prefixes
+        ]
+    torch.manual_seed(1)
+    random = LAM(model.config)
+    full = model.config.slots
+    order, test_order = (torch.randperm(len(x), generator=torch.Generator().manual_seed(0)) for x in (z, test_z))
+    rows.append(("shuffled latents", "control", full, probe(z[order], test_z[test_order])))
+    rows.append(("copy-frame", "control", None, probe(observe(model.lam, train), observe(model.lam, test))))
+    rows.append(
+        ("random-weights encoder", "control", full, probe(encode_clip(random, train), encode_clip(random, test)))
+    )
+    pixels = pixel_features(to_float(train.frames), to_float(test.frames), z[0].numel())
+    rows.append(("plain pixels of the pair", "reference", None, probe(*pixels)))
+    return rows
+
+
+def translator_probes(
+    run: Path, model: LatentActionModel, test: Clip, spec: ActionSpec, prefixes: tuple[int, ...]
+) -> tuple[list[TranslationScore], dict[str, Any]]:
+    """RUN's translators on the test split, frozen and joint, and the controls, trained on the same labels."""
+    translator, note = load_translator(run / "translator")
+    if translator.action.spec.discrete != spec.discrete or translator.action.spec.continuous != spec.continuous:
+        raise LaminaError(
+            f"{run / 'translator'}: was trained for other actions than this dataset has; align again on it"
+        )
+    items = labelled(model.lam, test)
+    if note["observation"]:
+        items = _with_observation(model.lam, items)
+    name = model.provenance.method
+    scores = score_translator(translator, model.lam.prefix, items, prefixes, name, "model")
+    if (run / "joint" / "translator.json").exists():
+        joint = LatentActionModel.from_pretrained(str(run / "joint" / "model"))
+        head, _ = load_translator(run / "joint")
+        scores += score_translator(
+            head, joint.lam.prefix, labelled(joint.lam, test), prefixes, f"{name}, joint", "model"
+        )
+    labels = gather(probe_data(model, note["data"]), "train", note["labels"], seed=note["seed"], require_action=True)
+    scores += controls(model.lam, labels, test, spec, translator_config(note), note["seed"])
+    return scores, note
+
+
+def translator_config(note: dict[str, Any]) -> Any:
+    """The translator's own options, from its note."""
+    from lamina.align import TranslatorConfig
+
+    return TranslatorConfig(**note["config"])
+
+
+def _with_observation(lam: LAM, items: Any) -> Any:
+    import dataclasses
+
+    return dataclasses.replace(items, observation=observe(lam, items.clip))
+
+
+def verdict(
+    reconstruction: list[ReconstructionScore],
+    shown: Clip,
+    translation: list[TranslationScore],
+    test: Clip,
+    record: dict[str, Any],
+) -> list[dict[str, str]]:
+    """The findings that decide whether these latents can be trusted, in plain words, worst news not last."""
+    found: list[dict[str, str]] = []
+
+    def say(level: str, text: str) -> None:
+        found.append({"level": level, "text": text})
+
+    by_name = {(s.name, s.k): s for s in reconstruction}
+    model = [s for s in reconstruction if s.role == "model"]
+    full = model[-1]
+    shuffled = next(s for key, s in by_name.items() if key[0] == "shuffled latents")
+    copy = by_name["copy-frame", None]
+    used = bootstrap_mean(full.psnr - shuffled.psnr, shown.episode)
+    if used.low > 0.5:
+        say(
+            "good",
+            f"The latent is used: the right latent predicts the next frame {used.mean:.1f} dB better than another transition's.",
+        )
+    elif used.low > 0:
+        say(
+            "warn",
+            f"The latent is used only a little: the right latent is {used.mean:.2f} dB better than another transition's.",
+        )
+    else:
+        say(
+            "bad",
+            "The latent is ignored: another transition's latent predicts the next frame as well. Nothing below can be trusted. Lengthen --gap or train longer.",
+        )
+    gain = bootstrap_mean(full.psnr - copy.psnr, shown.episode)
+    if gain.low > 0:
+        say("good", f"Predictions beat copying the frame by {gain.mean:.1f} dB.")
+    else:
+        say(
+            "bad",
+            f"Predictions are no better than copying the frame ({gain.mean:+.1f} dB): train longer or lengthen --gap.",
+        )
+    if len(model) > 1:
+        growth = bootstrap_mean(full.psnr - model[0].psnr, shown.episode)
+        say("note", f"From k = {model[0].k} to k = {full.k} slots the prediction gains {growth.mean:+.1f} dB.")
+    for text in record["codes"]["warnings"]:
+        say("warn", text[0].upper() + text[1:] + ".")
+    ours = [s for s in translation if s.role == "model" and "joint" not in s.name]
+    rivals = [s for s in translation if s.role == "control"]
+    if ours and rivals:
+        best = min(ours, key=lambda s: float(s.loss.mean()))
+        strongest = min(rivals, key=lambda s: float(s.loss.mean()))
+        worst_full = ours[-1]
+        gap = bootstrap_mean(strongest.loss - worst_full.loss, test.episode)
+        labels = record["labels"]
+        if gap.low > 0:
+            say(
+                "good",
+                f"With {labels} labels the latents tell the actions: the loss at k = {worst_full.k} is {worst_full.loss.mean():.2f}, below every control (the strongest, {strongest.name}: {strongest.loss.mean():.2f}).",
+            )
+        elif gap.mean > 0:
+            say(
+                "warn",
+                f"With {labels} labels the latents look better than every control, but not beyond doubt ({strongest.name}: {strongest.loss.mean():.2f} against {worst_full.loss.mean():.2f}). Use more labels or more test episodes.",
+            )
+        else:
+            say(
+                "bad",
+                f"With {labels} labels the latents tell no more about the actions than the control '{strongest.name}' ({worst_full.loss.mean():.2f} against {strongest.loss.mean():.2f}).",
+            )
+        if best is not worst_full:
+            say("note", f"The best prefix for actions is k = {best.k} (loss {best.loss.mean():.2f}).")
+        for reference in (s for s in translation if s.role == "reference"):
+            ahead = bootstrap_mean(reference.loss - best.loss, test.episode)
+            if ahead.high < 0:
+                say(
+                    "warn",
+                    f"With these labels the reference '{reference.name}' does better than the latents ({reference.loss.mean():.2f} against {best.loss.mean():.2f}).",
+                )
+    order = {"bad": 0, "warn": 1, "good": 2, "note": 3}
+    return sorted(found, key=lambda item: order[item["level"]])
+
+
+def training_curve(path: Path) -> dict[str, Any]:
+    """Steps and losses of RUN/log.jsonl, thinned to at most 400 points; empty if there is no log."""
+    if not path.exists():
+        return {"steps": [], "loss": [], "validation": {"steps": [], "loss": []}}
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    kept = rows[:: max(1, len(rows) // 400)]
+    held = [row for row in rows if "validation/reconstruction" in row]
+    validation = {"steps": [r["step"] for r in held], "loss": [r["validation/reconstruction"] for r in held]}
+    return {"steps": [r["step"] for r in kept], "loss": [r["loss"] for r in kept], "validation": validation}
+
+
+def translator_curve(path: Path) -> dict[str, Any]:
+    """Steps, training and validation loss of a translator's log; empty if there is none."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    rows = [row for row in rows if "validation/action" in row]
+    steps, train = [row["step"] for row in rows], [row["loss"] for row in rows]
+    return {"steps": steps, "train": train, "validation": [row["validation/action"] for row in rows]}
+
+
+def _maybe(estimate: Estimate | None) -> dict[str, float] | None:
+    return estimate.to_dict() if estimate else None
+
+
+def _reconstruction_row(s: ReconstructionScore, clip: Clip) -> dict[str, Any]:
+    means = {
+        name: None if v is None else bootstrap_mean(v, clip.episode).to_dict()
+        for name, v in (("psnr", s.psnr), ("ssim", s.ssim), ("lpips", s.lpips))
+    }
+    return {"name": s.name, "role": s.role, "k": s.k, **means}
+
+
+def _translation_row(s: TranslationScore, clip: Clip) -> dict[str, Any]:
+    episode = np.asarray(clip.episode)
+    nmse = None if s.error is None or s.spread is None else bootstrap_ratio(s.error, s.spread, episode).to_dict()
+    accuracy = None if s.right is None else bootstrap_mean(s.right, episode).to_dict()
+    loss = bootstrap_mean(s.loss, episode).to_dict()
+    return {"name": s.name, "role": s.role, "k": s.k, "loss": loss, "accuracy": accuracy, "nmse": nmse}
