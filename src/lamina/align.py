@@ -20,11 +20,11 @@ from jaxtyping import Float, Int
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lamina.data import ClipStream, DataConfig, count_transitions, gather
+from lamina.data import ClipStream, DataConfig, count_transitions, gather, open_source, parse_data
 from lamina.draws import Draws
 from lamina.encoder import ENCODERS
 from lamina.errors import LaminaError
-from lamina.files import whole_folder
+from lamina.files import disk_errors, whole_folder, write_text
 from lamina.lam import LAM, LAMConfig, LatentActionModel, load_weights, part_kind
 from lamina.shapes import ActionSpec, Clip, to_float
 from lamina.train import Losses, TrainConfig, fit
@@ -35,7 +35,9 @@ Condition = Literal["latent", "latent+previous", "latent+previous+observation"]
 class Hourglass(nn.Module):
     """Hourglass MLP (Chen et al. 2025): residual stream at the wide width, each block narrows and widens again. [b i] -> [b o]."""
 
-    def __init__(self, inputs: int, outputs: int, width: int = 512, narrow: int = 128, layers: int = 3, dropout: float = 0.1):
+    def __init__(
+        self, inputs: int, outputs: int, width: int = 512, narrow: int = 128, layers: int = 3, dropout: float = 0.1
+    ):
         super().__init__()
         self.inputs = nn.Linear(inputs, width)
         self.blocks = nn.ModuleList(
@@ -116,7 +118,9 @@ class TranslatorConfig:
 class Translator(nn.Module):
     """g(null-filled latent, previous action[, features of o_t]) -> action."""
 
-    def __init__(self, latent: int, spec: ActionSpec, config: TranslatorConfig = TranslatorConfig(), observation: int = 0):  # noqa: B008
+    def __init__(
+        self, latent: int, spec: ActionSpec, config: TranslatorConfig = TranslatorConfig(), observation: int = 0
+    ):
         super().__init__()
         self.action = ActionHead(spec)
         self.condition = config.condition
@@ -196,7 +200,9 @@ class Minibatches:
         per_epoch = len(self.items) // self.batch
         while True:
             epoch, place = divmod(self.drawn, per_epoch)
-            order = torch.randperm(len(self.items), generator=torch.Generator().manual_seed(self.seed * 1_000_003 + epoch))
+            order = torch.randperm(
+                len(self.items), generator=torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+            )
             self.drawn += 1
             yield self.items[order[place * self.batch : (place + 1) * self.batch]]
 
@@ -215,7 +221,9 @@ def parse_labels(text: str, transitions: int) -> int:
     except ValueError as error:
         raise LaminaError(f"--labels {text}: give a number of transitions (120) or a share (5%)") from error
     if not 8 <= number <= transitions:
-        raise LaminaError(f"--labels {text}: is {number} of {transitions} transitions; give at least 8 and no more than there are")
+        raise LaminaError(
+            f"--labels {text}: is {number} of {transitions} transitions; give at least 8 and no more than there are"
+        )
     return number
 
 
@@ -331,7 +339,13 @@ def quick(steps: int, seed: int, lr: float = 1e-3, batch: int = 64) -> TrainConf
 
 
 def train_translator(
-    lam: LAM, train: Labelled, held: Labelled, spec: ActionSpec, config: TranslatorConfig, training: TrainConfig, run: Path | None = None
+    lam: LAM,
+    train: Labelled,
+    held: Labelled,
+    spec: ActionSpec,
+    config: TranslatorConfig,
+    training: TrainConfig,
+    run: Path | None = None,
 ) -> tuple[Translator, float]:
     """A translator for a frozen LAM, and its validation loss. ``run`` keeps log and checkpoints (a temporary folder by default)."""
     torch.manual_seed(training.seed)
@@ -356,3 +370,184 @@ def train_idm(
     with TemporaryDirectory() as scratch:
         loss = fit_head(module, idm_losses, train, held, training, Path(scratch))
     return module.eval(), loss
+
+
+class Joint(nn.Module):
+    """A LAM and its translator, trained together: the action loss reaches encoder and bottleneck (§6.3)."""
+
+    def __init__(self, lam: LAM, translator: Translator):
+        super().__init__()
+        self.lam, self.translator = lam, translator
+
+
+@dataclass(frozen=True)
+class JointBatch:
+    """Labelled transitions for the action loss, unlabelled ones that keep the LAM a LAM."""
+
+    labels: Labelled
+    video: Clip | None = None
+
+    def to(self, device: Any) -> JointBatch:
+        return JointBatch(self.labels.to(device), self.video.to(device) if self.video else None)
+
+
+class JointStream:
+    """Pairs of labelled minibatch and unlabelled batch."""
+
+    def __init__(self, labels: Minibatches, video: ClipStream):
+        self.labels, self.video = labels, video
+
+    def __iter__(self) -> Iterator[JointBatch]:
+        for labels, video in zip(self.labels, self.video, strict=False):
+            yield JointBatch(labels, video)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"labels": self.labels.state_dict(), "video": self.video.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.labels.load_state_dict(state["labels"])
+        self.video.load_state_dict(state["video"])
+
+
+def joint_losses(reconstruction: Losses) -> Losses:
+    """The action loss through encoder, bottleneck and drawn prefix, beside the method's own losses on unlabelled video."""
+
+    def losses(module: Joint, batch: JointBatch, draws: Draws) -> dict[str, Tensor]:
+        lam, labels = module.lam, batch.labels
+        assert labels.clip is not None
+        z = lam.encode(to_float(labels.clip.frames), [(0, 1)])[0, 1].post
+        output = module.translator(lam.prefix(z, lam.prefix.draw(draws, len(z))), labels.previous)
+        terms = {"action": module.translator.action.loss(output, labels.action)}
+        return terms | (reconstruction(lam, batch.video, draws) if batch.video else {})
+
+    return losses
+
+
+@dataclass(frozen=True)
+class AlignConfig:
+    """How latents are tied to actions."""
+
+    labels: str = "5%"
+    """number of labelled transitions (120) or share of the training split (5%); a quarter of them choose the checkpoint"""
+    joint: bool = False
+    """let the action loss update encoder and bottleneck too"""
+    translator: TranslatorConfig = TranslatorConfig()
+    camera: str | None = None
+    action: str = "action"
+
+
+def probe_data(model: LatentActionModel, path: str, camera: str | None = None, action: str = "action") -> DataConfig:
+    """How a model reads data for labels and probes: its own picture size, pairs at its one label gap."""
+    gap = model.provenance.label_gap
+    return DataConfig((path,), model.config.image[1:], gap=(gap, gap), camera=camera, action=action)
+
+
+def align(
+    run: Path,
+    path: str,
+    config: AlignConfig,
+    training: TrainConfig,
+    losses: Losses | None = None,
+    weights: dict[str, float] | None = None,
+) -> Path:
+    """Train the translator of RUN's model on a few labels of the training split and save it.
+
+    Frozen: RUN/translator. Joint (needs the method's ``losses`` and ``weights``): RUN/joint, with the model that moved with it.
+    Raises LaminaError for data without actions, too few labels, or a folder that is there already without ``resume``.
+    """
+    folder = run / ("joint" if config.joint else "translator")
+    if (folder / "translator.json").exists() and not training.resume:
+        raise LaminaError(f"{folder}: aligned already; add --resume to go on, or delete that folder")
+    model = LatentActionModel.from_pretrained(str(run))
+    data = probe_data(model, path, config.camera, config.action)
+    number = parse_labels(config.labels, count_transitions(data, "train"))
+    clip = gather(data, "train", number, seed=training.seed, require_action=True)
+    spec = action_spec(data)
+    items = labelled(model.lam, clip)
+    if config.translator.condition.endswith("observation"):
+        items = dataclasses.replace(items, observation=observe(model.lam, clip))
+    train, held = split_labels(items, training.seed)
+    # The translator is small and its latents are cached: it reads no video while it trains.
+    train_small, held_small = dataclasses.replace(train, clip=None), dataclasses.replace(held, clip=None)
+    scratch = folder / "training"
+    if config.joint:
+        if losses is None or weights is None:
+            raise LaminaError("joint alignment needs the method's own losses")
+        start, _ = train_translator(
+            model.lam, train_small, held_small, spec, config.translator, quick(400, training.seed)
+        )
+        joint = Joint(model.lam.requires_grad_(True), start)
+        joint.lam.prefix.null.requires_grad_(model.config.prefix != "full")
+        video = dataclasses.replace(data, gap=model.provenance.gap_seconds)
+
+        def stream() -> JointStream:
+            labels = Minibatches(train, training.batch, training.seed)
+            return JointStream(labels, ClipStream(video, training.batch, training.seed))
+
+        everything = {"action": 1.0, **weights}
+        fit_joint = joint_losses(losses)
+        loss = fit_head(
+            joint, fit_joint, train, JointBatch(held), training, scratch, everything, stream, "align jointly"
+        )
+        translator = joint.translator
+    else:
+        translator, loss = train_translator(
+            model.lam, train_small, held_small, spec, config.translator, training, scratch
+        )
+    note = {
+        "format": 1,
+        "data": path,
+        "labels": number,
+        "label_episodes": len(items.episode.unique()),
+        "spec": dataclasses.asdict(spec),
+        "config": dataclasses.asdict(config.translator),
+        "latent": items.z.shape[1] * items.z.shape[2],
+        "observation": 0 if items.observation is None else items.observation.shape[-1],
+        "seed": training.seed,
+        "validation_loss": loss,
+    }
+    if config.joint:
+        model.save_pretrained(folder / "model")
+    save_translator(folder, translator, note)
+    return folder
+
+
+def action_spec(data: DataConfig) -> ActionSpec:
+    """The actions of the one source of ``data``. Raises LaminaError if it has none."""
+    spec = open_source(parse_data(data.data[0])[0]).action
+    if spec is None:
+        raise LaminaError(f"{data.data[0]}: has no actions; --data must be a LeRobot dataset with an action feature")
+    return spec
+
+
+@torch.no_grad()
+def observe(lam: LAM, clip: Clip) -> Float[Tensor, "n o"]:
+    """What the encoder says of o_t alone: the latent of the frame against itself."""
+    still = dataclasses.replace(clip, frames=clip.frames[:, :1].expand(-1, 2, -1, -1, -1))
+    return encode_clip(lam, still).flatten(1)
+
+
+def save_translator(folder: Path, translator: Translator, note: dict[str, Any]) -> None:
+    """RUN/translator/: translator.safetensors, then translator.json, whose presence says that both are whole."""
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {name: value.contiguous() for name, value in translator.state_dict().items()}
+        save_file(state, folder / "translator.safetensors")
+    write_text(folder / "translator.json", json.dumps(note, indent=2) + "\n")
+
+
+def load_translator(folder: Path) -> tuple[Translator, dict[str, Any]]:
+    """A saved translator and its note. Raises LaminaError if there is none or it is damaged."""
+    path = folder / "translator.json"
+    try:
+        note = json.loads(path.read_text())
+        spec = note["spec"]
+        actions = ActionSpec(tuple(spec["discrete"]), spec["continuous"], tuple(spec["names"]))
+        config = TranslatorConfig(**note["config"])
+        translator = Translator(note["latent"], actions, config, note["observation"])
+    except FileNotFoundError as error:
+        raise LaminaError(f"{folder}: no translator here; run: lamina align {folder.parent} --data DATASET") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise LaminaError(f"{path}: damaged ({error}); delete {folder} and align again") from error
+    load_weights(translator, folder / "translator.safetensors")
+    return translator.eval(), note

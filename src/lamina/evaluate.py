@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,16 +15,26 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lamina import __version__, codes
-from lamina.align import ActionHead, action_spec, encode_clip, labelled, load_translator, observe, probe_data
+from lamina.align import (
+    ActionHead,
+    TranslatorConfig,
+    action_spec,
+    encode_clip,
+    labelled,
+    load_translator,
+    observe,
+    probe_data,
+)
 from lamina.data import gather, open_source
 from lamina.errors import LaminaError
-from lamina.files import write_text
-from lamina.lam import LAM, LatentActionModel
+from lamina.files import checkpoint_hash, write_text
+from lamina.lam import LAM, LatentActionModel, model_folder
 from lamina.pictures import prefix_picture, transfer_picture
 from lamina.probes.intervals import Estimate, bootstrap_mean, bootstrap_ratio
 from lamina.probes.linear import LinearScore, linear_probe, pixel_features
 from lamina.probes.reconstruction import ReconstructionScore, reconstruct
 from lamina.probes.translation import TranslationScore, controls, score_translator
+from lamina.probes.verdict import verdict
 from lamina.shapes import ActionSpec, Clip, to_float
 
 
@@ -45,19 +55,6 @@ class EvaluateConfig:
 def prefixes_of(slots: int) -> tuple[int, ...]:
     """1, 2, 4, ... and K: the prefix lengths that are reported."""
     return tuple(sorted({2**i for i in range(slots.bit_length()) if 2**i <= slots} | {slots}))
-
-
-def checkpoint_hash(model: Path) -> str:
-    """sha256 of the weights, which names this model in labels and reports."""
-    return hashlib.sha256((model / "model.safetensors").read_bytes()).hexdigest()
-
-
-def model_folder(run: Path) -> Path:
-    """Where RUN keeps its model. Raises LaminaError if it has none."""
-    for folder in (run / "model", run):
-        if (folder / "config.json").is_file() and (folder / "model.safetensors").is_file():
-            return folder
-    raise LaminaError(f"{run}: no trained model here; run: lamina train METHOD --data PATH --out {run}")
 
 
 def evaluate(run: Path, path: str, config: EvaluateConfig) -> Path:
@@ -140,7 +137,9 @@ def evaluate(run: Path, path: str, config: EvaluateConfig) -> Path:
         },
     ]
     record["notes"] = notes
-    record["verdict"] = verdict(reconstruction, small, translation, test, record)
+    record["verdict"] = verdict(
+        reconstruction, small, translation, test, record.get("labels", 0), record["codes"]["warnings"]
+    )
     write_text(run / "evaluation.json", json.dumps(record, indent=1) + "\n")
     return run / "evaluation.json"
 
@@ -199,7 +198,7 @@ def translator_probes(
         )
     items = labelled(model.lam, test)
     if note["observation"]:
-        items = _with_observation(model.lam, items)
+        items = dataclasses.replace(items, observation=observe(model.lam, test))
     name = model.provenance.method
     scores = score_translator(translator, model.lam.prefix, items, prefixes, name, "model")
     if (run / "joint" / "translator.json").exists():
@@ -209,104 +208,8 @@ def translator_probes(
             head, joint.lam.prefix, labelled(joint.lam, test), prefixes, f"{name}, joint", "model"
         )
     labels = gather(probe_data(model, note["data"]), "train", note["labels"], seed=note["seed"], require_action=True)
-    scores += controls(model.lam, labels, test, spec, translator_config(note), note["seed"])
+    scores += controls(model.lam, labels, test, spec, TranslatorConfig(**note["config"]), note["seed"])
     return scores, note
-
-
-def translator_config(note: dict[str, Any]) -> Any:
-    """The translator's own options, from its note."""
-    from lamina.align import TranslatorConfig
-
-    return TranslatorConfig(**note["config"])
-
-
-def _with_observation(lam: LAM, items: Any) -> Any:
-    import dataclasses
-
-    return dataclasses.replace(items, observation=observe(lam, items.clip))
-
-
-def verdict(
-    reconstruction: list[ReconstructionScore],
-    shown: Clip,
-    translation: list[TranslationScore],
-    test: Clip,
-    record: dict[str, Any],
-) -> list[dict[str, str]]:
-    """The findings that decide whether these latents can be trusted, in plain words, worst news not last."""
-    found: list[dict[str, str]] = []
-
-    def say(level: str, text: str) -> None:
-        found.append({"level": level, "text": text})
-
-    by_name = {(s.name, s.k): s for s in reconstruction}
-    model = [s for s in reconstruction if s.role == "model"]
-    full = model[-1]
-    shuffled = next(s for key, s in by_name.items() if key[0] == "shuffled latents")
-    copy = by_name["copy-frame", None]
-    used = bootstrap_mean(full.psnr - shuffled.psnr, shown.episode)
-    if used.low > 0.5:
-        say(
-            "good",
-            f"The latent is used: the right latent predicts the next frame {used.mean:.1f} dB better than another transition's.",
-        )
-    elif used.low > 0:
-        say(
-            "warn",
-            f"The latent is used only a little: the right latent is {used.mean:.2f} dB better than another transition's.",
-        )
-    else:
-        say(
-            "bad",
-            "The latent is ignored: another transition's latent predicts the next frame as well. Nothing below can be trusted. Lengthen --gap or train longer.",
-        )
-    gain = bootstrap_mean(full.psnr - copy.psnr, shown.episode)
-    if gain.low > 0:
-        say("good", f"Predictions beat copying the frame by {gain.mean:.1f} dB.")
-    else:
-        say(
-            "bad",
-            f"Predictions are no better than copying the frame ({gain.mean:+.1f} dB): train longer or lengthen --gap.",
-        )
-    if len(model) > 1:
-        growth = bootstrap_mean(full.psnr - model[0].psnr, shown.episode)
-        say("note", f"From k = {model[0].k} to k = {full.k} slots the prediction gains {growth.mean:+.1f} dB.")
-    for text in record["codes"]["warnings"]:
-        say("warn", text[0].upper() + text[1:] + ".")
-    ours = [s for s in translation if s.role == "model" and "joint" not in s.name]
-    rivals = [s for s in translation if s.role == "control"]
-    if ours and rivals:
-        best = min(ours, key=lambda s: float(s.loss.mean()))
-        strongest = min(rivals, key=lambda s: float(s.loss.mean()))
-        worst_full = ours[-1]
-        gap = bootstrap_mean(strongest.loss - worst_full.loss, test.episode)
-        labels = record["labels"]
-        if gap.low > 0:
-            say(
-                "good",
-                f"With {labels} labels the latents tell the actions: the loss at k = {worst_full.k} is {worst_full.loss.mean():.2f}, below every control (the strongest, {strongest.name}: {strongest.loss.mean():.2f}).",
-            )
-        elif gap.mean > 0:
-            say(
-                "warn",
-                f"With {labels} labels the latents look better than every control, but not beyond doubt ({strongest.name}: {strongest.loss.mean():.2f} against {worst_full.loss.mean():.2f}). Use more labels or more test episodes.",
-            )
-        else:
-            say(
-                "bad",
-                f"With {labels} labels the latents tell no more about the actions than the control '{strongest.name}' ({worst_full.loss.mean():.2f} against {strongest.loss.mean():.2f}).",
-            )
-        if best is not worst_full:
-            say("note", f"The best prefix for actions is k = {best.k} (loss {best.loss.mean():.2f}).")
-        for reference in (s for s in translation if s.role == "reference"):
-            ahead = bootstrap_mean(reference.loss - best.loss, test.episode)
-            if ahead.high < 0:
-                say(
-                    "warn",
-                    f"With these labels the reference '{reference.name}' does better than the latents ({reference.loss.mean():.2f} against {best.loss.mean():.2f}).",
-                )
-    order = {"bad": 0, "warn": 1, "good": 2, "note": 3}
-    return sorted(found, key=lambda item: order[item["level"]])
 
 
 def training_curve(path: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -73,3 +74,8 @@ def whole_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(partial, ignore_errors=True)
             raise
         shutil.rmtree(old, ignore_errors=True)
+
+
+def checkpoint_hash(model: Path) -> str:
+    """sha256 of a model folder's weights, which names the model in labels and reports."""
+    return hashlib.sha256((model / "model.safetensors").read_bytes()).hexdigest()

@@ -47,8 +47,7 @@ class LAMConfig:
         values: dict[str, Any] = {"image": list(self.image), "slots": self.slots, "prefix": self.prefix}
         for part, kinds in _PARTS.items():
             config = getattr(self, part)
-            kind = next(name for name, cls in kinds.items() if isinstance(config, cls.Config))  # type: ignore[arg-type]
-            values[part] = {"kind": kind, **dataclasses.asdict(config)}
+            values[part] = {"kind": part_kind(config), **dataclasses.asdict(config)}
         return json.loads(json.dumps(values))
 
     @classmethod
@@ -68,6 +67,11 @@ class LAMConfig:
 _PARTS: dict[str, dict[str, type[nn.Module]]] = {"encoder": ENCODERS, "bottleneck": BOTTLENECKS, "decoder": DECODERS}
 
 
+def part_kind(config: Any) -> str:
+    """The name of the part that a part's config belongs to: "conv", "fsq", "flow", ..."""
+    return next(name for kinds in _PARTS.values() for name, cls in kinds.items() if isinstance(config, cls.Config))  # type: ignore[arg-type]
+
+
 class LAM(nn.Module):
     """A latent action model. Frames are float [-1, 1] inside; see :class:`LatentActionModel` for uint8 in and out."""
 
@@ -76,12 +80,10 @@ class LAM(nn.Module):
         if config.slots < 1:
             raise LaminaError(f"a LAM needs at least one slot, got {config.slots}")
         self.config = config
-        kinds = config.to_dict()
-        bottleneck = dataclasses.asdict(config.bottleneck)
-        self.bottleneck = BOTTLENECKS[kinds["bottleneck"]["kind"]](**bottleneck)
+        self.bottleneck = BOTTLENECKS[part_kind(config.bottleneck)](**dataclasses.asdict(config.bottleneck))
         dim: int = self.bottleneck.dim  # type: ignore[assignment]
-        self.encoder = ENCODERS[kinds["encoder"]["kind"]](config.encoder, config.image, config.slots, dim)
-        self.decoder = DECODERS[kinds["decoder"]["kind"]](config.decoder, config.image, config.slots, dim)
+        self.encoder = ENCODERS[part_kind(config.encoder)](config.encoder, config.image, config.slots, dim)
+        self.decoder = DECODERS[part_kind(config.decoder)](config.decoder, config.image, config.slots, dim)
         self.prefix = RetainedPrefix(config.slots, dim, config.prefix)
 
     @property
@@ -252,6 +254,14 @@ Encodes a pair of frames as {self.config.slots} slots of {self.lam.dim} channels
     latent = model.encode(src, dst)
 """
         return ModelCard(text)
+
+
+def model_folder(run: Path) -> Path:
+    """Where a run keeps its model (or the folder itself). Raises LaminaError if there is none."""
+    for folder in (run / "model", run):
+        if (folder / "config.json").is_file() and (folder / "model.safetensors").is_file():
+            return folder
+    raise LaminaError(f"{run}: no trained model here; run: lamina train METHOD --data PATH --out {run}")
 
 
 def read_config(path: Path) -> tuple[LAMConfig, Provenance]:

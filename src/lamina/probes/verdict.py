@@ -1,0 +1,93 @@
+"""The verdict: what the probes found, in plain words, worst news first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lamina.probes.intervals import bootstrap_mean
+from lamina.probes.reconstruction import ReconstructionScore
+from lamina.probes.translation import TranslationScore
+from lamina.shapes import Clip
+
+Finding = tuple[str, str]  # level (bad, warn, good, note) and one plain sentence
+
+
+def judge_reconstruction(scores: list[ReconstructionScore], clip: Clip) -> Iterator[Finding]:
+    """Is the latent used, and does the prediction beat a copy?"""
+    model = [s for s in scores if s.role == "model"]
+    full = model[-1]
+    other = next(s for s in scores if s.name == "shuffled latents")
+    copy = next(s for s in scores if s.name == "copy-frame")
+    used = bootstrap_mean(full.psnr - other.psnr, clip.episode)
+    better = f"the right latent predicts the next frame {used.mean:.2f} dB better than another transition's"
+    if used.low > 0.5:
+        yield "good", f"The latent is used: {better}."
+    elif used.low > 0:
+        yield "warn", f"The latent is used only a little: {better}. Lengthen --gap or train longer."
+    else:
+        yield (
+            "bad",
+            "The latent is ignored: another transition's latent predicts the next frame as well. "
+            "Trust nothing below. Lengthen --gap or train longer.",
+        )
+    gain = bootstrap_mean(full.psnr - copy.psnr, clip.episode)
+    if gain.low > 0:
+        yield "good", f"Predictions beat copying the frame by {gain.mean:.1f} dB."
+    else:
+        yield (
+            "bad",
+            f"Predictions are no better than a copy of the frame ({gain.mean:+.1f} dB): train longer or lengthen --gap.",
+        )
+    if len(model) > 1:
+        growth = bootstrap_mean(full.psnr - model[0].psnr, clip.episode)
+        yield "note", f"From k = {model[0].k} to k = {full.k} slots the prediction gains {growth.mean:+.1f} dB."
+
+
+def judge_translation(scores: list[TranslationScore], clip: Clip, labels: int) -> Iterator[Finding]:
+    """Do the latents tell the actions, beyond what every control tells?"""
+    ours = [s for s in scores if s.role == "model" and not s.name.endswith("joint")]
+    rivals = [s for s in scores if s.role == "control"]
+    if not ours or not rivals:
+        return
+    full = ours[-1]
+    strongest = min(rivals, key=lambda s: float(s.loss.mean()))
+    gap = bootstrap_mean(strongest.loss - full.loss, clip.episode)
+    figures = f"loss {full.loss.mean():.2f} at k = {full.k} against {strongest.loss.mean():.2f} for '{strongest.name}'"
+    if gap.low > 0:
+        yield (
+            "good",
+            f"With {labels} labels the latents tell the actions better than every control: {figures}, the strongest.",
+        )
+    elif gap.mean > 0:
+        yield (
+            "warn",
+            f"With {labels} labels the latents look better than every control, but not beyond doubt: {figures}. "
+            "Use more labels or more test episodes.",
+        )
+    else:
+        yield "bad", f"With {labels} labels the latents tell no more about the actions than a control does: {figures}."
+    best = min(ours, key=lambda s: float(s.loss.mean()))
+    if best is not full:
+        yield "note", f"The best prefix for the actions is k = {best.k}: loss {best.loss.mean():.2f}."
+    for reference in (s for s in scores if s.role == "reference"):
+        if bootstrap_mean(reference.loss - best.loss, clip.episode).high < 0:
+            yield (
+                "warn",
+                f"On these labels '{reference.name}' does better than the latents: "
+                f"loss {reference.loss.mean():.2f} against {best.loss.mean():.2f}.",
+            )
+
+
+def verdict(
+    reconstruction: list[ReconstructionScore],
+    shown: Clip,
+    translation: list[TranslationScore],
+    test: Clip,
+    labels: int,
+    code_warnings: list[str],
+) -> list[dict[str, str]]:
+    """All findings as {"level", "text"}, worst first. ``shown``: the transitions that were decoded; ``test``: those translated."""
+    found = [*judge_reconstruction(reconstruction, shown), *judge_translation(translation, test, labels)]
+    found += [("warn", f"{text[0].upper()}{text[1:]}.") for text in code_warnings]
+    order = ["bad", "warn", "good", "note"]
+    return [{"level": level, "text": text} for level, text in sorted(found, key=lambda f: order.index(f[0]))]
