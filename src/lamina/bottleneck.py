@@ -86,7 +86,8 @@ class VQ(nn.Module):
 
     A code whose moving count falls below ``dead_below`` is replaced, inside the step, by an encoder output of the batch; the
     first training batch fills the whole codebook this way. ``gradient="noise"`` is NSVQ (Vali & Backstrom 2022): the error is
-    replaced by noise of the same length, so the encoder sees how far it is from a code. ``aux["commitment"]`` is |x - sg(e)|^2, mean over k and d.
+    replaced by noise of the same length, so the encoder sees how far it is from a code. ``aux["commitment"]`` is
+    |x - sg(e)|^2, mean over k and d.
     """
 
     codebook: Tensor
@@ -139,7 +140,7 @@ class VQ(nn.Module):
             noise = torch.randn(z.shape, generator=generator, device=z.device)
             post = z + error * noise / noise.norm(dim=-1, keepdim=True).clamp_min(1e-12)
         else:
-            post = z + (code - z).detach()
+            post = code + (z - z.detach())  # in this order post is the code to the last bit
         return Latent(pre=x, post=post, index=index.view(z.shape[:2]), aux={"commitment": commitment})
 
     def index_to_codes(self, index: Int[Tensor, "b k"]) -> Float[Tensor, "b k d"]:
