@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import warnings
 from collections import Counter, OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Literal
 
@@ -73,7 +73,7 @@ def _index(container: av.container.InputContainer, path: Path) -> FrameIndex:
             keys.append(packet.pts)
     if not stamps:
         raise DecodeError(f"{path}: holds no frame; remove it")
-    if len(stamps) + hidden < stream.frames:
+    if "mp4" in container.format.name and len(stamps) + hidden < stream.frames:
         raise DecodeError(f"{path}: is truncated, {len(stamps)} of {stream.frames} frames; remove or re-encode it")
     pts = np.unique(np.array(stamps, dtype=np.int64))
     if len(pts) < len(stamps):
@@ -141,57 +141,87 @@ class _Decoder:
         self.stream = self.container.streams.video[0]
         # One thread: workers already use every core, and frame threads cost CPU time and delay after each seek.
         self.stream.thread_type = "NONE"
+        # Damage must be an error; by default the decoder would paint over it.
         self.stream.codec_context.options = {"err_detect": "explode"}
         self.base = float(self.stream.time_base or 1)
         self.reformatter = VideoReformatter()
+        self.packets: Iterator[av.Packet] = iter(())
         self.decoded: Iterator[av.VideoFrame] = iter(())
         self.ahead: av.VideoFrame | None = None  # decoded, not yet delivered
-        self.position = -np.inf  # seconds of the last frame taken from the decoder
-
-    def _advance(self) -> av.VideoFrame | None:
-        self.ahead = None
-        for frame in self.decoded:
-            if frame.pts is None:
-                continue
-            if frame.is_corrupt:
-                raise ValueError(f"damaged frame at {float(frame.time):.3f} s")
-            self.ahead, self.position = frame, float(frame.time)
-            return frame
-        self.position = np.inf
-        return None
-
-    def _seek(self, time: float, tolerance: float) -> None:
-        """Stand at or before the frame at ``time``: with reordered frames the first seek can land behind it."""
-        for back in (0.0, 1.0, 10.0, np.inf):
-            target = max(time - back, 0.0) if np.isfinite(back) else 0.0
-            origin = self.stream.start_time or 0
-            offset = max(int((target + tolerance) / self.base), origin) if np.isfinite(back) else origin
-            self.container.seek(offset, stream=self.stream)
-            self.decoded = self.container.decode(self.stream)
-            frame = self._advance()
-            if frame is not None and self.position <= time + tolerance:
-                return
-        raise ValueError(f"no frame at {time:.3f} s")
+        self.position = -np.inf  # seconds of the frame ahead
 
     def read(
         self, times: Float[np.ndarray, "n"], size: tuple[int, int] | None, tolerance: float
     ) -> UInt8[np.ndarray, "n h w 3"]:
         out: np.ndarray | None = None
-        for row, time in enumerate(times):
-            if not (time - 1.0 <= self.position <= time + tolerance):
-                self._seek(time, tolerance)
-            while self.position < time - tolerance:
-                if self._advance() is None:
-                    break
-            if self.ahead is None or abs(self.position - time) > tolerance:
-                raise ValueError(f"no frame at {time:.3f} s")
-            image = self._image(self.ahead, size if out is None or size else out.shape[1:3])
+        for row, time in enumerate(times.tolist()):
+            image = self._image(self._frame(time, tolerance), size if out is None or size else out.shape[1:3])
             if out is None:
                 out = np.empty((len(times), *image.shape), dtype=np.uint8)
             out[row] = image
         if out is None:
             raise ValueError("no frames were asked for")
         return out
+
+    def _frame(self, time: float, tolerance: float) -> av.VideoFrame:
+        if not time - 1.0 <= self.position <= time + tolerance:
+            self._seek(time, tolerance)
+        try:
+            return self._forward(time, tolerance)
+        except av.error.InvalidDataError:
+            # In an open group of pictures the frames after a key frame may name ones before it. Starting one key frame
+            # earlier tells that from damage.
+            self._seek(time, tolerance, earlier=True)
+            return self._forward(time, tolerance)
+
+    def _forward(self, time: float, tolerance: float) -> av.VideoFrame:
+        while self.position < time - tolerance:
+            self._advance()
+        if self.ahead is None or self.position > time + tolerance:
+            raise ValueError(f"no frame at {time:.3f} s")
+        return self.ahead
+
+    def _advance(self) -> None:
+        self.ahead, self.position = None, np.inf
+        for frame in self.decoded:
+            if frame.is_corrupt:
+                raise ValueError(f"damaged frame at {frame.time or 0.0:.3f} s")
+            if frame.pts is not None:
+                self.ahead, self.position = frame, float(frame.time)
+                return
+
+    def _seek(self, time: float, tolerance: float, earlier: bool = False) -> None:
+        """Begin at the last key frame that shows at or before ``time``, or at the one before that."""
+        first = int((time + tolerance) / self.base)
+        key = self._begin(first, lambda k: k.pts is not None and k.pts <= first)
+        trusted = key.pts
+        if earlier:
+            dts = key.dts if key.dts is not None else key.pts
+            key = self._begin(dts - 1, lambda k: k.pts is not None and k.pts < trusted)
+        self.decoded = self._decode(key, trusted)
+        self.ahead, self.position = None, -np.inf
+
+    def _begin(self, target: int, fits: Callable[[av.Packet], bool]) -> av.Packet:
+        """Seek to a key frame that fits. Containers seek by decoding time, so the first try may land too late."""
+        for back in (0.0, 1.0, 10.0, np.inf):
+            origin = self.stream.start_time or 0
+            self.container.seek(
+                origin if back == np.inf else max(target - int(back / self.base), origin), stream=self.stream
+            )
+            self.packets = iter(self.container.demux(self.stream))
+            packet = next(self.packets)
+            if fits(packet):
+                return packet
+        raise ValueError(f"no frame at {target * self.base:.3f} s")
+
+    def _decode(self, key: av.Packet, trusted: int) -> Iterator[av.VideoFrame]:
+        """All frames from a key frame on in the order they show; those before ``trusted`` may lack what they need."""
+        for packet in chain([key], self.packets):
+            try:
+                yield from self.stream.decode(packet)
+            except av.error.InvalidDataError:
+                if packet.pts is None or packet.pts >= trusted:
+                    raise
 
     def _image(self, frame: av.VideoFrame, size: tuple[int, ...] | None) -> UInt8[np.ndarray, "h w 3"]:
         turned = frame.rotation % 180 == 90
