@@ -193,7 +193,16 @@ class LatentActionModel(nn.Module, PyTorchModelHubMixin):
         z = self.lam.prefix(z, self.config.slots if k is None else k)
         return to_uint8(self.lam.decoder.sample(frames, z, Draws(seed, device=frames.device)))  # type: ignore[operator]
 
-    # What the hub mixin calls; save_pretrained, from_pretrained and push_to_hub are its own.
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> LatentActionModel:
+        """A model from a folder, a run folder or the hub. ``options``: map_location, and the hub's (revision, token, ...).
+
+        Raises LaminaError if there is none, or if its files are damaged or of another version.
+        """
+        # The mixin's own would read config.json first, unchecked.
+        return cls._from_pretrained(model_id=str(pretrained_model_name_or_path), **options)
+
+    # What the hub mixin calls; save_pretrained and push_to_hub are its own.
 
     def _save_pretrained(self, save_directory: Path) -> None:
         save_directory.mkdir(parents=True, exist_ok=True)
@@ -281,7 +290,11 @@ def read_config(path: Path) -> tuple[LAMConfig, Provenance]:
         p = values["provenance"]
         provenance = Provenance(**{**p, "data": tuple(p["data"]), "gap_seconds": tuple(p["gap_seconds"])})
         return LAMConfig.from_dict(values["model"]), provenance
-    except (KeyError, TypeError, LaminaError) as error:
+    except KeyError as error:
+        raise LaminaError(
+            f"{path}: is not a saved model's config, {error} is missing; has the training finished?"
+        ) from error
+    except (TypeError, LaminaError) as error:
         raise LaminaError(f"{path}: {error}") from error
 
 
