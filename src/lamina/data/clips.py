@@ -226,7 +226,15 @@ class _Shard:
         """Take in the next segment."""
         if self.arrivals is None:
             self.arrivals = self._start()
-        turn, segment, decoded, delays = next(self.arrivals)
+        try:
+            turn, segment, decoded, delays = next(self.arrivals)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            reason = str(error).splitlines()[0]
+            raise LaminaError(
+                f"{self.plan.config.data[0]}: a decoding process died ({reason}); try workers = 0"
+            ) from error
         self.turn = turn.after(segment)
         self.barren += 1
         if isinstance(decoded, LaminaError):
@@ -298,7 +306,9 @@ class ClipStream:
         self.plan = Plan(config, split)
         self._shards = {r: _Shard(self.plan, seed, r, shards) for r in (range(shards) if shard is None else (shard,))}
         self._each = batch // shards
-        description = json.dumps([asdict(config), batch, seed, split, shards, self.plan.counts], default=str)
+        settings = {k: v for k, v in asdict(config).items() if k not in ("data", "workers", "max_bad")}
+        segments = [len(s) for s in self.plan.segments]
+        description = json.dumps([settings, batch, seed, split, shards, self.plan.counts, self.plan.shares, segments])
         self._fingerprint = hashlib.sha256(description.encode()).hexdigest()[:16]
 
     @property

@@ -178,6 +178,8 @@ class LeRobotDataset:
         self, episode: Episode, camera: str, start: int, stop: int, size: tuple[int, int] | None = None
     ) -> UInt8[np.ndarray, "n h w 3"]:
         """See :meth:`lamina.data.episodes.Source.frames`."""
+        if camera not in self.cameras:
+            raise LaminaError(f"{self.root}: has no camera '{camera}'; it has: {', '.join(self.cameras)}")
         origin = self.places[f"videos/{camera}/from_timestamp"][episode.number]
         times = origin + episode.times[start:stop]
         return decode(self.video_file(episode.number, camera), times, size, tolerance=0.4 / episode.fps)

@@ -12,13 +12,19 @@ Statistics = dict[str, np.ndarray]
 
 
 def column_statistics(values: Shaped[np.ndarray, "t d"]) -> Statistics:
-    """Statistics of a numeric feature, [d] each and count [1]; zeros with count 0 if there is no row."""
+    """Statistics of a numeric feature, [d] each and count [1]; zeros with count 0 if there is no row.
+
+    The extremes of whole numbers are whole numbers, as LeRobot has them.
+    """
     x = values.astype(np.float64)
+    exact = values if values.dtype.kind in "iu" else x
     if len(x) == 0:
-        return {s: np.zeros(1 if s == "count" else x.shape[1]) for s in STATISTICS}
+        zeros = {s: np.zeros(x.shape[1]) for s in STATISTICS}
+        none = np.zeros(x.shape[1], exact.dtype)
+        return {**zeros, "min": none, "max": none, "count": np.array([0])}
     return {
-        "min": x.min(0),
-        "max": x.max(0),
+        "min": exact.min(0),
+        "max": exact.max(0),
         "mean": x.mean(0),
         "std": x.std(0),
         "count": np.array([len(x)]),

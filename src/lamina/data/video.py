@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -193,16 +193,15 @@ class _Decoder:
     def _seek(self, time: float, tolerance: float, earlier: bool = False) -> None:
         """Begin at the last key frame that shows at or before ``time``, or at the one before that."""
         first = int((time + tolerance) / self.base)
-        key = self._begin(first, lambda k: k.pts is not None and k.pts <= first)
-        trusted = key.pts
+        key = self._begin(first, latest=first)
+        trusted: int = key.pts  # type: ignore[assignment]
         if earlier:
-            dts = key.dts if key.dts is not None else key.pts
-            key = self._begin(dts - 1, lambda k: k.pts is not None and k.pts < trusted)
+            key = self._begin((trusted if key.dts is None else key.dts) - 1, latest=trusted - 1)
         self.decoded = self._decode(key, trusted)
         self.ahead, self.position = None, -np.inf
 
-    def _begin(self, target: int, fits: Callable[[av.Packet], bool]) -> av.Packet:
-        """Seek to a key frame that fits. Containers seek by decoding time, so the first try may land too late."""
+    def _begin(self, target: int, latest: int) -> av.Packet:
+        """Seek to a key frame that shows at ``latest`` or before. Containers seek by decoding time: a try can miss."""
         for back in (0.0, 1.0, 10.0, np.inf):
             origin = self.stream.start_time or 0
             self.container.seek(
@@ -210,7 +209,7 @@ class _Decoder:
             )
             self.packets = iter(self.container.demux(self.stream))
             packet = next(self.packets)
-            if fits(packet):
+            if packet.pts is not None and packet.pts <= latest:
                 return packet
         raise ValueError(f"no frame at {target * self.base:.3f} s")
 

@@ -32,7 +32,7 @@ INDEX_FEATURES = {
     name: {"dtype": "float32" if name == "timestamp" else "int64", "shape": [1], "names": None}
     for name in ("timestamp", "frame_index", "episode_index", "index", "task_index")
 }
-ENCODERS = {"h264": "libx264", "hevc": "libx265", "av1": "libsvtav1"}
+ENCODERS = {"h264": "libx264", "av1": "libsvtav1"}
 
 
 @contextmanager
@@ -108,7 +108,7 @@ def episode_table(rows: list[dict[str, Any]]) -> pa.Table:
     for name in rows[0]:
         values = [row[name] for row in rows]
         if name.startswith("stats/"):
-            kind = pa.int64() if name.endswith("/count") else pa.float64()
+            kind = pa.int64() if values[0].dtype.kind in "iu" else pa.float64()
             for _ in range(values[0].ndim):
                 kind = pa.list_(kind)
             columns[name] = pa.array([v.tolist() for v in values], kind)
@@ -154,6 +154,10 @@ class VideoEncoding:
     g: int = 2
     pix_fmt: str = "yuv420p"
 
+    def __post_init__(self) -> None:
+        if ENCODERS.get(self.codec, self.codec) not in av.codecs_available:
+            raise LaminaError(f"no encoder for '{self.codec}' here; use {' or '.join(ENCODERS)}")
+
     def for_size(self, height: int, width: int) -> str:
         """The pixel format: yuv420p needs even sizes, so an odd height or width is stored in full colour, yuv444p."""
         return "yuv444p" if self.pix_fmt == "yuv420p" and (height % 2 or width % 2) else self.pix_fmt
@@ -162,58 +166,62 @@ class VideoEncoding:
 class _VideoTrack:
     """The files of one camera and one split, in which episodes lie end to end."""
 
-    def __init__(self, folder: Path, fps: Fraction, shape: tuple[int, int, int], encoding: VideoEncoding) -> None:
-        self.folder, self.fps, self.shape, self.encoding = folder, fps, shape, encoding
+    def __init__(
+        self, root: Path, folder: Path, fps: Fraction, shape: tuple[int, int, int], encoding: VideoEncoding
+    ) -> None:
+        self.root, self.folder, self.fps, self.shape, self.encoding = root, folder, fps, shape, encoding
         self.files: list[Path] = []
         self.container: av.container.OutputContainer | None = None
         self.count = 0  # frames in the open file
 
-    def _open(self) -> None:
+    def _open(self) -> av.container.OutputContainer:
         height, width, _ = self.shape
         path = self.folder / f"{len(self.files):06d}.mp4"
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.container = av.open(str(path), "w")
+        container = av.open(str(path), "w")
         self.files.append(path)
         options = {"g": str(self.encoding.g), "crf": str(self.encoding.crf), "bf": "0", "forced-idr": "1"}
         codec = ENCODERS.get(self.encoding.codec, self.encoding.codec)
-        self.stream = cast(av.VideoStream, self.container.add_stream(codec, rate=self.fps, options=options))
+        self.stream = cast(av.VideoStream, container.add_stream(codec, rate=self.fps, options=options))
         self.stream.height, self.stream.width = height, width
         self.stream.pix_fmt = self.encoding.for_size(height, width)
         self.count = 0
+        return container
 
     def add(self, frames: Iterable[UInt8[np.ndarray, "h w 3"]]) -> tuple[int, int, int, Statistics]:
         """Append an episode: (file number, its first frame there, frames, statistics)."""
         if self.container is not None and self.files[-1].stat().st_size > VIDEO_MB * 2**20:
             self.close()
-        if self.container is None:
-            self._open()
-        assert self.container is not None
+        with writing(self.root):
+            self.container = self.container or self._open()
         first = self.count
         histogram = np.zeros((3, 256), dtype=np.int64)
         for frame in frames:
             if frame.shape != self.shape or frame.dtype != np.uint8:
-                raise LaminaError(f"{self.folder.name}: a frame is {frame.dtype} {frame.shape}, not uint8 {self.shape}")
+                raise LaminaError(
+                    f"{self.root}: a frame of {self.folder.name} is {frame.dtype} {frame.shape}, not uint8 {self.shape}"
+                )
             picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
             picture.pts, picture.time_base = self.count, 1 / self.fps
             if self.count == first:
                 picture.pict_type = av.video.frame.PictureType.I
-            for packet in self.stream.encode(picture):
-                self.container.mux(packet)
+            with writing(self.root):
+                self.container.mux(self.stream.encode(picture))
             histogram += pixel_histogram(frame)
             self.count += 1
         length = self.count - first
         if length == 0:
-            raise LaminaError(f"{self.folder.name}: an episode has no frame")
+            raise LaminaError(f"{self.root}: an episode has no frame of {self.folder.name}")
         return len(self.files) - 1, first, length, pixel_statistics(histogram, length)
 
     def close(self) -> None:
         """Finish the open file."""
         if self.container is not None:
             container, self.container = self.container, None
-            for packet in self.stream.encode():
-                container.mux(packet)
-            container.close()
-            sync(self.files[-1])
+            with writing(self.root):
+                container.mux(self.stream.encode())
+                container.close()
+                sync(self.files[-1])
 
 
 class LeRobotWriter:
@@ -272,8 +280,7 @@ class LeRobotWriter:
             raise LaminaError(f"{self.root}: an episode has {sorted({*columns, *videos})}, not {sorted(self.features)}")
         arrays = {n: self._checked(n, values) for n, values in columns.items()}
         try:
-            with writing(self.root):
-                self._add(arrays, videos, task, split)
+            self._add(arrays, videos, task, split)
         except BaseException:
             self.abort()
             raise
@@ -284,11 +291,15 @@ class LeRobotWriter:
         array = array[:, None] if array.ndim == 1 else array
         if array.shape[1:] != tuple(feature["shape"]):
             raise LaminaError(f"{self.root}: '{name}' has shape {array.shape[1:]}, not {tuple(feature['shape'])}")
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
+        kind = np.dtype(feature["dtype"]).kind
+        if kind in "iub" and not np.array_equal(array, array.astype(feature["dtype"])):
             raise LaminaError(
-                f"{self.root}: '{name}' is NaN or infinite at frame {int(np.argwhere(~np.isfinite(array))[0, 0])}"
+                f"{self.root}: '{name}' has values that are no {feature['dtype']}; mend it or its feature"
             )
-        return array
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            frame = int(np.argwhere(~np.isfinite(array))[0, 0])
+            raise LaminaError(f"{self.root}: '{name}' is NaN or infinite at frame {frame} of an episode; mend it")
+        return array.astype(feature["dtype"])
 
     def _add(self, arrays: dict[str, np.ndarray], videos: dict[str, Any], task: str, split: str) -> None:
         statistics: dict[str, Statistics] = {}
@@ -311,17 +322,18 @@ class LeRobotWriter:
             **arrays,
             "timestamp": np.arange(length) / self.fps,
             "frame_index": np.arange(length),
-            "episode_index": np.zeros(length),  # known when all are counted, as is the index
-            "index": np.zeros(length),
+            "episode_index": np.zeros(length, np.int64),  # known when all are counted, as is the index
+            "index": np.zeros(length, np.int64),
             "task_index": np.full(length, number),
         }
         for name, values in arrays.items():
             statistics[name] = column_statistics(values.reshape(length, -1))
         row["statistics"] = statistics
-        if split not in self._spools:
-            self._spools[split] = pq.ParquetWriter(self.partial / f"{split}.parquet", self._schema)
         columns = [to_arrow(arrays[n], self._feature(n)) for n in self._schema.names]
-        self._spools[split].write_table(pa.table(columns, schema=self._schema))
+        with writing(self.root):
+            if split not in self._spools:
+                self._spools[split] = pq.ParquetWriter(self.partial / f"{split}.parquet", self._schema)
+            self._spools[split].write_table(pa.table(columns, schema=self._schema))
         self._episodes[split].append(row)
 
     def _feature(self, name: str) -> dict[str, Any]:
@@ -332,7 +344,7 @@ class LeRobotWriter:
             shape = tuple(int(n) for n in self.features[camera]["shape"])
             folder = self.partial / "encoding" / split / camera
             rate = Fraction(self.fps).limit_denominator(1001)
-            self._tracks[split, camera] = _VideoTrack(folder, rate, shape, self.video)  # type: ignore[arg-type]
+            self._tracks[split, camera] = _VideoTrack(self.root, folder, rate, shape, self.video)  # type: ignore[arg-type]
         return self._tracks[split, camera]
 
     def finish(self) -> Path:
