@@ -45,7 +45,7 @@ class LAMConfig:
     def to_dict(self) -> dict[str, Any]:
         """As JSON-able values; parts carry their name under "kind"."""
         values: dict[str, Any] = {"image": list(self.image), "slots": self.slots, "prefix": self.prefix}
-        for part, kinds in _PARTS.items():
+        for part in _PARTS:
             config = getattr(self, part)
             values[part] = {"kind": part_kind(config), **dataclasses.asdict(config)}
         return json.loads(json.dumps(values))
@@ -234,7 +234,10 @@ class LatentActionModel(nn.Module, PyTorchModelHubMixin):
                     f"{model_id}: neither a run folder nor a model on the hub ({type(error).__name__})"
                 ) from error
         config, provenance = read_config(files[0])
-        model = cls(config, provenance)
+        try:
+            model = cls(config, provenance)
+        except Exception as error:  # torch raises many kinds for sizes that make no sense
+            raise LaminaError(f"{files[0]}: describes no model: {str(error).splitlines()[0]}") from error
         load_weights(model.lam, files[1])
         return model.to(map_location).eval()
 
@@ -294,7 +297,7 @@ def read_config(path: Path) -> tuple[LAMConfig, Provenance]:
         raise LaminaError(
             f"{path}: is not a saved model's config, {error} is missing; has the training finished?"
         ) from error
-    except (TypeError, LaminaError) as error:
+    except (TypeError, ValueError) as error:
         raise LaminaError(f"{path}: {error}") from error
 
 
