@@ -6,7 +6,6 @@ import os
 import warnings
 from collections import Counter, OrderedDict
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -21,7 +20,7 @@ from lamina.data.episodes import DecodeError, Episode, compact_times, split_epis
 from lamina.errors import LaminaError, LaminaWarning
 from lamina.shapes import ActionSpec
 
-SUFFIXES = (".mp4", ".m4v", ".mkv", ".webm", ".mov", ".avi")
+SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm")
 FAILURES = (av.error.FFmpegError, OSError, ValueError, EOFError, MemoryError)
 OPEN_FILES = 4  # decoders kept open per process
 SCANNED = 600  # packets that tell the distance of key frames
@@ -42,19 +41,30 @@ class FrameIndex:
 
 def index_video(path: Path) -> FrameIndex:
     """Read every packet's time stamp (nothing is decoded). Raises DecodeError for a damaged or truncated file."""
+    level = av.logging.get_level()
+    av.logging.set_level(av.logging.ERROR)
     try:
-        with av.open(str(path)) as container:
-            return _index(container, path)
+        with av.logging.Capture() as messages, av.open(str(path)) as container:
+            index = _index(container, path)
     except FAILURES as error:
         if isinstance(error, LaminaError):
             raise
         raise DecodeError(f"{path}: cannot be read as video ({_reason(error)}); remove or re-encode it") from error
+    finally:
+        av.logging.set_level(level)
+    # The Matroska demuxer steps over damage and goes on; all it does is to complain.
+    complaints = [text for _, name, text in messages if "matroska" in name or "Truncating packet" in text]
+    if complaints:
+        raise DecodeError(f"{path}: is damaged or truncated ({complaints[0].strip()}); remove or re-encode it")
+    return index
 
 
 def _index(container: av.container.InputContainer, path: Path) -> FrameIndex:
     if not container.streams.video:
         raise DecodeError(f"{path}: holds no video stream; remove it")
     stream = container.streams.video[0]
+    if stream.codec_context is None:
+        raise DecodeError(f"{path}: no decoder for its codec here; re-encode it: ffmpeg -i IN OUT.mp4")
     stamps: list[int] = []
     keys: list[int] = []
     hidden = 0
@@ -306,15 +316,18 @@ def open_folder(root: Path, number: int = 0, max_bad: int = 8) -> VideoFolder:
     paths = [root] if root.is_file() else inside
     if not paths:
         raise LaminaError(f"{root}: holds no video ({' '.join(SUFFIXES)}) and no meta/info.json of a LeRobot dataset")
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        results = list(pool.map(_try_index, paths))
-    bad = [r for r in results if isinstance(r, DecodeError)]
-    good = [(p, r) for p, r in zip(paths, results, strict=True) if isinstance(r, FrameIndex)]
+    good: list[tuple[Path, FrameIndex]] = []
+    bad: list[DecodeError] = []
+    for path in paths:
+        try:
+            good.append((path, index_video(path)))
+        except DecodeError as error:
+            bad.append(error)
     if len(bad) > max_bad or not good:
         more = f" (and {len(bad) - 1} more files of {root} are bad)" if len(bad) > 1 else ""
         raise LaminaError(f"{bad[0]}{more}")
-    for error in bad:
-        warnings.warn(f"left out: {error}", LaminaWarning, stacklevel=2)
+    for failure in bad:
+        warnings.warn(f"left out: {failure}", LaminaWarning, stacklevel=2)
     episodes = []
     for n, (path, index) in enumerate(good):
         fps, stamps = compact_times(index.times, index.rate)
@@ -328,10 +341,3 @@ def open_folder(root: Path, number: int = 0, max_bad: int = 8) -> VideoFolder:
         fps=Counter(round(e.fps, 3) for e in episodes).most_common(1)[0][0],
         episodes=split_episodes(episodes, names, root),
     )
-
-
-def _try_index(path: Path) -> FrameIndex | DecodeError:
-    try:
-        return index_video(path)
-    except DecodeError as error:
-        return error
