@@ -87,16 +87,19 @@ class Source(Protocol):
 
 
 def compact_times(times: Float[np.ndarray, "t"], rate: float | None = None) -> tuple[float, np.ndarray | None]:
-    """(frames per second, None) if ``times`` are i / fps to 10 microseconds, else (1 / median interval, times).
+    """(frames per second, None) if ``times`` are i / fps to 10 microseconds, else (frames per second, times).
 
-    ``rate`` is used for a single frame, which has no interval.
+    The rate is the mean one, or 1 / median interval where the times stray from it by half a frame and more. ``rate``
+    is used for a single frame, which has no interval.
     """
     if len(times) < 2:
         return float(rate or 1.0), None
-    fps = float(Fraction((len(times) - 1) / (times[-1] - times[0])).limit_denominator(1001))  # 30000/1001, not 29.97003
-    if np.abs(times - np.arange(len(times)) / fps).max() < 1e-5:
+    mean = (len(times) - 1) / (times[-1] - times[0])
+    fps = float(Fraction(mean).limit_denominator(1001))  # 30000/1001, not 29.97003
+    stray = np.abs(times - np.arange(len(times)) / fps).max()
+    if stray < 1e-5:
         return fps, None
-    return float(1.0 / np.median(np.diff(times))), times
+    return (fps if stray < 0.5 / fps else float(1.0 / np.median(np.diff(times)))), times
 
 
 def split_episodes(
