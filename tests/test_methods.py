@@ -1,0 +1,232 @@
+"""One contract for every file in methods/, and the one way that imports run."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import re
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+import torch
+
+import lamina
+from lamina import LatentActionModel, methods
+from lamina.draws import Draws
+from lamina.errors import LaminaError
+from lamina.lam import LAM, LAMConfig
+from lamina.objectives import total
+from lamina.shapes import Clip
+from lamina.train import TrainConfig, fit
+
+torch.set_num_threads(1)
+
+SOURCE = Path(lamina.__file__).parent
+PARTS = [(e, d) for e in ("conv", "transformer") for d in ("flow", "pixel", "unet")]
+every_method = pytest.mark.parametrize("name", methods.names())
+
+
+def clip(image: tuple[int, int], batch: int = 4, frames: int = 2, seed: int = 0) -> Clip:
+    generator = torch.Generator().manual_seed(seed)
+    pictures = torch.randint(0, 256, (batch, frames, 3, *image), dtype=torch.uint8, generator=generator)
+    place = torch.arange(frames).expand(batch, -1)
+    return Clip(pictures, place.float(), place, torch.zeros(batch, dtype=torch.long))
+
+
+def check(module, config) -> None:
+    """The contract of a method, for one setting of its options."""
+    built = module.build(config)
+    assert isinstance(built, LAMConfig) and built.image == (3, *config.image) and built.slots == config.slots
+    torch.manual_seed(0)
+    lam = LAM(built).train()
+    for parameter in lam.parameters():  # a layer that starts at zero stops the gradient of the first step
+        if parameter.requires_grad and not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.1)
+    trained = {n: p for n, p in lam.named_parameters() if p.requires_grad}
+    weights = module.weights(config)
+    optimizer = torch.optim.AdamW(trained.values(), lr=1e-3)
+    reached: set[str] = set()
+    for step in range(3):  # several draws: one of the prefixes may hold all slots, or none
+        batch = clip(config.image, frames=config.frames, seed=step)
+        losses = module.losses(lam, batch, Draws(0, step))
+        assert losses.keys() == weights.keys()
+        assert all(v.shape == (len(batch),) and v.isfinite().all() for v in losses.values())
+        loss = total(losses, weights)
+        assert loss > 0
+        loss.backward()
+        assert all(p.grad.isfinite().all() for p in trained.values() if p.grad is not None)
+        reached |= {n for n, p in trained.items() if p.grad is not None and p.grad.any()}
+        optimizer.step()
+        optimizer.zero_grad()
+    assert reached == trained.keys(), f"no gradient reaches {sorted(trained.keys() - reached)}"
+
+
+@every_method
+@pytest.mark.parametrize("image", [(16, 16), (32, 48), (64, 64)])
+def test_a_method_trains_at_every_size(name, image):
+    module = methods.load(name)
+    check(module, module.Config(size="debug", image=image))
+
+
+@every_method
+@pytest.mark.parametrize(("encoder", "decoder"), PARTS)
+def test_a_method_meets_every_encoder_and_decoder(name, encoder, decoder):
+    module = methods.load(name)
+    check(module, module.Config(size="debug", image=(16, 16), encoder=encoder, decoder=decoder, slots=3))
+
+
+@every_method
+def test_a_method_reads_longer_clips(name):
+    module = methods.load(name)
+    check(module, module.Config(size="debug", image=(16, 16), frames=4, slots=3))
+
+
+@every_method
+def test_a_method_is_saved_and_loaded(name, tmp_path):
+    module = methods.load(name)
+    model = LatentActionModel(module.build(module.Config(size="debug", image=(16, 16)))).eval()
+    model.save_pretrained(tmp_path)
+    again = LatentActionModel.from_pretrained(tmp_path)
+    src, dst = clip((16, 16)).frames.unbind(1)
+    latent = model.encode(src, dst)
+    assert torch.equal(again.encode(src, dst).post, latent.post)
+    assert torch.equal(again.decode(src, latent, 1), model.decode(src, latent, 1))
+
+
+class Pictures:
+    """An endless stream of random clips, the n-th a function of n."""
+
+    def __init__(self) -> None:
+        self.drawn = 0
+
+    def __iter__(self) -> Iterator[Clip]:
+        while True:
+            self.drawn += 1
+            yield clip((16, 16), seed=self.drawn)
+
+    def state_dict(self) -> dict[str, int]:
+        return {"drawn": self.drawn}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.drawn = state["drawn"]
+
+
+@every_method
+def test_a_method_resumes_where_it_was_stopped(name, tmp_path):
+    module = methods.load(name)
+    options = module.Config(size="debug", image=(16, 16), slots=3)
+    config = TrainConfig(steps=5, batch=4, device="cpu", checkpoint_every=2, log_every=1)
+
+    def train(run: Path, resume: bool, stop: int | None) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        calls = iter(range(100))
+
+        def losses(lam, batch, draws):
+            if next(calls) == stop:
+                raise KeyboardInterrupt
+            return module.losses(lam, batch, draws)
+
+        settings = dataclasses.replace(config, resume=resume)
+        lam = LAM(module.build(options))
+        return fit(run, lam, losses, module.weights(options), lambda *_: Pictures(), settings)
+
+    whole = train(tmp_path / "whole", False, None)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "cut", False, 3)
+    resumed = train(tmp_path / "cut", True, None)
+    assert all(torch.equal(value, resumed[key]) for key, value in whole.items())
+
+
+@every_method
+def test_a_methods_file_says_what_it_is(name):
+    module = methods.load(name)
+    text = inspect.getdoc(module)
+    command = re.search(rf"^    lamina train {name}( .*)?$", text, re.MULTILINE)
+    assert command, "the docstring gives no command"
+    assert re.search(r"arXiv|http|§", text), "the docstring names no source"
+    assert "eviation" in text, "the docstring lists no deviations"
+    options = {f.name.replace("_", "-") for f in dataclasses.fields(module.Config)}
+    named = set(re.findall(r"--([a-z-]+)", command.group(0))) - {"data", "out", "gap"}
+    assert named <= options, f"the command has options that the Config lacks: {named - options}"
+    assert dataclasses.is_dataclass(module.Config) and module.Config.__dataclass_params__.frozen
+    module.Config()  # every option has a default
+
+
+def test_an_unknown_method_is_refused_with_a_suggestion():
+    with pytest.raises(LaminaError, match="unknown method 'flexlm': did you mean flexlam"):
+        methods.load("flexlm")
+    with pytest.raises(LaminaError, match=", ".join(methods.names())):
+        methods.load("zzz")
+    for name in ("__init__", "../cli", "flexlam.losses", ""):
+        with pytest.raises(LaminaError):
+            methods.load(name)
+
+
+def test_every_file_in_methods_is_a_method():
+    assert methods.names() == sorted(p.stem for p in (SOURCE / "methods").glob("*.py") if p.stem != "__init__")
+
+
+# ------------------------------------------------------------------------------------------------------- imports
+
+#: Imports run from a later line to an earlier one, or within a line.
+LAYERS = (
+    "errors files shapes draws",
+    "data",
+    "worlds",
+    "layers bottleneck prefix flow_matching encoder decoders objectives lam codes sizes",
+    "train pretrain align",
+    "probes",
+    "label pictures evaluate chart report",
+    "methods",
+    "claims",
+    "cli __main__",
+)
+LEVEL = {part: level for level, line in enumerate(LAYERS) for part in line.split()}
+#: Collecting episodes is the one place where data meets worlds.
+EXCEPTIONS = {("data.collect", "worlds")}
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the package but its root, by name below ``lamina``."""
+    found = {}
+    for path in SOURCE.rglob("*.py"):
+        parts = path.relative_to(SOURCE).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        found[name] = path
+    del found[""]
+    return found
+
+
+def imports(path: Path, known: set[str]) -> set[str]:
+    """The modules of the package that a file imports anywhere in it, by name below ``lamina``."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        for name in names:
+            root, _, rest = name.partition(".")
+            if root == "lamina" and rest:
+                while rest and rest not in known:  # a function of a module
+                    rest = rest.rpartition(".")[0]
+                found.add(rest)
+    return found - {""}
+
+
+def test_imports_run_one_way():
+    known = modules()
+    graph = {name: imports(path, set(known)) - {name} for name, path in known.items()}
+    for name, targets in graph.items():
+        part = name.split(".")[0]
+        assert part in LEVEL, f"{name} has no place in the order of imports"
+        for target in targets:
+            other = target.split(".")[0]
+            allowed = LEVEL[other] <= LEVEL[part] or (name, other) in EXCEPTIONS
+            assert allowed, f"{name} imports {target}, which comes after it"
+    TopologicalSorter(graph).prepare()  # raises CycleError: no two modules import each other
