@@ -283,12 +283,12 @@ def fit(
     open_stream: Callable[[int, int | None], Stream],
     config: TrainConfig,
     validate: Callable[[Any], Validation] | None = None,
-    title: str = "train",
+    title: str | None = None,
 ) -> dict[str, Tensor]:
     """Train ``module`` for ``config.steps`` steps and return its final (averaged) weights on the CPU.
 
     ``losses(module, batch, draws) -> {term: [b]}``; ``open_stream(shards, shard)`` opens the data; ``validate(module)`` is called every
-    ``validate_every`` steps. Logs and checkpoints go to ``run``; with ``config.resume`` it goes on from the last checkpoint there.
+    ``validate_every`` steps; ``title`` names the progress bar (None: no bar). Logs and checkpoints go to ``run``; with ``config.resume`` it goes on from the last checkpoint there.
     Raises LaminaError for a loss that is not finite, a damaged checkpoint, a disk that cannot be written.
     """
     accelerator = _accelerator(config)
@@ -330,7 +330,7 @@ def fit(
         unit="sample",
         unit_scale=True,
         desc=title,
-        disable=world.rank > 0,
+        disable=world.rank > 0 or title is None,
         mininterval=0.5,
         dynamic_ncols=True,
     )
@@ -369,10 +369,14 @@ def fit(
             row |= {"samples_per_second": config.batch / seconds, "data_wait": waited / seconds}
             if validating and validate is not None:
                 module.eval()
+                if sharded:  # validation calls methods of the module, which FSDP2 gathers nothing for
+                    step_module.unshard()
                 figures, told = validate(module)
+                if sharded:
+                    step_module.reshard()
                 module.train()
                 row |= {f"validation/{name}": value for name, value in figures.items()}
-                for text in sorted(set(told) - warned):
+                for text in sorted(set(told) - warned) if world.rank == 0 else ():
                     bar.write(f"warning: step {number}: {text}")
                     warned.add(text)
             log.write(row)
