@@ -18,7 +18,7 @@ WORLDS = {
     "metaworld": "lamina.worlds.metaworld",
     "cheetah": "lamina.worlds.cheetah",
 }
-EXTRAS = {"vizdoom": "doom", "scipy": "doom", "metaworld": "sim", "mujoco": "sim", "dm_control": "sim"}
+EXTRAS = {"vizdoom": "doom", "metaworld": "sim", "mujoco": "sim", "dm_control": "sim"}
 
 
 def make(world: str, size: Size | None = (64, 64)) -> World:
