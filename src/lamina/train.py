@@ -191,7 +191,10 @@ class Checkpoints:
             with whole_folder(self.path(step)) as folder:
                 save_file({k: v.contiguous() for k, v in weights.items()}, folder / "model.safetensors")
                 save_file({k: v.contiguous() for k, v in averaged.items()}, folder / "average.safetensors")
-                torch.save(optim, folder / "optimizer.pt")
+                try:
+                    torch.save(optim, folder / "optimizer.pt")
+                except RuntimeError as error:  # how torch tells of a full disk
+                    raise OSError(str(error).splitlines()[0]) from error
                 write_text(folder / "streams.json", json.dumps(streams))
             for old in self.steps()[: -self.keep]:
                 shutil.rmtree(self.path(old))
@@ -287,8 +290,9 @@ def fit(
 ) -> dict[str, Tensor]:
     """Train ``module`` for ``config.steps`` steps and return its final (averaged) weights on the CPU.
 
-    ``losses(module, batch, draws) -> {term: [b]}``; ``open_stream(shards, shard)`` opens the data; ``validate(module)`` is called every
-    ``validate_every`` steps; ``title`` names the progress bar (None: no bar). Logs and checkpoints go to ``run``; with ``config.resume`` it goes on from the last checkpoint there.
+    ``losses(module, batch, draws) -> {term: [b]}``; ``open_stream(shards, shard)`` opens the data; ``validate(module)`` is called
+    every ``validate_every`` steps; ``title`` names the progress bar (None: no bar). Logs and checkpoints go to ``run``; with
+    ``config.resume`` it goes on from the last checkpoint there.
     Raises LaminaError for a loss that is not finite, a damaged checkpoint, a disk that cannot be written.
     """
     accelerator = _accelerator(config)
