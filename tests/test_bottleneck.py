@@ -48,7 +48,7 @@ def test_fsq_index_and_codes_are_inverse(levels, seed):
     assert codes.abs().max() <= 1
     latent = fsq(normal(4, 5, len(levels), seed=seed, scale=3.0))
     torch.testing.assert_close(fsq.index_to_codes(latent.index), latent.post, rtol=0, atol=1e-6)
-    assert 0 <= latent.index.min() and latent.index.max() < size
+    assert latent.index.min() >= 0 and latent.index.max() < size
 
 
 def test_fsq_reaches_every_code_and_nothing_else():

@@ -1,0 +1,589 @@
+"""The training loop: what it computes, and what is left of a run that was killed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from parallel import SETTINGS, train
+from planted import write_planted
+from safetensors.torch import load_file
+from torch import nn
+
+import lamina.codes
+import lamina.train
+from lamina import LatentActionModel
+from lamina.draws import Draws
+from lamina.errors import LaminaError
+from lamina.train import Checkpoints, TrainConfig, World, fit, learning_rate
+
+torch.set_num_threads(1)
+
+# ------------------------------------------------------------------------------------------------- a toy to count on
+
+
+@dataclass(frozen=True)
+class Rows:
+    x: torch.Tensor
+    y: torch.Tensor
+
+    def to(self, device) -> Rows:
+        return self
+
+
+class Lines:
+    """Batches of an exactly linear relation, row n a function of n."""
+
+    def __init__(self, batch: int):
+        self.batch, self.drawn = batch, 0
+
+    def __iter__(self) -> Iterator[Rows]:
+        while True:
+            numbers = torch.arange(self.drawn, self.drawn + self.batch, dtype=torch.float32)
+            x = torch.stack([torch.sin(numbers), torch.cos(1.7 * numbers), torch.sin(0.3 * numbers)], 1)
+            self.drawn += self.batch
+            yield Rows(x, x @ torch.tensor([[1.0], [-2.0], [0.5]]))
+
+    def state_dict(self) -> dict[str, int]:
+        return {"drawn": self.drawn}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.drawn = state["drawn"]
+
+
+def error(module: nn.Module, batch: Rows, draws: Draws) -> dict[str, torch.Tensor]:
+    return {"error": (module(batch.x) - batch.y).square().mean(1)}
+
+
+def toy(run: Path, losses=error, weights={"error": 1.0}, validate=None, **settings):  # noqa: B006
+    """Train a linear map; returns what ``fit`` returns."""
+    torch.manual_seed(0)
+    defaults = {"steps": 12, "batch": 8, "lr": 0.05, "device": "cpu", "log_every": 1, "checkpoint_every": 4}
+    config = TrainConfig(**{**defaults, **settings})
+    stream = Lines(config.batch // config.accumulate)
+    return fit(run, nn.Linear(3, 1), losses, weights, lambda *_: stream, config, validate)
+
+
+def log(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def curve(run: Path) -> list[dict]:
+    """The log without what depends on the clock."""
+    return [{k: v for k, v in row.items() if k not in ("samples_per_second", "data_wait")} for row in log(run)]
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_the_learning_rate_warms_up_and_then_falls_to_a_tenth():
+    config = TrainConfig(steps=1000, lr=2.0, warmup=50)
+    rates = [learning_rate(config, step) for step in range(1000)]
+    assert rates[:50] == pytest.approx([2.0 * (i + 1) / 50 for i in range(50)])
+    assert rates[50] == pytest.approx(2.0)
+    middle = 50 + 950 // 2
+    assert rates[middle] == pytest.approx(2.0 * (0.1 + 0.9 / 2))
+    assert learning_rate(config, 1000) == pytest.approx(0.2) and learning_rate(config, 5000) == pytest.approx(0.2)
+    assert rates[50:] == sorted(rates[50:], reverse=True)
+    assert learning_rate(dataclasses.replace(config, steps=100), 9) == pytest.approx(2.0)  # a tenth of the run at most
+    assert learning_rate(dataclasses.replace(config, steps=1), 0) == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"steps": 0}, "--steps"),
+        ({"batch": 0}, "--batch"),
+        ({"accumulate": 0}, "--accumulate"),
+        ({"checkpoint_every": 0}, "--checkpoint-every"),
+        ({"log_every": 0}, "--log-every"),
+        ({"lr": 0.0}, "--lr"),
+        ({"lr": math.nan}, "--lr"),
+        ({"batch": 10, "accumulate": 4}, "--batch 10"),
+        ({"batch": 10, "shards": 4}, "--batch 10"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings, words):
+    with pytest.raises(LaminaError, match=words):
+        TrainConfig(**settings)
+
+
+def test_shards_follow_the_processes():
+    config = TrainConfig(batch=8)
+    assert World(0, 1).shards(config) == (1, None)
+    assert World(0, 1).shards(dataclasses.replace(config, shards=4)) == (4, None)
+    assert World(2, 4).shards(config) == (4, 2)
+    for world, settings in ((World(0, 3), {}), (World(0, 2), {"shards": 4}), (World(0, 4), {"accumulate": 4})):
+        with pytest.raises(LaminaError, match="do not divide"):
+            world.shards(dataclasses.replace(config, **settings))
+
+
+def test_the_loop_learns_and_logs_every_step(tmp_path):
+    state = toy(tmp_path, steps=200, ema=0.0, weight_decay=0.0)
+    torch.testing.assert_close(state["weight"], torch.tensor([[1.0, -2.0, 0.5]]), atol=0.02, rtol=0)
+    rows = log(tmp_path)
+    assert [row["step"] for row in rows] == list(range(1, 201))
+    assert all(row.keys() >= {"step", "loss", "error", "lr", "gradient_norm", "samples_per_second"} for row in rows)
+    assert rows[-1]["loss"] < 1e-3 * rows[0]["loss"]
+    assert all(row["loss"] == row["error"] for row in rows)
+
+
+def test_lines_come_every_log_every_steps_and_with_each_validation(tmp_path):
+    calls = []
+
+    def validate(module):
+        assert not module.training
+        calls.append(1)
+        return {"figure": float(len(calls))}, []
+
+    toy(tmp_path, steps=11, log_every=4, validate_every=5, validate=validate)
+    assert [row["step"] for row in log(tmp_path)] == [4, 5, 8, 10, 11]
+    assert [row.get("validation/figure") for row in log(tmp_path)] == [None, 1, None, 2, 3]
+
+
+def test_warnings_of_a_validation_are_told_once(tmp_path, capsys):
+    toy(tmp_path, steps=6, validate_every=2, validate=lambda module: ({}, ["do something"]))
+    assert capsys.readouterr().out.count("warning: step 2: do something") == 1
+
+
+def test_the_log_holds_the_weighted_loss_and_each_term(tmp_path):
+    def losses(module, batch, draws):
+        return {**error(module, batch, draws), "size": module.weight.square().sum().expand(len(batch.x))}
+
+    toy(tmp_path, losses, {"error": 1.0, "size": 0.5}, steps=3)
+    for row in log(tmp_path):
+        assert row["loss"] == pytest.approx(row["error"] + 0.5 * row["size"])
+
+
+@pytest.mark.parametrize("weights", [{}, {"error": 1.0, "other": 1.0}, {"eror": 1.0}])
+def test_every_loss_has_a_weight_and_every_weight_a_loss(tmp_path, weights):
+    with pytest.raises(ValueError, match="different terms"):
+        toy(tmp_path, weights=weights)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(tmp_path):
+    calls = iter(range(100))
+
+    def losses(module, batch, draws):
+        return {"error": error(module, batch, draws)["error"] * (math.nan if next(calls) == 5 else 1.0)}
+
+    with pytest.raises(LaminaError, match=r"loss is nan at step 6.*--lr"):
+        toy(tmp_path, losses)
+    assert [row["step"] for row in log(tmp_path)] == [1, 2, 3, 4, 5]
+    assert Checkpoints(tmp_path, 2).steps() == [4]
+
+
+def test_micro_batches_add_up_to_one_step(tmp_path):
+    whole = toy(tmp_path / "whole", ema=0.0)
+    parts = toy(tmp_path / "parts", ema=0.0, accumulate=4)
+    for name in whole:
+        torch.testing.assert_close(parts[name], whole[name], rtol=1e-5, atol=1e-6)
+    for a, b in zip(log(tmp_path / "whole"), log(tmp_path / "parts"), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
+        assert a["gradient_norm"] == pytest.approx(b["gradient_norm"], rel=1e-4)
+
+
+def test_gradients_are_clipped_to_the_largest_norm(tmp_path):
+    norms = []
+
+    class Recorder(torch.optim.AdamW):
+        def step(self, *args, **options):
+            gradients = [p.grad for group in self.param_groups for p in group["params"]]
+            norms.append(float(torch.cat([g.flatten() for g in gradients]).norm()))
+            return super().step(*args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim, "AdamW", Recorder)
+        toy(tmp_path, clip=0.1)
+    logged = [row["gradient_norm"] for row in log(tmp_path)]
+    assert max(logged) > 0.2
+    assert norms == pytest.approx([min(n, 0.1) for n in logged], rel=1e-3)
+
+
+def test_the_average_is_the_exponential_mean_of_the_weights(tmp_path):
+    seen: list[torch.Tensor] = []
+
+    def losses(module, batch, draws):
+        seen.append(module.weight.detach().clone())
+        return error(module, batch, draws)
+
+    averaged = toy(tmp_path, losses, ema=0.5, steps=20)
+    seen.append(load_file(tmp_path / "checkpoints/step-00000020/model.safetensors")["module.weight"])
+    mean = seen[0]
+    for step, weight in enumerate(seen[1:]):
+        decay = min(0.5, (1 + step) / (10 + step))  # the start does not linger
+        mean = decay * mean + (1 - decay) * weight
+    torch.testing.assert_close(averaged["weight"], mean)
+    assert not torch.allclose(averaged["weight"], seen[-1], atol=1e-4)
+
+
+def test_bf16_trains_float32_weights(tmp_path):
+    kinds = set()
+
+    def losses(module, batch, draws):
+        kinds.add(module(batch.x).dtype)
+        return error(module, batch, draws)
+
+    state = toy(tmp_path, losses, precision="bf16", steps=60)
+    assert kinds == {torch.bfloat16} and state["weight"].dtype == torch.float32
+    rows = log(tmp_path)
+    assert rows[-1]["loss"] < 0.05 * rows[0]["loss"]
+
+
+def test_blocks_are_what_is_compiled(tmp_path, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(nn.Module, "compile", lambda self: compiled.append(type(self).__name__))
+    toy(tmp_path, compile=True, steps=1)
+    assert compiled == []
+    module = nn.Sequential(lamina.train.BLOCKS[0](3, 1), nn.Linear(3, 1))
+
+    def losses(module, batch, draws):
+        return {"error": (module(batch.x[:, None])[:, 0] - batch.y).square().mean(1)}
+
+    config = TrainConfig(steps=1, batch=8, device="cpu", compile=True)
+    fit(tmp_path / "blocks", module, losses, {"error": 1.0}, lambda *_: Lines(8), config)
+    assert compiled == ["Block"]
+
+
+def test_a_device_that_is_not_there_is_refused(tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has one")
+    with pytest.raises(LaminaError, match=r"--device cuda.*--device cpu"):
+        toy(tmp_path, device="cuda")
+
+
+def test_tensorboard_gets_the_figures(tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    toy(tmp_path, tensorboard=True, steps=3)
+    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    losses = [row["loss"] for row in log(tmp_path)]
+    assert [e.value for e in events.Scalars("loss")] == pytest.approx(losses)
+
+
+# ------------------------------------------------------------------------------------------ checkpoints and resuming
+
+
+def test_only_the_last_checkpoints_are_kept(tmp_path):
+    toy(tmp_path, steps=10, checkpoint_every=2, keep=3)
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == [
+        "step-00000006",
+        "step-00000008",
+        "step-00000010",
+    ]
+
+
+def test_a_run_that_has_finished_resumes_to_the_same_weights(tmp_path):
+    before = toy(tmp_path)
+    lines = (tmp_path / "log.jsonl").read_text()
+    assert same(toy(tmp_path, resume=True), before)
+    assert (tmp_path / "log.jsonl").read_text() == lines
+
+
+def test_resume_without_a_checkpoint_starts_at_the_beginning(tmp_path):
+    assert same(toy(tmp_path / "a", resume=True), toy(tmp_path / "b"))
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> Path:
+    return write_planted(tmp_path_factory.mktemp("planted") / "dataset")
+
+
+#: One shard, checkpoints at 3, 6, ...: what the killed runs are compared with.
+ONE = {"shards": 1, "steps": 10, "checkpoint_every": 3, "validate_every": 4}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(dataset, tmp_path_factory) -> Path:
+    run = tmp_path_factory.mktemp("uninterrupted") / "run"
+    train(run, dataset, **ONE)
+    return run
+
+
+def in_child(work: Callable[[], None], killer: Callable[[int], None] = lambda pid: None) -> int:
+    """Run ``work`` in a forked process, quietly; the signal that ended it, or minus its exit status."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            os.dup2(1, 2)
+            work()
+            os._exit(0)
+        except BaseException:
+            os._exit(1)
+    killer(pid)
+    status = os.waitpid(pid, 0)[1]
+    return os.WTERMSIG(status) if os.WIFSIGNALED(status) else -os.WEXITSTATUS(status)
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def dies_in(owner, name: str, call: int, after: Callable[..., None] = lambda *args: None) -> None:
+    """From now on, the process is killed at call number ``call`` (from 0) of ``owner.name``; ``after`` does a part of it."""
+    original, calls = getattr(owner, name), iter(range(10**6))
+
+    def dying(*args, **options):
+        if next(calls) == call:
+            after(*args)
+            die()
+        return original(*args, **options)
+
+    setattr(owner, name, dying)
+
+
+def half_written(tensors, path) -> None:
+    Path(path).write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00{half")
+
+
+KILLS = {
+    "before the first step": lambda: dies_in(lamina.train, "total", 0),
+    "in step 3": lambda: dies_in(lamina.train, "total", 2),
+    "in step 5": lambda: dies_in(lamina.train, "total", 4),
+    "in step 10": lambda: dies_in(lamina.train, "total", 9),
+    "between optimiser and average in step 8": lambda: dies_in(lamina.train, "_average", 7),
+    "in the first checkpoint": lambda: dies_in(lamina.train, "save_file", 0, half_written),
+    "in the second checkpoint": lambda: dies_in(lamina.train, "save_file", 3, half_written),
+    "before the second checkpoint gets its name": lambda: dies_in(os, "replace", 5),
+    "in a line of the log": lambda: dies_in(
+        lamina.train.Log, "write", 7, lambda self, row: self.path.open("a").write('{"step": 8, "lo')
+    ),
+    "in the second validation": lambda: dies_in(lamina.codes, "slot_use", 1),
+    "after the last step": lambda: dies_in(LatentActionModel, "save_pretrained", 0),
+}
+
+
+def check_resumed(run: Path, dataset: Path, uninterrupted: Path) -> None:
+    assert not (run / "model/config.json").exists()
+    train(run, dataset, resume=True, **ONE)
+    assert curve(run) == curve(uninterrupted)
+    for file in ("model/model.safetensors", "checkpoints/step-00000010/model.safetensors"):
+        assert (run / file).read_bytes() == (uninterrupted / file).read_bytes()
+    names = {p.name for p in (uninterrupted / "checkpoints").iterdir()}
+    assert {p.name for p in (run / "checkpoints").iterdir()} == names
+    for folder in (run, run / "model"):
+        assert not list(folder.glob(".*"))
+
+
+@pytest.mark.parametrize("kill", KILLS)
+def test_a_killed_run_resumes_bit_for_bit(kill, dataset, uninterrupted, tmp_path):
+    run = tmp_path / "run"
+
+    def work():
+        KILLS[kill]()
+        train(run, dataset, **ONE)
+
+    assert in_child(work) == signal.SIGKILL
+    for folder in run.glob("checkpoints/step-*"):
+        assert len(list(folder.iterdir())) == 4
+    check_resumed(run, dataset, uninterrupted)
+
+
+def test_a_run_killed_by_others_again_and_again_resumes_bit_for_bit(dataset, uninterrupted, tmp_path):
+    run = tmp_path / "run"
+
+    def kill_at(lines: int) -> Callable[[int], None]:
+        def killer(pid: int) -> None:
+            path = run / "log.jsonl"
+            deadline = time.monotonic() + 60
+            while not (path.exists() and path.read_text().count("\n") >= lines) and time.monotonic() < deadline:
+                time.sleep(0.001)
+            os.kill(pid, signal.SIGKILL)
+
+        return killer
+
+    for lines in (2, 5, 8):
+        assert in_child(lambda: train(run, dataset, resume=run.exists(), **ONE), kill_at(lines)) == signal.SIGKILL
+        assert not (run / "model/config.json").exists()
+    check_resumed(run, dataset, uninterrupted)
+
+
+@pytest.fixture
+def stopped(uninterrupted, tmp_path) -> Path:
+    """A run with its checkpoints, but without its model."""
+    run = tmp_path / "run"
+    shutil.copytree(uninterrupted, run)
+    shutil.rmtree(run / "model")
+    return run
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "average.safetensors", "optimizer.pt", "streams.json"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "missing", "junk"])
+def test_a_damaged_checkpoint_is_one_clear_line(name, damage, dataset, stopped):
+    folder = Checkpoints(stopped, 2).path(10)
+    file = folder / name
+    whole = file.read_bytes()
+    match damage:
+        case "cut":
+            file.write_bytes(whole[: len(whole) // 2])
+        case "empty":
+            file.write_bytes(b"")
+        case "missing":
+            file.unlink()
+        case "junk":
+            file.write_bytes(b"junk" * 100)
+    with pytest.raises(LaminaError, match=r"step-00000010: damaged checkpoint.*delete this folder") as caught:
+        train(stopped, dataset, resume=True, **ONE)
+    assert "\n" not in str(caught.value)
+
+
+def test_without_the_damaged_checkpoint_the_run_goes_on_from_the_one_before(dataset, stopped, uninterrupted):
+    shutil.rmtree(Checkpoints(stopped, 2).path(10))
+    check_resumed(stopped, dataset, uninterrupted)
+
+
+def test_training_state_is_loaded_without_running_code(dataset, stopped, tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "exploded"),))
+
+    torch.save({"state": Bomb()}, Checkpoints(stopped, 2).path(10) / "optimizer.pt")
+    with pytest.raises(LaminaError, match="damaged checkpoint"):
+        train(stopped, dataset, resume=True, **ONE)
+    assert not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"lr": 0.5, "batch": 16}, "train.batch, train.lr"),
+        ({"seed": 7}, "train.seed"),
+        ({"method": "fixed_k"}, "method|options"),
+    ],
+)
+def test_a_run_is_not_resumed_with_other_settings(change, named, dataset, stopped):
+    with pytest.raises(LaminaError, match=rf"other settings \(.*({named})"):
+        train(stopped, dataset, **{**ONE, **change}, resume=True)
+
+
+def test_a_run_is_not_resumed_on_other_data(dataset, stopped, tmp_path):
+    with pytest.raises(LaminaError, match=r"other settings \(data\.data\)"):
+        train(stopped, write_planted(tmp_path / "other", episodes=3), resume=True, **ONE)
+
+
+def test_what_does_not_change_the_experiment_may_change(dataset, stopped, uninterrupted):
+    shutil.rmtree(Checkpoints(stopped, 2).path(10))
+    train(stopped, dataset, resume=True, **{**ONE, "checkpoint_every": 100, "keep": 1})
+    assert curve(stopped) == curve(uninterrupted)
+
+
+def test_a_run_is_not_overwritten(dataset, stopped, tmp_path):
+    with pytest.raises(LaminaError, match=r"there is a run here already; add --resume"):
+        train(stopped, dataset, **ONE)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/cat.jpg").touch()
+    with pytest.raises(LaminaError, match=r"not empty and not a run"):
+        train(tmp_path / "photos", dataset, **ONE)
+
+
+def test_a_run_whose_config_is_damaged_is_not_resumed(dataset, stopped):
+    (stopped / "config.json").write_text('{"format": 1, "met')
+    with pytest.raises(LaminaError, match=r"config.json: not readable"):
+        train(stopped, dataset, resume=True, **ONE)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.pt"])
+def test_a_full_disk_is_one_clear_line_and_leaves_nothing_half_written(file, dataset, uninterrupted, tmp_path):
+    """A limit on the size of a file stands for the full disk."""
+    run, told = tmp_path / "run", tmp_path / "told"
+    limit = (Checkpoints(uninterrupted, 2).path(10) / file).stat().st_size - 5000
+
+    def work():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        try:
+            train(run, dataset, **ONE)
+        except LaminaError as error:
+            told.write_text(str(error))
+
+    assert in_child(work) == 0
+    assert "step-00000003" in told.read_text() and "cannot be written" in told.read_text()
+    assert "\n" not in told.read_text()
+    assert list((run / "checkpoints").iterdir()) == []
+
+
+def test_the_model_of_a_run_says_where_it_comes_from(dataset, uninterrupted):
+    model = LatentActionModel.from_pretrained(uninterrupted)
+    p = model.provenance
+    assert (p.method, p.data, p.gap_seconds, p.steps) == ("flexlam", (str(dataset),), (0.1, 0.1), 10)
+    assert p.label_gap == pytest.approx(0.1)
+    average = load_file(uninterrupted / "checkpoints/step-00000010/average.safetensors")
+    assert same({k: v for k, v in model.lam.state_dict().items()}, average)
+    values = json.loads((uninterrupted / "config.json").read_text())
+    assert values["method"] == "flexlam" and values["train"]["steps"] == 10 and values["data"]["data"] == [str(dataset)]
+
+
+# ----------------------------------------------------------------------------------------------------- two processes
+
+
+@pytest.fixture(scope="module")
+def two_processes(dataset, tmp_path_factory) -> tuple[Path, str]:
+    """The trainings of parallel.py under torchrun, and what they printed."""
+    out = tmp_path_factory.mktemp("two")
+    script = Path(__file__).parent / "parallel.py"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, str(script), str(dataset), str(out)], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return out, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def one_process(dataset, tmp_path_factory) -> Path:
+    run = tmp_path_factory.mktemp("one") / "run"
+    train(run, dataset)
+    return run
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
+def test_two_processes_are_one_with_the_same_batch(parallel, two_processes, one_process):
+    run = two_processes[0] / parallel
+    rows, expected = curve(run), curve(one_process)
+    assert len(rows) == len(expected) == SETTINGS.steps
+    for row, other in zip(rows, expected, strict=True):
+        for name in ("loss", "reconstruction", "gradient_norm", "lr"):
+            assert row[name] == pytest.approx(other[name], rel=1e-5)
+    weights = load_file(run / "model/model.safetensors")
+    for name, value in load_file(one_process / "model/model.safetensors").items():
+        torch.testing.assert_close(weights[name], value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
+def test_two_processes_that_were_stopped_resume(parallel, two_processes):
+    out = two_processes[0]
+    assert curve(out / f"{parallel}-cut") == curve(out / parallel)
+    cut, whole = (load_file(out / name / "model/model.safetensors") for name in (f"{parallel}-cut", parallel))
+    assert same(cut, whole)
+
+
+def test_every_process_has_the_same_codebook_and_it_has_moved(two_processes, dataset, tmp_path):
+    first, second = (load_file(two_processes[0] / f"vq/codebook-{rank}.safetensors") for rank in (0, 1))
+    assert same(first, second)
+    assert int(first["updates"]) == SETTINGS.steps
+    assert (first["count"] > 0).all()
+
+
+def test_two_processes_warn_once(two_processes):
+    assert two_processes[1].count("warning: step 3: the decoder ignores the latent") == 4  # one for each run
+
+
+def test_a_job_of_another_size_does_not_resume(two_processes, dataset, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(two_processes[0] / "ddp", run)
+    with pytest.raises(LaminaError, match=r"written by 2 processes, this job has 1"):
+        train(run, dataset, resume=True)
