@@ -74,6 +74,8 @@ class ActionHead(nn.Module):
 
     def calibrate(self, action: Float[Tensor, "n a"]) -> None:
         """Take mean and standard deviation of the continuous dimensions from the labels."""
+        if not self.spec.continuous:
+            return
         continuous = action[:, len(self.spec.discrete) :]
         self.mean.copy_(continuous.mean(0))
         self.std.copy_(continuous.std(0, correction=0).clamp_min(1e-6))

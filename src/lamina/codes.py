@@ -48,7 +48,8 @@ def warnings(uses: list[SlotUse]) -> list[str]:
         ]
     if collapsed and collapsed[0] == 1:
         return [
-            "slot 1, which every prefix holds, is constant: use fewer --slots or --prefix short so that early slots get more of the training"
+            "slot 1, which every prefix holds, is constant: use fewer --slots, or --prefix short so that early slots are "
+            "trained more"
         ]
     if len(collapsed) > len(uses) / 2:
         return [f"{len(collapsed)} of {len(uses)} slots are constant: {len(uses) - len(collapsed)} --slots would do"]

@@ -41,6 +41,11 @@ class Recipe:
     weights: Mapping[str, float]
 
 
+def recipe(name: str, method: Any, options: Any) -> Recipe:
+    """The recipe of a method's module (``build``, ``losses``, ``weights``) with ``options``, an instance of its Config."""
+    return Recipe(name, dataclasses.asdict(options), method.build(options), method.losses, method.weights(options))
+
+
 def open_run(run: Path, settings: dict[str, Any], resume: bool) -> None:
     """Make the run folder, or check that the one there is the same experiment.
 

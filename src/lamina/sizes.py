@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,9 +25,9 @@ class Size:
 
 SIZES: dict[str, Size] = {
     "debug": Size(width=32, heads=2, layers=1, channels=8),
-    "tiny": Size(width=128, heads=4, layers=2, channels=24),
-    "small": Size(width=384, heads=6, layers=3, channels=32),
-    "base": Size(width=768, heads=12, layers=6, channels=64),
+    "tiny": Size(width=128, heads=4, layers=2, channels=32),
+    "small": Size(width=384, heads=6, layers=3, channels=64),
+    "base": Size(width=768, heads=12, layers=6, channels=128),
 }
 
 
@@ -65,7 +66,9 @@ class Backbone:
         kind = self.encoder if self.encoder != "auto" else ("conv" if short <= 64 else "transformer")
         encoder: Any
         if kind == "conv":
-            encoder = ConvEncoder.Config(channels=channels, width=2 * width)
+            # Strided stages until the pair is seen on a map of 8x8 or less.
+            stages = max(1, math.ceil(math.log2(short / 32)))
+            encoder = ConvEncoder.Config(channels, tuple(2 ** (i + 1) for i in range(stages)), 2 * width)
         else:
             encoder = TransformerEncoder.Config(patch, width, heads, frame_layers=layers, pair_layers=layers)
         decoder: Any

@@ -37,29 +37,27 @@ class UNetDecoder(nn.Module):
     @dataclass(frozen=True)
     class Config:
         channels: int = 32
-        multiples: tuple[int, ...] = (1, 2, 4)
+        multiples: tuple[int, ...] = (1, 2)
         condition: int = 256
 
     def __init__(self, config: Config, image: tuple[int, int, int], slots: int, dim: int):
         super().__init__()
         channels, height, width = image
-        stride = 2 ** len(config.multiples)
+        stride = 4 * 2 ** (len(config.multiples) - 1)
         if height % stride or width % stride:
             raise LaminaError(f"image {height}x{width} is not a multiple of the U-Net's stride {stride}")
         widths = [config.channels * m for m in config.multiples]
         cond = config.condition
         self.condition = nn.Sequential(nn.Flatten(), nn.Linear(slots * dim, cond), nn.SiLU(), nn.Linear(cond, cond))
-        # The finest level is half the resolution: full-resolution convolutions would cost as much as all the rest.
-        self.inputs = nn.Conv2d(channels, widths[0], 4, stride=2, padding=1)
+        # The finest level is a quarter of the resolution: full-resolution convolutions would cost more than all the rest.
+        self.inputs = nn.Conv2d(channels, widths[0], 8, stride=4, padding=2)
         self.down = nn.ModuleList([FiLMBlock(c, c, cond) for c in widths])
-        self.shrink = nn.ModuleList(
-            [nn.Conv2d(a, b, 4, stride=2, padding=1) for a, b in itertools.pairwise(widths)]
-        )
+        self.shrink = nn.ModuleList([nn.Conv2d(a, b, 4, stride=2, padding=1) for a, b in itertools.pairwise(widths)])
         self.middle = FiLMBlock(widths[-1], widths[-1], cond)
         self.up = nn.ModuleList([FiLMBlock(2 * c, c, cond) for c in reversed(widths)])
         pairs = list(itertools.pairwise(widths))
         self.grow = nn.ModuleList([nn.ConvTranspose2d(b, a, 4, stride=2, padding=1) for a, b in reversed(pairs)])
-        self.outputs = nn.ConvTranspose2d(widths[0], channels, 4, stride=2, padding=1)
+        self.outputs = nn.Conv2d(widths[0], channels * 16, 3, padding=1)
         nn.init.zeros_(self.outputs.weight)
         assert self.outputs.bias is not None
         nn.init.zeros_(self.outputs.bias)
@@ -78,7 +76,7 @@ class UNetDecoder(nn.Module):
             x = block(torch.cat([x, skips.pop()], dim=1), condition)
             if level < len(self.grow):
                 x = self.grow[level](x)
-        return src + self.outputs(x)
+        return src + F.pixel_shuffle(self.outputs(x), 4)
 
     def loss(
         self, src: Float[Tensor, "b c h w"], z: Float[Tensor, "b k d"], dst: Float[Tensor, "b c h w"], draws: Draws

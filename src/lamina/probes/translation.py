@@ -34,6 +34,7 @@ from lamina.align import (
     train_translator,
 )
 from lamina.lam import LAM
+from lamina.prefix import RetainedPrefix
 from lamina.probes.linear import pixel_features
 from lamina.shapes import ActionSpec, Clip, to_float
 
@@ -97,11 +98,11 @@ def score_idm(module: InverseDynamics, test: Labelled, name: str, role: str) -> 
 
 
 def controls(
-    lam: LAM, labels: Clip, test: Clip, spec: ActionSpec, config: TranslatorConfig, seed: int
+    lam: LAM, labels: Clip, test: Clip, spec: ActionSpec, config: TranslatorConfig, seed: int, steps: int = STEPS
 ) -> list[TranslationScore]:
-    """Train and score every control and reference on the same labels."""
+    """Train and score every control and reference on the same labels, each for ``steps`` steps."""
     full = (lam.config.slots,)
-    training = quick(STEPS, seed)
+    training = quick(steps, seed)
     generator = torch.Generator().manual_seed(seed)
     config = dataclasses.replace(config, condition="latent+previous")
 
@@ -130,7 +131,7 @@ def controls(
     items, held_out = labelled(lam, labels), labelled(lam, test)
     train, held = split_labels(items, seed)
     # A fifth of the steps: these train a whole encoder, and on few labels their best checkpoint comes early.
-    slow = dataclasses.replace(training, steps=STEPS // 5, checkpoint_every=STEPS // 5, validate_every=10)
+    slow = dataclasses.replace(training, steps=steps // 5, checkpoint_every=steps // 5, validate_every=10)
     alone, _ = train_idm(lam.config, train, held, spec, slow, pairs=False)
     scores.append(score_idm(alone, held_out, "observation-only", "control"))
     pair, _ = train_idm(lam.config, train, held, spec, slow)
@@ -152,6 +153,4 @@ class Pixels(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        from lamina.prefix import RetainedPrefix
-
         self.prefix = RetainedPrefix(1, width, "full")

@@ -1,0 +1,49 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint types readme test-lerobot bench clean
+.DELETE_ON_ERROR:
+
+# torch first and by itself: a looser requirement would bring the newest CUDA build and gigabytes with it.
+$(BIN)/torch-is-here:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check "torch==2.13.0"
+	touch $@
+
+$(BIN)/demo-is-here: $(BIN)/torch-is-here pyproject.toml
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[doom]"
+	touch $@
+
+$(BIN)/dev-is-here: $(BIN)/demo-is-here
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[sim,dev]"
+	touch $@
+
+demo: $(BIN)/demo-is-here
+	$(BIN)/python demo.py
+
+test: $(BIN)/dev-is-here
+	$(BIN)/python -m pytest
+
+lint: $(BIN)/dev-is-here
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(BIN)/dev-is-here
+	$(BIN)/mypy
+
+readme: $(BIN)/dev-is-here
+	$(BIN)/python tests/check_readme.py
+
+# lerobot's own reader needs other versions of everything, so it gets an environment of its own.
+test-lerobot: $(BIN)/dev-is-here
+	bash tests/lerobot_env.sh
+
+bench: $(BIN)/dev-is-here
+	$(BIN)/python bench/model.py
+	$(BIN)/python bench/pipeline.py
+	$(BIN)/python bench/memory.py
+
+clean:
+	rm -rf $(VENV) .venv-lerobot demo

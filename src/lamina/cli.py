@@ -1,0 +1,327 @@
+"""The command line. Options come from the config dataclasses; a user's mistake is one line and exit status 2."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction
+
+from lamina.errors import LaminaError, LaminaWarning
+
+# Modules that need torch are imported by the commands themselves, so that --help answers at once.
+
+USAGE = """\
+lamina: latent actions from video without action labels
+
+  lamina collect WORLD --out DATASET                 scripted experts -> LeRobot dataset with video
+  lamina train METHOD --data PATH --out RUN          learn latent actions from frames alone
+  lamina align RUN --data DATASET --labels 5%        tie them to real actions with few labels
+  lamina label RUN DATA --out DATASET                write latent actions as dataset columns
+  lamina evaluate RUN --data DATASET                 probes, controls, verdict -> RUN/report.html
+  lamina reproduce CLAIM --scale cpu                 test a paper's claim (--list shows all)
+
+PATH is a folder of mp4/mkv/webm or a LeRobot v3 dataset. Every command has --help with an example.
+--debug shows the traceback of an error; --version the version.
+"""
+
+
+def _extended(base: type, **parts: Any) -> Any:
+    """The command ``base`` with further config dataclasses, whose options appear without a prefix."""
+    fields = [
+        (name, Annotated[type(part), OmitArgPrefixes], dataclasses.field(default=part)) for name, part in parts.items()
+    ]
+    command = dataclasses.make_dataclass(base.__name__, fields, bases=(base,), frozen=True, kw_only=True)
+    command.__doc__ = base.__doc__
+    return command
+
+
+@dataclass(frozen=True)
+class Collect:
+    """Record episodes of a world's scripted expert as a LeRobot v3 dataset with video.
+
+    Example: lamina collect my_way_home --out data/doom --frames 3000
+    """
+
+    world: Positional[str]
+    """my_way_home, health_gathering, ..., grid, metaworld/TASK, cheetah"""
+    out: Path
+    frames: int | None = None
+    """frames to collect (whole episodes); 3,000 if neither this nor --episodes is given"""
+    episodes: int | None = None
+    seed: int = 0
+    noise: float = 0.15
+    """share of random actions"""
+    size: tuple[int, int] = (64, 64)
+    """height and width of the pictures"""
+    task: str | None = None
+    """task description written to the dataset"""
+
+    def run(self) -> None:
+        from lamina.data.collect import collect
+
+        print(collect(self.world, **{k: v for k, v in vars(self).items() if k != "world"}))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    data: UseAppendAction[tuple[str, ...]]
+    """video folder or LeRobot dataset; repeat for a mixture, PATH:weight sets a share of the samples"""
+    out: Path
+    gap: tuple[float, float] = (0.1, 0.2)
+    """shortest and longest time between the two frames of a pair, seconds"""
+    camera: str | None = None
+    """camera of a LeRobot dataset; default: its first; "all": each is a view of its own"""
+    shuffle: int = 2048
+    """samples of the shuffle buffer"""
+    workers: int = 1
+    """processes that decode ahead"""
+    max_bad: int = 8
+    """stretches of video that may fail to decode before it is an error"""
+
+
+def train(argv: Sequence[str], parse_only: bool = False) -> None:
+    """``lamina train METHOD``: the options are the method's, the loop's and the data's."""
+    from lamina import methods
+    from lamina.train import TrainConfig
+
+    if not argv or argv[0] in ("-h", "--help"):
+        print(
+            "lamina train METHOD --data PATH --out RUN\n\nMethods (lamina train METHOD --help shows the options of one):"
+        )
+        for name in methods.names():
+            print(f"  {name:<10} {(methods.load(name).__doc__ or '').splitlines()[0]}")
+        print("\nExample: lamina train flexlam --data videos/ --out runs/mine --steps 5000")
+        return
+    method = methods.load(argv[0])
+    command = _extended(Train, method=method.Config(), train=TrainConfig())
+    args: Any = tyro.cli(command, prog=f"lamina train {argv[0]}", description=method.__doc__, args=list(argv[1:]))
+    if parse_only:
+        return
+    from lamina.data import DataConfig
+    from lamina.pretrain import pretrain, recipe
+    from lamina.train import World
+
+    data = DataConfig(
+        tuple(args.data), args.method.image, args.method.frames, tuple(args.gap), args.camera,
+        shuffle=args.shuffle, workers=args.workers, max_bad=args.max_bad,
+    )  # fmt: skip
+    plan = recipe(argv[0], method, args.method)
+    if World.here().rank == 0:
+        for part, values in plan.lam.to_dict().items():
+            told = " ".join(f"{k}={v}" for k, v in values.items()) if isinstance(values, dict) else values
+            print(f"{part:>11}: {told}")
+    folder = pretrain(args.out, plan, data, args.train)
+    if World.here().rank == 0:
+        print(folder)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Align:
+    """Tie a trained model's latent actions to real actions with few labels.
+
+    Example: lamina align runs/mine --data data/doom --labels 5%
+    """
+
+    run: Positional[Path]
+    data: str
+    """LeRobot dataset with actions"""
+
+
+def align(argv: Sequence[str], parse_only: bool = False) -> None:
+    """``lamina align RUN``: frozen or joint."""
+    from lamina.align import AlignConfig, quick
+
+    command = _extended(Align, align=AlignConfig(), train=quick(1500, 0))
+    args: Any = tyro.cli(command, prog="lamina align", args=list(argv))
+    if parse_only:
+        return
+    from lamina import align as stage
+
+    losses = weights = None
+    if args.align.joint:
+        plan = _recipe_of(args.run)
+        losses, weights = plan.losses, dict(plan.weights)
+    print(stage.align(args.run, args.data, args.align, args.train, losses, weights))
+
+
+def _recipe_of(run: Path) -> Any:
+    """The recipe that RUN was trained with. Raises LaminaError if its config cannot be read."""
+    from lamina import methods
+    from lamina.pretrain import recipe
+
+    path = run / "config.json"
+    try:
+        settings = json.loads(path.read_text())
+        method = methods.load(settings["method"])
+        options = {k: tuple(v) if isinstance(v, list) else v for k, v in settings["options"].items()}
+        return recipe(settings["method"], method, method.Config(**options))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise LaminaError(f"{path}: cannot read how this run was trained ({error})") from error
+
+
+@dataclass(frozen=True)
+class Label:
+    """Write a model's latent actions as columns of a LeRobot dataset, one row a frame.
+
+    Example: lamina label runs/mine videos/ --out data/labelled
+    """
+
+    model: Positional[Path]
+    data: Positional[str]
+    out: Path
+    camera: str | None = None
+    device: str = "cpu"
+    precision: str = "fp32"
+    """fp32 or bf16"""
+
+    def run(self) -> None:
+        from lamina.label import label
+
+        print(label(self.model, self.data, self.out, self.device, self.precision == "bf16", self.camera))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Probe a model on held-out episodes, with controls, and write RUN/evaluation.json and RUN/report.html.
+
+    Example: lamina evaluate runs/mine --data data/doom
+    """
+
+    run: Positional[Path]
+    data: str
+    """video folder or LeRobot dataset; actions are probed where it has them"""
+
+
+def evaluate(argv: Sequence[str], parse_only: bool = False) -> None:
+    """``lamina evaluate RUN``."""
+    from lamina.evaluate import EvaluateConfig
+
+    command = _extended(Evaluate, evaluate=EvaluateConfig())
+    args: Any = tyro.cli(command, prog="lamina evaluate", args=list(argv))
+    if parse_only:
+        return
+    from lamina import evaluate as stage
+    from lamina.report import write_report
+
+    stage.evaluate(args.run, args.data, args.evaluate)
+    print(write_report(args.run))
+
+
+@dataclass(frozen=True)
+class Reproduce:
+    """Test a paper's claim, at a scale that fits this machine, and write one JSON record.
+
+    Example: lamina reproduce flexlam/prefix-scaling --scale smoke --out record.json
+    """
+
+    claim: Positional[str | None] = None
+    scale: str = "cpu"
+    """smoke, cpu, gpu or paper"""
+    out: Path | None = None
+    """where the record goes; default: results/PAPER/CLAIM-SCALE.json"""
+    seeds: tuple[int, ...] | None = None
+    workdir: Path = Path("runs/claims")
+    """where trained models are kept and found again"""
+    list: bool = False
+    """show every claim and its state"""
+
+    def run(self) -> None:
+        from lamina.claims import list_claims, reproduce
+
+        if self.list:
+            print(list_claims())
+        elif self.claim is None:
+            raise LaminaError("name a claim, or ask for --list")
+        else:
+            print(reproduce(self.claim, self.scale, self.out, self.seeds, self.workdir))
+
+
+def _plain(command: type, name: str) -> Callable[[Sequence[str], bool], None]:
+    def call(argv: Sequence[str], parse_only: bool = False) -> None:
+        args = tyro.cli(command, prog=f"lamina {name}", args=list(argv))
+        if not parse_only:
+            args.run()
+
+    return call
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "collect": _plain(Collect, "collect"),
+    "train": train,
+    "align": align,
+    "label": _plain(Label, "label"),
+    "evaluate": evaluate,
+    "reproduce": _plain(Reproduce, "reproduce"),
+}
+
+
+def parse(argv: Sequence[str]) -> None:
+    """Check that ``argv`` (without the program's name) is a valid call, and run nothing.
+
+    Raises LaminaError for an unknown command or method, SystemExit for wrong options.
+    """
+    dispatch(argv, parse_only=True)
+
+
+def dispatch(argv: Sequence[str], parse_only: bool = False) -> None:
+    if not argv or argv[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        return
+    if argv[0] == "--version":
+        from lamina import __version__
+
+        print(__version__)
+        return
+    if argv[0] not in COMMANDS:
+        near = difflib.get_close_matches(argv[0], COMMANDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"choose {', '.join(COMMANDS)}"
+        raise LaminaError(f"unknown command '{argv[0]}': {hint}")
+    COMMANDS[argv[0]](argv[1:], parse_only)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of ``lamina``; returns the exit status."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in argv
+    argv = [a for a in argv if a != "--debug"]
+    plain = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
+        if issubclass(category, LaminaWarning):
+            print(f"warning: {message}", file=sys.stderr)
+        else:
+            plain(message, category, *rest, **more)
+
+    warnings.showwarning = show
+    try:
+        dispatch(argv)
+    except BrokenPipeError:
+        return 0  # the reader of our output has gone, as `| head` does
+    except (LaminaError, OSError) as error:
+        if debug:
+            raise
+        text = (
+            str(error) if isinstance(error, LaminaError) else f"{error.filename or 'system'}: {error.strerror or error}"
+        )
+        print(f"lamina: {' '.join(text.split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(
+            "lamina: interrupted; training and labelling go on where they stopped (train: add --resume)",
+            file=sys.stderr,
+        )
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
