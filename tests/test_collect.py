@@ -1,0 +1,142 @@
+"""Collecting: what is on disk is what the world showed, and an interrupted run leaves nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lamina.data import open_source
+from lamina.data.collect import collect
+from lamina.errors import LaminaError
+from lamina.worlds import make, rollout
+from lamina.worlds.grid import Grid
+
+
+def read_back_equals_replay(path: Path, name: str, seed: int, worst: float) -> None:
+    """Replays the recorded actions in the world and compares every frame (up to the codec's error) and every number.
+
+    With three episodes, the order of the splits is the order of the episodes.
+    """
+    source = open_source(path)
+    info = json.loads((path / "meta/info.json").read_text())
+    assert info["splits"] == {"train": "0:1", "validation": "1:2", "test": "2:3"}
+    with make(name) as world:
+        assert source.fps == world.fps and source.action == world.action
+        assert source.cameras == tuple(f"observation.images.{camera}" for camera in world.cameras)
+        for episode in source.episodes:
+            actions = source.column(episode, "action")
+            recorded = iter(actions.astype(np.int64 if world.action.discrete else np.float32))
+            steps = list(rollout(world, lambda rng, recorded=recorded: next(recorded), seed, episode.number))
+            assert len(steps) == episode.length == len(actions)
+            rewards = [step.reward for step in steps]
+            np.testing.assert_allclose(source.column(episode, "next.reward")[:, 0], rewards, atol=1e-5)
+            np.testing.assert_array_equal(source.column(episode, "next.done")[:, 0], [s.done for s in steps])
+            for camera in world.cameras:
+                frames = source.frames(episode, f"observation.images.{camera}", 0, episode.length)
+                shown = np.stack([step.observation.frames[camera] for step in steps])
+                error = np.abs(frames.astype(float) - shown).mean()
+                assert error < worst
+                assert error < np.abs(frames[1:].astype(float) - shown[:-1]).mean()  # no frame is early
+                assert error < np.abs(frames[:-1].astype(float) - shown[1:]).mean()  # or late
+            if world.proprio:
+                states = source.column(episode, "observation.state")
+                np.testing.assert_allclose(states, [s.observation.proprio for s in steps], atol=1e-6)
+
+
+def test_grid_reads_back_as_it_was(tmp_path):
+    path = collect("grid/0.5", tmp_path / "set", episodes=3, seed=7, progress=False)
+    assert path == tmp_path / "set"
+    read_back_equals_replay(path, "grid/0.5", 7, worst=0.5)
+
+
+@pytest.mark.sim
+@pytest.mark.parametrize("name", ["basic", "metaworld/window-close-v3"])
+def test_simulators_read_back_as_they_were(name, tmp_path, monkeypatch):
+    try:
+        with make(name) as world:
+            monkeypatch.setattr(type(world), "max_steps", 30, raising=False)
+    except LaminaError as error:
+        pytest.skip(str(error))
+    path = collect(name, tmp_path / "set", episodes=3, seed=1, noise=0.05, progress=False)
+    read_back_equals_replay(path, name, 1, worst=3.0)
+
+
+def test_frames_are_a_lower_bound_and_the_splits_are_eight_one_one(tmp_path):
+    path = collect("grid", tmp_path / "set", frames=9 * 48 + 1, size=(16, 16), progress=False)
+    info = json.loads((path / "meta/info.json").read_text())
+    assert info["total_frames"] == 480  # whole episodes of 48
+    assert info["splits"] == {"train": "0:8", "validation": "8:9", "test": "9:10"}
+    assert info["lamina"]["world"] == "grid" and info["lamina"]["noise"] == 0.15 and info["lamina"]["seed"] == 0
+    assert info["features"]["action"]["num_classes"] == 4
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.4, 1.0])
+def test_noise_is_the_share_of_random_actions(noise, tmp_path, monkeypatch):
+    path = collect("grid/0", tmp_path / "set", episodes=20, noise=noise, size=(16, 16), progress=False)
+    source = open_source(path)
+    # The grid's reward says whether the action was the expert's; a random one is by chance in a quarter of the cases.
+    followed = np.concatenate([source.column(e, "next.reward") for e in source.episodes])
+    assert abs(followed.mean() - (1 - 0.75 * noise)) < 4 * np.sqrt(noise / len(followed)) + 1e-9
+
+
+def test_same_arguments_same_bytes(tmp_path):
+    def content(name: str, seed: int) -> dict[str, bytes]:
+        root = collect("grid", tmp_path / name, episodes=3, seed=seed, size=(16, 16), progress=False)
+        return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
+
+    one, same, other = content("one", 3), content("same", 3), content("other", 4)
+    assert one == same and one.keys() == other.keys() and one != other
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        ({"frames": 10, "episodes": 1}, "not both"),
+        ({"frames": 0}, "frames must be at least 1"),
+        ({"size": (64, 0)}, "width must be at least 1"),
+        ({"noise": 1.5}, "between 0 and 1"),
+    ],
+)
+def test_impossible_requests_are_refused(arguments, part, tmp_path):
+    with pytest.raises(LaminaError, match=part):
+        collect("grid", tmp_path / "set", progress=False, **arguments)
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_existing_dataset_is_kept(tmp_path):
+    (tmp_path / "set").mkdir()
+    with pytest.raises(LaminaError, match="exists already"):
+        collect("grid", tmp_path / "set", episodes=1, progress=False)
+
+
+def test_ctrl_c_leaves_nothing(tmp_path, monkeypatch):
+    calls, step = count(), Grid.step
+
+    def interrupted(self, action):
+        if next(calls) == 100:
+            raise KeyboardInterrupt
+        return step(self, action)
+
+    monkeypatch.setattr(Grid, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        collect("grid", tmp_path / "set", episodes=9, progress=False)
+    assert os.listdir(tmp_path) == []
+
+
+def test_kill_leaves_nothing(tmp_path):
+    code = "import sys; from lamina.data.collect import collect; collect('grid', sys.argv[1], frames=10**7)"
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "set")], stderr=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.rglob("*.mp4")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert os.listdir(tmp_path) == [".set.partial"]
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 128 + signal.SIGTERM
+    assert os.listdir(tmp_path) == []

@@ -1,0 +1,240 @@
+"""Worlds: the grid's exact truth, paths around walls, and that each simulator is deterministic and its expert worth recording."""
+
+import os
+import sys
+from itertools import islice
+
+import numpy as np
+import pytest
+
+from lamina.errors import LaminaError
+from lamina.worlds import World, make, returns, rollout
+from lamina.worlds.grid import MOVES, SNAKE, Grid
+from lamina.worlds.maze import Maze
+
+
+def open_world(name: str) -> World:
+    """The world, or a skip that says what this machine lacks for it."""
+    try:
+        return make(name)
+    except LaminaError as error:
+        if "pip install" in str(error) or "OpenGL" in str(error):
+            pytest.skip(str(error))
+        raise
+
+
+def cells(picture: np.ndarray) -> np.ndarray:
+    """The grid's 4x4 values; every pixel of a cell has the cell's."""
+    blocks = picture.reshape(4, picture.shape[0] // 4, 4, picture.shape[1] // 4, 3)
+    values = blocks[:, 0, :, 0, 0]
+    assert (blocks == values[:, None, :, None, None]).all()
+    return values
+
+
+def square(picture: np.ndarray) -> tuple[int, int]:
+    """Where the square is; there must be exactly one."""
+    ((row, column),) = np.argwhere(cells(picture)[:3] == 255)
+    return int(row), int(column)
+
+
+def test_grid_moves_exactly_and_walls_hold():
+    world = Grid(sigma=0.5)
+    world.reset(0)
+    for row in range(3):
+        for column in range(4):
+            for action, (down, right) in enumerate(MOVES):
+                world.position = (row, column)
+                observation, reward, _ = world.step(np.array([action]))
+                expected = (min(max(row + down, 0), 2), min(max(column + right, 0), 3))
+                assert square(observation.frames["grid"]) == expected
+                assert reward == (action == SNAKE[row, column])
+
+
+def test_grid_expert_walks_every_cell_and_comes_back():
+    world = Grid(sigma=0.0)
+    steps = list(rollout(world, world.expert, seed=4))
+    path = [square(step.observation.frames["grid"]) for step in steps]
+    assert len(steps) == world.max_steps and steps[-1].done
+    assert len(set(path[:12])) == 12 and path[:12] == path[12:24]
+    assert {int(step.action[0]) for step in steps} == {0, 1, 2, 3}
+
+
+def test_grid_pair_shares_the_state_and_not_the_noise():
+    world = Grid(sigma=0.4, size=(8, 16))
+    pictures = [
+        (cells(step.observation.frames["grid"]), cells(step.observation.frames["paired"]))
+        for episode in range(10)
+        for step in rollout(world, world.random, seed=1, episode=episode)
+    ]
+    one, other = (np.stack(each).astype(int) for each in zip(*pictures, strict=True))
+    np.testing.assert_array_equal(one[:, :3], other[:, :3])
+    noise = np.stack([one[:, 3], other[:, 3]]) / 102  # 0.4 x 255
+    assert set(np.unique(noise)) == {0, 1}
+    n = noise[0].size
+    tolerance = 4 / np.sqrt(n)
+    assert abs(noise.mean() - 0.5) < tolerance
+    centred = 2 * noise - 1
+    assert abs((centred[0] * centred[1]).mean()) < tolerance  # independent of the paired view,
+    assert abs((centred[0, 1:] * centred[0, :-1]).mean()) < tolerance  # of the frame before,
+    assert abs((centred[0][:, 1:] * centred[0][:, :-1]).mean()) < tolerance  # and of the neighbour
+
+
+def test_grid_without_noise_has_equal_views():
+    world = make("grid/0")
+    for step in rollout(world, world.random, seed=2):
+        np.testing.assert_array_equal(step.observation.frames["grid"], step.observation.frames["paired"])
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("nowhere", "choose one of grid, my_way_home"),
+        ("grid/2", "0 to 1"),
+        ("grid/much", "0 to 1"),
+    ],
+)
+def test_unknown_worlds_are_refused_in_one_line(name, part):
+    with pytest.raises(LaminaError, match=part) as caught:
+        make(name)
+    assert "\n" not in str(caught.value)
+
+
+def test_grid_refuses_a_picture_that_cells_do_not_fill():
+    with pytest.raises(LaminaError, match="4x4 cells"):
+        make("grid", (64, 62))
+
+
+def test_missing_simulator_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "vizdoom", None)
+    monkeypatch.delitem(sys.modules, "lamina.worlds.doom", raising=False)
+    with pytest.raises(LaminaError, match=r"pip install 'lamina\[doom\]'"):
+        make("my_way_home")
+
+
+def room(*inner: tuple[float, float, float, float]) -> Maze:
+    box = [(0, 0, 400, 0), (400, 0, 400, 400), (400, 400, 0, 400), (0, 400, 0, 0)]
+    return Maze(np.array([*box, *inner], dtype=float))
+
+
+def walk(maze: Maze, distances: np.ndarray, position: np.ndarray) -> np.ndarray:
+    path = [position]
+    for _ in range(200):
+        path.append(maze.ahead(distances, path[-1], cells=1))
+        if np.array_equal(path[-1], path[-2]):
+            break
+    return np.stack(path)
+
+
+NOWHERE = np.empty((0, 2))
+
+
+def test_maze_goes_around_a_wall():
+    start, goal = np.array([100.0, 60.0]), np.array([300.0, 60.0])
+    maze = room((200, 0, 200, 300))
+    path = walk(maze, maze.distances(goal[None], NOWHERE), start)
+    assert np.hypot(*(path[-1] - goal)) < 32
+    crossing = path[np.argmax(path[:, 0] > 200)]
+    assert crossing[1] > 300  # through the gap, never through the wall
+    free = room()
+    direct = walk(free, free.distances(goal[None], NOWHERE), start)
+    assert len(direct) < 15 < 30 < len(path)
+
+
+def test_maze_keeps_away_from_danger():
+    start, goal, danger = np.array([60.0, 200.0]), np.array([340.0, 200.0]), np.array([[200.0, 200.0]])
+    maze = room()
+    nearest = {}
+    for name, avoid in (("heedless", NOWHERE), ("careful", danger)):
+        path = walk(maze, maze.distances(goal[None], avoid), start)
+        assert np.hypot(*(path[-1] - goal)) < 32
+        nearest[name] = np.hypot(*(path - danger).T).min()
+    assert nearest["heedless"] < 24 and nearest["careful"] > 36  # the player and an item touch within 36
+
+
+def test_maze_knows_what_cannot_be_reached():
+    closed = room((200, 0, 200, 400))
+    distances = closed.distances(np.array([[300.0, 200.0]]), NOWHERE)
+    assert np.isinf(distances[2:10, 2:-2]).all() and np.isfinite(distances[15:23, 4:-4]).all()
+    assert np.isinf(closed.distances(NOWHERE, NOWHERE)).all()
+
+
+# The steps are enough to tell the expert from chance.
+SIMULATORS = [
+    ("grid", 2, 48),
+    ("my_way_home", 2, 150),
+    ("basic", 3, 60),
+    ("health_gathering", 1, 250),
+    ("health_gathering_supreme", 1, 250),
+    ("metaworld/window-close-v3", 1, 90),
+    ("cheetah", 1, 30),
+]
+
+
+@pytest.mark.sim
+@pytest.mark.parametrize(("name", "episodes", "steps"), SIMULATORS)
+def test_expert_beats_chance_and_the_seed_decides(name, episodes, steps, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with open_world(name) as world:
+        expert, random = (
+            np.mean([sum(s.reward for s in islice(rollout(world, policy, 0, n), steps)) for n in range(episodes)])
+            for policy in (world.expert, world.random)
+        )
+        scale = {"my_way_home": 0.5, "basic": 100, "grid": 20, "metaworld/window-close-v3": 1, "cheetah": 10}
+        assert expert >= random + scale.get(name, 500)
+
+        first, again, other = (list(islice(rollout(world, world.random, seed, 0), 6)) for seed in (5, 5, 6))
+        assert [s.action.tolist() for s in first] == [s.action.tolist() for s in again]
+        for one, two in zip(first, again, strict=True):
+            for camera in world.cameras:
+                np.testing.assert_array_equal(one.observation.frames[camera], two.observation.frames[camera])
+        assert any(
+            not np.array_equal(one.observation.frames[world.cameras[0]], two.observation.frames[world.cameras[0]])
+            for one, two in zip(first, other, strict=True)
+        )
+        for step in first:
+            assert set(step.observation.frames) == set(world.cameras)
+            assert all(f.shape == (64, 64, 3) and f.dtype == np.uint8 for f in step.observation.frames.values())
+            assert step.action.shape == (world.action.dim,)
+            assert step.action.dtype == (np.int64 if world.action.discrete else np.float32)
+            if world.proprio:
+                assert step.observation.proprio is not None and step.observation.proprio.shape == (world.proprio,)
+    assert os.listdir(tmp_path) == []  # simulators leave nothing behind
+
+
+@pytest.mark.sim
+def test_doom_turns_the_way_it_says():
+    with open_world("my_way_home") as world:
+        names = world.action.names
+        for action, sign in (("turn_left", 1), ("turn_right", -1)):
+            world.reset(3)
+            before = world._pose()[2]
+            world.step(np.array([names.index(action)]))
+            turned = (world._pose()[2] - before + 180) % 360 - 180
+            assert 5 < sign * turned < 20
+
+
+@pytest.mark.sim
+def test_doom_ends_its_process():
+    psutil = pytest.importorskip("psutil")
+    world = open_world("basic")
+    engines = [child for child in psutil.Process().children() if "vizdoom" in child.name()]
+    assert len(engines) == 1
+    world.close()
+    world.close()
+    _, alive = psutil.wait_procs(engines, timeout=5)
+    assert not alive
+
+
+@pytest.mark.sim
+def test_returns_adds_the_rewards_of_each_episode():
+    with open_world("basic") as world:
+        total = returns(world, world.expert, episodes=2, seed=3)
+        assert total.shape == (2,)
+        assert total[1] == sum(step.reward for step in rollout(world, world.expert, 3, 1))
+
+
+@pytest.mark.sim
+def test_metaworld_refuses_an_unknown_task():
+    open_world("metaworld/reach-v3").close()
+    with pytest.raises(LaminaError, match="drawer-open-v3"):
+        make("metaworld/drawer-open")
