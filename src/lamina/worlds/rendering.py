@@ -17,7 +17,7 @@ if sys.platform == "linux":  # MuJoCo chooses a window system when it is importe
 
 NO_GL = (
     "MuJoCo cannot draw, no OpenGL library works here ({reason}): apt-get install libegl1 libegl-mesa0 libgl1-mesa-dri "
-    "libosmesa6 (Debian), or set MUJOCO_GL to egl, osmesa or glfw"
+    "libosmesa6 (Debian)"
 )
 
 try:
