@@ -114,17 +114,19 @@ def draw_samples(
 ) -> Int[np.ndarray, "m frames"]:
     """Frame numbers of one sample for each start: gaps uniform over ``gap``, cut to what the episode has left.
 
-    A sample whose gap misses what was drawn by more than a frame's duration (a hole in the video) is left out.
+    A sample whose gap misses what was drawn by more than a frame's duration (a hole in the video) is left out; frames
+    being discrete, windows of four frames and more are granted half a frame for each gap.
     """
     at, columns = starts, [starts]
     keep = np.ones(len(starts), dtype=bool)
+    tolerance = 0.501 * max(2, frames - 1) / fps
     for later in range(frames - 2, -1, -1):  # gaps still to come after this one
-        room = times[-1] + 0.5 / fps - times[at] - later * gap[0]
+        room = times[-1] + 0.5 / fps - times[at] - later * max(gap[0], 1 / fps)
         wanted = times[at] + gap[0] + rng.random(len(starts)) * (np.clip(room, *gap) - gap[0])
         right = np.searchsorted(times, wanted).clip(1, len(times) - 1)
         nearest = right - (wanted - times[right - 1] <= times[right] - wanted)
         at = np.clip(nearest, at + 1, len(times) - 1 - later)
-        keep &= np.abs(times[at] - wanted) <= 1.001 / fps
+        keep &= np.abs(times[at] - wanted) <= tolerance
         columns.append(at)
     return np.stack(columns, axis=1)[keep]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import warnings
 from collections import Counter, OrderedDict
@@ -24,6 +25,8 @@ SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm")
 FAILURES = (av.error.FFmpegError, OSError, ValueError, EOFError, MemoryError)
 OPEN_FILES = 4  # decoders kept open per process
 SCANNED = 600  # packets that tell the distance of key frames
+# Small pictures are scaled twice as fast without threads; an older PyAV has none, and no such argument.
+ONE_THREAD = {"threads": 1} if "threads=" in (VideoReformatter.reformat.__doc__ or "") else {}
 KEY_DISTANCE = 32  # key frames nearer than this are as good as random access
 
 
@@ -232,15 +235,19 @@ class _Decoder:
                 if packet.pts is None or packet.pts >= trusted:
                     raise
 
+    def close(self) -> None:
+        """Close the file and let go of the decoder at once: its generators refer back to it."""
+        self.container.close()
+        self.packets, self.decoded, self.ahead = iter(()), iter(()), None
+
     def _image(self, frame: av.VideoFrame, size: tuple[int, ...] | None) -> UInt8[np.ndarray, "h w 3"]:
         turned = frame.rotation % 180 == 90
         height, width = size or ((frame.width, frame.height) if turned else (frame.height, frame.width))
         if turned:
             height, width = width, height
         shrinks = height <= frame.height and width <= frame.width
-        image = self.reformatter.reformat(
-            frame, width, height, "rgb24", interpolation=Interpolation.AREA if shrinks else Interpolation.BILINEAR
-        ).to_ndarray()
+        how = Interpolation.AREA if shrinks else Interpolation.BILINEAR
+        image = self.reformatter.reformat(frame, width, height, "rgb24", interpolation=how, **ONE_THREAD).to_ndarray()
         return np.rot90(image, frame.rotation // 90) if frame.rotation % 90 == 0 and frame.rotation else image
 
 
@@ -249,10 +256,12 @@ _inherited: list[OrderedDict[Path, _Decoder]] = []
 
 
 def _after_fork() -> None:
-    """A forked worker shares its parent's file offsets: it must neither use nor close the parent's decoders."""
+    """A forked worker shares its parent's file offsets but not its threads: it must neither use what the parent has open
+    nor free it, which would wait for threads that are not there. Freezing keeps the garbage collector off as well."""
     global _decoders
     _inherited.append(_decoders)
     _decoders = OrderedDict()
+    gc.freeze()
 
 
 if hasattr(os, "register_at_fork"):
@@ -268,14 +277,17 @@ def decode(
     dropped, and a rotation that the file states is applied. Calls that go on where the last one ended do not seek.
     Raises DecodeError.
     """
+    decoder = _decoders.pop(path, None)
     try:
-        decoder = _decoders.pop(path, None) or _Decoder(path)
+        decoder = decoder or _Decoder(path)
         frames = decoder.read(times, size, tolerance)
     except FAILURES as error:
+        if decoder is not None:
+            decoder.close()
         raise DecodeError(f"{path}: cannot be decoded ({_reason(error)}); remove or re-encode it") from error
     _decoders[path] = decoder
     while len(_decoders) > OPEN_FILES:
-        _decoders.popitem(last=False)[1].container.close()
+        _decoders.popitem(last=False)[1].close()
     return frames
 
 
