@@ -172,7 +172,7 @@ class _VideoTrack:
         self.root, self.folder, self.fps, self.shape, self.encoding = root, folder, fps, shape, encoding
         self.files: list[Path] = []
         self.container: av.container.OutputContainer | None = None
-        self.count = 0  # frames in the open file
+        self.count = self.size = 0  # frames and bytes in the open file
 
     def _open(self) -> av.container.OutputContainer:
         height, width, _ = self.shape
@@ -185,12 +185,12 @@ class _VideoTrack:
         self.stream = cast(av.VideoStream, container.add_stream(codec, rate=self.fps, options=options))
         self.stream.height, self.stream.width = height, width
         self.stream.pix_fmt = self.encoding.for_size(height, width)
-        self.count = 0
+        self.count = self.size = 0
         return container
 
     def add(self, frames: Iterable[UInt8[np.ndarray, "h w 3"]]) -> tuple[int, int, int, Statistics]:
         """Append an episode: (file number, its first frame there, frames, statistics)."""
-        if self.container is not None and self.files[-1].stat().st_size > VIDEO_MB * 2**20:
+        if self.size > VIDEO_MB * 2**20:
             self.close()
         with writing(self.root):
             self.container = self.container or self._open()
@@ -205,8 +205,10 @@ class _VideoTrack:
             picture.pts, picture.time_base = self.count, 1 / self.fps
             if self.count == first:
                 picture.pict_type = av.video.frame.PictureType.I
+            packets = self.stream.encode(picture)
+            self.size += sum(p.size for p in packets)
             with writing(self.root):
-                self.container.mux(self.stream.encode(picture))
+                self.container.mux(packets)
             histogram += pixel_histogram(frame)
             self.count += 1
         length = self.count - first
@@ -291,14 +293,14 @@ class LeRobotWriter:
         array = array[:, None] if array.ndim == 1 else array
         if array.shape[1:] != tuple(feature["shape"]):
             raise LaminaError(f"{self.root}: '{name}' has shape {array.shape[1:]}, not {tuple(feature['shape'])}")
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            frame = int(np.argwhere(~np.isfinite(array))[0, 0])
+            raise LaminaError(f"{self.root}: '{name}' is NaN or infinite at frame {frame} of an episode; mend it")
         kind = np.dtype(feature["dtype"]).kind
         if kind in "iub" and not np.array_equal(array, array.astype(feature["dtype"])):
             raise LaminaError(
                 f"{self.root}: '{name}' has values that are no {feature['dtype']}; mend it or its feature"
             )
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            frame = int(np.argwhere(~np.isfinite(array))[0, 0])
-            raise LaminaError(f"{self.root}: '{name}' is NaN or infinite at frame {frame} of an episode; mend it")
         return array.astype(feature["dtype"])
 
     def _add(self, arrays: dict[str, np.ndarray], videos: dict[str, Any], task: str, split: str) -> None:
