@@ -27,6 +27,7 @@ from lamina.errors import LaminaError
 from lamina.files import disk_errors, whole_folder, write_text
 from lamina.lam import LAM, LAMConfig, LatentActionModel, load_weights, part_kind
 from lamina.shapes import ActionSpec, Clip, to_float
+from lamina.sizes import SizeName
 from lamina.train import Losses, TrainConfig, fit
 
 Condition = Literal["latent", "latent+previous", "latent+previous+observation"]
@@ -106,15 +107,28 @@ class ActionHead(nn.Module):
         return torch.cat([torch.stack(best, -1) if best else continuous[:, :0], continuous * self.std + self.mean], -1)
 
 
+#: Width of the translator at each ``--size``; its blocks narrow to a quarter.
+WIDTHS: dict[str, int] = {"debug": 64, "tiny": 256, "small": 512, "base": 1024}
+
+
 @dataclass(frozen=True)
 class TranslatorConfig:
-    """``condition``: what the translator reads (App. D.1); ``latent+previous`` is the paper's choice."""
+    """The translator's shape and what it reads."""
 
     condition: Condition = "latent+previous"
-    width: int = 512
-    narrow: int = 128
+    """App. D.1; latent+previous is the paper's choice"""
+    size: SizeName = "small"
+    width: int | None = None
+    """derived from --size"""
+    narrow: int | None = None
+    """derived: a quarter of the width"""
     layers: int = 3
     dropout: float = 0.1
+
+    def widths(self) -> tuple[int, int]:
+        """Wide and narrow width of the Hourglass MLP."""
+        wide = self.width or WIDTHS[self.size]
+        return wide, self.narrow or wide // 4
 
 
 class Translator(nn.Module):
@@ -129,7 +143,7 @@ class Translator(nn.Module):
         inputs = latent
         inputs += self.action.width if "previous" in config.condition else 0
         inputs += observation if "observation" in config.condition else 0
-        self.mlp = Hourglass(inputs, self.action.width, config.width, config.narrow, config.layers, config.dropout)
+        self.mlp = Hourglass(inputs, self.action.width, *config.widths(), config.layers, config.dropout)
 
     def forward(
         self,
@@ -183,13 +197,16 @@ class Labelled:
     def __len__(self) -> int:
         return len(self.z)
 
+    def _map(self, function: Callable[[Any], Any]) -> Labelled:
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        changed: dict[str, Any] = {name: function(v) for name, v in values.items() if v is not None}
+        return dataclasses.replace(self, **changed)
+
     def __getitem__(self, rows: Any) -> Labelled:
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return Labelled(**{name: None if v is None else v[rows] for name, v in values.items()})
+        return self._map(lambda value: value[rows])
 
     def to(self, device: Any) -> Labelled:
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return Labelled(**{name: None if v is None else v.to(device) for name, v in values.items()})
+        return self._map(lambda value: value.to(device))
 
 
 class Minibatches:
@@ -257,10 +274,8 @@ def split_labels(items: Labelled, seed: int = 0, held: float = 0.25) -> tuple[La
         if sum(int(m.sum()) for m in chosen) >= held * len(items):
             break
         chosen.append(items.episode == episode)
-    if not chosen:  # one episode: by time
-        mask = torch.arange(len(items)) >= round((1 - held) * len(items))
-    else:
-        mask = torch.stack(chosen).any(0)
+    by_time = torch.arange(len(items)) >= round((1 - held) * len(items))
+    mask = torch.stack(chosen).any(0) if chosen else by_time  # a single episode is divided by time
     return items[~mask], items[mask]
 
 

@@ -247,7 +247,7 @@ class Reproduce:
 
 def _plain(command: type, name: str) -> Callable[[Sequence[str], bool], None]:
     def call(argv: Sequence[str], parse_only: bool = False) -> None:
-        args = tyro.cli(command, prog=f"lamina {name}", args=list(argv))
+        args: Any = tyro.cli(command, prog=f"lamina {name}", args=list(argv))
         if not parse_only:
             args.run()
 

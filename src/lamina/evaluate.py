@@ -133,7 +133,7 @@ def evaluate(run: Path, path: str, config: EvaluateConfig) -> Path:
         {
             "file": "pictures/transfer.png",
             "title": "A latent applied to another frame",
-            "caption": "The latent of the source pair, decoded from a frame of another episode; the last column is what it changed (grey: nothing).",
+            "caption": "The latent of the source pair, decoded from a frame of another episode; last: what it changed (grey: nothing).",
         },
     ]
     record["notes"] = notes
@@ -141,7 +141,15 @@ def evaluate(run: Path, path: str, config: EvaluateConfig) -> Path:
         reconstruction, small, translation, test, record.get("labels", 0), record["codes"]["warnings"]
     )
     write_text(run / "evaluation.json", json.dumps(record, indent=1) + "\n")
+    model.write_metrics(folder, headline(reconstruction, translation))
     return run / "evaluation.json"
+
+
+def headline(reconstruction: list[ReconstructionScore], translation: list[TranslationScore]) -> dict[str, float]:
+    """The figures of the model card: of the model alone, over prefixes."""
+    figures = {f"PSNR at k = {s.k} (dB)": float(s.psnr.mean()) for s in reconstruction if s.role == "model"}
+    figures |= {f"{s.name}: action loss at k = {s.k}": float(s.loss.mean()) for s in translation if s.role == "model"}
+    return figures
 
 
 def code_statistics(model: LatentActionModel, clip: Clip) -> dict[str, Any]:
@@ -169,7 +177,7 @@ def linear_probes(
 
     z, test_z = encode_clip(model.lam, train), encode_clip(model.lam, test)
     with torch.no_grad():
-        rows = [
+        rows: list[tuple[str, str, int | None, LinearScore]] = [
             (model.provenance.method, "model", k, probe(model.lam.prefix(z, k), model.lam.prefix(test_z, k)))
             for k in prefixes
         ]

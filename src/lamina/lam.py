@@ -56,15 +56,15 @@ class LAMConfig:
         values = dict(values)
         try:
             for part, kinds in _PARTS.items():
-                settings = {k: tuple(v) if isinstance(v, list) else v for k, v in values[part].items()}
-                values[part] = kinds[settings.pop("kind")].Config(**settings)  # type: ignore[operator]
+                settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values[part].items()}
+                values[part] = kinds[settings.pop("kind")].Config(**settings)
             values["image"] = tuple(values["image"])
             return cls(**values)
         except (KeyError, TypeError, AttributeError) as error:
             raise LaminaError(f"this model's config does not fit lamina {__version__}: {error}") from error
 
 
-_PARTS: dict[str, dict[str, type[nn.Module]]] = {"encoder": ENCODERS, "bottleneck": BOTTLENECKS, "decoder": DECODERS}
+_PARTS: dict[str, dict[str, Any]] = {"encoder": ENCODERS, "bottleneck": BOTTLENECKS, "decoder": DECODERS}
 
 
 def part_kind(config: Any) -> str:
@@ -206,15 +206,24 @@ class LatentActionModel(nn.Module, PyTorchModelHubMixin):
 
     def _save_pretrained(self, save_directory: Path) -> None:
         save_directory.mkdir(parents=True, exist_ok=True)
+        state = {name: value.contiguous() for name, value in self.lam.state_dict().items()}
+        save_file(state, save_directory / "model.safetensors", metadata={"format": "pt"})
+        self._write_config(save_directory)
+
+    def _write_config(self, folder: Path) -> None:
         config = {
             "format": FORMAT,
             "lamina": __version__,
             "model": self.config.to_dict(),
             "provenance": dataclasses.asdict(self.provenance),
         }
-        state = {name: value.contiguous() for name, value in self.lam.state_dict().items()}
-        save_file(state, save_directory / "model.safetensors", metadata={"format": "pt"})
-        write_text(save_directory / "config.json", json.dumps(config, indent=2) + "\n")
+        write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
+
+    def write_metrics(self, folder: Path, metrics: dict[str, float]) -> None:
+        """State ``metrics`` in the provenance and the model card of a saved model, whose weights stay as they are."""
+        self.provenance = dataclasses.replace(self.provenance, metrics=metrics)
+        self._write_config(folder)
+        write_text(folder / "README.md", str(self.generate_model_card()))
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, map_location: str = "cpu", strict: bool = True, **hub: Any) -> Any:  # type: ignore[override]
@@ -224,7 +233,9 @@ class LatentActionModel(nn.Module, PyTorchModelHubMixin):
         if folder.is_dir():
             files = [folder / name for name in ("config.json", "model.safetensors")]
         else:
-            options = {k: hub.get(k) for k in ("revision", "cache_dir", "force_download", "token", "local_files_only")}
+            options: dict[str, Any] = {
+                k: hub.get(k) for k in ("revision", "cache_dir", "force_download", "token", "local_files_only")
+            }
             try:
                 files = [
                     Path(hf_hub_download(model_id, name, **options)) for name in ("config.json", "model.safetensors")

@@ -32,7 +32,8 @@ class SelfAttention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
-        return self.out(attend(*self.qkv(x).chunk(3, dim=-1), self.heads))
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        return self.out(attend(q, k, v, self.heads))
 
 
 class Block(nn.Module):
@@ -62,7 +63,8 @@ class CrossBlock(nn.Module):
 
     def forward(self, x: Float[Tensor, "b k d"], context: Float[Tensor, "b p d"]) -> Float[Tensor, "b k d"]:
         x = x + self.attention(self.norm1(x))
-        x = x + self.out(attend(self.q(self.norm2(x)), *self.kv(context).chunk(2, dim=-1), self.heads))
+        k, v = self.kv(context).chunk(2, dim=-1)
+        x = x + self.out(attend(self.q(self.norm2(x)), k, v, self.heads))
         return x + self.mlp(self.norm3(x))
 
 

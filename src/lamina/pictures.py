@@ -58,7 +58,7 @@ def transfer_picture(model: LatentActionModel, clip: Clip, path: Path, rows: int
     """A latent taken from one transition and applied to a frame of another episode."""
     chosen = clip[telling(clip, rows)]
     src, dst = chosen.frames[:, 0], chosen.frames[:, 1]
-    others = []
+    others: list[int] = []
     for episode in chosen.episode:
         elsewhere = (clip.episode != episode).nonzero().flatten()
         others.append(int(elsewhere[(len(others) * 7919) % len(elsewhere)]) if len(elsewhere) else len(others))

@@ -181,6 +181,7 @@ class Checkpoints:
         self, step: int, world: World, module: nn.Module, optimizer: Any, average: dict[str, Tensor], stream: Stream
     ) -> None:
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        weights: Any
         weights, optim = get_state_dict(module, optimizer, options=options)
         averaged = {name: _full(value) for name, value in average.items()}
         streams: list[Any] = [stream.state_dict()]
@@ -206,6 +207,7 @@ class Checkpoints:
     ) -> None:
         folder = self.path(step)
         try:
+            weights: Any
             weights, averaged = (load_file(folder / f"{name}.safetensors") for name in ("model", "average"))
             optim = torch.load(folder / "optimizer.pt", weights_only=True)
             streams = json.loads((folder / "streams.json").read_text())
@@ -244,7 +246,12 @@ class Log:
                 from torch.utils.tensorboard import SummaryWriter
 
                 board = SummaryWriter(str(run / "tensorboard"))
-                self.trackers.append(lambda row: [board.add_scalar(k, v, row["step"]) for k, v in row.items()])
+
+                def to_board(row: dict[str, Any]) -> None:
+                    for name, value in row.items():
+                        board.add_scalar(name, value, row["step"])
+
+                self.trackers.append(to_board)
             if config.wandb:
                 import wandb
 
@@ -374,10 +381,10 @@ def fit(
             if validating and validate is not None:
                 module.eval()
                 if sharded:  # validation calls methods of the module, which FSDP2 gathers nothing for
-                    step_module.unshard()
+                    step_module.unshard()  # type: ignore[operator]
                 figures, told = validate(module)
                 if sharded:
-                    step_module.reshard()
+                    step_module.reshard()  # type: ignore[operator]
                 module.train()
                 row |= {f"validation/{name}": value for name, value in figures.items()}
                 for text in sorted(set(told) - warned) if world.rank == 0 else ():

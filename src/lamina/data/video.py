@@ -151,6 +151,8 @@ class _Decoder:
 
     def __init__(self, path: Path) -> None:
         self.container = av.open(str(path))
+        if not self.container.streams.video or self.container.streams.video[0].codec_context is None:
+            raise ValueError("no video stream that can be decoded here")
         self.stream = self.container.streams.video[0]
         # One thread: workers already use every core, and frame threads cost CPU time and delay after each seek.
         self.stream.thread_type = "NONE"

@@ -1,4 +1,9 @@
-"""A U-Net conditioned on the flattened latent by a shift and a scale in every block (LAPO's forward model, with FiLM)."""
+"""A U-Net conditioned on the flattened latent by a shift and a scale in every block (LAPO's forward model, with FiLM).
+
+It moves the source before it repaints it: next to the change of each pixel it predicts from which displacement the pixel comes.
+Without that, a turn of the camera, many pixels wide, is out of reach of a few 3x3 convolutions, and the latent learns average
+appearance instead of motion.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +12,34 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from lamina.draws import Draws
 from lamina.errors import LaminaError
 from lamina.objectives import squared_error
+
+
+def displacements(height: int, width: int) -> list[tuple[int, int]]:
+    """The moves (dy, dx) in pixels that the decoder may blend: along either axis, to a quarter of the picture."""
+    across = [(0, round(i * width / 24)) for i in range(-6, 7)]
+    down = [(round(i * height / 24), 0) for i in (-6, -4, -2, -1, 1, 2, 4, 6)]
+    return [*across, *down]
+
+
+def advect(
+    images: Float[Tensor, "b c h w"], logits: Float[Tensor, "b n y x"], moves: list[tuple[int, int]], cell: int = 4
+) -> Float[Tensor, "b c h w"]:
+    """A blend of displaced copies of the picture, its weights a softmax over the moves in each ``cell`` x ``cell`` square
+    (dynamic neural advection, Finn et al. 2016)."""
+    height, width = images.shape[-2:]
+    top, side = (max(abs(move[axis]) for move in moves) for axis in (0, 1))
+    padded = F.pad(images, (side, side, top, top), mode="replicate")
+    copies = [padded[..., top + dy : top + dy + height, side + dx : side + dx + width] for dy, dx in moves]
+    cells = rearrange(torch.stack(copies, 1), "b n c (y i) (x j) -> b y x n (c i j)", i=cell, j=cell)
+    weights = rearrange(logits.float().softmax(1), "b n y x -> b y x 1 n")
+    return rearrange(weights @ cells, "b y x 1 (c i j) -> b c (y i) (x j)", i=cell, j=cell)
 
 
 class FiLMBlock(nn.Module):
@@ -57,10 +84,14 @@ class UNetDecoder(nn.Module):
         self.up = nn.ModuleList([FiLMBlock(2 * c, c, cond) for c in reversed(widths)])
         pairs = list(itertools.pairwise(widths))
         self.grow = nn.ModuleList([nn.ConvTranspose2d(b, a, 4, stride=2, padding=1) for a, b in reversed(pairs)])
-        self.outputs = nn.Conv2d(widths[0], channels * 16, 3, padding=1)
+        self.moves = displacements(height, width)
+        # Per 4x4 cell: the change of its 16 pixels, and a weight for each displacement.
+        self.outputs = nn.Conv2d(widths[0], channels * 16 + len(self.moves), 3, padding=1)
         nn.init.zeros_(self.outputs.weight)
         assert self.outputs.bias is not None
         nn.init.zeros_(self.outputs.bias)
+        # Most of the weight on standing still: the first prediction is a copy of the source, as in the other decoders.
+        nn.init.constant_(self.outputs.bias[channels * 16 + self.moves.index((0, 0))], 6.0)
 
     def forward(self, src: Float[Tensor, "b c h w"], z: Float[Tensor, "b k d"]) -> Float[Tensor, "b c h w"]:
         condition = self.condition(z)
@@ -76,7 +107,9 @@ class UNetDecoder(nn.Module):
             x = block(torch.cat([x, skips.pop()], dim=1), condition)
             if level < len(self.grow):
                 x = self.grow[level](x)
-        return src + F.pixel_shuffle(self.outputs(x), 4)
+        output = self.outputs(x)
+        n = len(self.moves)
+        return advect(src, output[:, -n:], self.moves) + F.pixel_shuffle(output[:, :-n], 4)
 
     def loss(
         self, src: Float[Tensor, "b c h w"], z: Float[Tensor, "b k d"], dst: Float[Tensor, "b c h w"], draws: Draws

@@ -13,6 +13,7 @@ Beside them, as references and not as controls: the inverse dynamics model (both
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -106,12 +107,12 @@ def controls(
     generator = torch.Generator().manual_seed(seed)
     config = dataclasses.replace(config, condition="latent+previous")
 
-    def run(encoder: LAM, change: object, name: str, role: str = "control") -> TranslationScore:
+    def run(encoder: LAM, change: Callable[[Labelled], Labelled], name: str, role: str = "control") -> TranslationScore:
         train, held = (
             dataclasses.replace(part, clip=None) for part in split_labels(change(labelled(encoder, labels)), seed)
-        )  # type: ignore[operator]
+        )
         translator, _ = train_translator(encoder, train, held, spec, config, training)
-        prefixed = score_translator(translator, encoder.prefix, change(labelled(encoder, test)), full, name, role)  # type: ignore[operator]
+        prefixed = score_translator(translator, encoder.prefix, change(labelled(encoder, test)), full, name, role)
         return prefixed[0]
 
     def shuffle(items: Labelled) -> Labelled:

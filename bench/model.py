@@ -1,0 +1,139 @@
+"""Encoding and training speed at the matched size: width 384, 64 tokens a frame, 6 heads, 3+3 encoder and 3 decoder layers.
+
+    python bench/model.py            one thread; prints a table, CPU seconds and not wall time
+
+Lamina trains and encodes windows of eight frames, so that seven pairs share their embeddings. The reference in the same run has
+LAPA's layout made of torch.nn.TransformerEncoder: each pair embeds both of its frames and reads them with three joint layers.
+Matrix products of the same run say how fast this processor is in each precision: without AVX-512 bf16 or AMX, bf16 is slower than fp32.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from lamina.bottleneck import FSQ
+from lamina.decoders.flow import FlowDecoder
+from lamina.decoders.pixel import PixelDecoder
+from lamina.draws import Draws
+from lamina.encoder import TransformerEncoder
+from lamina.lam import LAM, LAMConfig
+from lamina.layers import patchify
+
+WINDOWS, FRAMES, SIDE, WIDTH, HEADS, LAYERS, SLOTS = 4, 8, 64, 384, 6, 3, 16
+PAIRS = [(i, i + 1) for i in range(FRAMES - 1)]
+REPEATS, ROUNDS = 3, 5
+
+
+def cpu_seconds(work: Callable[[], object]) -> float:
+    """Median CPU seconds of one call, over rounds, after a warm-up."""
+    work()
+    figures = []
+    for _ in range(ROUNDS):
+        began = time.process_time()
+        for _ in range(REPEATS):
+            work()
+        figures.append((time.process_time() - began) / REPEATS)
+    return statistics.median(figures)
+
+
+class PairwiseReference(nn.Module):
+    """LAPA's layout from torch's own layers: frame layers on both frames, joint layers on the pair, pixel decoder."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+        def stack() -> nn.Module:
+            layer = nn.TransformerEncoderLayer(WIDTH, HEADS, 4 * WIDTH, 0.0, "gelu", batch_first=True, norm_first=True)
+            return nn.TransformerEncoder(layer, LAYERS, enable_nested_tensor=False)
+
+        self.patch = nn.Linear(3 * 64, WIDTH)
+        self.frame, self.joint, self.decoder = stack(), stack(), stack()
+        self.latent, self.back, self.head = nn.Linear(WIDTH, 5), nn.Linear(5, WIDTH), nn.Linear(WIDTH, 3 * 64)
+
+    def encode(self, src: Tensor, dst: Tensor) -> Tensor:
+        first, second = (self.frame(self.patch(patchify(x, 8))) for x in (src, dst))
+        return self.latent(self.joint(torch.cat([first, second], dim=1))[:, -SLOTS:])
+
+    def loss(self, src: Tensor, dst: Tensor) -> Tensor:
+        tokens = torch.cat([self.back(self.encode(src, dst)), self.patch(patchify(src, 8))], dim=1)
+        return (self.head(self.decoder(tokens)[:, SLOTS:]) - patchify(dst, 8)).square().mean()
+
+
+def training_step(module: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], None]:
+    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4, foreach=True)
+
+    def step() -> None:
+        loss().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def matrix_speed(dtype: torch.dtype) -> float:
+    """GFLOP/s of a matrix product of the models' own shape."""
+    a, b = torch.randn(2048, WIDTH).to(dtype), torch.randn(WIDTH, 4 * WIDTH).to(dtype)
+    return 2 * 2048 * WIDTH * 4 * WIDTH / cpu_seconds(lambda: a @ b) / 1e9
+
+
+def lamina(decoder: type[nn.Module]) -> LAM:
+    return LAM(
+        LAMConfig(
+            (3, SIDE, SIDE),
+            SLOTS,
+            TransformerEncoder.Config(8, WIDTH, HEADS, LAYERS, LAYERS),
+            FSQ.Config(),
+            decoder.Config(8, WIDTH, HEADS, LAYERS),  # type: ignore[operator]
+            "uniform",
+        )
+    )
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    frames = torch.randn(WINDOWS, FRAMES, 3, SIDE, SIDE)
+    src, dst = frames[:, :-1].flatten(0, 1), frames[:, 1:].flatten(0, 1)
+    pairs = WINDOWS * len(PAIRS)
+    keep = torch.full((WINDOWS,), SLOTS)
+    print(f"{'model':<44} {'precision':<9} {'encoded pairs / CPU-s':>22} {'training CPU-s / pair':>22}")
+    for name, bf16 in (("fp32", False), ("bf16", True)):
+
+        def precise(work: Callable[[], Tensor], bf16: bool = bf16) -> Tensor:
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                return work()
+
+        def row(
+            label: str, module: nn.Module, encode: Callable[[], Tensor], loss: Callable[[], Tensor], name: str = name
+        ) -> None:
+            with torch.inference_mode():
+                encoded = pairs / cpu_seconds(lambda: precise(encode))
+            trained = cpu_seconds(training_step(module, lambda: precise(loss))) / pairs
+            print(f"{label:<44} {name:<9} {encoded:>22.1f} {trained:>22.4f}", flush=True)
+
+        for decoder in (PixelDecoder, FlowDecoder):
+            lam = lamina(decoder)
+            row(
+                f"Lamina, windows of 8, {decoder.__name__}",
+                lam,
+                lambda lam=lam: lam.encode(frames, PAIRS)[0, 1].post,  # type: ignore[misc]
+                lambda lam=lam: lam.reconstruction(frames, lam.encode(frames, PAIRS), keep, Draws(0)).mean(),  # type: ignore[misc]
+            )
+        peer = PairwiseReference()
+        row(
+            "reference: LAPA's layout, torch.nn",
+            peer,
+            lambda peer=peer: peer.encode(src, dst),  # type: ignore[misc]
+            lambda peer=peer: peer.loss(src, dst),  # type: ignore[misc]
+        )
+    for dtype in (torch.float32, torch.bfloat16):
+        print(f"matrix products of this processor, one thread, {dtype}: {matrix_speed(dtype):.0f} GFLOP/s")
+
+
+if __name__ == "__main__":
+    main()
