@@ -16,7 +16,7 @@ STEPS = [
     ["collect", "my_way_home", "--out", "demo/data", "--frames", "3000", "--size", "48", "48"],
     # A U-Net in place of the rectified-flow decoder, which needs more steps than five minutes on two cores give.
     ["train", "flexlam", "--data", "demo/data", "--out", "demo/run", "--image", "48", "48", "--decoder", "unet",
-     "--steps", "700", "--lr", "1e-3", "--validate-every", "100"],
+     "--steps", "1500", "--batch", "32", "--lr", "2e-3", "--validate-every", "250"],
     ["label", "demo/run", "demo/data", "--out", "demo/labelled"],
     ["align", "demo/run", "--data", "demo/data", "--labels", "5%"],
     ["evaluate", "demo/run", "--data", "demo/data"],

@@ -25,9 +25,9 @@ class Size:
 
 SIZES: dict[str, Size] = {
     "debug": Size(width=32, heads=2, layers=1, channels=8),
-    "tiny": Size(width=128, heads=4, layers=2, channels=32),
-    "small": Size(width=384, heads=6, layers=3, channels=64),
-    "base": Size(width=768, heads=12, layers=6, channels=128),
+    "tiny": Size(width=128, heads=4, layers=2, channels=16),
+    "small": Size(width=384, heads=6, layers=3, channels=32),
+    "base": Size(width=768, heads=12, layers=6, channels=64),
 }
 
 

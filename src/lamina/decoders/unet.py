@@ -90,8 +90,11 @@ class UNetDecoder(nn.Module):
         nn.init.zeros_(self.outputs.weight)
         assert self.outputs.bias is not None
         nn.init.zeros_(self.outputs.bias)
-        # Most of the weight on standing still: the first prediction is a copy of the source, as in the other decoders.
-        nn.init.constant_(self.outputs.bias[channels * 16 + self.moves.index((0, 0))], 6.0)
+        # Most of the weight on standing still: the first prediction is close to a copy of the source, as in the other decoders.
+        nn.init.constant_(self.outputs.bias[channels * 16 + self.moves.index((0, 0))], 4.0)
+        # A camera moves the whole picture: the latent may ask for that directly, not only through every cell's features.
+        self.camera = nn.Linear(cond, len(self.moves), bias=False)
+        nn.init.zeros_(self.camera.weight)
 
     def forward(self, src: Float[Tensor, "b c h w"], z: Float[Tensor, "b k d"]) -> Float[Tensor, "b c h w"]:
         condition = self.condition(z)
@@ -109,7 +112,8 @@ class UNetDecoder(nn.Module):
                 x = self.grow[level](x)
         output = self.outputs(x)
         n = len(self.moves)
-        return advect(src, output[:, -n:], self.moves) + F.pixel_shuffle(output[:, :-n], 4)
+        logits = output[:, -n:] + self.camera(condition)[..., None, None]
+        return advect(src, logits, self.moves) + F.pixel_shuffle(output[:, :-n], 4)
 
     def loss(
         self, src: Float[Tensor, "b c h w"], z: Float[Tensor, "b k d"], dst: Float[Tensor, "b c h w"], draws: Draws
