@@ -44,7 +44,7 @@ SETUPS = {
     ),
     "cpu": Setup(
         "my_way_home", 12_000, 512, 1024, 600, {"size": "tiny", "image": (48, 48), "slots": 16, "decoder": "unet"},
-        TrainConfig(steps=2000, batch=32, lr=2e-3, device="cpu", checkpoint_every=250, validate_every=250),
+        TrainConfig(steps=1500, batch=32, lr=2e-3, device="cpu", checkpoint_every=250, validate_every=250),
     ),
 }  # fmt: skip
 

@@ -1,0 +1,222 @@
+"""The whole pipeline through the command line, on the grid world: every stage reads what the one before wrote."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from lamina import LatentActionModel
+from lamina.cli import main, parse
+from lamina.data import open_source
+from lamina.errors import LaminaError
+from lamina.label import partners
+
+torch.set_num_threads(1)
+TRAIN = ["--image", "32", "32", "--size", "debug", "--slots", "4", "--decoder", "unet", "--steps", "12", "--batch", "8",
+         "--checkpoint-every", "6", "--validate-every", "6", "--log-every", "1", "--device", "cpu", "--workers", "0"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset, a trained run and its translator."""
+    home = tmp_path_factory.mktemp("home")
+    assert main(["collect", "grid", "--out", str(home / "data"), "--episodes", "12", "--size", "32", "32"]) == 0
+    train = ["train", "flexlam", "--data", str(home / "data"), "--out", str(home / "run"), *TRAIN]
+    assert main(train) == 0
+    align = ["align", str(home / "run"), "--data", str(home / "data"), "--labels", "40", "--steps", "30"]
+    assert main(align) == 0
+    return home
+
+
+def test_the_log_has_step_and_loss(home: Path) -> None:
+    rows = [json.loads(line) for line in (home / "run" / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, 13))
+    assert all(np.isfinite(row["loss"]) for row in rows)
+    assert {"validation/reconstruction", "validation/reconstruction_with_another_latent"} <= rows[-1].keys()
+    assert "validation/perplexity/slot_1" in rows[-1]
+
+
+def test_labels_are_columns_of_a_lerobot_dataset(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = home / "labelled"
+    assert main(["label", str(home / "run"), str(home / "data"), "--out", str(out)]) == 0
+    source = open_source(out)
+    model = LatentActionModel.from_pretrained(str(home / "run"))
+    episode = source.episodes[3]
+    size = model.config.image[1:]
+    frames = source.frames(episode, source.cameras[0], 0, episode.length, size)  # type: ignore[arg-type]
+    pictures = torch.from_numpy(frames).permute(0, 3, 1, 2)
+    expected = model.encode(pictures[:-1], pictures[1:])
+    stored = source.column(episode, "latent_action")
+    np.testing.assert_allclose(stored[:-1], expected.post.flatten(1).numpy(), atol=1e-5)
+    np.testing.assert_array_equal(source.column(episode, "latent_action.index")[:-1], expected.index.numpy())
+    valid = source.column(episode, "latent_action.valid")[:, 0]
+    assert valid[:-1].all() and not valid[-1]
+    info = json.loads((out / "meta" / "info.json").read_text())
+    assert info["features"]["latent_action"]["shape"] == [4 * 5]
+    assert "latent_action" in json.loads((out / "meta" / "stats.json").read_text())
+    note = json.loads((out / "meta" / "lamina.json").read_text())
+    assert len(note["checkpoint"]) == 64 and note["gap_seconds"] == pytest.approx(0.15) and note["lamina"]
+    video = next((home / "data" / "videos").rglob("*.mp4"))
+    assert (out / video.relative_to(home / "data")).read_bytes() == video.read_bytes()
+
+
+def test_interrupted_labelling_resumes_to_the_same_bytes(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lamina import label as stage
+
+    whole, resumed = home / "whole", home / "resumed"
+    stage.label(home / "run", str(home / "data"), whole)
+    encode, calls = stage.encode_episode, [0]
+
+    def dies(*args: object) -> object:
+        calls[0] += 1
+        if calls[0] == 5:
+            raise KeyboardInterrupt
+        return encode(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(stage, "encode_episode", dies)
+    with pytest.raises(KeyboardInterrupt):
+        stage.label(home / "run", str(home / "data"), resumed)
+    assert not resumed.exists()
+    stage.label(home / "run", str(home / "data"), resumed)
+    assert calls[0] == 5 + 12 - 4  # the four finished episodes were not encoded again
+    for path in whole.rglob("*.parquet"):
+        assert path.read_bytes() == (resumed / path.relative_to(whole)).read_bytes(), path.name
+
+
+def test_a_folder_of_video_gets_one_row_a_frame(home: Path) -> None:
+    videos = home / "videos"
+    videos.mkdir()
+    source = next((home / "data" / "videos").rglob("*.mp4"))
+    shutil.copy(source, videos / "mine.mp4")
+    assert main(["label", str(home / "run"), str(videos), "--out", str(home / "from-video")]) == 0
+    (episode,) = open_source(videos).episodes
+    rows = sum(pq.read_table(p).num_rows for p in (home / "from-video" / "data").rglob("*.parquet"))
+    assert rows == episode.length
+
+
+def test_evaluate_writes_verdict_controls_and_pictures(home: Path) -> None:
+    run = home / "run"
+    weights = (run / "model" / "model.safetensors").read_bytes()
+    assert main(["evaluate", str(run), "--data", str(home / "data"), "--reconstructions", "32"]) == 0
+    record = json.loads((run / "evaluation.json").read_text())
+    names = {row["name"] for row in record["translator"]}
+    assert {"shuffled latents", "copy-frame", "observation-only", "random-weights encoder"} <= names
+    assert {row["k"] for row in record["translator"] if row["role"] == "model"} == {1, 2, 4}
+    assert {"copy-frame", "mean latent", "shuffled latents"} <= {row["name"] for row in record["reconstruction"]}
+    for row in record["reconstruction"]:
+        assert row["psnr"]["low"] <= row["psnr"]["mean"] <= row["psnr"]["high"] and row["lpips"] is None
+    assert record["verdict"] and all(item["text"] for item in record["verdict"])
+    assert record["labels"] == 40 and len(record["codes"]["slots"]) == 4
+    html = (run / "report.html").read_text()
+    assert "data:image/png;base64" in html and record["verdict"][0]["text"].split(":")[0] in html
+    assert (run / "model" / "model.safetensors").read_bytes() == weights
+    assert "PSNR at k = 4" in (run / "model" / "README.md").read_text()
+
+
+def test_joint_alignment_moves_the_model(home: Path) -> None:
+    run = home / "run"
+    align = ["align", str(run), "--data", str(home / "data"), "--labels", "40", "--steps", "4", "--joint", "--batch", "8"]
+    assert main(align) == 0
+    before = LatentActionModel.from_pretrained(str(run)).state_dict()
+    after = LatentActionModel.from_pretrained(str(run / "joint" / "model")).state_dict()
+    assert any(not torch.equal(before[name], after[name]) for name in before if ".encoder." in name)
+    shutil.rmtree(run / "joint")
+
+
+def test_a_partner_is_the_nearest_frame_after_the_gap() -> None:
+    times = np.array([0.0, 0.1, 0.2, 0.5, 0.6])
+    partner, valid = partners(times, 0.2)
+    assert partner.tolist() == [2, 2, 3, 4, 4]  # 0.3 is nearer to 0.2 than to 0.5; a frame is never its own partner
+    assert valid.tolist() == [True, True, True, True, False]
+    alone, none = partners(np.array([0.0]), 0.2)
+    assert alone.tolist() == [0] and none.tolist() == [False]
+
+
+def spoil_truncate(run: Path) -> None:
+    path = run / "model" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+def spoil_version(run: Path) -> None:
+    path = run / "model" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 99}))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["fly"], "unknown command 'fly'"),
+        (["train", "flexlm", "--data", "x", "--out", "y"], "did you mean flexlam"),
+        (["train", "flexlam", "--data", "{tmp}/none", "--out", "{tmp}/new"], "{tmp}/none"),
+        (["train", "flexlam", "--data", "{home}/data", "--out", "{home}/run"], "--resume"),
+        (["train", "flexlam", "--data", "{home}/data", "--out", "{tmp}/new", "--gap", "900", "900"], "gap"),
+        (["train", "flexlam", "--data", "{home}/data", "--out", "{tmp}/new", "--image", "30", "30"], "multiple"),
+        (["train", "flexlam", "--data", "{home}/data", "--out", "{tmp}/new", "--steps", "0"], "--steps"),
+        (["train", "flexlam", "--data", "{home}/data", "--out", "{tmp}/new", "--camera", "top"], "top"),
+        (["align", "{home}/run", "--data", "{home}/data", "--labels", "many"], "--labels many"),
+        (["align", "{home}/run", "--data", "{home}/data", "--labels", "100000"], "100000"),
+        (["align", "{tmp}", "--data", "{home}/data"], "{tmp}"),
+        (["evaluate", "{tmp}/none", "--data", "{home}/data"], "{tmp}/none"),
+        (["label", "{home}/run", "{home}/data", "--out", "{home}/data"], "{home}/data"),
+        (["reproduce", "flexlam/prefix-scalin"], "flexlam/prefix-scaling"),
+        (["reproduce", "flexlam/prefix-scaling", "--scale", "huge"], "huge"),
+        (["collect", "doomsday", "--out", "{tmp}/new"], "doomsday"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(
+    arguments: list[str], said: str, home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fill(text: str) -> str:
+        return text.replace("{home}", str(home)).replace("{tmp}", str(tmp_path))
+
+    before = sorted(home.iterdir())
+    assert main([fill(a) for a in arguments]) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    mistakes = [line for line in error if line.startswith("lamina: ")]
+    assert len(mistakes) == 1 and fill(said) in mistakes[0]
+    assert "Traceback" not in "".join(error)
+    assert not list(tmp_path.iterdir()) and sorted(home.iterdir()) == before
+
+
+@pytest.mark.parametrize("spoil", [spoil_truncate, spoil_version])
+def test_a_damaged_model_is_named(
+    spoil: object, home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(home / "run", tmp_path / "run")
+    spoil(tmp_path / "run")  # type: ignore[operator]
+    assert main(["label", str(tmp_path / "run"), str(home / "data"), "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert str(tmp_path / "run" / "model") in error and not (tmp_path / "out").exists()
+
+
+def test_debug_shows_the_traceback() -> None:
+    with pytest.raises(LaminaError):
+        main(["--debug", "train", "flexlm"])
+
+
+@pytest.mark.parametrize("command", ["collect", "train", "align", "label", "evaluate", "reproduce"])
+def test_every_command_has_an_example_in_its_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        main([command, "--help"])
+    except SystemExit as ended:
+        assert not ended.code
+    assert f"lamina {command} " in capsys.readouterr().out.split("Example", 1)[1]
+
+
+def test_help_fits_a_screen(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 24 and max(map(len, lines)) <= 80
+
+
+def test_parse_runs_nothing(tmp_path: Path) -> None:
+    parse(["train", "flexlam", "--data", "nowhere", "--out", str(tmp_path / "run")])
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(SystemExit):
+        parse(["train", "flexlam", "--nonsense", "1"])
