@@ -12,6 +12,9 @@ from __future__ import annotations
 import hashlib
 import heapq
 import json
+import os
+import threading
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -161,6 +164,19 @@ class _Work(Dataset):
         return turn, segment, decoded, rng.integers(0, self.plan.config.shuffle, len(decoded.samples))
 
 
+def _end_with_parent(worker: int) -> None:
+    """Let this worker process end when its parent does. One that is killed can't tell it to, and torch's own watch over the parent
+    waits for ever for somebody to take what was decoded ahead."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _same(value: Any) -> Any:
     return value
 
@@ -276,6 +292,7 @@ class _Shard:
             num_workers=workers,
             prefetch_factor=PREFETCH if workers else None,
             collate_fn=_same,
+            worker_init_fn=_end_with_parent,
             generator=torch.Generator(),  # of its own: the global one must not depend on how often a loader starts
         )
         return iter(loader)
