@@ -32,6 +32,11 @@ class Draws:
         # MPS and CUDA draw on the device: a CPU draw of flow noise would make the accelerator wait.
         self._generators = [torch.Generator(self.device).manual_seed(_mix(seed, step, shard)) for shard in shards]
 
+    @property
+    def seed(self) -> int:
+        """A whole number that only this step of this process has: for layers that draw from torch's global generator."""
+        return self._generators[0].initial_seed()
+
     def _each(self, batch: int) -> list[tuple[torch.Generator, int]]:
         parts, rest = divmod(batch, len(self._generators))
         if rest:

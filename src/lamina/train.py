@@ -355,6 +355,7 @@ def fit(
             batch = next(batches).to(device)
             waited += time.perf_counter() - asked
             draws = Draws(config.seed, step * config.accumulate + micro, mine, device)
+            torch.manual_seed(draws.seed)  # for dropout
             waiting = micro < config.accumulate - 1 and not sharded
             with accelerator.no_sync(wrapped) if waiting else nullcontext(), accelerator.autocast():
                 parts = wrapped(batch, draws)
