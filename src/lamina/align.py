@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -24,12 +26,13 @@ from lamina.data import ClipStream, DataConfig, count_transitions, gather, open_
 from lamina.draws import Draws
 from lamina.encoder import ENCODERS
 from lamina.errors import LaminaError
-from lamina.files import disk_errors, whole_folder, write_text
+from lamina.files import disk_errors, sync, write_text
 from lamina.lam import LAM, LAMConfig, LatentActionModel, load_weights, part_kind
 from lamina.shapes import ActionSpec, Clip, to_float
 from lamina.sizes import SizeName
 from lamina.train import Losses, TrainConfig, fit
 
+FORMAT = 1  # of translator.json; raised when an old file can no longer be read
 Condition = Literal["latent", "latent+previous", "latent+previous+observation"]
 
 
@@ -237,7 +240,7 @@ def parse_labels(text: str, transitions: int) -> int:
     try:
         share = text.endswith("%")
         number = round(float(text[:-1]) / 100 * transitions) if share else int(text)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise LaminaError(f"--labels {text}: give a number of transitions (120) or a share (5%)") from error
     if not 8 <= number <= transitions:
         raise LaminaError(
@@ -280,23 +283,29 @@ def split_labels(items: Labelled, seed: int = 0, held: float = 0.25) -> tuple[La
 
 
 class Best:
-    """Keeps the weights of the lowest validation loss in a folder, so that a resumed run still knows them."""
+    """Keeps the weights of the lowest validation loss in one file, so that a resumed run still knows them, and the loss."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.note = folder / "best.json"
-        self.loss = json.loads(self.note.read_text())["loss"] if self.note.exists() else float("inf")
+    def __init__(self, path: Path):
+        self.path, self.loss = path, float("inf")
+        if path.exists():
+            try:
+                with safe_open(path, "pt") as file:
+                    self.loss = float(file.metadata()["loss"])
+            except SafetensorError as error:
+                raise LaminaError(f"{path}: damaged ({error}); delete {path.parent} and align again") from error
 
     def offer(self, module: nn.Module, loss: float) -> None:
         if loss < self.loss:
             self.loss = loss
-            with whole_folder(self.folder) as folder:
-                state = {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
-                save_file(state, folder / "model.safetensors")
-                (folder / "best.json").write_text(json.dumps({"loss": loss}))
+            state = {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
+            partial = self.path.with_name(f".{self.path.name}.partial")
+            with disk_errors(self.path):
+                save_file(state, partial, metadata={"loss": repr(loss)})
+                sync(partial)
+                partial.replace(self.path)
 
     def restore(self, module: nn.Module) -> None:
-        load_weights(module, self.folder / "model.safetensors")
+        load_weights(module, self.path)
 
 
 def fit_head(
@@ -314,7 +323,7 @@ def fit_head(
 
     ``losses(module, batch, draws)["action"]`` is what validation averages, with the same draws every time.
     """
-    best = Best(run / "best")
+    best = Best(run / "best.safetensors")
 
     @torch.no_grad()
     def validate(current: nn.Module) -> tuple[dict[str, float], list[str]]:
@@ -324,7 +333,7 @@ def fit_head(
         return {"action": loss}, []
 
     def open_stream(shards: int, shard: int | None) -> Any:
-        return stream() if stream else Minibatches(train, config.batch, config.seed)
+        return stream() if stream else Minibatches(train, config.batch // config.accumulate, config.seed)
 
     fit(run, module, losses, weights or {"action": 1.0}, open_stream, config, validate, title)
     best.restore(module)
@@ -487,6 +496,8 @@ def align(
     # The translator is small and its latents are cached: it reads no video while it trains.
     train_small, held_small = dataclasses.replace(train, clip=None), dataclasses.replace(held, clip=None)
     scratch = folder / "training"
+    if not training.resume:  # what a killed alignment left
+        shutil.rmtree(scratch, ignore_errors=True)
     if config.joint:
         if losses is None or weights is None:
             raise LaminaError("joint alignment needs the method's own losses")
@@ -498,8 +509,9 @@ def align(
         video = dataclasses.replace(data, gap=model.provenance.gap_seconds)
 
         def stream() -> JointStream:
-            labels = Minibatches(train, training.batch, training.seed)
-            return JointStream(labels, ClipStream(video, training.batch, training.seed))
+            batch = training.batch // training.accumulate
+            labels = Minibatches(train, batch, training.seed)
+            return JointStream(labels, ClipStream(video, batch, training.seed))
 
         everything = {"action": 1.0, **weights}
         fit_joint = joint_losses(losses)
@@ -512,7 +524,7 @@ def align(
             model.lam, train_small, held_small, spec, config.translator, training, scratch
         )
     note = {
-        "format": 1,
+        "format": FORMAT,
         "data": path,
         "labels": number,
         "label_episodes": len(items.episode.unique()),
@@ -558,6 +570,8 @@ def load_translator(folder: Path) -> tuple[Translator, dict[str, Any]]:
     path = folder / "translator.json"
     try:
         note = json.loads(path.read_text())
+        if note["format"] != FORMAT:
+            raise ValueError(f"format {note['format']}, this version of lamina reads {FORMAT}")
         spec = note["spec"]
         actions = ActionSpec(tuple(spec["discrete"]), spec["continuous"], tuple(spec["names"]))
         config = TranslatorConfig(**note["config"])

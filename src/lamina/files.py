@@ -53,27 +53,24 @@ def write_text(path: Path, text: str) -> Path:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """A sibling partial folder to write into, renamed to ``path`` at the end of the ``with`` block; an older ``path`` is replaced.
+    """A sibling partial folder to write into, renamed to ``path`` at the end of the ``with`` block; an older ``path`` gives way.
 
     What an exception leaves, or a process that was killed here before, is removed. Raises LaminaError when the disk refuses.
     """
-    partial, old = (path.with_name(f".{path.name}.{end}") for end in ("partial", "old"))
+    partial = path.with_name(f".{path.name}.partial")
     with disk_errors(path):
-        for leftover in (partial, old):
-            shutil.rmtree(leftover, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         try:
             yield partial
             for file in (*partial.rglob("*"), partial):
                 sync(file)
-            if path.exists():
-                path.replace(old)
+            shutil.rmtree(path, ignore_errors=True)
             partial.replace(path)
             sync(path.parent)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def checkpoint_hash(model: Path) -> str:
