@@ -121,7 +121,19 @@ def test_evaluate_writes_verdict_controls_and_pictures(home: Path) -> None:
 
 def test_joint_alignment_moves_the_model(home: Path) -> None:
     run = home / "run"
-    align = ["align", str(run), "--data", str(home / "data"), "--labels", "40", "--steps", "4", "--joint", "--batch", "8"]
+    align = [
+        "align",
+        str(run),
+        "--data",
+        str(home / "data"),
+        "--labels",
+        "40",
+        "--steps",
+        "4",
+        "--joint",
+        "--batch",
+        "8",
+    ]
     assert main(align) == 0
     before = LatentActionModel.from_pretrained(str(run)).state_dict()
     after = LatentActionModel.from_pretrained(str(run / "joint" / "model")).state_dict()

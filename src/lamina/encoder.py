@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lamina.errors import LaminaError
-from lamina.layers import Block, ConvBlock, CrossBlock, patchify, position_embedding
+from lamina.layers import Block, ConvBlock, CrossBlock, patch_count, patchify, position_embedding
 
 
 class TransformerEncoder(nn.Module):
@@ -36,14 +36,9 @@ class TransformerEncoder(nn.Module):
 
     def __init__(self, config: Config, image: tuple[int, int, int], slots: int, dim: int):
         super().__init__()
-        channels, height, width = image
-        if height % config.patch or width % config.patch:
-            raise LaminaError(f"image {height}x{width} is not a multiple of the encoder's patch {config.patch}")
-        if config.width % config.heads:
-            raise LaminaError(f"encoder width {config.width} is not a multiple of its {config.heads} heads")
+        tokens = patch_count(image, config.patch, config.width, config.heads)
         self.config = config
-        tokens = (height // config.patch) * (width // config.patch)
-        self.patch = nn.Linear(channels * config.patch**2, config.width)
+        self.patch = nn.Linear(image[0] * config.patch**2, config.width)
         self.position = position_embedding(tokens, config.width)
         self.frame_blocks = nn.ModuleList([Block(config.width, config.heads) for _ in range(config.frame_layers)])
         self.norm = nn.LayerNorm(config.width)

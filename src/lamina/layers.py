@@ -8,6 +8,8 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from lamina.errors import LaminaError
+
 
 class MLP(nn.Sequential):
     """Linear, GELU, Linear. [... d] -> [... out]."""
@@ -104,6 +106,18 @@ class ConvBlock(nn.Module):
 
 #: The repeated units: what torch.compile compiles and FSDP2 shards one by one.
 BLOCKS = (Block, CrossBlock, AdaLNBlock, ConvBlock)
+
+
+def patch_count(image: tuple[int, int, int], patch: int, width: int, heads: int) -> int:
+    """Patches of a picture (channels, height, width). Raises LaminaError if patches or heads do not divide evenly."""
+    _, high, wide = image
+    if high % patch or wide % patch:
+        raise LaminaError(
+            f"image {high}x{wide} is not a multiple of the transformer's patch {patch}; set --image or --patch"
+        )
+    if width % heads:
+        raise LaminaError(f"width {width} is not a multiple of {heads} heads; set --width or --heads")
+    return (high // patch) * (wide // patch)
 
 
 def patchify(images: Float[Tensor, "b c h w"], patch: int) -> Float[Tensor, "b p d"]:

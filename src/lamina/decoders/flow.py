@@ -11,9 +11,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lamina.draws import Draws
-from lamina.errors import LaminaError
 from lamina.flow_matching import integrate, interpolate, sample_time, velocity, velocity_of_data
-from lamina.layers import MLP, AdaLNBlock, patchify, position_embedding, unpatchify
+from lamina.layers import MLP, AdaLNBlock, patch_count, patchify, position_embedding, unpatchify
 from lamina.objectives import squared_error
 
 
@@ -40,12 +39,9 @@ class FlowDecoder(nn.Module):
 
     def __init__(self, config: Config, image: tuple[int, int, int], slots: int, dim: int):
         super().__init__()
-        channels, height, width = image
-        if height % config.patch or width % config.patch:
-            raise LaminaError(f"image {height}x{width} is not a multiple of the decoder's patch {config.patch}")
-        self.config, self.height, self.slots = config, height, slots
-        tokens = (height // config.patch) * (width // config.patch)
-        pixels = channels * config.patch**2
+        tokens = patch_count(image, config.patch, config.width, config.heads)
+        self.config, self.height, self.slots = config, image[1], slots
+        pixels = image[0] * config.patch**2
         self.patch = nn.Linear(2 * pixels, config.width)
         self.latent = nn.Linear(dim, config.width)
         self.position = position_embedding(slots + tokens, config.width)

@@ -8,13 +8,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lamina.draws import Draws
-from lamina.errors import LaminaError
-from lamina.layers import Block, patchify, position_embedding, unpatchify
-from lamina.objectives import squared_error
+from lamina.decoders.direct import DirectDecoder
+from lamina.layers import Block, patch_count, patchify, position_embedding, unpatchify
 
 
-class PixelDecoder(nn.Module):
+class PixelDecoder(DirectDecoder):
     @dataclass(frozen=True)
     class Config:
         patch: int = 8
@@ -24,12 +22,9 @@ class PixelDecoder(nn.Module):
 
     def __init__(self, config: Config, image: tuple[int, int, int], slots: int, dim: int):
         super().__init__()
-        channels, height, width = image
-        if height % config.patch or width % config.patch:
-            raise LaminaError(f"image {height}x{width} is not a multiple of the decoder's patch {config.patch}")
-        self.config, self.height, self.slots = config, height, slots
-        tokens = (height // config.patch) * (width // config.patch)
-        pixels = channels * config.patch**2
+        tokens = patch_count(image, config.patch, config.width, config.heads)
+        self.config, self.height, self.slots = config, image[1], slots
+        pixels = image[0] * config.patch**2
         self.patch = nn.Linear(pixels, config.width)
         self.latent = nn.Linear(dim, config.width)
         self.position = position_embedding(slots + tokens, config.width)
@@ -46,13 +41,3 @@ class PixelDecoder(nn.Module):
             tokens = block(tokens)
         change = self.head(self.norm(tokens[:, self.slots :]))
         return src + unpatchify(change, self.config.patch, self.height)
-
-    def loss(
-        self, src: Float[Tensor, "b c h w"], z: Float[Tensor, "b k d"], dst: Float[Tensor, "b c h w"], draws: Draws
-    ) -> Float[Tensor, "b"]:
-        return squared_error(self(src, z), dst)
-
-    def sample(
-        self, src: Float[Tensor, "b c h w"], z: Float[Tensor, "b k d"], draws: Draws
-    ) -> Float[Tensor, "b c h w"]:
-        return self(src, z)

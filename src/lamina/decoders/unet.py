@@ -16,9 +16,8 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lamina.draws import Draws
+from lamina.decoders.direct import DirectDecoder
 from lamina.errors import LaminaError
-from lamina.objectives import squared_error
 
 
 def displacements(height: int, width: int) -> list[tuple[int, int]]:
@@ -60,7 +59,7 @@ class FiLMBlock(nn.Module):
         return self.skip(x) + y
 
 
-class UNetDecoder(nn.Module):
+class UNetDecoder(DirectDecoder):
     @dataclass(frozen=True)
     class Config:
         channels: int = 32
@@ -114,13 +113,3 @@ class UNetDecoder(nn.Module):
         n = len(self.moves)
         logits = output[:, -n:] + self.camera(condition)[..., None, None]
         return advect(src, logits, self.moves) + F.pixel_shuffle(output[:, :-n], 4)
-
-    def loss(
-        self, src: Float[Tensor, "b c h w"], z: Float[Tensor, "b k d"], dst: Float[Tensor, "b c h w"], draws: Draws
-    ) -> Float[Tensor, "b"]:
-        return squared_error(self(src, z), dst)
-
-    def sample(
-        self, src: Float[Tensor, "b c h w"], z: Float[Tensor, "b k d"], draws: Draws
-    ) -> Float[Tensor, "b c h w"]:
-        return self(src, z)
