@@ -234,6 +234,9 @@ class Minibatches:
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.drawn = state["drawn"]
 
+    def close(self) -> None:
+        """Nothing is open."""
+
 
 def parse_labels(text: str, transitions: int) -> int:
     """ "120" or "5%" as a number of labelled transitions. Raises LaminaError for anything else, or more than there are."""
@@ -433,6 +436,10 @@ class JointStream:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.labels.load_state_dict(state["labels"])
         self.video.load_state_dict(state["video"])
+
+    def close(self) -> None:
+        """Stop the processes that decode."""
+        self.video.close()
 
 
 def joint_losses(reconstruction: Losses) -> Losses:

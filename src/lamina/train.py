@@ -94,6 +94,7 @@ class Stream(Protocol):
     def __iter__(self) -> Iterator[Any]: ...
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def close(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -396,4 +397,5 @@ def fit(
         if number % config.checkpoint_every == 0 or last:
             checkpoints.save(number, world, step_module, optimizer, average, stream)
     bar.close()
+    stream.close()
     return {name: _full(value) for name, value in (average or _state(module)).items()}
