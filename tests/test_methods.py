@@ -113,6 +113,9 @@ class Pictures:
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.drawn = state["drawn"]
 
+    def close(self) -> None:
+        pass
+
 
 @every_method
 def test_a_method_resumes_where_it_was_stopped(name, tmp_path):

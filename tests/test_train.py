@@ -16,16 +16,19 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
-from parallel import SETTINGS, train
+from parallel import SETTINGS, data, train
 from planted import write_planted
+from processes import die, dies_in, in_child
 from safetensors.torch import load_file
 from torch import nn
 
 import lamina.codes
 import lamina.train
 from lamina import LatentActionModel
+from lamina.data import ClipStream
 from lamina.draws import Draws
 from lamina.errors import LaminaError
 from lamina.train import Checkpoints, TrainConfig, World, fit, learning_rate
@@ -48,7 +51,7 @@ class Lines:
     """Batches of an exactly linear relation, row n a function of n."""
 
     def __init__(self, batch: int):
-        self.batch, self.drawn = batch, 0
+        self.batch, self.drawn, self.closed = batch, 0, False
 
     def __iter__(self) -> Iterator[Rows]:
         while True:
@@ -63,6 +66,9 @@ class Lines:
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.drawn = state["drawn"]
 
+    def close(self) -> None:
+        self.closed = True
+
 
 def error(module: nn.Module, batch: Rows, draws: Draws) -> dict[str, torch.Tensor]:
     return {"error": (module(batch.x) - batch.y).square().mean(1)}
@@ -74,7 +80,9 @@ def toy(run: Path, losses=error, weights={"error": 1.0}, validate=None, **settin
     defaults = {"steps": 12, "batch": 8, "lr": 0.05, "device": "cpu", "log_every": 1, "checkpoint_every": 4}
     config = TrainConfig(**{**defaults, **settings})
     stream = Lines(config.batch // config.accumulate)
-    return fit(run, nn.Linear(3, 1), losses, weights, lambda *_: stream, config, validate)
+    state = fit(run, nn.Linear(3, 1), losses, weights, lambda *_: stream, config, validate)
+    assert stream.closed
+    return state
 
 
 def log(run: Path) -> list[dict]:
@@ -293,6 +301,25 @@ def test_a_run_that_has_finished_resumes_to_the_same_weights(tmp_path):
     assert (tmp_path / "log.jsonl").read_text() == lines
 
 
+def test_dropout_does_not_know_of_a_resume(tmp_path):
+    def run(folder: Path, stop: int | None = None, **more) -> dict[str, torch.Tensor]:
+        calls = iter(range(100))
+
+        def losses(module, batch, draws):
+            if next(calls) == stop:
+                raise KeyboardInterrupt
+            return {"error": (module(torch.nn.functional.dropout(batch.x, 0.5)) - batch.y).square().mean(1)}
+
+        return toy(folder, losses, **more)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", 7)
+    assert same(run(tmp_path / "cut", resume=True), run(tmp_path / "whole"))
+    noise = [row["loss"] for row in log(tmp_path / "whole")]
+    other = toy(tmp_path / "none")
+    assert noise != [row["loss"] for row in log(tmp_path / "none")] and other
+
+
 def test_resume_without_a_checkpoint_starts_at_the_beginning(tmp_path):
     assert same(toy(tmp_path / "a", resume=True), toy(tmp_path / "b"))
 
@@ -311,39 +338,6 @@ def uninterrupted(dataset, tmp_path_factory) -> Path:
     run = tmp_path_factory.mktemp("uninterrupted") / "run"
     train(run, dataset, **ONE)
     return run
-
-
-def in_child(work: Callable[[], None], killer: Callable[[int], None] = lambda pid: None) -> int:
-    """Run ``work`` in a forked process, quietly; the signal that ended it, or minus its exit status."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            os.dup2(1, 2)
-            work()
-            os._exit(0)
-        except BaseException:
-            os._exit(1)
-    killer(pid)
-    status = os.waitpid(pid, 0)[1]
-    return os.WTERMSIG(status) if os.WIFSIGNALED(status) else -os.WEXITSTATUS(status)
-
-
-def die() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def dies_in(owner, name: str, call: int, after: Callable[..., None] = lambda *args: None) -> None:
-    """From now on, the process is killed at call number ``call`` (from 0) of ``owner.name``; ``after`` does a part of it."""
-    original, calls = getattr(owner, name), iter(range(10**6))
-
-    def dying(*args, **options):
-        if next(calls) == call:
-            after(*args)
-            die()
-        return original(*args, **options)
-
-    setattr(owner, name, dying)
 
 
 def half_written(tensors, path) -> None:
@@ -410,6 +404,24 @@ def test_a_run_killed_by_others_again_and_again_resumes_bit_for_bit(dataset, uni
         assert in_child(lambda: train(run, dataset, resume=run.exists(), **ONE), kill_at(lines)) == signal.SIGKILL
         assert not (run / "model/config.json").exists()
     check_resumed(run, dataset, uninterrupted)
+
+
+def test_a_killed_run_leaves_no_decoding_process_behind(dataset, tmp_path):
+    note = tmp_path / "workers"
+
+    def work():
+        stream = ClipStream(dataclasses.replace(data(dataset), workers=1), 4, 0)
+        next(stream)
+        time.sleep(0.5)  # by now the worker waits for room to deliver
+        note.write_text(" ".join(str(child.pid) for child in psutil.Process().children()))
+        die()
+
+    assert in_child(work) == signal.SIGKILL
+    (worker,) = map(int, note.read_text().split())
+    deadline = time.monotonic() + 20
+    while psutil.pid_exists(worker) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not psutil.pid_exists(worker)
 
 
 @pytest.fixture

@@ -1,0 +1,546 @@
+"""Alignment: what an action costs, who gets which labels, and what is kept of the training."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from parallel import options
+from planted import write_planted
+from processes import dies_in, in_child
+from safetensors.torch import load_file
+
+import lamina.train
+from lamina import LatentActionModel, methods
+from lamina.align import (
+    ActionHead,
+    AlignConfig,
+    Best,
+    Hourglass,
+    InverseDynamics,
+    Labelled,
+    Minibatches,
+    Translator,
+    TranslatorConfig,
+    align,
+    idm_losses,
+    labelled,
+    load_translator,
+    parse_labels,
+    probe_data,
+    quick,
+    save_translator,
+    split_labels,
+    train_idm,
+    train_translator,
+    translator_losses,
+)
+from lamina.data import gather
+from lamina.draws import Draws
+from lamina.errors import LaminaError
+from lamina.lam import LAM, Provenance
+from lamina.prefix import RetainedPrefix
+from lamina.shapes import ActionSpec
+from lamina.train import TrainConfig
+
+torch.set_num_threads(1)
+
+MIXED = ActionSpec(discrete=(3, 2), continuous=2)
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_the_loss_of_an_action_is_the_mean_over_its_dimensions_worked_out_by_hand():
+    head = ActionHead(MIXED)
+    head.calibrate(torch.tensor([[0, 0, 1.0, 10.0], [0, 0, 3.0, 30.0]]))  # mean (2, 20), std (1, 10)
+    action = torch.tensor([[2.0, 1.0, 4.0, 10.0]])
+    output = torch.tensor([[0.0, math.log(2.0), math.log(5.0), 0.0, math.log(3.0), 1.5, 0.0]])
+    # classes: 5 of 1 + 2 + 5, 3 of 1 + 3; targets (4 - 2) / 1 = 2 and (10 - 20) / 10 = -1
+    terms = [math.log(8 / 5), math.log(4 / 3), (1.5 - 2) ** 2, (0 - -1) ** 2]
+    torch.testing.assert_close(head.loss(output, action), torch.tensor([sum(terms) / 4]))
+
+
+def test_an_action_is_fed_back_as_one_hot_and_standardised_dimensions():
+    head = ActionHead(MIXED)
+    head.calibrate(torch.tensor([[0, 0, 1.0, 10.0], [0, 0, 3.0, 30.0]]))
+    embedded = head.embed(torch.tensor([[1.0, 0.0, 5.0, 15.0]]))
+    assert embedded.tolist() == [[0, 1, 0, 1, 0, 3.0, -0.5]]
+    assert embedded.shape[1] == head.width
+
+
+def test_the_likeliest_action_is_read_off():
+    head = ActionHead(MIXED)
+    head.calibrate(torch.tensor([[0, 0, 1.0, 10.0], [0, 0, 3.0, 30.0]]))
+    output = torch.tensor([[0.0, 5.0, 1.0, 2.0, 1.0, 0.5, -1.0]])
+    assert head.read(output).tolist() == [[1.0, 0.0, 2.5, 10.0]]
+
+
+@given(st.lists(st.integers(2, 5), max_size=3), st.integers(0, 3), st.integers(0, 2**31))
+@settings(max_examples=40, deadline=None)
+def test_reading_a_perfect_output_gives_the_action_back(discrete, continuous, seed):
+    if not discrete and not continuous:
+        return
+    head = ActionHead(ActionSpec(tuple(discrete), continuous))
+    generator = torch.Generator().manual_seed(seed)
+    columns = [torch.randint(n, (16, 1), generator=generator).float() for n in discrete]
+    action = torch.cat([*columns, 3 * normal(16, continuous, seed=seed) + 7], 1)
+    head.calibrate(action)
+    perfect = head.embed(action)
+    torch.testing.assert_close(head.read(perfect), action)
+    assert (head.loss(100 * perfect, action) < 1e-5).all() or continuous
+    assert head.loss(perfect, action).shape == (16,)
+
+
+def test_a_dimension_that_never_changes_does_not_divide_by_zero():
+    head = ActionHead(ActionSpec(continuous=1))
+    head.calibrate(torch.full((5, 1), 3.0))
+    assert head.loss(torch.zeros(1, 1), torch.full((1, 1), 3.0)).tolist() == [0.0]
+
+
+@pytest.mark.parametrize(
+    ("text", "transitions", "number"),
+    [("120", 500, 120), ("5%", 1000, 50), ("100%", 9, 9), ("8", 8, 8), ("2.5%", 400, 10)],
+)
+def test_labels_are_a_number_or_a_share(text, transitions, number):
+    assert parse_labels(text, transitions) == number
+
+
+@pytest.mark.parametrize(
+    "text", ["", "%", "many", "5 percent", "7", "501", "101%", "1%", "-5%", "-50", "nan%", "inf%", "1e3"]
+)
+def test_labels_that_there_are_not_are_refused(text):
+    with pytest.raises(LaminaError, match="--labels"):
+        parse_labels(text, 500)
+
+
+def items(episodes: list[int], slots: int = 2, dim: int = 3, seed: int = 0) -> Labelled:
+    n = len(episodes)
+    return Labelled(
+        normal(n, slots, dim, seed=seed), torch.zeros(n, 1), torch.arange(n).float()[:, None], torch.tensor(episodes)
+    )
+
+
+@given(st.lists(st.integers(1, 12), min_size=2, max_size=8), st.integers(0, 50))
+@settings(max_examples=40, deadline=None)
+def test_labels_are_split_by_episode_and_none_is_lost(lengths, seed):
+    every = items([e for e, length in enumerate(lengths) for _ in range(length)])
+    train, held = split_labels(every, seed)
+    assert len(train) > 0 and len(held) > 0
+    assert not set(train.episode.tolist()) & set(held.episode.tolist())
+    assert sorted(train.action[:, 0].tolist() + held.action[:, 0].tolist()) == list(range(len(every)))
+    # no episode could be left out and a quarter still be held
+    sizes = [int((held.episode == e).sum()) for e in held.episode.unique()]
+    assert len(held) - max(sizes) < 0.25 * len(every)
+    again = split_labels(every, seed)
+    assert torch.equal(again[0].z, train.z)
+
+
+def test_the_labels_of_one_episode_are_split_in_time():
+    train, held = split_labels(items([4] * 12))
+    assert train.action[:, 0].tolist() == list(range(9)) and held.action[:, 0].tolist() == [9, 10, 11]
+
+
+def test_minibatches_visit_everything_once_an_epoch_and_resume():
+    stream = Minibatches(items([0] * 12), 4, seed=3)
+    batches = iter(stream)
+    drawn = [next(batches).action[:, 0].tolist() for _ in range(6)]
+    for epoch in (drawn[:3], drawn[3:]):
+        assert sorted(itertools.chain(*epoch)) == list(range(12))
+    assert drawn[:3] != drawn[3:]
+    again = Minibatches(items([0] * 12), 4, seed=3)
+    again.load_state_dict({"drawn": 4})
+    assert next(iter(again)).action[:, 0].tolist() == drawn[4]
+    assert len(next(iter(Minibatches(items([0] * 3), 64, seed=0)))) == 3
+
+
+# ------------------------------------------------------------------------------------------------- the best checkpoint
+
+
+def weights_of(value: float) -> torch.nn.Module:
+    module = torch.nn.Linear(2, 1)
+    torch.nn.init.constant_(module.weight, value)
+    return module
+
+
+def test_the_best_weights_are_kept_and_survive_a_resume(tmp_path):
+    best = Best(tmp_path / "best.safetensors")
+    for loss in (3.0, 1.0, 2.0):
+        best.offer(weights_of(loss), loss)
+    resumed = Best(tmp_path / "best.safetensors")
+    assert resumed.loss == 1.0
+    resumed.offer(weights_of(1.5), 1.5)
+    resumed.offer(weights_of(math.nan), math.nan)
+    module = weights_of(0.0)
+    resumed.restore(module)
+    assert (module.weight == 1.0).all()
+    resumed.offer(weights_of(0.5), 0.5)
+    Best(tmp_path / "best.safetensors").restore(module)
+    assert (module.weight == 0.5).all()
+
+
+@pytest.mark.parametrize(("name", "call"), [("fsync", 0), ("fsync", 1), ("replace", 0), ("replace", 1)])
+def test_a_kill_while_the_best_is_replaced_leaves_the_old_or_the_new(tmp_path, name, call):
+    Best(tmp_path / "best.safetensors").offer(weights_of(2.0), 2.0)
+
+    def work():
+        dies_in(os, name, call)
+        Best(tmp_path / "best.safetensors").offer(weights_of(1.0), 1.0)
+
+    in_child(work)
+    best, module = Best(tmp_path / "best.safetensors"), weights_of(0.0)
+    assert best.loss in (1.0, 2.0)
+    best.restore(module)
+    assert (module.weight == best.loss).all()
+
+
+# ------------------------------------------------------------------------------------------------------------ translators
+
+
+def planted_labels(n: int, seed: int, slots: int = 4) -> Labelled:
+    """Slot 1 says the class (its largest channel), slot 2 the continuous dimension."""
+    z = normal(n, slots, 3, seed=seed)
+    action = torch.stack([z[:, 0].argmax(-1).float(), 5 + 2 * z[:, 1, 0]], 1)
+    return Labelled(z, torch.roll(action, 1, 0), action, torch.arange(n) // 10)
+
+
+class OnlyPrefix(torch.nn.Module):
+    """A LAM as far as a translator needs one."""
+
+    def __init__(self, law: str, slots: int = 4):
+        super().__init__()
+        self.prefix = RetainedPrefix(slots, 3, law)
+
+
+SPEC = ActionSpec((3,), 1)
+
+
+@pytest.fixture(scope="module")
+def learned() -> tuple[Translator, float, Labelled]:
+    train, held = planted_labels(600, 0), planted_labels(200, 1)
+    config = TranslatorConfig(width=64, narrow=32, layers=2, dropout=0.0)
+    translator, loss = train_translator(OnlyPrefix("uniform"), train, held, SPEC, config, quick(250, 0, lr=5e-3))
+    return translator, loss, held
+
+
+def test_a_translator_learns_a_planted_map_as_far_as_the_prefix_shows_it(learned):
+    translator, loss, held = learned
+    prefix = RetainedPrefix(4, 3)
+    losses = []
+    for k in range(5):
+        read = translator.action.read(translator(prefix(held.z, k), held.previous))
+        accuracy = float((read[:, 0] == held.action[:, 0]).float().mean())
+        error = float((read[:, 1] - held.action[:, 1]).square().mean().detach() / held.action[:, 1].var())
+        assert accuracy > 0.9 if k >= 1 else accuracy < 0.5
+        assert error < 0.1 if k >= 2 else error > 0.7
+        losses.append(
+            float(translator.action.loss(translator(prefix(held.z, k), held.previous), held.action).mean().detach())
+        )
+    assert losses[0] > losses[1] > losses[2]
+    assert loss < 0.6 * losses[0]
+
+
+def test_damaged_best_weights_are_one_clear_line(tmp_path):
+    path = tmp_path / "best.safetensors"
+    Best(path).offer(weights_of(2.0), 2.0)
+    for damaged in (path.read_bytes()[:-1], b"", b"junk" * 10):
+        path.write_bytes(damaged)
+        with pytest.raises(LaminaError, match=f"{path}: damaged.*align again"):
+            Best(path)
+
+
+def test_the_validation_loss_is_that_of_the_translator_returned(learned):
+    translator, loss, held = learned
+    again = translator_losses(RetainedPrefix(4, 3))(translator, held, Draws(0))["action"].mean()
+    assert float(again.detach()) == pytest.approx(loss)
+
+
+def test_a_saved_translator_comes_back_the_same(learned, tmp_path):
+    translator, _, held = learned
+    write(tmp_path / "translator", translator)
+    again, note = load_translator(tmp_path / "translator")
+    assert not again.training and note["seed"] == 0
+    assert torch.equal(again(held.z, held.previous), translator(held.z, held.previous))
+    output = translator(held.z, held.previous)
+    assert torch.equal(again.action.read(output), translator.action.read(output))  # mean and std too
+
+
+def write(folder: Path, translator: Translator, **changes) -> None:
+    config = {"condition": "latent+previous", "width": 64, "narrow": 32, "layers": 2, "dropout": 0.0}
+    spec = {"discrete": [3], "continuous": 1, "names": []}
+    note = {"format": 1, "spec": spec, "config": config, "latent": 12, "observation": 0, "seed": 0, **changes}
+    save_translator(folder, translator, note)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"format": 2}, "format 2"),
+        ({"latent": 13}, "do not fit"),
+        ({"spec": {"discrete": [1], "continuous": 0, "names": []}}, "damaged"),
+        ({"spec": None}, "damaged"),
+        ({"config": {"depth": 3}}, "damaged"),
+        ({"latent": "many"}, "damaged"),
+    ],
+)
+def test_a_translator_of_another_kind_is_refused(learned, tmp_path, changes, words):
+    write(tmp_path / "translator", learned[0], **changes)
+    with pytest.raises(LaminaError, match=words) as caught:
+        load_translator(tmp_path / "translator")
+    assert "\n" not in str(caught.value) and str(tmp_path / "translator") in str(caught.value)
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b"\xff\xfe"])
+@pytest.mark.parametrize("file", ["translator.json", "translator.safetensors"])
+def test_a_damaged_translator_is_refused(learned, tmp_path, file, damage):
+    folder = tmp_path / "translator"
+    write(folder, learned[0])
+    (folder / file).write_bytes(damage)
+    with pytest.raises(LaminaError, match=f"{folder / file}: damaged"):
+        load_translator(folder)
+
+
+def test_a_translator_cut_short_is_refused(learned, tmp_path):
+    folder = tmp_path / "translator"
+    write(folder, learned[0])
+    file = folder / "translator.safetensors"
+    file.write_bytes(file.read_bytes()[:-10])
+    with pytest.raises(LaminaError, match="damaged or cut short"):
+        load_translator(folder)
+
+
+def test_a_run_without_a_translator_says_how_to_make_one(tmp_path):
+    with pytest.raises(LaminaError, match=f"lamina align {tmp_path} --data"):
+        load_translator(tmp_path / "translator")
+
+
+@pytest.mark.parametrize(
+    ("condition", "reads"),
+    [
+        ("latent", (True, False, False)),
+        ("latent+previous", (True, True, False)),
+        ("latent+previous+observation", (True, True, True)),
+    ],
+)
+def test_a_translator_reads_what_its_condition_names(condition, reads):
+    torch.manual_seed(0)
+    translator = Translator(12, SPEC, TranslatorConfig(condition, 16, 8, 1), observation=5).eval()
+    z, previous, observation = normal(4, 4, 3), torch.ones(4, 2), normal(4, 5)
+    before = translator(z, previous, observation)
+    changed = [
+        translator(z + 1, previous, observation),
+        translator(z, previous + 1, observation),
+        translator(z, previous, observation + 1),
+    ]
+    assert tuple(not torch.allclose(before, after) for after in changed) == reads
+
+
+def test_the_hourglass_is_narrow_in_the_middle_and_starts_from_its_input():
+    torch.manual_seed(0)
+    mlp = Hourglass(3, 2, width=16, narrow=4, layers=2, dropout=0.0)
+    for block in mlp.blocks:
+        assert (block[1].out_features, block[-1].in_features) == (4, 4)
+        torch.nn.init.zeros_(block[-1].weight)
+        torch.nn.init.zeros_(block[-1].bias)
+    x = normal(5, 3)
+    torch.testing.assert_close(mlp(x), mlp.head(mlp.inputs(x)))  # every block adds to the stream
+
+
+# -------------------------------------------------------------------------------------------------------------- runs
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> Path:
+    return write_planted(tmp_path_factory.mktemp("planted") / "dataset")
+
+
+@pytest.fixture(scope="module")
+def pretrained(dataset, tmp_path_factory) -> Path:
+    """A run folder whose model has not learned anything, which alignment does not mind."""
+    run = tmp_path_factory.mktemp("pretrained") / "run"
+    torch.manual_seed(0)
+    module = methods.load("flexlam")
+    provenance = Provenance("flexlam", (str(dataset),), (0.1, 0.1))
+    LatentActionModel(module.build(options("flexlam")), provenance).save_pretrained(run / "model")
+    return run
+
+
+@pytest.fixture
+def run(pretrained, tmp_path) -> Path:
+    shutil.copytree(pretrained, tmp_path / "run")
+    return tmp_path / "run"
+
+
+SMALL = AlignConfig(labels="60", translator=TranslatorConfig(width=32, narrow=16, layers=2))
+
+
+def training(**changes) -> TrainConfig:
+    defaults = {"steps": 20, "batch": 16, "ema": 0.0, "device": "cpu", "checkpoint_every": 6, "validate_every": 5}
+    return TrainConfig(**{**defaults, "log_every": 1, **changes})
+
+
+def parts(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in folder.glob("translator.*")}
+
+
+def test_alignment_leaves_a_translator_and_the_model_as_it_was(run, dataset):
+    before = (run / "model/model.safetensors").read_bytes()
+    folder = align(run, str(dataset), SMALL, training())
+    assert folder == run / "translator"
+    assert (run / "model/model.safetensors").read_bytes() == before
+    translator, note = load_translator(folder)
+    assert note["labels"] == 60 and note["spec"]["discrete"] == [3] and note["spec"]["continuous"] == 1
+    rows = [json.loads(line) for line in (folder / "training/log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, 21))
+    assert note["validation_loss"] == pytest.approx(
+        min(row["validation/action"] for row in rows if "validation/action" in row)
+    )
+    # the standardisation is that of the labels which train, not of the dataset
+    model = LatentActionModel.from_pretrained(run)
+    clip = gather(probe_data(model, str(dataset)), "train", 60, require_action=True)
+    train, _ = split_labels(labelled(model.lam, clip))
+    torch.testing.assert_close(translator.action.mean, train.action[:, 1:].mean(0))
+
+
+def test_alignment_can_read_the_observation_too(run, dataset):
+    config = AlignConfig("60", translator=TranslatorConfig("latent+previous+observation", 32, 16, 1))
+    translator, note = load_translator(align(run, str(dataset), config, training(steps=2)))
+    assert note["observation"] == note["latent"] == 15
+    assert translator.mlp.inputs.in_features == 15 + 4 + 15
+
+
+def test_an_alignment_that_is_there_is_not_overwritten(run, dataset):
+    align(run, str(dataset), SMALL, training(steps=2))
+    with pytest.raises(LaminaError, match=r"aligned already; add --resume"):
+        align(run, str(dataset), SMALL, training(steps=2))
+
+
+@pytest.mark.parametrize(("step", "joint"), [(3, False), (10, False), (19, False), (10, True)])
+def test_a_killed_alignment_resumes_bit_for_bit(step, joint, run, dataset, tmp_path):
+    other = shutil.copytree(run, tmp_path / "other")
+    name = "joint" if joint else "translator"
+
+    work = aligning(joint, dataset)
+    work(other, resume=False)
+
+    def dying() -> None:
+        # the translator that joint training starts from takes five steps of its own
+        dies_in(lamina.train, "total", step + 5 * joint)
+        work(run, resume=False)
+
+    assert in_child(dying) == signal.SIGKILL
+    assert not (run / name / "translator.json").exists()
+    work(run, resume=True)
+    assert parts(run / name) == parts(other / name)
+
+
+def aligning(joint: bool, dataset: Path) -> Callable[..., Path]:
+    """``align`` with the settings of these tests."""
+    module = methods.load("flexlam")
+    more = {"losses": module.losses, "weights": module.weights(options("flexlam"))} if joint else {}
+    config = AlignConfig("60", joint, SMALL.translator)
+
+    def work(run: Path, **changes) -> Path:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("lamina.align.quick", lambda steps, seed: quick(5, seed))
+            return align(run, str(dataset), config, training(**changes), **more)
+
+    return work
+
+
+def test_what_an_unfinished_alignment_left_does_not_leak_into_a_new_one(run, dataset, tmp_path):
+    other = shutil.copytree(run, tmp_path / "other")
+    wide = AlignConfig("60", translator=TranslatorConfig(width=48, narrow=16, layers=1))
+
+    def dying() -> None:
+        dies_in(lamina.train, "total", 15)
+        align(run, str(dataset), wide, training())
+
+    assert in_child(dying) == signal.SIGKILL
+    for where in (run, other):
+        align(where, str(dataset), SMALL, training())
+    assert parts(run / "translator") == parts(other / "translator")
+
+
+def test_joint_alignment_moves_a_copy_of_the_encoder(run, dataset):
+    before = load_file(run / "model/model.safetensors")
+    folder = aligning(True, dataset)(run)
+    assert folder == run / "joint"
+    assert all(torch.equal(v, before[k]) for k, v in load_file(run / "model/model.safetensors").items())
+    moved = LatentActionModel.from_pretrained(folder / "model").lam.state_dict()
+    for part in ("encoder.", "decoder.", "prefix.null"):
+        assert any(not torch.equal(moved[name], before[name]) for name in before if name.startswith(part)), part
+    translator, _ = load_translator(folder)
+    assert translator.mlp.inputs.in_features == 15 + 4
+    row = json.loads((folder / "training/log.jsonl").read_text().splitlines()[0])
+    assert row["loss"] == pytest.approx(row["action"] + row["reconstruction"], rel=1e-5)
+
+
+def test_joint_alignment_lets_the_action_loss_reach_the_encoder_and_frozen_does_not(run, dataset):
+    from lamina.align import Joint, JointBatch, joint_losses
+
+    model = LatentActionModel.from_pretrained(run)
+    clip = gather(probe_data(model, str(dataset)), "train", 16, require_action=True)
+    batch = labelled(model.lam, clip)
+    translator = Translator(15, SPEC)
+    loss = joint_losses(lambda *args: {})(Joint(model.lam, translator), JointBatch(batch), Draws(0))
+    assert loss.keys() == {"action"} and loss["action"].shape == (16,)
+    loss["action"].sum().backward()
+    assert any(p.grad is not None and p.grad.any() for p in model.lam.encoder.parameters())
+    model.lam.zero_grad()
+    translator_losses(model.lam.prefix)(translator, batch, Draws(0))["action"].sum().backward()
+    assert all(p.grad is None or not p.grad.any() for p in model.lam.encoder.parameters())
+
+
+def test_micro_batches_of_labels_are_parts_of_the_batch(run, dataset, monkeypatch):
+    seen = []
+    loss = ActionHead.loss
+    monkeypatch.setattr(
+        ActionHead, "loss", lambda self, output, action: seen.append(len(action)) or loss(self, output, action)
+    )
+    align(run, str(dataset), SMALL, training(steps=1, accumulate=2))
+    assert seen[:2] == [8, 8]
+
+
+def test_alignment_without_actions_or_model_or_labels_is_refused(run, dataset, tmp_path):
+    with pytest.raises(LaminaError, match="--labels 3"):
+        align(run, str(dataset), AlignConfig(labels="3"), training())
+    with pytest.raises(LaminaError, match="movement"):
+        align(run, str(dataset), AlignConfig(labels="60", action="movement"), training())
+    with pytest.raises(LaminaError, match="nothing"):
+        align(tmp_path / "nothing/at/all", str(dataset), SMALL, training())
+    videos = tmp_path / "videos"
+    shutil.copytree(dataset / "videos", videos)
+    with pytest.raises(LaminaError, match="action"):
+        align(run, str(videos), AlignConfig(labels="20"), training())
+    with pytest.raises(LaminaError, match="joint alignment needs"):
+        align(run, str(dataset), AlignConfig(labels="60", joint=True), training())
+    assert not (run / "translator").exists() and not (run / "joint/translator.json").exists()
+
+
+def test_the_inverse_dynamics_baseline_reads_both_frames_and_its_control_only_the_first(run, dataset):
+    lam: LAM = LatentActionModel.from_pretrained(run).lam
+    clip = gather(probe_data(LatentActionModel.from_pretrained(run), str(dataset)), "train", 40, require_action=True)
+    train, held = split_labels(labelled(lam, clip))
+    config = TrainConfig(**{**vars(quick(4, 0)), "batch": 16})
+    for pairs in (True, False):
+        module, loss = train_idm(lam.config, train, held, SPEC, config, pairs)
+        assert isinstance(module, InverseDynamics) and math.isfinite(loss)
+        again = float(idm_losses(module, held, Draws(0))["action"].mean().detach())
+        assert again == pytest.approx(loss)
+        frames = torch.rand(3, 2, 3, 16, 16) * 2 - 1
+        other = frames.clone()
+        other[:, 1] = -other[:, 1]
+        previous = torch.zeros(3, 2)
+        assert torch.equal(module(frames, previous), module(other, previous)) == (not pairs)
