@@ -51,12 +51,14 @@ def test_labels_are_columns_of_a_lerobot_dataset(home: Path, capsys: pytest.Capt
     size = model.config.image[1:]
     frames = source.frames(episode, source.cameras[0], 0, episode.length, size)  # type: ignore[arg-type]
     pictures = torch.from_numpy(frames).permute(0, 3, 1, 2)
-    expected = model.encode(pictures[:-1], pictures[1:])
+    partner, reached = partners(episode.times, 0.15)
+    expected = model.encode(pictures, pictures[partner])
     stored = source.column(episode, "latent_action")
-    np.testing.assert_allclose(stored[:-1], expected.post.flatten(1).numpy(), atol=1e-5)
-    np.testing.assert_array_equal(source.column(episode, "latent_action.index")[:-1], expected.index.numpy())
-    valid = source.column(episode, "latent_action.valid")[:, 0]
-    assert valid[:-1].all() and not valid[-1]
+    np.testing.assert_allclose(stored, expected.post.flatten(1).numpy(), atol=1e-5)
+    np.testing.assert_array_equal(source.column(episode, "latent_action.index"), expected.index.numpy())
+    valid = source.column(episode, "latent_action.valid")[:, 0].astype(bool)
+    np.testing.assert_array_equal(valid, reached)
+    assert valid.any() and not valid[-1]
     info = json.loads((out / "meta" / "info.json").read_text())
     assert info["features"]["latent_action"]["shape"] == [4 * 5]
     assert "latent_action" in json.loads((out / "meta" / "stats.json").read_text())
@@ -144,8 +146,11 @@ def test_joint_alignment_moves_the_model(home: Path) -> None:
 def test_a_partner_is_the_nearest_frame_after_the_gap() -> None:
     times = np.array([0.0, 0.1, 0.2, 0.5, 0.6])
     partner, valid = partners(times, 0.2)
-    assert partner.tolist() == [2, 2, 3, 4, 4]  # 0.3 is nearer to 0.2 than to 0.5; a frame is never its own partner
-    assert valid.tolist() == [True, True, True, True, False]
+    # 0.3 is nearer to 0.2 than to 0.5; after 0.5 there is no frame near 0.7: the frame itself, and not valid.
+    assert partner.tolist() == [2, 2, 3, 3, 4]
+    assert valid.tolist() == [True, True, True, False, False]
+    steady = np.arange(30) / 10
+    assert (partners(steady, 0.15)[0][:-1] == np.arange(1, 30)).all()  # a tie goes to the earlier frame, every time
     alone, none = partners(np.array([0.0]), 0.2)
     assert alone.tolist() == [0] and none.tolist() == [False]
 

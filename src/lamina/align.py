@@ -489,11 +489,11 @@ def align(
     Raises LaminaError for data without actions, too few labels, or a folder that is there already without ``resume``.
     """
     folder = run / ("joint" if config.joint else "translator")
-    if (folder / "translator.json").exists() and not training.resume:
-        raise LaminaError(f"{folder}: aligned already; add --resume to go on, or delete that folder")
     model = LatentActionModel.from_pretrained(str(run))
     data = probe_data(model, path, config.camera, config.action)
     number = parse_labels(config.labels, count_transitions(data, "train"))
+    if (folder / "translator.json").exists() and not training.resume:
+        raise LaminaError(f"{folder}: aligned already; add --resume to go on, or delete that folder")
     clip = gather(data, "train", number, seed=training.seed, require_action=True)
     spec = action_spec(data)
     items = labelled(model.lam, clip)
@@ -540,6 +540,7 @@ def align(
         "latent": items.z.shape[1] * items.z.shape[2],
         "observation": 0 if items.observation is None else items.observation.shape[-1],
         "seed": training.seed,
+        "steps": training.steps,
         "validation_loss": loss,
     }
     if config.joint:

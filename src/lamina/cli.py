@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
+import io
 import json
 import sys
 import warnings
@@ -22,15 +24,16 @@ from lamina.errors import LaminaError, LaminaWarning
 USAGE = """\
 lamina: latent actions from video without action labels
 
-  lamina collect WORLD --out DATASET                 scripted experts -> LeRobot dataset with video
-  lamina train METHOD --data PATH --out RUN          learn latent actions from frames alone
-  lamina align RUN --data DATASET --labels 5%        tie them to real actions with few labels
-  lamina label RUN DATA --out DATASET                write latent actions as dataset columns
-  lamina evaluate RUN --data DATASET                 probes, controls, verdict -> RUN/report.html
-  lamina reproduce CLAIM --scale cpu                 test a paper's claim (--list shows all)
+  lamina collect WORLD --out DATASET           record a scripted expert
+  lamina train METHOD --data PATH --out RUN    latent actions from frames alone
+  lamina align RUN --data DATASET --labels 5%  tie them to real actions
+  lamina label RUN DATA --out DATASET          write them as dataset columns
+  lamina evaluate RUN --data DATASET           probes, verdict, RUN/report.html
+  lamina reproduce CLAIM --scale cpu           test a claim (--list shows all)
 
-PATH is a folder of mp4/mkv/webm or a LeRobot v3 dataset. Every command has --help with an example.
---debug shows the traceback of an error; --version the version.
+PATH is a folder of mp4/mkv/webm files or a LeRobot v3 dataset.
+Every command has --help, with an example.
+--debug shows the traceback of an error; --version tells the version.
 """
 
 
@@ -103,7 +106,7 @@ def train(argv: Sequence[str], parse_only: bool = False) -> None:
         return
     method = methods.load(argv[0])
     command = _extended(Train, method=method.Config(), train=TrainConfig())
-    args: Any = tyro.cli(command, prog=f"lamina train {argv[0]}", description=method.__doc__, args=list(argv[1:]))
+    args = _parsed(command, argv[1:], prog=f"lamina train {argv[0]}", description=method.__doc__)
     if parse_only:
         return
     from lamina.data import DataConfig
@@ -140,8 +143,8 @@ def align(argv: Sequence[str], parse_only: bool = False) -> None:
     """``lamina align RUN``: frozen or joint."""
     from lamina.align import AlignConfig, quick
 
-    command = _extended(Align, align=AlignConfig(), train=quick(1500, 0))
-    args: Any = tyro.cli(command, prog="lamina align", args=list(argv))
+    command = _extended(Align, align=AlignConfig(), train=quick(600, 0))
+    args = _parsed(command, argv, prog="lamina align")
     if parse_only:
         return
     from lamina import align as stage
@@ -206,7 +209,7 @@ def evaluate(argv: Sequence[str], parse_only: bool = False) -> None:
     from lamina.evaluate import EvaluateConfig
 
     command = _extended(Evaluate, evaluate=EvaluateConfig())
-    args: Any = tyro.cli(command, prog="lamina evaluate", args=list(argv))
+    args = _parsed(command, argv, prog="lamina evaluate")
     if parse_only:
         return
     from lamina import evaluate as stage
@@ -245,9 +248,25 @@ class Reproduce:
             print(reproduce(self.claim, self.scale, self.out, self.seeds, self.workdir))
 
 
+def _parsed(command: Any, argv: Sequence[str], **more: Any) -> Any:
+    """The command's options. A value that a config refuses is told in its own one line, not in the parser's box."""
+    told = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(told):
+            return tyro.cli(command, args=list(argv), **more)
+    except SystemExit as ended:
+        error: BaseException | None = ended
+        while error is not None:
+            if isinstance(error, LaminaError):
+                raise error from None
+            error = error.__cause__ or error.__context__
+        sys.stderr.write(told.getvalue())
+        raise
+
+
 def _plain(command: type, name: str) -> Callable[[Sequence[str], bool], None]:
     def call(argv: Sequence[str], parse_only: bool = False) -> None:
-        args: Any = tyro.cli(command, prog=f"lamina {name}", args=list(argv))
+        args = _parsed(command, argv, prog=f"lamina {name}")
         if not parse_only:
             args.run()
 

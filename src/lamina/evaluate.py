@@ -216,7 +216,7 @@ def translator_probes(
             head, joint.lam.prefix, labelled(joint.lam, test), prefixes, f"{name}, joint", "model"
         )
     labels = gather(probe_data(model, note["data"]), "train", note["labels"], seed=note["seed"], require_action=True)
-    scores += controls(model.lam, labels, test, spec, TranslatorConfig(**note["config"]), note["seed"])
+    scores += controls(model.lam, labels, test, spec, TranslatorConfig(**note["config"]), note["seed"], note["steps"])
     return scores, note
 
 

@@ -31,7 +31,10 @@ def partners(times: Float[np.ndarray, "t"], gap: float) -> tuple[Int[np.ndarray,
     wanted = times + gap
     after = np.searchsorted(times, wanted).clip(1, max(1, len(times) - 1))
     before = after - 1
-    nearest = np.where(wanted - times[before] <= times[np.minimum(after, len(times) - 1)] - wanted, before, after)
+    # A tie (10 frames a second and a gap of 0.15) goes to the earlier frame, whatever the rounding of the times.
+    nearest = np.where(
+        wanted - times[before] <= times[np.minimum(after, len(times) - 1)] - wanted + 1e-4, before, after
+    )
     # Half a frame interval of grace, as for training pairs: the last frame that can be reached still counts.
     step = float(np.median(np.diff(times))) if len(times) > 1 else 0.0
     found = np.maximum(nearest, own + 1)

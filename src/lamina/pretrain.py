@@ -21,7 +21,7 @@ from lamina import __version__, codes
 from lamina.data import ClipStream, DataConfig, gather
 from lamina.draws import Draws
 from lamina.errors import LaminaError
-from lamina.files import disk_errors, write_text
+from lamina.files import disk_errors, whole_folder, write_text
 from lamina.lam import LAM, LAMConfig, LatentActionModel, Provenance
 from lamina.shapes import Clip, to_float
 from lamina.train import Losses, TrainConfig, Validation, World, fit
@@ -46,39 +46,29 @@ def recipe(name: str, method: Any, options: Any) -> Recipe:
     return Recipe(name, dataclasses.asdict(options), method.build(options), method.losses, method.weights(options))
 
 
-def open_run(run: Path, settings: dict[str, Any], resume: bool) -> None:
-    """Make the run folder, or check that the one there is the same experiment.
-
-    Raises LaminaError if it exists and ``resume`` is off, or if its settings differ.
-    """
+def check_run(run: Path, settings: dict[str, Any], resume: bool) -> None:
+    """Raises LaminaError if there is a run (or anything else) at ``run`` and ``resume`` is off, or its settings differ."""
     path = run / "config.json"
-    settings = json.loads(json.dumps(settings))
-    if path.exists():
-        if not resume:
-            raise LaminaError(
-                f"{run}: there is a run here already; add --resume to go on with it, or choose another --out"
-            )
-        try:
-            before = json.loads(path.read_text())
-        except ValueError as error:
-            raise LaminaError(f"{path}: not readable as JSON; this run cannot be resumed") from error
-        changed = [
-            f"{section}.{name}"
-            for section in settings
-            if isinstance(settings[section], dict)
-            for name in settings[section]
-            if name not in FREE and settings[section][name] != before.get(section, {}).get(name)
-        ]
-        if changed or settings["method"] != before.get("method"):
-            raise LaminaError(
-                f"{run}: was started with other settings ({', '.join(changed) or 'method'}); resume with the same ones"
-            )
+    if not path.exists():
+        if run.exists() and any(run.iterdir()):
+            raise LaminaError(f"{run}: not empty and not a run of lamina; choose another --out")
         return
-    if run.exists() and any(run.iterdir()):
-        raise LaminaError(f"{run}: not empty and not a run of lamina; choose another --out")
-    with disk_errors(run):
-        run.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(settings, indent=2) + "\n")
+    if not resume:
+        raise LaminaError(f"{run}: there is a run here already; add --resume to go on with it, or choose another --out")
+    try:
+        before = json.loads(path.read_text())
+    except ValueError as error:
+        raise LaminaError(f"{path}: not readable as JSON; this run cannot be resumed") from error
+    changed = [
+        f"{section}.{name}"
+        for section in settings
+        if isinstance(settings[section], dict)
+        for name in settings[section]
+        if name not in FREE and settings[section][name] != before.get(section, {}).get(name)
+    ]
+    if changed or settings["method"] != before.get("method"):
+        what = ", ".join(changed) or "method"
+        raise LaminaError(f"{run}: was started with other settings ({what}); resume with the same ones")
 
 
 def validator(clip: Clip, losses: Losses, seed: int) -> Any:
@@ -113,7 +103,7 @@ def validator(clip: Clip, losses: Losses, seed: int) -> Any:
 
 def pretrain(run: Path, recipe: Recipe, data: DataConfig, config: TrainConfig) -> Path:
     """Train the recipe's LAM on ``data`` and save it under ``run``; returns the model's folder."""
-    settings = {
+    settings: dict[str, Any] = {
         "format": 1,
         "lamina": __version__,
         "method": recipe.method,
@@ -122,12 +112,18 @@ def pretrain(run: Path, recipe: Recipe, data: DataConfig, config: TrainConfig) -
         "data": dataclasses.asdict(data),
         "train": dataclasses.asdict(config),
     }
+    settings = json.loads(json.dumps(settings))  # as it will be read back
     world = World.here()
     if world.rank == 0:
-        open_run(run, settings, config.resume)
+        check_run(run, settings, config.resume)
     torch.manual_seed(config.seed)
+    # Model and data are opened before anything is written: what is wrong with them leaves no half a run behind.
     lam = LAM(recipe.lam)
     held = gather(data, "validation", limit=256)
+    if world.rank == 0 and not (run / "config.json").exists():
+        with disk_errors(run):
+            run.mkdir(parents=True, exist_ok=True)
+        write_text(run / "config.json", json.dumps(settings, indent=2) + "\n")
 
     def open_stream(shards: int, shard: int | None) -> ClipStream:
         return ClipStream(data, config.batch // config.accumulate, config.seed, shards=shards, shard=shard)
@@ -147,6 +143,6 @@ def pretrain(run: Path, recipe: Recipe, data: DataConfig, config: TrainConfig) -
         provenance = Provenance(recipe.method, data.data, data.gap, __version__, config.steps)
         model = LatentActionModel(recipe.lam, provenance)
         model.lam.load_state_dict(state)
-        with disk_errors(folder):
-            model.save_pretrained(folder)
+        with whole_folder(folder) as partial:
+            model.save_pretrained(partial)
     return folder
