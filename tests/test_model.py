@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import pickle
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from lamina import LatentActionModel
 from lamina.bottleneck import FSQ, VQ, Identity
+from lamina.decoders.unet import advect, displacements
 from lamina.draws import Draws
 from lamina.encoder import ENCODERS
 from lamina.errors import LaminaError
@@ -130,7 +132,38 @@ def test_the_loss_of_a_pixel_decoder_is_the_error_of_its_sample(decoder):
     torch.testing.assert_close(model.decoder.loss(src, z, dst, Draws(0)), expected)
 
 
-@pytest.mark.parametrize("decoder", ["flow", "pixel", "unet"])
+def moved(images: torch.Tensor, dy: int, dx: int) -> torch.Tensor:
+    """Pixel (y, x) comes from (y + dy, x + dx), or from the nearest one that there is."""
+    height, width = images.shape[-2:]
+    rows, columns = (torch.arange(height) + dy).clamp(0, height - 1), (torch.arange(width) + dx).clamp(0, width - 1)
+    return images[..., rows, :][..., columns]
+
+
+def test_advection_takes_each_cell_from_where_its_weights_say():
+    src, moves = to_float(frames(2, 3, 16, 24)), displacements(16, 24)
+    logits = torch.full((2, len(moves), 4, 6), -1e4)
+    for n, (dy, dx) in enumerate(moves):
+        one = logits.clone()
+        one[:, n] = 0
+        torch.testing.assert_close(advect(src, one, moves), moved(src, dy, dx))
+    left, down = moves.index((0, -6)), moves.index((4, 0))
+    logits[:, left] = 0
+    logits[:, left, 1, 2], logits[:, down, 1, 2] = -1e4, 0
+    out = advect(src, logits, moves)
+    torch.testing.assert_close(out[..., 4:8, 8:12], moved(src, 4, 0)[..., 4:8, 8:12])
+    torch.testing.assert_close(out[..., 8:, :], moved(src, 0, -6)[..., 8:, :])
+
+
+def test_an_untrained_unet_nearly_copies_the_source():
+    decoder = LAM(config(decoder="unet")).decoder.eval()
+    src = to_float(frames(4, 3, 16, 16))
+    still = math.exp(4)
+    copies = [moved(src, *move) * (still if move == (0, 0) else 1) for move in decoder.moves]
+    expected = sum(copies) / (still + len(copies) - 1)
+    torch.testing.assert_close(decoder.sample(src, torch.randn(4, 3, 2), Draws(0)), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("decoder", ["flow", "pixel"])
 def test_an_untrained_decoder_copies_the_source(decoder):
     torch.manual_seed(0)
     model = LAM(config(decoder=decoder)).eval()
