@@ -359,11 +359,11 @@ def idm_losses(module: InverseDynamics, batch: Labelled, draws: Draws) -> dict[s
     return {"action": module.action.loss(module(to_float(batch.clip.frames), batch.previous), batch.action)}
 
 
-def quick(steps: int, seed: int, lr: float = 1e-3, batch: int = 64) -> TrainConfig:
+def quick(steps: int, seed: int, lr: float = 3e-4, batch: int = 64) -> TrainConfig:
     """Training options of a small head on cached latents: no averaging (the best checkpoint is chosen), rare checkpoints."""
     return TrainConfig(
         steps=steps, batch=batch, lr=lr, warmup=50, weight_decay=0.05, ema=0.0, seed=seed, device="cpu",
-        checkpoint_every=steps, validate_every=25, log_every=25,
+        checkpoint_every=steps, validate_every=10, log_every=10,
     )  # fmt: skip
 
 
