@@ -64,11 +64,11 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
 
 def test_the_loss_of_an_action_is_the_mean_over_its_dimensions_worked_out_by_hand():
     head = ActionHead(MIXED)
-    head.calibrate(torch.tensor([[0, 0, 1.0, 10.0], [0, 0, 3.0, 30.0]]))  # mean (2, 20), std (1, 10)
+    head.calibrate(torch.tensor([[0, 0, 1.5, 10.0], [0, 0, 2.5, 30.0]]))  # mean (2, 20), std (0.5, 10)
     action = torch.tensor([[2.0, 1.0, 4.0, 10.0]])
     output = torch.tensor([[0.0, math.log(2.0), math.log(5.0), 0.0, math.log(3.0), 1.5, 0.0]])
-    # classes: 5 of 1 + 2 + 5, 3 of 1 + 3; targets (4 - 2) / 1 = 2 and (10 - 20) / 10 = -1
-    terms = [math.log(8 / 5), math.log(4 / 3), (1.5 - 2) ** 2, (0 - -1) ** 2]
+    # classes: 5 of 1 + 2 + 5, 3 of 1 + 3; targets (4 - 2) / 0.5 = 4 and (10 - 20) / 10 = -1
+    terms = [math.log(8 / 5), math.log(4 / 3), (1.5 - 4) ** 2, (0 - -1) ** 2]
     torch.testing.assert_close(head.loss(output, action), torch.tensor([sum(terms) / 4]))
 
 

@@ -106,7 +106,14 @@ def test_draws_are_addressed_by_seed_step_and_shard():
     here = draw(5, 10, (1,))
     torch.manual_seed(2)
     assert torch.equal(here, draw(5, 10, (1,)))
-    others = [draw(6, 10, (1,)), draw(5, 11, (1,)), draw(5, 10, (0,)), draw(10, 5, (1,)), draw(1, 10, (5,))]
+    others = [
+        draw(6, 10, (1,)),
+        draw(5, 11, (1,)),
+        draw(5, 10, (0,)),
+        draw(5, 11, (0,)),
+        draw(10, 5, (1,)),
+        draw(1, 10, (5,)),
+    ]
     for i, other in enumerate([here, *others]):
         for another in [here, *others][i + 1 :]:
             assert abs(float(torch.corrcoef(torch.stack([other, another]))[0, 1])) < 0.6
