@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections import OrderedDict
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -46,11 +45,14 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """A parquet file as a table. Raises LaminaError if it is missing, damaged or lacks one of ``columns``."""
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
             missing = set(columns or ()) - set(file.schema_arrow.names)
             if missing:
                 raise LaminaError(f"{path}: has no column {', '.join(sorted(missing))}; the dataset is incomplete")
-            return file.read(columns=None if columns is None else list(columns))
+            table = file.read(columns=None if columns is None else list(columns))
+            if len(table) != file.metadata.num_rows:
+                raise ValueError("rows are missing")
+            return table
     except FAILURES as error:
         if isinstance(error, LaminaError):
             raise
@@ -108,8 +110,10 @@ class _Columns:
         key = (path, name, group)
         values = self.held.pop(key, None)
         if values is None:
-            with pq.ParquetFile(path) as file:
-                values = to_numpy(file.read_row_group(group, columns=[name], use_threads=False).column(0))
+            with pq.ParquetFile(path, page_checksum_verification=True) as file:
+                values = to_numpy(file.read_row_group(group, columns=[name], use_threads=False).column(name))
+                if len(values) != file.metadata.row_group(group).num_rows:
+                    raise ValueError("rows are missing")
         self.held[key] = values
         while len(self.held) > 1 and sum(v.nbytes for v in self.held.values()) > CACHE_BYTES:
             self.held.popitem(last=False)
@@ -145,14 +149,25 @@ class LeRobotDataset:
             return None
         feature = self.info["features"][name]
         dim = int(np.prod(feature["shape"]))
-        classes = feature.get("num_classes", ())
-        classes = (classes,) * dim if isinstance(classes, int) else tuple(classes)
-        if not classes and np.dtype(feature["dtype"]).kind in "iu":
-            highest = np.ravel(self.stats.get(name, {}).get("max", []))
-            if len(highest) != dim:
-                raise LaminaError(f"{self.root}/meta/stats.json: has no maximum of '{name}' to count its classes")
-            classes = tuple(max(2, int(m) + 1) for m in highest)
-        return ActionSpec(discrete=classes, continuous=dim - len(classes), names=feature_names(feature))
+        stated = feature.get("num_classes", ())
+        try:
+            classes = (stated,) * dim if isinstance(stated, int) else tuple(int(n) for n in stated)
+        except (TypeError, ValueError) as error:
+            raise LaminaError(f"{self.root}/meta/info.json: '{name}' states {stated!r} classes; mend it") from error
+        classes = classes or self._count_classes(name, dim)
+        return ActionSpec(classes, dim - len(classes), feature_names(feature))
+
+    def _count_classes(self, name: str, dim: int) -> tuple[int, ...]:
+        """Whole numbers whose classes nothing states: their maximum + 1."""
+        if np.dtype(self.info["features"][name]["dtype"]).kind not in "iu":
+            return ()
+        try:
+            highest = [int(m) for m in self.stats[name]["max"]]
+        except (LookupError, TypeError, ValueError):
+            highest = []
+        if len(highest) != dim:
+            raise LaminaError(f"{self.root}/meta/stats.json: has no maximum of '{name}' to count its classes")
+        return tuple(max(2, m + 1) for m in highest)
 
     @cached_property
     def stats(self) -> dict[str, Any]:
@@ -217,14 +232,17 @@ def open_lerobot(root: Path, number: int = 0) -> LeRobotDataset:
             f"{info_path}: is LeRobotDataset {version}, not v3.0; convert it with lerobot's convert_dataset_v21_to_v30"
         )
     try:
-        features = {str(k): v for k, v in info["features"].items()}
-        cameras = tuple(k for k, v in features.items() if v["dtype"] == "video")
-        columns = tuple(k for k, v in features.items() if v["dtype"] not in ("video", "image", "string"))
-        fps = float(info["fps"])
-        total = int(info["total_episodes"])
-        info["data_path"], info["video_path"]
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise LaminaError(f"{info_path}: lacks or garbles {error}; the dataset is damaged") from error
+        cameras = tuple(k for k, v in info["features"].items() if v["dtype"] == "video")
+        columns = tuple(k for k, v in info["features"].items() if v["dtype"] not in ("video", "image", "string"))
+        for name in columns:
+            np.dtype(info["features"][name]["dtype"]), np.prod(info["features"][name]["shape"], dtype=int)
+        fps, total = float(info["fps"]), int(info["total_episodes"])
+        info["data_path"].format(chunk_index=0, file_index=0)
+        info["video_path"].format(video_key="", chunk_index=0, file_index=0)
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        raise LaminaError(
+            f"{info_path}: lacks or garbles something ({_reason(error)}); the dataset is damaged"
+        ) from error
     if not fps > 0:
         raise LaminaError(f"{info_path}: states {fps} frames per second; the dataset is damaged")
     places = _read_places(root, cameras)
@@ -298,8 +316,7 @@ def _read_times(dataset: LeRobotDataset, lengths: np.ndarray, fps: float) -> dic
                 found[n] = times
         return found
 
-    with ThreadPoolExecutor(max_workers=4) as pool:
-        return {n: times for part in pool.map(irregular, members) for n, times in part.items()}
+    return {n: times for path in members for n, times in irregular(path).items()}
 
 
 def _key_distance(dataset: LeRobotDataset) -> int | None:

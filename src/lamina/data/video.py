@@ -58,7 +58,7 @@ def index_video(path: Path) -> FrameIndex:
     # The Matroska demuxer steps over damage and goes on; all it does is to complain.
     complaints = [text for _, name, text in messages if "matroska" in name or "Truncating packet" in text]
     if complaints:
-        raise DecodeError(f"{path}: is damaged or truncated ({complaints[0].strip()}); remove or re-encode it")
+        raise DecodeError(f"{path}: is damaged or truncated ({complaints[0].splitlines()[0]}); remove or re-encode it")
     return index
 
 

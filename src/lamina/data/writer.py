@@ -82,7 +82,7 @@ def write_table(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> No
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = partial_path(path)
-        with pq.ParquetWriter(partial, schema) as writer:
+        with pq.ParquetWriter(partial, schema, write_page_checksum=True) as writer:
             for table in tables:
                 writer.write_table(table.cast(schema))
         sync(partial)
