@@ -6,6 +6,7 @@ The inverse dynamics model (IDM) is the same head on an encoder of its own, with
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import shutil
@@ -347,7 +348,8 @@ def translator_losses(prefix: nn.Module) -> Losses:
     """The loss of a translator on latents whose prefix is drawn from the LAM's own p(k), k >= 0 (§4.2)."""
 
     def losses(module: Translator, batch: Labelled, draws: Draws) -> dict[str, Tensor]:
-        z = prefix(batch.z, prefix.draw(draws, len(batch)))  # type: ignore[operator]
+        law = prefix.to(batch.z.device)  # where the loop put the batch
+        z = law(batch.z, law.draw(draws, len(batch)))  # type: ignore[operator]
         return {"action": module.action.loss(module(z, batch.previous, batch.observation), batch.action)}
 
     return losses
@@ -381,12 +383,12 @@ def train_translator(
     observation = 0 if train.observation is None else train.observation.shape[-1]
     translator = Translator(train.z.shape[1] * train.z.shape[2], spec, config, observation)
     translator.action.calibrate(train.action)
-    prefix = lam.prefix.to("cpu").requires_grad_(False)
+    prefix = copy.deepcopy(lam.prefix).requires_grad_(False)
     with TemporaryDirectory() as scratch:
         title = "align" if run else None
         folder = run or Path(scratch)
         loss = fit_head(translator, translator_losses(prefix), train, held, training, folder, title=title)
-    return translator.eval(), loss
+    return translator.to(train.z.device).eval(), loss
 
 
 def train_idm(

@@ -27,7 +27,18 @@ from lamina.shapes import Clip, to_float
 from lamina.train import Losses, TrainConfig, Validation, World, fit
 
 #: Training options that a resumed run may change without becoming another experiment.
-FREE = {"resume", "checkpoint_every", "keep", "tensorboard", "wandb", "compile", "parallel", "device", "log_every"}
+FREE = {
+    "resume",
+    "checkpoint_every",
+    "keep",
+    "tensorboard",
+    "wandb",
+    "compile",
+    "parallel",
+    "device",
+    "log_every",
+    "validate_every",
+}
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ class Backbone:
     layers: int | None = None
     channels: int | None = None
     patch: int | None = None
-    """side of a transformer patch in pixels; derived so that the shorter side has 8 patches"""
+    """side of a transformer patch in pixels; derived so that the shorter side has at least 8 patches"""
     flow_steps: int = 8
     """Euler steps of one sample of the flow decoder"""
 
@@ -62,7 +62,9 @@ class Backbone:
         width, heads = self.width or size.width, self.heads or size.heads
         layers, channels = self.layers or size.layers, self.channels or size.channels
         short = min(self.image)
-        patch = self.patch or max(1, short // 8)
+        # The largest square patch that tiles the picture and leaves the shorter side at least 8 of them.
+        tiling = [d for d in range(1, short // 8 + 1) if not any(side % d for side in self.image)]
+        patch = self.patch or max(tiling, default=1)
         kind = self.encoder if self.encoder != "auto" else ("conv" if short <= 64 else "transformer")
         encoder: Any
         if kind == "conv":

@@ -35,7 +35,7 @@ class LinePlot:
 
 def draw(plot: LinePlot) -> Figure:
     """The plot as a matplotlib figure. A line is drawn at its means, its 95% interval as a band of the same colour."""
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    figure = Figure(figsize=(7.6, 4.0), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     for (name, intervals), colour, marker in zip(plot.lines.items(), COLOURS * 9, MARKERS * 9, strict=False):
@@ -43,8 +43,9 @@ def draw(plot: LinePlot) -> Figure:
         low = [math.nan if i.low is None else i.low for i in intervals]
         high = [math.nan if i.high is None else i.high for i in intervals]
         axes.fill_between(plot.x, low, high, color=colour, alpha=0.18, linewidth=0)
-    for (name, level), style in zip(plot.levels.items(), ("--", ":", "-.") * 9, strict=False):
-        axes.axhline(level.mean, color="#555555", linestyle=style, label=name)
+    rest = COLOURS[len(plot.lines) :] * 9
+    for (name, level), colour, style in zip(plot.levels.items(), rest, ("--", ":", "-.") * 9, strict=False):
+        axes.axhline(level.mean, color=colour, linestyle=style, label=name)
     if plot.log_x:
         axes.set_xscale("symlog" if min(plot.x) <= 0 else "log", base=2)
         axes.set_xticks(plot.x, [f"{x:g}" for x in plot.x])
@@ -52,7 +53,8 @@ def draw(plot: LinePlot) -> Figure:
     axes.set(title=plot.title, xlabel=plot.xlabel, ylabel=plot.ylabel)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.3)
-    axes.legend(frameon=False)
+    # Beside the plot: with many levels there is no empty corner.
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=9)
     return figure
 
 

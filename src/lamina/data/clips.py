@@ -97,16 +97,19 @@ def spread(total: int, count: int) -> Int[np.ndarray, "count"]:
 
 def assemble(rows: Sequence[tuple[Decoded, int]]) -> Clip:
     """A batch from single samples: (decoded segment, number of the sample in it)."""
+    picks = [(d, d.samples[m]) for d, m in rows]
 
     def stack(values: Sequence[np.ndarray]) -> torch.Tensor:
-        return torch.from_numpy(np.stack(values))
+        out = np.empty((len(picks), *picks[0][1].shape, *values[0].shape[1:]), values[0].dtype)
+        for n, (_, frames) in enumerate(picks):
+            np.take(values[n], frames, axis=0, out=out[n], mode="clip")  # "raise" would copy once more
+        return torch.from_numpy(out)
 
-    picks = [(d, d.samples[m]) for d, m in rows]
-    first = rows[0][0]
-    columns = {name: stack([d.columns[name][r] for d, r in picks]) for name in first.columns}
+    columns = {name: stack([d.columns[name] for d, _ in rows]) for name in rows[0][0].columns}
+    paired = [d.paired for d, _ in rows if d.paired is not None]
     return Clip(
-        frames=stack([d.frames[r] for d, r in picks]),
-        paired=None if first.paired is None else stack([d.paired[r] for d, r in picks if d.paired is not None]),
+        frames=stack([d.frames for d, _ in rows]),
+        paired=stack(paired) if paired else None,
         episode=torch.tensor([d.episode for d, _ in rows]),
         targets={n.removeprefix("target "): columns.pop(n) for n in list(columns) if n.startswith("target ")},
         **columns,
