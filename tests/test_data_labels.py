@@ -5,6 +5,7 @@ import hashlib
 import itertools
 import json
 import os
+import resource
 import signal
 import time
 from pathlib import Path
@@ -205,6 +206,22 @@ def test_a_run_killed_at_any_time_ends_the_same(request, tmp_path, kind):
         deaths += 1
         assert os.WIFSIGNALED(status) and not out.exists()
     assert deaths >= 5 and fingerprint(out) == whole and not list(tmp_path.glob(".*"))
+
+
+def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_room(dataset, tmp_path):
+    """A limit on the size of files stands in for the full disk: both are an OSError from the same calls."""
+    source = open_source(dataset)
+    whole = fingerprint(write_labels(source, tmp_path / "whole", FEATURES, label, {}))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for limit in (1_000, 4_000):  # too little for the labels of an episode, too little for the dataset's tables
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+        try:
+            with pytest.raises(LaminaError, match=r"cannot be written .*; free some space") as error:
+                write_labels(source, tmp_path / "out", FEATURES, label, {})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
+    assert fingerprint(write_labels(source, tmp_path / "out", FEATURES, label, {})) == whole
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ def write_labels(
     check_new(out)
     partial = partial_path(out)
     dataset = partial / "dataset"
-    spool = _Spool(partial, features)
+    spool = _Spool(out, features)
     key = json.dumps([provenance, features, camera, [[e.name, e.length] for e in source.episodes]], sort_keys=True)
     spool.resume(hashlib.sha256(key.encode()).hexdigest())
     for episode in source.episodes:
@@ -111,14 +111,15 @@ def write_labels(
 class _Spool:
     """The labels of each finished episode, one parquet file each."""
 
-    def __init__(self, partial: Path, features: Features) -> None:
-        self.partial, self.folder, self.features = partial, partial / "labels", features
+    def __init__(self, out: Path, features: Features) -> None:
+        self.out, self.partial, self.features = out, partial_path(out), features
+        self.folder = self.partial / "labels"
         self.schema = pa.schema([(n, column_type(f)) for n, f in features.items()])
 
     def resume(self, key: str) -> None:
         """Keep what an interrupted run with the same key left behind, and nothing else."""
         marker = self.folder / "key.json"
-        with writing(self.partial):
+        with writing(self.out):
             if self.partial.exists() and not (marker.exists() and read_json(marker).get("key") == key):
                 shutil.rmtree(self.partial)
             self.folder.mkdir(parents=True, exist_ok=True)

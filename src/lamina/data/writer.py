@@ -256,7 +256,7 @@ class LeRobotWriter:
                 raise LaminaError(f"{root}: a feature cannot be called '{name}'; choose another name")
         check_new(self.root)
         self.partial = partial_path(self.root)
-        with writing(self.partial):
+        with writing(self.root):
             if self.partial.exists():
                 shutil.rmtree(self.partial)
             self.partial.mkdir()
