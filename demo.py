@@ -13,10 +13,11 @@ from lamina.cli import main
 
 DEMO = Path("demo")
 STEPS = [
-    ["collect", "my_way_home", "--out", "demo/data", "--frames", "3000", "--size", "48", "48"],
+    # Half of the actions are random: an expert's next action is nearly known from the frame, so that controls could guess it.
+    ["collect", "my_way_home", "--out", "demo/data", "--frames", "3000", "--size", "48", "48", "--noise", "0.5"],
     # A U-Net in place of the rectified-flow decoder, which needs more steps than five minutes on two cores give.
     ["train", "flexlam", "--data", "demo/data", "--out", "demo/run", "--image", "48", "48", "--decoder", "unet",
-     "--steps", "1500", "--batch", "32", "--lr", "2e-3", "--validate-every", "250"],
+     "--slots", "8", "--steps", "2200", "--batch", "32", "--lr", "2e-3"],
     ["label", "demo/run", "demo/data", "--out", "demo/labelled"],
     ["align", "demo/run", "--data", "demo/data", "--labels", "5%"],
     ["evaluate", "demo/run", "--data", "demo/data"],

@@ -24,9 +24,9 @@ from lamina.encoder import TransformerEncoder
 from lamina.lam import LAM, LAMConfig
 from lamina.layers import patchify
 
-WINDOWS, FRAMES, SIDE, WIDTH, HEADS, LAYERS, SLOTS = 4, 8, 64, 384, 6, 3, 16
+WINDOWS, FRAMES, SIDE, WIDTH, HEADS, LAYERS, SLOTS = 2, 8, 64, 384, 6, 3, 16
 PAIRS = [(i, i + 1) for i in range(FRAMES - 1)]
-REPEATS, ROUNDS = 3, 5
+REPEATS, ROUNDS = 1, 3
 
 
 def cpu_seconds(work: Callable[[], object]) -> float:
