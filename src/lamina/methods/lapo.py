@@ -2,10 +2,10 @@
 
     lamina train lapo --data DATASET --out RUN
 
-Convolutional inverse dynamics, VQ with EMA (two codebook tokens here), U-Net forward dynamics, squared error in pixels.
+Convolutional inverse dynamics, VQ with EMA (eight tokens of one codebook here), U-Net forward dynamics, squared error in pixels.
 
 Deviations: the encoder embeds each frame once and compares feature maps, where LAPO stacks the frames at the input; one earlier
-frame of context is not given; one codebook is shared by the slots.
+frame of context is not given; one codebook is shared by the slots; the U-Net also moves the source before it repaints it.
 """
 
 from __future__ import annotations
