@@ -37,7 +37,6 @@ from lamina.data.writer import (
     episode_table,
     partial_path,
     statistics_columns,
-    sync,
     tasks_table,
     to_arrow,
     video_info,
@@ -46,6 +45,7 @@ from lamina.data.writer import (
     writing,
 )
 from lamina.errors import LaminaError, LaminaWarning
+from lamina.files import sync
 
 VALID = "latent_action.valid"  # rows where it is False are left out of the other labels' statistics
 CAMERA = "observation.images.video"  # what the one camera of plain video is called in a LeRobot dataset

@@ -22,6 +22,7 @@ from jaxtyping import UInt8
 from lamina.data.episodes import SPLITS
 from lamina.data.statistics import Statistics, column_statistics, merge_statistics, pixel_histogram, pixel_statistics
 from lamina.errors import LaminaError
+from lamina.files import disk_errors, sync, write_text
 
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
@@ -37,12 +38,12 @@ ENCODERS = {"h264": "libx264", "av1": "libsvtav1"}
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turns a failure of the file system into a LaminaError that names ``path``."""
-    try:
-        yield
-    except (OSError, av.error.FFmpegError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise LaminaError(f"{path}: cannot be written ({reason}); free some space or choose another place") from error
+    """Turns a failure of the file system, or of the video library on it, into a LaminaError that names ``path``."""
+    with disk_errors(path):
+        try:
+            yield
+        except av.error.FFmpegError as error:
+            raise OSError(error.errno, error.strerror) from error
 
 
 def partial_path(path: Path) -> Path:
@@ -58,23 +59,9 @@ def check_new(root: Path) -> None:
         root.parent.mkdir(parents=True, exist_ok=True)
 
 
-def sync(path: Path) -> None:
-    """Flush a file or a folder's entries to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def write_json(path: Path, content: Any) -> None:
     """Write JSON whole or not at all."""
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = partial_path(path)
-        partial.write_text(json.dumps(content, indent=4) + "\n")
-        sync(partial)
-        os.replace(partial, path)
+    write_text(path, json.dumps(content, indent=4) + "\n")
 
 
 def write_table(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
