@@ -535,6 +535,8 @@ def align(
     note = {
         "format": FORMAT,
         "data": path,
+        "camera": config.camera,
+        "action": config.action,
         "labels": number,
         "label_episodes": len(items.episode.unique()),
         "spec": dataclasses.asdict(spec),
