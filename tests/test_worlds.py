@@ -207,9 +207,9 @@ def test_doom_turns_the_way_it_says():
         names = world.action.names
         for action, sign in (("turn_left", 1), ("turn_right", -1)):
             world.reset(3)
-            before = world._pose()[2]
+            before = world.pose()[2]
             world.step(np.array([names.index(action)]))
-            turned = (world._pose()[2] - before + 180) % 360 - 180
+            turned = (world.pose()[2] - before + 180) % 360 - 180
             assert 5 < sign * turned < 20
 
 

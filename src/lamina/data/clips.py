@@ -326,7 +326,8 @@ class ClipStream:
         self.plan = Plan(config, split)
         self._shards = {r: _Shard(self.plan, seed, r, shards) for r in (range(shards) if shard is None else (shard,))}
         self._each = batch // shards
-        settings = {k: v for k, v in asdict(config).items() if k not in ("data", "workers", "max_bad")}
+        settings = {k: v for k, v in asdict(config).items() if k not in ("data", "workers", "max_bad", "tasks")}
+        settings |= {"tasks": config.tasks} if config.tasks else {}  # not where empty: runs of before there were tasks
         segments = [len(s) for s in self.plan.segments]
         description = json.dumps([settings, batch, seed, split, shards, self.plan.counts, self.plan.shares, segments])
         self._fingerprint = hashlib.sha256(description.encode()).hexdigest()[:16]
@@ -378,7 +379,7 @@ class ClipStream:
 
 
 def gather(config: DataConfig, split: str, limit: int | None, seed: int = 0, require_action: bool = False) -> Clip:
-    """An in-memory sample of a split, evenly spread over its episodes and in their order; the same every time.
+    """An in-memory sample of a split, evenly spread over its tasks and episodes, in their order; the same every time.
 
     ``limit``: how many samples at most (None: every one of the split). Where that is fewer than the split has, about four
     are taken from each of evenly spread stretches of video, which spares decoding. Raises LaminaError as
@@ -418,7 +419,7 @@ def gather(config: DataConfig, split: str, limit: int | None, seed: int = 0, req
             if bad
             else LaminaError(f"{config.data[0]}: no {split} sample can be drawn, its frames are too far apart")
         )
-    return assemble(rows)
+    return assemble(sorted(rows, key=lambda row: row[0].episode))  # a plan goes task by task
 
 
 def _lacks_actions(plan: Plan) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Hashable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import lamina
 from lamina.data.episodes import HELD_OUT, SPLITS
 from lamina.data.writer import LeRobotWriter, VideoEncoding, check_new
 from lamina.errors import LaminaError
-from lamina.worlds import Observation, Step, World, make, rollout
+from lamina.worlds import SUITES, Observation, Step, World, make, rollout
 from lamina.worlds.base import Action, Size
 
 FRAMES = 3000
@@ -38,12 +38,19 @@ def collect(
 ) -> Path:
     """Runs the expert of ``world`` and writes what it sees and does to ``out``, which must not exist yet.
 
+    ``world`` is a world or a suite of them (``worlds.SUITES``), whose worlds are then the tasks of one dataset.
+
     Each action is replaced by a random one with probability ``noise``: without that, what follows a frame is a function
     of the frame. Whole episodes are recorded, as many as asked for or until there are ``frames`` (3,000 if neither is
     given). Of ten episodes, eight are for training and one each for validation and test. ``size`` is (height, width);
     ``task`` replaces the world's own description of what is done. The same arguments give the same data.
 
-    Raises LaminaError for an unknown world, a missing simulator, numbers out of range and an ``out`` that exists.
+    Each world of a suite has its share of ``frames`` or, where those are given, ``episodes`` of its own, and three
+    episodes at least, so that it occurs in every split. Its episodes are those that it would have had alone; they take
+    turns with those of the others.
+
+    Raises LaminaError for an unknown world, a missing simulator, numbers out of range, an ``out`` that exists, and a
+    ``task`` for a suite.
     """
     if frames is not None and episodes is not None:
         raise LaminaError("say how many frames or how many episodes to collect, not both")
@@ -56,35 +63,74 @@ def collect(
             raise LaminaError(f"the number of {name} must be at least 1, got {value}")
     if not 0 <= noise <= 1:
         raise LaminaError(f"noise is a share of the actions: it must be between 0 and 1, got {noise}")
+    names = SUITES.get(world, (world,))
+    if task is not None and world in SUITES:
+        raise LaminaError(f"'{world}' is a suite, and its worlds are told apart by their tasks: leave out the task")
     check_new(Path(out))
     if frames is None and episodes is None:
         frames = FRAMES
 
-    provenance = {"version": lamina.__version__, "world": world, "expert": "scripted", "noise": noise, "seed": seed}
-    with _unwound_when_killed(), make(world, size) as place:
-        features = _features(place, place.reset(0))
-        with (
-            LeRobotWriter(Path(out), place.fps, features, world, ENCODING, {"lamina": provenance}) as writer,
-            tqdm(total=frames, unit=" frames", desc=f"collecting {world}", disable=not progress) as bar,
-        ):
-
-            def noisy(rng: np.random.Generator) -> Action:
-                return place.random(rng) if rng.random() < noise else place.expert(rng)
-
-            counts: dict[str, int] = dict.fromkeys(SPLITS, 0)
-            done = 0
-            while done < (frames or sys.maxsize) and sum(counts.values()) < (episodes or sys.maxsize):
-                steps = []
-                for step in rollout(place, noisy, seed, sum(counts.values())):
-                    steps.append(step)
-                    bar.update()
-                split = _next_split(counts)
-                writer.add_episode(_columns(place, steps), _videos(place, steps), task or place.task, split)
-                counts[split] += 1
-                done += len(steps)
-                bar.total = frames or round(done / sum(counts.values()) * episodes)  # type: ignore[operator]
+    with _unwound_when_killed(), ExitStack() as stack:
+        places = [stack.enter_context(make(name, size)) for name in names]
+        turns = [_Recording(place, task or place.task, seed, noise) for place in places]
+        if len({turn.task for turn in turns}) < len(turns) or len({_kind(place) for place in places}) > 1:
+            raise AssertionError(f"the worlds of {world} need the same action, cameras and rate, and a task each")
+        provenance = {"version": lamina.__version__, "world": world, "expert": "scripted", "noise": noise, "seed": seed}
+        provenance |= {"tasks": {turn.task: name for turn, name in zip(turns, names, strict=True)}}
+        features = _features(places[0], places[0].reset(0))
+        writer = stack.enter_context(
+            LeRobotWriter(Path(out), places[0].fps, features, world, ENCODING, {"lamina": provenance})
+        )
+        least = 1 if len(turns) == 1 else len(SPLITS)
+        wanted = None if frames is None else -(-frames // len(turns))
+        with tqdm(total=frames, unit=" frames", desc=f"collecting {world}", disable=not progress) as bar:
+            while left := [turn for turn in turns if turn.lacks(wanted, episodes, least)]:
+                min(left, key=lambda turn: turn.progress(wanted, episodes)).record(writer, bar)
+                done, recorded = sum(turn.frames for turn in turns), sum(turn.episodes for turn in turns)
+                bar.total = max(done, frames or round(done / recorded * (episodes or 0) * len(turns)))
             bar.total = done
-            return writer.finish()
+        return writer.finish()
+
+
+class _Recording:
+    """One world's part of a dataset."""
+
+    def __init__(self, place: World, task: str, seed: int, noise: float):
+        self.task, self.frames = task, 0
+        self._place, self._seed, self._noise = place, seed, noise
+        self._counts = dict.fromkeys(SPLITS, 0)
+
+    @property
+    def episodes(self) -> int:
+        return sum(self._counts.values())
+
+    def progress(self, frames: int | None, episodes: int | None) -> float:
+        """What part of its frames, or of its episodes, has been recorded."""
+        return self.frames / frames if frames else self.episodes / (episodes or 1)
+
+    def lacks(self, frames: int | None, episodes: int | None, least: int) -> bool:
+        """Whether ``frames`` or ``episodes`` have not been reached yet, or less than ``least`` episodes."""
+        return self.progress(frames, episodes) < 1 or self.episodes < least
+
+    def record(self, writer: LeRobotWriter, bar: tqdm) -> None:
+        """Runs the next episode and writes it."""
+        place, steps = self._place, []
+
+        def noisy(rng: np.random.Generator) -> Action:
+            return place.random(rng) if rng.random() < self._noise else place.expert(rng)
+
+        for step in rollout(place, noisy, self._seed, self.episodes):
+            steps.append(step)
+            bar.update()
+        split = _next_split(self._counts)
+        writer.add_episode(_columns(place, steps), _videos(place, steps), self.task, split)
+        self._counts[split] += 1
+        self.frames += len(steps)
+
+
+def _kind(world: World) -> Hashable:
+    """What worlds of one dataset must have in common."""
+    return world.action, world.cameras, world.fps, world.proprio
 
 
 def _next_split(counts: dict[str, int]) -> str:

@@ -39,6 +39,7 @@ class Episode:
     splits: tuple[tuple[str, int, int], ...] = ()  # (split, start, stop) in frames; several if it was cut in time
     stamps: Float[np.ndarray, "t"] | None = None  # seconds from the start; None: exactly i / fps
     keys: np.ndarray | None = None  # frames at which decoding can start (thinned); None: anywhere
+    task: str = ""  # what is done in it (LeRobot's task, the first one where it has several); "" = not said
 
     @property
     def times(self) -> Float[np.ndarray, "t"]:

@@ -42,14 +42,19 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """A parquet file as a table. Raises LaminaError if it is missing, damaged or lacks one of ``columns``."""
+def read_table(path: Path, columns: Sequence[str] | None = None, optional: Sequence[str] = ()) -> pa.Table:
+    """A parquet file as a table: ``columns`` and those of ``optional`` that it has, or everything.
+
+    Raises LaminaError if it is missing, damaged or lacks one of ``columns``.
+    """
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            missing = set(columns or ()) - set(file.schema_arrow.names)
+            there = set(file.schema_arrow.names)
+            missing = set(columns or ()) - there
             if missing:
                 raise LaminaError(f"{path}: has no column {', '.join(sorted(missing))}; the dataset is incomplete")
-            table = file.read(columns=None if columns is None else list(columns))
+            wanted = None if columns is None else [*columns, *(name for name in optional if name in there)]
+            table = file.read(columns=wanted)
             if len(table) != file.metadata.num_rows:
                 raise ValueError("rows are missing")
             return table
@@ -126,7 +131,7 @@ class LeRobotDataset:
 
     root: Path
     info: dict[str, Any]
-    places: dict[str, np.ndarray]  # one value per episode: where its rows and its pictures are
+    places: dict[str, np.ndarray]  # one value per episode: where its rows and its pictures are, and its task
     fps: float
     cameras: tuple[str, ...]
     columns: tuple[str, ...]
@@ -261,6 +266,7 @@ def open_lerobot(root: Path, number: int = 0) -> LeRobotDataset:
             fps if n not in stamps else compact_times(stamps[n])[0],
             stamps=stamps.get(n),
             keys=None if gop is None else np.arange(0, length, gop, dtype=np.int32),
+            task=str(places["task"][n]),
         )
         for n, length in enumerate(lengths)
     ]
@@ -277,8 +283,10 @@ def _read_places(root: Path, cameras: Sequence[str]) -> dict[str, np.ndarray]:
         raise LaminaError(f"{root}/meta/episodes: holds no parquet file; the dataset is incomplete")
     names = ["episode_index", "length", "data/chunk_index", "data/file_index", "dataset_from_index"]
     names += [f"videos/{c}/{k}" for c in cameras for k in ("chunk_index", "file_index", "from_timestamp")]
-    table = pa.concat_tables([read_table(f, names) for f in files])
+    tables = [read_table(f, names, optional=("tasks",)) for f in files]
+    table = pa.concat_tables([t.select(names) for t in tables])
     places = {name: to_numpy(table[name])[:, 0] for name in names}
+    places["task"] = np.array([task for t in tables for task in _first_tasks(t)], dtype=object)
     order = np.argsort(places["episode_index"], kind="stable")
     places = {name: values[order] for name, values in places.items()}
     where = f"{root}/meta/episodes"
@@ -293,6 +301,15 @@ def _read_places(root: Path, cameras: Sequence[str]) -> dict[str, np.ndarray]:
     np.minimum.at(first, inverse, places["dataset_from_index"])
     places["row"] = places["dataset_from_index"] - first[inverse]
     return places
+
+
+def _first_tasks(table: pa.Table) -> list[str]:
+    """The task of each row of meta/episodes, "" where none is given."""
+    if "tasks" not in table.column_names:
+        return [""] * len(table)
+    return [
+        str(tasks[0]) if isinstance(tasks, list) and tasks else str(tasks or "") for tasks in table["tasks"].to_pylist()
+    ]
 
 
 def _read_times(dataset: LeRobotDataset, lengths: np.ndarray, fps: float) -> dict[int, np.ndarray]:

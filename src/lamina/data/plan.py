@@ -42,6 +42,8 @@ class DataConfig:
     """Feature that holds the actions, where there is one."""
     proprio: str | None = None
     """Feature that holds the proprioception."""
+    tasks: tuple[str, ...] = ()
+    """Tasks whose episodes are drawn from, in the words of the dataset; empty: all."""
     targets: tuple[str, ...] = ()
     """Features that a head can be trained to predict."""
     shuffle: int = 2048
@@ -174,6 +176,7 @@ class Plan:
         for source in self.sources:
             for name in (config.proprio, *config.targets):
                 _check_name(source, "feature", name, source.columns)
+        self._check_tasks()
         self.segments: list[Int[np.ndarray, "n 7"]] = [self._segments(n) for n in range(len(self.sources))]
         self.counts: list[int] = [int((s[:, 6] - s[:, 5]).sum()) for s in self.segments]
         weights = [w for _, w in parsed]
@@ -208,12 +211,24 @@ class Plan:
         kinds = {None if spec is None else (spec.discrete, spec.continuous) for spec in specs}
         return specs[0] if len(kinds) == 1 else None
 
+    def _check_tasks(self) -> None:
+        there = sorted({e.task for s in self.sources for e in s.episodes if e.task})
+        for task in self.config.tasks:
+            if task not in there:
+                roots = ", ".join(str(s.root) for s in self.sources)
+                raise LaminaError(f"{roots}: has no task '{task}'; it has: {'; '.join(there) or 'none'}")
+
     def _segments(self, number: int) -> Int[np.ndarray, "n 7"]:
-        """The segments of one source. Raises LaminaError if no episode of the split has room for a sample."""
+        """The segments of one source, task by task, so that what is evenly spread over them is so over tasks.
+
+        Raises LaminaError if no episode of the split has room for a sample.
+        """
         source, config = self.sources[number], self.config
         rows: list[Segment] = []
         spans = short = 0
-        for n, episode in enumerate(source.episodes):
+        for n, episode in sorted(enumerate(source.episodes), key=lambda item: item[1].task):
+            if config.tasks and episode.task not in config.tasks:
+                continue
             for split, first, end in episode.splits:
                 if split != self.split:
                     continue
@@ -226,8 +241,11 @@ class Plan:
         need = f"{config.frames} frames at least {config.gap[0]:g} s apart"
         if not rows:
             where = source.episodes[0].name if len(source.episodes) == 1 else source.root
+            of = " of " + "; ".join(map(repr, config.tasks)) if config.tasks else ""
             what = (
-                f"no {self.split} episode" if spans == 0 else f"none of its {spans} {self.split} stretch(es) of video"
+                f"no {self.split} episode{of}"
+                if spans == 0
+                else f"none of its {spans} {self.split} stretch(es) of video"
             )
             raise LaminaError(f"{where}: {what} holds {need}; use longer video or a shorter gap")
         if short:

@@ -7,7 +7,7 @@ from importlib import import_module
 from lamina.errors import LaminaError
 from lamina.worlds.base import Observation, Size, Step, World, returns, rollout
 
-__all__ = ["WORLDS", "Observation", "Step", "World", "make", "returns", "rollout"]
+__all__ = ["SUITES", "WORLDS", "Observation", "Step", "World", "make", "returns", "rollout"]
 
 WORLDS = {
     "grid": "lamina.worlds.grid",
@@ -15,9 +15,16 @@ WORLDS = {
     "health_gathering": "lamina.worlds.doom",
     "health_gathering_supreme": "lamina.worlds.doom",
     "basic": "lamina.worlds.doom",
+    "defend_the_center": "lamina.worlds.doom",
+    "defend_the_line": "lamina.worlds.doom",
+    "take_cover": "lamina.worlds.doom",
+    "deadly_corridor": "lamina.worlds.doom",
+    "predict_position": "lamina.worlds.doom",
     "metaworld": "lamina.worlds.metaworld",
     "cheetah": "lamina.worlds.cheetah",
 }
+# Worlds with the same actions, cameras and frame rate, collected into one dataset: each is a task of it.
+SUITES = {"doom-suite": tuple(name for name, module in WORLDS.items() if module == "lamina.worlds.doom")}
 EXTRAS = {"vizdoom": "doom", "metaworld": "sim", "mujoco": "sim", "dm_control": "sim"}
 
 

@@ -52,6 +52,7 @@ class World(ABC):
     action: ActionSpec
     max_steps: int
     proprio: int = 0  # size of the proprioception, 0 = none
+    reference: tuple[float, float] | None = None  # mean return of expert and random policy, 50 episodes of seed 0
 
     @abstractmethod
     def reset(self, seed: int) -> Observation:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import atexit
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +22,7 @@ from vizdoom import Button, GameVariable
 from lamina.errors import LaminaError
 from lamina.shapes import ActionSpec
 from lamina.worlds.base import Action, Observation, Size, World, resize
+from lamina.worlds.marksman import Expert, dodge, fight_to, go_to, lead_and_shoot, strafe_and_shoot, turn_and_shoot
 from lamina.worlds.maze import Maze
 
 FRAME_SKIP = 5
@@ -49,42 +49,20 @@ NAMES = tuple(ACTIONS)
 PRESSED = tuple([float(button in ACTIONS[name]) for button in BUTTONS] for name in NAMES)
 
 
+MONSTER = "Monster"
+BLOCKING_SHOTS = 1
+
+
 @dataclass(frozen=True)
 class Thing:
     """An object of the game, and where the player sees it."""
 
     name: str
     position: np.ndarray  # map units [2]
+    velocity: np.ndarray  # map units a tic [2], mean of the last decision
     distance: float  # map units
     bearing: float  # degrees of [-180, 180), positive to the left
-
-
-Expert = Callable[["Doom"], str]
-
-
-def go_to(*goals: str, avoid: tuple[str, ...] = ()) -> Expert:
-    """Walks the shortest path to the nearest of the objects named ``goals``."""
-
-    def expert(doom: Doom) -> str:
-        bearing = doom.bearing_of_path(goals, avoid)
-        if abs(bearing) < 9:  # half of what one decision turns
-            return "forward"
-        side = "left" if bearing > 0 else "right"
-        return f"forward_{side}" if abs(bearing) < 36 else f"turn_{side}"
-
-    return expert
-
-
-def strafe_and_shoot(doom: Doom) -> str:
-    """Moves sideways until an enemy is straight ahead, then shoots."""
-    enemies = [thing for thing in doom.things() if thing.name != "DoomPlayer"]
-    if not enemies:
-        return "noop"
-    target = min(enemies, key=lambda thing: thing.distance)
-    aside = target.distance * np.sin(np.radians(target.bearing))
-    if abs(aside) < 20:  # map units; monsters are about 60 wide
-        return "attack"
-    return "strafe_left" if aside > 0 else "strafe_right"
+    hostile: bool
 
 
 @dataclass(frozen=True)
@@ -97,6 +75,7 @@ class Scenario:
 
 
 WALK = ("forward", "turn_left", "turn_right", "forward_left", "forward_right")
+TURN_AND_SHOOT = ("turn_left", "turn_right", "attack")
 SCENARIOS = {
     "my_way_home": Scenario("walk through the rooms to the green armor", WALK, go_to("GreenArmor")),
     "health_gathering": Scenario("collect medikits", WALK, go_to("Medikit")),
@@ -104,6 +83,15 @@ SCENARIOS = {
         "collect medikits, avoid poison", WALK, go_to("CustomMedikit", avoid=("Poison",))
     ),
     "basic": Scenario("shoot the monster", ("strafe_left", "strafe_right", "attack"), strafe_and_shoot),
+    "defend_the_center": Scenario("shoot the monsters all around", TURN_AND_SHOOT, turn_and_shoot),
+    "defend_the_line": Scenario("shoot the monsters along the wall", TURN_AND_SHOOT, turn_and_shoot),
+    "take_cover": Scenario("dodge the fireballs", ("strafe_left", "strafe_right"), dodge),
+    "deadly_corridor": Scenario(
+        "fight through the corridor to the green armor",
+        ("forward", "turn_left", "turn_right", "strafe_left", "strafe_right", "attack"),
+        fight_to("GreenArmor"),
+    ),
+    "predict_position": Scenario("hit the moving monster with one rocket", TURN_AND_SHOOT, lead_and_shoot),
 }
 
 
@@ -144,10 +132,14 @@ class Doom(World):
     def reset(self, seed: int) -> Observation:
         self._game.set_seed(seed)
         self._game.new_episode()
+        self._before: dict[int, np.ndarray] = {}
+        self.turning = False
         self._path: tuple[object, np.ndarray] = (None, np.empty(0))
         return self._observe()
 
     def step(self, action: Action) -> tuple[Observation, float, bool]:
+        self._before = {thing.id: np.array([thing.position_x, thing.position_y]) for thing in self._state.objects}
+        self.turning = bool(PRESSED[int(action[0])][1] or PRESSED[int(action[0])][2])
         reward = self._game.make_action(PRESSED[int(action[0])], FRAME_SKIP)
         done = self._game.is_episode_finished()
         # A finished game has no state any more: the last picture stands for it.
@@ -166,18 +158,40 @@ class Doom(World):
 
     def things(self) -> list[Thing]:
         """Every object of the map, the player (DoomPlayer) included."""
-        x, y, angle = self._pose()
+        x, y, angle = self.pose()
         found = []
         for thing in self._state.objects:
             position = np.array([thing.position_x, thing.position_y])
+            velocity = (position - self._before.get(thing.id, position)) / FRAME_SKIP
             aside, along = position[1] - y, position[0] - x
             bearing = (np.degrees(np.arctan2(aside, along)) - angle + 180) % 360 - 180
-            found.append(Thing(thing.name, position, float(np.hypot(aside, along)), float(bearing)))
+            hostile = thing.category == MONSTER and not thing.name.startswith("Dead")
+            distance = float(np.hypot(aside, along))
+            found.append(Thing(thing.name, position, velocity, distance, float(bearing), hostile))
         return found
+
+    def enemies(self) -> list[Thing]:
+        """The living monsters that no wall hides."""
+        here = np.array(self.pose()[:2])
+        return [thing for thing in self.things() if thing.hostile and self._maze.sees(here, thing.position)]
+
+    def room(self, direction: np.ndarray) -> tuple[float, float]:
+        """How far the player can move against and along ``direction`` before a wall is in the way, as [low, high]."""
+        here = np.array(self.pose()[:2])
+        return -self._maze.free(here, -direction) + 16, self._maze.free(here, direction) - 16
+
+    def armed(self) -> bool:
+        """Whether the weapon can shoot now."""
+        return bool(self._game.get_game_variable(GameVariable.ATTACK_READY))
+
+    def velocity(self) -> np.ndarray:
+        """Of the player, map units a tic [2]."""
+        read = self._game.get_game_variable
+        return np.array([read(GameVariable.VELOCITY_X), read(GameVariable.VELOCITY_Y)])
 
     def bearing_of_path(self, goals: tuple[str, ...], avoid: tuple[str, ...]) -> float:
         """Degrees to turn (positive to the left) to follow the shortest path to the nearest goal; 0 where there is no goal."""
-        x, y, angle = self._pose()
+        x, y, angle = self.pose()
         objects = [thing for thing in self._state.objects if thing.name in goals + avoid]
         # Paths cost milliseconds, and change only when something appears or is taken.
         key = tuple(sorted((thing.name, thing.position_x, thing.position_y) for thing in objects))
@@ -194,7 +208,8 @@ class Doom(World):
         lines = [line for sector in self._state.sectors for line in sector.lines if line.is_blocking]
         return Maze(np.array([(line.x1, line.y1, line.x2, line.y2) for line in lines]))
 
-    def _pose(self) -> tuple[float, float, float]:
+    def pose(self) -> tuple[float, float, float]:
+        """Where the player is (map units) and which way it looks (degrees, 0 = along x, positive to the left)."""
         # Not as game variables of the configuration: one more there misaligns those that the scenario declares.
         read = self._game.get_game_variable
         return read(GameVariable.POSITION_X), read(GameVariable.POSITION_Y), read(GameVariable.ANGLE)
