@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -35,10 +34,12 @@ def advect(
     height, width = images.shape[-2:]
     top, side = (max(abs(move[axis]) for move in moves) for axis in (0, 1))
     padded = F.pad(images, (side, side, top, top), mode="replicate")
-    copies = [padded[..., top + dy : top + dy + height, side + dx : side + dx + width] for dy, dx in moves]
-    cells = rearrange(torch.stack(copies, 1), "b n c (y i) (x j) -> b y x n (c i j)", i=cell, j=cell)
-    weights = rearrange(logits.float().softmax(1), "b n y x -> b y x 1 n")
-    return rearrange(weights @ cells, "b y x 1 (c i j) -> b c (y i) (x j)", i=cell, j=cell)
+    weights = F.interpolate(logits.float().softmax(1).transpose(0, 1), scale_factor=cell, mode="nearest").unsqueeze(2)
+    blend = torch.zeros_like(images)
+    # One copy at a time, each a view of the padded picture: stacking them costs more than all convolutions of the U-Net.
+    for (dy, dx), weight in zip(moves, weights, strict=True):
+        blend = blend + weight * padded[..., top + dy : top + dy + height, side + dx : side + dx + width]
+    return blend
 
 
 class FiLMBlock(nn.Module):
