@@ -1,0 +1,431 @@
+"""The latent-token sequence model (FlexLAM §4.3, App. B): frames and code blocks in, the codes of the next transition out.
+
+Layout. Frame t of an episode has P observation tokens x_t (continuous patch embeddings) and the block c_t of K codes of the transition
+(o_t, o_{t+1}). They stand at positions t (P + K) + [0, P) and t (P + K) + P + [0, K), whether or not x_t stays in the context. The first
+code of c_t is predicted from the last token of x_t, code j + 1 from code j.
+
+Who sees what. The context of frame t are the last ``context`` frames, u in (t - context, t]. Of these, every block c_u, u < t, is
+visible to x_t and c_t, but only the observations x_u with u a multiple of ``stride``, counted from the episode's start; and x_t itself,
+whole ("the latest frame is always included", B.1). A code sees, of its own block, the codes before it. So an observation that is not
+retained is seen by its own block only, one sequence with all observations trains every decision under exactly the mask that it meets
+at inference, and nothing that was encoded ever has to be encoded again.
+
+Deviations from the paper, which gives neither code nor the table of hyperparameters in our copy:
+- B.1 says which tokens a context has, not what a past block has seen. Here the hidden states of c_u have seen x_u, its latest frame then.
+- "Subsampled at stride 8" counts from the episode's start here. Counted back from t, the retained frames would change with every
+  decision, and no cache could be kept.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Bool, Float, Int, UInt8
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from lamina import __version__
+from lamina.draws import Draws
+from lamina.errors import LaminaError
+from lamina.files import disk_errors, sync, write_text
+from lamina.lam import LAM, LatentActionModel, load_weights
+from lamina.layers import ConvBlock, position_embedding
+from lamina.policy.qwen import Plan, Qwen, QwenConfig
+from lamina.policy.windows import Window, WindowStream, fixed_windows, open_steps, tokenize
+from lamina.pretrain import FREE
+from lamina.shapes import to_float
+from lamina.sizes import SizeName
+from lamina.train import TrainConfig, Validation, World, fit
+
+FORMAT = 1  # of config.json and model.safetensors; raised when an old file can no longer be read
+STEM = 4  # stride of the convolution before the patches
+
+
+@dataclass(frozen=True)
+class TokenSize:
+    """What ``--size`` means for the token model."""
+
+    width: int
+    layers: int
+    heads: int
+    kv_heads: int
+    channels: int  # of the convolutional stem
+
+
+SIZES: dict[str, TokenSize] = {
+    "debug": TokenSize(width=32, layers=2, heads=2, kv_heads=1, channels=8),
+    "tiny": TokenSize(width=128, layers=3, heads=4, kv_heads=2, channels=16),
+    "small": TokenSize(width=384, layers=6, heads=6, kv_heads=2, channels=32),
+    "base": TokenSize(width=768, layers=12, heads=12, kv_heads=4, channels=64),
+}
+
+
+@dataclass(frozen=True)
+class TokenConfig:
+    """The token model's shape. None means: derived from ``size``."""
+
+    size: SizeName = "tiny"
+    context: int = 34
+    """frames that a decision sees, the latest included"""
+    stride: int = 8
+    """every how manieth observation stays in the context"""
+    grid: int = 4
+    """patches along each side of a frame, where the picture can be cut that way; else the nearest number"""
+    window: int | None = None
+    """frames of a training sample; derived: the context"""
+    width: int | None = None
+    layers: int | None = None
+    heads: int | None = None
+    kv_heads: int | None = None
+    hidden: int | None = None
+    """of the SwiGLU; derived: three times the width"""
+    channels: int | None = None
+    """of the convolutional stem"""
+    theta: float = 10_000.0
+    """base of the rotary positions"""
+
+    def __post_init__(self) -> None:
+        if self.size not in SIZES:
+            raise LaminaError(f"unknown size {self.size!r}: choose {', '.join(SIZES)}")
+        for name in ("context", "stride", "grid"):
+            if getattr(self, name) < 1:
+                raise LaminaError(f"--{name} must be at least 1, got {getattr(self, name)}")
+        if self.window is not None and self.window < 1:
+            raise LaminaError(f"--window must be at least 1, got {self.window}")
+
+    @property
+    def length(self) -> int:
+        """Frames of a training sample."""
+        return self.window or self.context
+
+    def core(self) -> QwenConfig:
+        size = SIZES[self.size]
+        width = self.width or size.width
+        heads = self.heads or size.heads
+        return QwenConfig(
+            width,
+            self.layers or size.layers,
+            heads,
+            self.kv_heads or size.kv_heads,
+            self.hidden or 3 * width,
+            self.theta,
+        )
+
+
+def patch_grid(image: tuple[int, int, int], wanted: int) -> tuple[int, int]:
+    """Rows and columns of patches: the divisors of the stem's map nearest to ``wanted``.
+
+    Raises LaminaError for a picture whose sides are no multiple of the stem's stride.
+    """
+    _, high, wide = image
+    if high % STEM or wide % STEM:
+        raise LaminaError(
+            f"the token model needs pictures whose sides are multiples of {STEM}, got {high}x{wide}; set --image"
+        )
+
+    def nearest(side: int) -> int:
+        return min((n for n in range(1, side + 1) if side % n == 0), key=lambda n: (abs(n - wanted), n))
+
+    return nearest(high // STEM), nearest(wide // STEM)
+
+
+def visible(frames: int, patches: int, slots: int, context: int, stride: int) -> Bool[Tensor, "n n"]:
+    """Which token (column) each token (row) of an episode's first ``frames`` frames may attend to; n = frames (patches + slots)."""
+    each = patches + slots
+    place = torch.arange(frames * each)
+    frame, code = place // each, place % each >= patches
+    u, t = frame[None], frame[:, None]
+    past = (u < t) & (u > t - context) & (code | (frame % stride == 0))[None]
+    own = (u == t) & (~code[None] | (code[:, None] & (place[None] <= place[:, None])))
+    return past | own
+
+
+class TokenModel(nn.Module):
+    """p(c_t | frames and codes so far). Frames uint8 [... h w 3]; codes [... k] are the LAM's codebook entries.
+
+    ``fingerprint`` says which LAM's codes these are (:func:`fingerprint`); "" = any (a model that was never trained).
+    """
+
+    def __init__(
+        self,
+        config: TokenConfig,
+        image: tuple[int, int, int],
+        slots: int,
+        codebook_size: int,
+        fingerprint: str = "",
+        decision_seconds: float | None = None,
+    ):
+        super().__init__()
+        self.config, self.image, self.slots, self.codebook_size = config, image, slots, codebook_size
+        self.fingerprint, self.decision_seconds = fingerprint, decision_seconds
+        channels = config.channels or SIZES[config.size].channels
+        self.grid = patch_grid(image, config.grid)
+        self.patches = self.grid[0] * self.grid[1]
+        core = config.core()
+        self.core = Qwen(core)
+        self.stem = nn.Sequential(
+            nn.Conv2d(image[0], channels, 2 * STEM, stride=STEM, padding=STEM // 2), ConvBlock(channels)
+        )
+        cell = (image[1] // STEM // self.grid[0], image[2] // STEM // self.grid[1])
+        self.cell = cell
+        self.patch = nn.Linear(channels * cell[0] * cell[1], core.width)
+        self.place = position_embedding(self.patches, core.width)
+        self.code = nn.Embedding(codebook_size, core.width)
+        self.slot = position_embedding(slots, core.width)
+        nn.init.normal_(self.code.weight, std=0.02)
+        self.head = nn.Linear(core.width, codebook_size, bias=False)
+        nn.init.normal_(self.head.weight, std=0.02)
+        self._plans: dict[tuple[int, str], tuple[Plan, Plan, Tensor, Tensor]] = {}
+
+    @property
+    def each(self) -> int:
+        """Tokens of one frame."""
+        return self.patches + self.slots
+
+    def observe(self, frames: UInt8[Tensor, "n h w 3"]) -> Float[Tensor, "n p d"]:
+        """The observation tokens of single frames."""
+        maps = self.stem(to_float(frames.permute(0, 3, 1, 2)))
+        y, x = self.cell
+        return self.patch(rearrange(maps, "n c (h y) (w x) -> n (h w) (c y x)", y=y, x=x)) + self.place
+
+    def embed(self, codes: Int[Tensor, "*b k"]) -> Float[Tensor, "*b k d"]:
+        """The tokens of whole code blocks."""
+        return self.code(codes) + self.slot
+
+    def plans(self, frames: int) -> tuple[Plan, Plan, Tensor, Tensor]:
+        """Of a sequence of ``frames`` frames: the plan of all tokens, the plan of those that predict, their places, and the rotation."""
+        device = self.head.weight.device
+        key = (frames, str(device))
+        if key not in self._plans:
+            c = self.config
+            mask = visible(frames, self.patches, self.slots, c.context, c.stride).to(device)
+            first = torch.arange(frames, device=device)[:, None] * self.each + self.patches - 1
+            rows = (first + torch.arange(self.slots, device=device)).flatten()
+            rotation = self.core.rotation(torch.arange(frames * self.each))
+            chunk = max(1, min(frames, 8))
+            self._plans[key] = (
+                Plan.of(mask, chunk * self.each),
+                Plan.of(mask[rows], chunk * self.slots),
+                rows,
+                rotation,
+            )
+        return self._plans[key]
+
+    def forward(self, frames: UInt8[Tensor, "b t h w 3"], codes: Int[Tensor, "b t k"]) -> Float[Tensor, "b t k d"]:
+        """The hidden state that predicts each code, for episodes (or windows of them) from a multiple of the stride on."""
+        b, t = codes.shape[:2]
+        x = torch.cat([self.observe(frames.flatten(0, 1)).unflatten(0, (b, t)), self.embed(codes)], dim=2).flatten(1, 2)
+        full, predicting, rows, rotation = self.plans(t)
+        last = self.core.config.layers - 1
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return (predicting if layer == last else full)(q, k, v)
+
+        return self.core(x, rotation, attend, rows).unflatten(1, (t, self.slots))
+
+    def cross_entropy(self, window: Window) -> Float[Tensor, "b t k"]:
+        """-log p of each code, nats; 0 where the window is not valid."""
+        hidden = self(window.frames, window.codes)[window.valid]
+        nats = F.cross_entropy(
+            self.head(hidden).float().flatten(0, 1), window.codes[window.valid].flatten(), reduction="none"
+        )
+        every = nats.new_zeros(window.codes.shape)
+        every[window.valid] = nats.view(-1, self.slots)
+        return every
+
+
+def token_losses(model: TokenModel, batch: Window, draws: Draws) -> dict[str, Float[Tensor, "b"]]:
+    """The mean cross-entropy of the batch's codes (App. B.2), as one term a window: a code weighs the same wherever it stands."""
+    nats = model.cross_entropy(batch).sum((1, 2))
+    return {"codes": nats * (len(batch) / (batch.valid.sum() * model.slots))}
+
+
+def validator(windows: Window, batch: int = 8) -> Any:
+    """A function ``validate(model)``: nats a code on fixed windows, over all slots and for the first alone."""
+
+    @torch.no_grad()
+    def validate(model: TokenModel) -> Validation:
+        device = model.head.weight.device
+        parts = [
+            Window(*(x[i : i + batch] for x in (windows.frames, windows.codes, windows.valid)))
+            for i in range(0, len(windows), batch)
+        ]
+        nats = (
+            torch.cat([model.cross_entropy(part.to(device)).sum(1).cpu() for part in parts]).sum(0)
+            / windows.valid.sum()
+        )
+        return {"codes": float(nats.mean()), "first_slot": float(nats[0])}, []
+
+    return validate
+
+
+def fingerprint(lam: LAM) -> str:
+    """sha256 of what decides which code a transition gets: the encoder, the bottleneck, and their configs.
+
+    Decoder and null latent may change (joint alignment changes the encoder too, and with it this).
+    """
+    config = lam.config.to_dict()
+    digest = hashlib.sha256(json.dumps([config[n] for n in ("image", "slots", "encoder", "bottleneck")]).encode())
+    for part in (lam.encoder, lam.bottleneck):
+        for name, value in sorted(part.state_dict().items()):
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def code_book(model: LatentActionModel) -> int:
+    """Size of the codebook. Raises LaminaError for a LAM without one."""
+    size = model.lam.bottleneck.codebook_size
+    if not size:
+        raise LaminaError(
+            f"this {model.provenance.method} model has no codebook, and a token model predicts codebook entries; train a LAM with FSQ or VQ"
+        )
+    return int(size)  # type: ignore[arg-type]
+
+
+def train_tokens(run: Path, path: str, config: TokenConfig, training: TrainConfig, camera: str | None = None) -> Path:
+    """Train the token model of RUN's LAM on the frames of ``path``, without any action; returns RUN/policy.
+
+    RUN/policy/tokens/ keeps the encoded data for the next time, checkpoints/ and log.jsonl are the loop's, config.json (written last)
+    and model.safetensors the result. Raises LaminaError for a LAM without a codebook, a policy that is there already without
+    ``resume``, a resumed run with other settings, data that cannot be read.
+    """
+    folder = run / "policy"
+    model = LatentActionModel.from_pretrained(str(run))
+    codebook_size = code_book(model)
+    if (folder / "config.json").exists() and not training.resume:
+        raise LaminaError(f"{folder}: trained already; add --resume to go on, or delete that folder")
+    print_of_lam = fingerprint(model.lam)
+    image, slots = model.config.image, model.config.slots
+    torch.manual_seed(training.seed)
+    tokens = TokenModel(config, image, slots, codebook_size, print_of_lam)
+    rank = World.here().rank
+    settings = json.loads(
+        json.dumps(
+            {
+                "token_model": dataclasses.asdict(config),
+                "train": {k: v for k, v in dataclasses.asdict(training).items() if k not in FREE},
+                "data": path,
+                "camera": camera,
+                "lam": print_of_lam,
+            }
+        )
+    )
+    if rank == 0:
+        _begin(folder, settings, training.resume)
+        index = tokenize(model, path, folder / "tokens", print_of_lam, camera)
+    else:  # one process encodes for all
+        while not (folder / "tokens" / "index.json").exists():
+            time.sleep(0.5)
+        index = tokenize(model, path, folder / "tokens", print_of_lam, camera)
+    tokens.decision_seconds = index["decision_seconds"]
+    steps = open_steps(folder / "tokens", "train")
+    held = fixed_windows(open_steps(folder / "tokens", "validation"), config.length, config.stride)
+
+    def open_stream(shards: int, shard: int | None) -> WindowStream:
+        batch = training.batch // training.accumulate
+        return WindowStream(steps, config.length, config.stride, batch, training.seed, shards, shard)
+
+    validate = validator(held)
+    state = fit(folder, tokens, token_losses, {"codes": 1.0}, open_stream, training, validate, "train tokens")
+    if rank == 0:
+        tokens.load_state_dict(state)
+        figures, _ = validate(tokens.eval())
+        note = {"data": path, "camera": camera, "steps": training.steps, "seed": training.seed, "validation": figures}
+        save_tokens(folder, tokens, note)
+    return folder
+
+
+def _begin(folder: Path, settings: dict[str, Any], resume: bool) -> None:
+    """Keep the settings beside the checkpoints. Raises LaminaError if a resumed run had others."""
+    path = folder / "training.json"
+    if not resume:  # what a killed run left
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    elif path.exists():
+        try:
+            before = json.loads(path.read_text())
+        except ValueError as error:
+            raise LaminaError(f"{path}: not readable as JSON; delete {folder} and train again") from error
+        changed = [name for name, value in settings.items() if before.get(name) != value]
+        if changed:
+            raise LaminaError(
+                f"{folder}: was started with other settings ({', '.join(changed)}); resume with the same ones"
+            )
+    write_text(path, json.dumps(settings, indent=2) + "\n")
+
+
+def save_tokens(folder: Path, model: TokenModel, note: dict[str, Any]) -> None:
+    """FOLDER/model.safetensors, then config.json, whose presence says that both are whole."""
+    config = {
+        "format": FORMAT,
+        "lamina": __version__,
+        "config": dataclasses.asdict(model.config),
+        "image": list(model.image),
+        "slots": model.slots,
+        "codebook_size": model.codebook_size,
+        "fingerprint": model.fingerprint,
+        "decision_seconds": model.decision_seconds,
+        **note,
+    }
+    path = folder / "model.safetensors"
+    partial = path.with_name(f".{path.name}.partial")
+    with disk_errors(path):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").unlink(missing_ok=True)
+        state = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
+        save_file(state, partial, metadata={"format": "pt"})
+        sync(partial)
+        partial.replace(path)
+    write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
+
+
+def load_tokens(folder: Path, lam: LAM | None = None) -> TokenModel:
+    """A saved token model. Raises LaminaError if there is none, if it is damaged, or if it was trained on the codes of another LAM."""
+    path = folder / "config.json"
+    try:
+        note = json.loads(path.read_text())
+        if note["format"] != FORMAT:
+            raise ValueError(f"format {note['format']}, this version of lamina reads {FORMAT}")
+        model = TokenModel(
+            TokenConfig(**note["config"]),
+            tuple(note["image"]),
+            note["slots"],
+            note["codebook_size"],
+            note["fingerprint"],
+            note["decision_seconds"],
+        )
+    except FileNotFoundError as error:
+        raise LaminaError(f"{folder}: no token model here; train one first (lamina.policy.train_tokens)") from error
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise LaminaError(f"{path}: damaged ({error}); delete {folder} and train the token model again") from error
+    if lam is not None:
+        check_lam(model, lam, str(folder))
+    load_weights(model, folder / "model.safetensors")
+    return model.eval()
+
+
+def check_lam(model: TokenModel, lam: LAM, name: str = "this token model") -> None:
+    """Raises LaminaError if ``model`` was trained on the codes of another LAM."""
+    if model.fingerprint and model.fingerprint != fingerprint(lam):
+        raise LaminaError(
+            f"{name}: was trained on the codes of another LAM (its encoder or bottleneck differs); train a token model for this one"
+        )
+    if (model.slots, model.codebook_size, model.image) != (
+        lam.config.slots,
+        lam.bottleneck.codebook_size,
+        lam.config.image,
+    ):
+        raise LaminaError(
+            f"{name}: predicts {model.slots} codes of {model.codebook_size} from pictures {model.image}, the LAM has "
+            f"{lam.config.slots} of {lam.bottleneck.codebook_size} and reads {lam.config.image}"
+        )
