@@ -17,15 +17,24 @@ from pathlib import Path
 
 import numpy as np
 import vizdoom
+from jaxtyping import Float
 from vizdoom import Button, GameVariable
 
 from lamina.errors import LaminaError
 from lamina.shapes import ActionSpec
 from lamina.worlds.base import Action, Observation, Size, World, resize
-from lamina.worlds.marksman import Expert, dodge, fight_to, go_to, lead_and_shoot, strafe_and_shoot, turn_and_shoot
-from lamina.worlds.maze import Maze
+from lamina.worlds.doom_experts import (
+    FRAME_SKIP,
+    Expert,
+    dodge,
+    fight_to,
+    go_to,
+    lead_and_shoot,
+    strafe_and_shoot,
+    turn_and_shoot,
+)
+from lamina.worlds.maze import Maze, free
 
-FRAME_SKIP = 5
 BUTTONS = (
     Button.MOVE_FORWARD,
     Button.TURN_LEFT,
@@ -49,11 +58,10 @@ NAMES = tuple(ACTIONS)
 PRESSED = tuple([float(button in ACTIONS[name]) for button in BUTTONS] for name in NAMES)
 
 
-MONSTER = "Monster"
-BLOCKING_SHOTS = 1
+PLAYER = 16.0  # map units: its radius
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Thing:
     """An object of the game, and where the player sees it."""
 
@@ -165,7 +173,7 @@ class Doom(World):
             velocity = (position - self._before.get(thing.id, position)) / FRAME_SKIP
             aside, along = position[1] - y, position[0] - x
             bearing = (np.degrees(np.arctan2(aside, along)) - angle + 180) % 360 - 180
-            hostile = thing.category == MONSTER and not thing.name.startswith("Dead")
+            hostile = thing.category == "Monster" and not thing.name.startswith("Dead")
             distance = float(np.hypot(aside, along))
             found.append(Thing(thing.name, position, velocity, distance, float(bearing), hostile))
         return found
@@ -173,12 +181,17 @@ class Doom(World):
     def enemies(self) -> list[Thing]:
         """The living monsters that no wall hides."""
         here = np.array(self.pose()[:2])
-        return [thing for thing in self.things() if thing.hostile and self._maze.sees(here, thing.position)]
+        gaps = {thing: thing.position - here for thing in self.things() if thing.hostile}
+        return [thing for thing, gap in gaps.items() if free(self._opaque, here, gap) >= 1]
 
     def room(self, direction: np.ndarray) -> tuple[float, float]:
         """How far the player can move against and along ``direction`` before a wall is in the way, as [low, high]."""
         here = np.array(self.pose()[:2])
-        return -self._maze.free(here, -direction) + 16, self._maze.free(here, direction) - 16
+        return PLAYER - free(self._walls, here, -direction), free(self._walls, here, direction) - PLAYER
+
+    def time(self) -> int:
+        """Tics of the episode so far."""
+        return self._game.get_episode_time()
 
     def armed(self) -> bool:
         """Whether the weapon can shoot now."""
@@ -205,8 +218,19 @@ class Doom(World):
 
     @cached_property
     def _maze(self) -> Maze:
+        return Maze(self._walls)
+
+    @cached_property
+    def _walls(self) -> Float[np.ndarray, "n 4"]:
+        """What nobody can walk through: x1, y1, x2, y2."""
         lines = [line for sector in self._state.sectors for line in sector.lines if line.is_blocking]
-        return Maze(np.array([(line.x1, line.y1, line.x2, line.y2) for line in lines]))
+        return np.array([(line.x1, line.y1, line.x2, line.y2) for line in lines])
+
+    @cached_property
+    def _opaque(self) -> Float[np.ndarray, "n 4"]:
+        """What nobody can see through: the walls that are not between two sectors (some of those are railings)."""
+        walls, sectors = np.unique(self._walls, axis=0, return_counts=True)
+        return walls[sectors == 1]
 
     def pose(self) -> tuple[float, float, float]:
         """Where the player is (map units) and which way it looks (degrees, 0 = along x, positive to the left)."""

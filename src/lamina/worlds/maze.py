@@ -20,7 +20,6 @@ class Maze:
     """The walls (x1, y1, x2, y2), in map units, as a graph of cells with eight neighbours each."""
 
     def __init__(self, walls: Float[np.ndarray, "n 4"]):
-        self._walls = walls
         corners = walls.reshape(-1, 2)
         self._origin = corners.min(0)
         self._shape = tuple(np.ceil((corners.max(0) - self._origin) / CELL).astype(int) + 1)
@@ -74,26 +73,20 @@ class Maze:
             x, y = left + dx, low + dy
         return self._origin + (np.array([x, y]) + 0.5) * CELL
 
-    def free(self, position: Float[np.ndarray, "2"], direction: Float[np.ndarray, "2"]) -> float:
-        """Map units from ``position`` to the first wall along ``direction`` (of length 1); inf where there is none."""
-        start, along = self._walls[:, :2] - position, self._walls[:, 2:] - self._walls[:, :2]
-        cross = direction[0] * along[:, 1] - direction[1] * along[:, 0]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            reach = (start[:, 0] * along[:, 1] - start[:, 1] * along[:, 0]) / cross
-            share = (start[:, 0] * direction[1] - start[:, 1] * direction[0]) / cross
-        hit = (reach > 0) & (share >= 0) & (share <= 1)
-        return float(reach[hit].min(initial=np.inf))
-
-    def sees(self, position: Float[np.ndarray, "2"], target: Float[np.ndarray, "2"]) -> bool:
-        """Whether no wall is between two points."""
-        gap = target - position
-        distance = float(np.hypot(*gap))
-        return distance == 0 or self.free(position, gap / distance) >= distance
-
     def _near(self, points: Float[np.ndarray, "n 2"], radius: float) -> Int[np.ndarray, "m"]:
         """The cells nearer than ``radius`` to one of ``points``."""
         near = self._tree.query_ball_point(points.reshape(-1, 2), radius)
         return np.array(sorted({cell for cells in near for cell in cells}), dtype=int)
+
+
+def free(walls: Float[np.ndarray, "n 4"], position: Float[np.ndarray, "2"], gap: Float[np.ndarray, "2"]) -> float:
+    """How often ``gap`` can be walked from ``position`` before a wall is in the way (inf: always)."""
+    start, along = walls[:, :2] - position, walls[:, 2:] - walls[:, :2]
+    cross = gap[0] * along[:, 1] - gap[1] * along[:, 0]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        reach = (start[:, 0] * along[:, 1] - start[:, 1] * along[:, 0]) / cross
+        share = (start[:, 0] * gap[1] - start[:, 1] * gap[0]) / cross
+    return float(reach[(reach > 0) & (share >= 0) & (share <= 1)].min(initial=np.inf))
 
 
 def _distance(points: Float[np.ndarray, "n 2"], wall: Float[np.ndarray, "4"]) -> Float[np.ndarray, "n"]:
