@@ -1,0 +1,136 @@
+"""Small worlds that misbehave, for test_rollout.py. In a file of its own, which worker processes import in no time."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+
+import lamina.worlds
+from lamina.shapes import ActionSpec
+from lamina.worlds.base import Action, Observation, Size, World
+
+
+class Fake(World):
+    """An episode of 4 to 9 steps. A frame tells the seed and the step; the right action is their sum modulo 3 and earns 1.
+
+    ``special`` is the seed of the episode in which something happens.
+    """
+
+    name = "fake"
+    task = "add"
+    fps = 10
+    cameras = ("fake",)
+    action = ActionSpec(discrete=(3,), names=("zero", "one", "two"))
+    max_steps = 20
+    reference = (8.0, 2.0)
+
+    def __init__(self, size: Size, special: int = -1):
+        self.size, self.special = size, special
+
+    def reset(self, seed: int) -> Observation:
+        self.seed, self.steps = seed, 0
+        return self.observe()
+
+    def step(self, action: Action) -> tuple[Observation, float, bool]:
+        reward = float(action[0] == (self.seed % 256 + self.steps) % 3)
+        self.steps += 1
+        if self.seed == self.special and self.steps == 3:
+            self.happen()
+        return self.observe(), reward, self.over()
+
+    def over(self) -> bool:
+        return self.steps == 4 + self.seed % 6
+
+    def happen(self) -> None:
+        pass
+
+    def observe(self) -> Observation:
+        frame = np.zeros((*self.size, 3), dtype=np.uint8)
+        frame[..., 0], frame[..., 1] = self.seed % 256, self.steps
+        return Observation({"fake": frame})
+
+    def expert(self, rng: np.random.Generator) -> Action:
+        return np.array([(self.seed % 256 + self.steps) % 3])
+
+    def random(self, rng: np.random.Generator) -> Action:
+        return rng.integers(3, size=1)
+
+
+class Raises(Fake):
+    def happen(self) -> None:
+        raise RuntimeError("the simulator\nis in pieces")
+
+
+class Dies(Fake):
+    def happen(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Hangs(Fake):
+    def happen(self) -> None:
+        time.sleep(100)
+
+
+class Immeasurable(Fake):
+    def step(self, action: Action) -> tuple[Observation, float, bool]:
+        observation, _, done = super().step(action)
+        return observation, float("nan") if self.seed == self.special else 1.0, done
+
+
+class Endless(Fake):
+    def over(self) -> bool:
+        return False
+
+
+class Slow(Fake):
+    def step(self, action: Action) -> tuple[Observation, float, bool]:
+        time.sleep(0.02)
+        return super().step(action)
+
+
+class Hurried(Fake):
+    fps = 30
+
+
+class Large(Fake):
+    def observe(self) -> Observation:
+        return Observation({"fake": np.zeros((9, 9, 3), dtype=np.uint8)})
+
+
+class Broken(Fake):
+    def __init__(self, size: Size, special: int = -1):
+        raise RuntimeError("no engine")
+
+
+class Engine(Endless):
+    """It has a process of its own, whose number is in ``folder``/engine; closing it ends that one and says so there."""
+
+    max_steps = 10**9
+
+    def __init__(self, size: Size, folder: str):
+        super().__init__(size)
+        self.folder = Path(folder)
+        self.engine = subprocess.Popen(["sleep", "1000"])
+        partial = self.folder / "partial"
+        partial.write_text(str(self.engine.pid))
+        partial.replace(self.folder / "engine")
+
+    def close(self) -> None:
+        self.engine.kill()
+        self.engine.wait()
+        (self.folder / "closed").touch()
+
+
+def make(world: str, size: Size) -> World:
+    """``CLASS``, ``CLASS:SPECIAL`` or what ``lamina.worlds.make`` knows."""
+    name, _, special = world.partition(":")
+    if name == "Engine":
+        return Engine(size, special)
+    if name in globals():
+        return globals()[name](size, int(special or -1))
+    return lamina.worlds.make(world, size)

@@ -1,0 +1,198 @@
+"""Gymnasium's environments as worlds, and an agent of ours in Gymnasium's own loop."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import numpy as np
+import pytest
+
+from lamina import worlds
+from lamina.errors import LaminaError
+from lamina.policy.rollout import rollout_worlds
+from lamina.shapes import ActionSpec
+from lamina.worlds.base import Size, World
+
+gymnasium = pytest.importorskip("gymnasium")
+spaces = gymnasium.spaces
+gym = importlib.import_module("lamina.worlds.gym")
+
+
+class Toy(gymnasium.Env):
+    """Remembers what it was given; draws the step's number; never ends."""
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 4}  # noqa: RUF012 (Gymnasium's own way)
+
+    def __init__(self, action_space=None, render_mode: str | None = "rgb_array", picture=None):
+        self.action_space = action_space or spaces.Discrete(2)
+        self.observation_space = spaces.Discrete(2)
+        self.render_mode, self.picture = render_mode, picture
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.given: list = []
+        return 0, {}
+
+    def step(self, action):
+        self.given.append(action)
+        return 0, 0.5, False, False, {}
+
+    def render(self):
+        return np.full((30, 40, 3), len(self.given) % 256, np.uint8) if self.picture is None else self.picture
+
+
+def open_gym(world: str, size: Size) -> World:
+    return gym.make("gym", world, size)
+
+
+SPACES = [
+    (spaces.Discrete(3), ActionSpec((3,), names=("0", "1", "2")), [2], 2),
+    (spaces.Discrete(3, start=-1), ActionSpec((3,), names=("0", "1", "2")), [2], 1),
+    (spaces.MultiDiscrete([2, 4]), ActionSpec((2, 4)), [1, 3], [1, 3]),
+    (
+        spaces.MultiDiscrete([[2, 4], [5, 2]], start=[[0, 1], [2, 3]]),
+        ActionSpec((2, 4, 5, 2)),
+        [1, 3, 4, 0],
+        [[1, 4], [6, 3]],
+    ),
+    (spaces.Box(-2, 1, (2,)), ActionSpec(continuous=2), [-2, 1], [-2, 1]),
+    (spaces.Box(0, 1, (2, 1), np.float64), ActionSpec(continuous=2), [0.25, 1], [[0.25], [1]]),
+]
+
+
+@pytest.mark.parametrize(("space", "spec", "action", "outward"), SPACES, ids=lambda value: str(value)[:30])
+def test_actions_reach_the_environment_in_its_own_terms(space, spec, action, outward):
+    env = Toy(space)
+    world = gym.GymWorld(env, "Toy-v0")
+    assert world.action == spec
+    world.reset(0)
+    world.step(np.array(action, dtype=np.float32 if spec.continuous else np.int64))
+    assert np.array_equal(env.given[0], outward) and space.contains(env.given[0])
+    drawn = [world.random(np.random.default_rng(seed)) for seed in (0, 0, 1, 2, 3, 4, 5, 6)]
+    for each in drawn:
+        assert each.shape == (spec.dim,) and each.dtype == (np.float32 if spec.continuous else np.int64)
+        world.step(each)
+    assert np.array_equal(drawn[0], drawn[1]) and len({tuple(each) for each in drawn}) > 1
+
+
+@pytest.mark.parametrize(
+    ("space", "action"),
+    [
+        (spaces.Discrete(3), [3]),
+        (spaces.Discrete(3, start=1), [-1]),
+        (spaces.MultiDiscrete([2, 4]), [0, 4]),
+        (spaces.Box(-1, 1, (1,)), [1.1]),
+        (spaces.Box(-1, 1, (1,)), [np.nan]),
+    ],
+    ids=str,
+)
+def test_an_action_outside_the_space_is_refused(space, action):
+    env = Toy(space)
+    world = gym.GymWorld(env, "Toy-v0")
+    world.reset(0)
+    with pytest.raises(LaminaError, match="outside its space"):
+        world.step(np.array(action))
+    assert env.given == []
+
+
+@pytest.mark.parametrize(
+    "space",
+    [spaces.Dict(a=spaces.Discrete(2)), spaces.MultiBinary(3), spaces.Discrete(1), spaces.Box(0, 255, (2,), np.uint8)],
+    ids=str,
+)
+def test_other_spaces_are_refused(space):
+    with pytest.raises(LaminaError, match=r"Toy-v0: its actions .* cannot be used; they must be Discrete"):
+        gym.GymWorld(Toy(space), "Toy-v0")
+
+
+def test_an_endless_environment_ends_at_a_stated_bound():
+    world = gym.GymWorld(Toy(), "Toy-v0", size=None)
+    assert (world.fps, world.max_steps, world.reference) == (4, 1000, None)
+    steps = list(worlds.rollout(world, world.random, seed=0))
+    assert len(steps) == 1000 and steps[-1].done and sum(step.reward for step in steps) == 500
+    assert [int(step.observation.frames["render"][0, 0, 0]) for step in steps[:3]] == [0, 1, 2]
+    assert steps[0].observation.frames["render"].shape == (30, 40, 3)
+
+
+def test_pictures_that_are_none():
+    with pytest.raises(LaminaError, match="render_mode is None and not rgb_array"):
+        gym.GymWorld(Toy(render_mode=None), "Toy-v0")
+    with pytest.raises(LaminaError, match="not one colour picture"):
+        gym.GymWorld(Toy(picture=np.zeros((8, 8), np.uint8)), "Toy-v0").reset(0)
+
+
+@pytest.mark.parametrize(
+    ("variant", "part"),
+    [
+        ("", "gym/CartPole-v1, for example"),
+        ("CartPoll-v1", "Did you mean: `CartPole`"),
+        ("CartPole-v99", r"provides versioned environments"),
+        ("a b", "Malformed"),
+        ("nowhere.at.all:Task-v0", "No module named 'nowhere'"),
+    ],
+)
+def test_environments_that_cannot_be_made(variant, part):
+    with pytest.raises(LaminaError, match=part) as caught:
+        gym.make("gym", variant, (64, 64))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_gymnasium_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gymnasium", None)
+    monkeypatch.delitem(sys.modules, "lamina.worlds.gym")
+    with pytest.raises(LaminaError, match=r"pip install 'lamina\[doom\]'"):
+        importlib.import_module("lamina.worlds.gym")
+
+
+def open_cartpole() -> World:
+    try:
+        return gym.make("gym", "CartPole-v1", (64, 64))
+    except LaminaError as error:
+        pytest.skip(str(error))
+
+
+def test_cartpole_in_the_closed_loop():
+    with open_cartpole() as world:
+        assert (world.action.discrete, world.fps, world.max_steps) == ((2,), 50, 500)
+        expected = worlds.returns(world, world.random, 3).tolist()
+        frames = next(worlds.rollout(world, world.random, 0)).observation.frames["render"]
+        assert frames.shape == (64, 64, 3) and frames.min() < 50 < 200 < frames.max()
+    record = rollout_worlds("random", ["CartPole-v1"], 3, parallel=2, make=open_gym, progress=False)
+    assert record["worlds"]["CartPole-v1"]["returns"] == expected
+    assert record["normalized"] is None
+    with pytest.raises(LaminaError, match="gym/CartPole-v1 has no scripted expert"):
+        rollout_worlds("expert", ["CartPole-v1"], 3, parallel=1, make=open_gym, progress=False)
+
+
+def test_our_policy_in_gymnasiums_own_loop():
+    import torch
+
+    from lamina import methods
+    from lamina.align import Translator
+    from lamina.lam import LatentActionModel
+    from lamina.policy.latent import LatentPolicy
+    from lamina.policy.tokens import TokenConfig, TokenModel
+
+    open_cartpole().close()  # or a skip
+    torch.manual_seed(0)
+    method = methods.load("flexlam")
+    model = LatentActionModel(method.build(method.Config(size="debug", image=(16, 16), slots=3)))
+    tokens = TokenModel(TokenConfig(size="debug"), (3, 16, 16), 3, model.lam.bottleneck.codebook_size)
+    spec = gym.action_spec(spaces.Discrete(2), "CartPole-v1")
+    policy = LatentPolicy(model, tokens, Translator(3 * model.lam.dim, spec), k=2)
+
+    env = gymnasium.make("CartPole-v1", render_mode="rgb_array")
+    chosen: list[list[int]] = []
+    for _ in range(2):
+        env.reset(seed=0)
+        policy.reset()
+        done = False
+        chosen.append([])
+        while not done:
+            action = policy.act(env.render())
+            _, _, terminated, truncated, _ = env.step(action[0])
+            done = terminated or truncated
+            chosen[-1].append(int(action[0]))
+    env.close()
+    assert chosen[0] == chosen[1] and len(chosen[0]) > 5 and set(chosen[0]) <= {0, 1}

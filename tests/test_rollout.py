@@ -1,0 +1,377 @@
+"""Closed-loop evaluation against a loop that has no processes, and everything that a simulator can do to it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import fake_worlds
+import numpy as np
+import pytest
+from processes import in_child
+
+from lamina import worlds
+from lamina.errors import LaminaError
+from lamina.policy import rollout as module
+from lamina.policy.rollout import check_action, rollout, rollout_worlds, summarize
+from lamina.policy.workers import Workers
+from lamina.shapes import ActionSpec
+
+psutil = pytest.importorskip("psutil")
+SIZE = (8, 8)
+
+
+class Adder:
+    """Right on its first two decisions of an episode and every third: its actions depend on the frame and on what it remembers."""
+
+    def __init__(self, parallel: int):
+        self.decisions = np.full(parallel, -1000)
+        self.seen: list[np.ndarray] = []
+        self.begun: list[set[int]] = [set()]
+
+    def reset(self, rows: Sequence[int]) -> None:
+        self.decisions[list(rows)] = 0
+        self.begun[-1] |= set(rows)
+
+    def act_batch(self, frames: np.ndarray) -> np.ndarray:
+        self.seen.append(frames)
+        self.begun.append(set())
+        actions = [self.act(frame, n) for frame, n in zip(frames, self.decisions, strict=True)]
+        self.decisions += 1
+        return np.array(actions)[:, None]
+
+    @staticmethod
+    def act(frame: np.ndarray, decisions: int) -> int:
+        return (int(frame[0, 0, 0]) + int(frame[0, 0, 1]) + (decisions > 1 and decisions % 3 > 0)) % 3
+
+
+def truth(world: str, episodes: int, seed: int = 0) -> list[float]:
+    """What the Adder earns, by the plain loop."""
+    found = []
+    with fake_worlds.make(world, SIZE) as place:
+        for episode in range(episodes):
+            frames: list[np.ndarray] = []
+            reset, step = place.reset, place.step
+
+            def watched_reset(start: int, reset=reset, frames=frames):
+                frames.append(reset(start).frames[place.cameras[0]])
+
+            def watched_step(action: np.ndarray, step=step, frames=frames):
+                observation, reward, done = step(action)
+                frames.append(observation.frames[place.cameras[0]])
+                return observation, reward, done
+
+            place.reset, place.step = watched_reset, watched_step  # type: ignore[method-assign, assignment]
+
+            def policy(rng: np.random.Generator, frames=frames) -> np.ndarray:
+                return np.array([Adder.act(frames[-1], len(frames) - 1)])
+
+            found.append(sum(s.reward for s in worlds.rollout(place, policy, seed, episode)))
+            place.reset, place.step = reset, step  # type: ignore[method-assign]
+    return found
+
+
+def start(episode: int, seed: int = 0) -> int:
+    """The number that a world is reset with."""
+    place = fake_worlds.Fake(SIZE)
+    next(worlds.rollout(place, place.expert, seed, episode))
+    return place.seed
+
+
+@pytest.fixture(scope="module")
+def crew() -> Iterator[Workers]:
+    with Workers(3, SIZE, fake_worlds.make) as workers:
+        yield workers
+
+
+@pytest.fixture(scope="module")
+def loner() -> Iterator[Workers]:
+    with Workers(1, SIZE, fake_worlds.make, patience=10) as workers:
+        yield workers
+
+
+def play(agent, names: Sequence[str], episodes: int, workers: Workers, **options) -> dict:
+    return rollout_worlds(agent, names, episodes, workers=workers, progress=False, **options)
+
+
+def test_the_record_is_what_plain_loops_say(crew, loner):
+    names = ["Fake", "Slow", "grid/0.5"]
+    record = play(Adder(3), names, 7, crew)
+    for name in names[:2]:
+        assert record["worlds"][name]["returns"] == truth(name, 7)
+        assert record["worlds"][name]["lengths"] == [4 + start(n) % 6 for n in range(7)]
+    alone = play(Adder(1), names, 7, loner)
+    assert {n: w["returns"] for n, w in alone["worlds"].items()} == {
+        n: w["returns"] for n, w in record["worlds"].items()
+    }
+    assert (record["episodes"], record["seed"], record["parallel"], record["agent"]) == (7, 0, 3, "Adder")
+    decisions = sum(sum(w["lengths"]) for w in record["worlds"].values())
+    assert record["decisions_per_second"] == pytest.approx(decisions / record["seconds"])
+    assert record["realtime"] == pytest.approx(decisions / 10 / record["seconds"])
+    mean = np.mean(record["worlds"]["Fake"]["returns"])
+    assert record["worlds"]["Fake"]["above_random"] == pytest.approx(100 * (mean - 2) / 6)
+    assert record["worlds"]["Fake"]["normalized"] == record["worlds"]["Slow"]["normalized"] == record["normalized"]
+    assert record["worlds"]["grid/0.5"]["normalized"] is None  # it publishes no reference: no part of the mean
+    assert json.loads(json.dumps(record, allow_nan=False)) == record
+
+
+@pytest.mark.parametrize("policy", ["expert", "random"])
+def test_scripted_policies_are_those_of_the_world(crew, policy):
+    record = play(policy, ["grid/0.5", "Fake"], 5, crew, seed=3)
+    assert record["agent"] == policy
+    for name in ("grid/0.5", "Fake"):
+        with fake_worlds.make(name, SIZE) as place:
+            expected = worlds.returns(place, getattr(place, policy), 5, seed=3)
+        assert record["worlds"][name]["returns"] == expected.tolist()
+
+
+def test_rows_are_reset_where_their_episode_begins(crew):
+    agent = Adder(3)
+    record = play(agent, ["Fake"], 8, crew)
+    assert agent.begun[0] == {0, 1, 2}
+    left = sorted(record["worlds"]["Fake"]["lengths"])
+    idle: set[int] = set()
+    for call, frames in enumerate(agent.seen):
+        steps = frames[:, 0, 0, 1]
+        if call == 0:
+            assert (steps == 0).all()
+            continue
+        before = agent.seen[call - 1]
+        for row in range(3):
+            if row in idle or np.array_equal(frames[row], before[row]):
+                idle.add(row)  # nothing left to do: its last frame again, to the end
+                assert np.array_equal(frames[row], before[row]) and row not in agent.begun[call]
+            else:
+                assert (row in agent.begun[call]) == (steps[row] == 0)
+                assert steps[row] in (0, before[row, 0, 0, 1] + 1)
+    assert idle and sum(len(b) for b in agent.begun) == len(left)
+
+
+def test_one_row_more_than_episodes(crew):
+    record = play(agent := Adder(3), ["Fake"], 2, crew)
+    assert record["worlds"]["Fake"]["returns"] == truth("Fake", 2)
+    assert all((frames[2] == 0).all() for frames in agent.seen)
+
+
+def test_a_crash_loses_its_episode_and_no_other(crew):
+    names = [f"Raises:{start(1)}", f"Dies:{start(2)}", "Endless", f"Immeasurable:{start(0)}"]
+    record = play(Adder(3), names, 5, crew)["worlds"]
+    assert record[names[0]]["lost"] == ["episode 1: RuntimeError: the simulator"]
+    assert record[names[1]]["lost"] == ["episode 2: its process was killed by SIGKILL"]
+    assert record[names[3]]["lost"] == ["episode 0: its return is nan"]
+    expected = truth("Fake", 5)
+    for name, episode in zip(names[:2], (1, 2), strict=True):
+        assert record[name]["returns"] == expected[:episode] + expected[episode + 1 :]
+    assert record["Endless"]["lost"] == [] and record["Endless"]["truncated"] == 5
+    assert record["Endless"]["lengths"] == [20] * 5 and record[names[0]]["truncated"] == 0
+
+
+def test_silence_is_given_up(loner):
+    world = f"Hangs:{start(0)}"
+    loner.inspect([world])  # it takes a while to start
+    loner[0]._patience = 0.5
+    record = play("expert", [world], 4, loner)
+    assert record["worlds"][world]["lost"] == ["episode 0: it said nothing for 0.5 s"]
+
+
+def test_more_than_a_quarter_lost_is_an_error(crew):
+    with pytest.raises(
+        LaminaError, match=r"1 of 3 episodes were lost, more than a quarter; the last: RuntimeError: the"
+    ):
+        play("expert", [f"Raises:{start(0)}"], 3, crew)
+
+
+def test_normalization():
+    error = math.sqrt(4 / 3)
+    assert summarize([1, 3, 5], (5.0, 1.0)) == {
+        "mean": 3.0,
+        "standard_error": pytest.approx(error),
+        "expert": 5.0,
+        "random": 1.0,
+        "normalized": pytest.approx(60.0),
+        "normalized_standard_error": pytest.approx(20 * error),
+        "above_random": pytest.approx(50.0),
+    }
+    doom = summarize([-128.0], (76.0, -128.0))  # random actions in basic
+    assert doom["normalized"] == pytest.approx(-168.42, abs=0.01) and doom["above_random"] == 0
+    assert doom["standard_error"] is doom["normalized_standard_error"] is None
+    below = summarize([-1.0, -1.0], (-1.0, -3.0))  # percent of an expert that earns less than nothing
+    assert below["normalized"] is below["normalized_standard_error"] is None and below["above_random"] == 100
+    assert summarize([1.0, 1.0], (2.0, 2.0))["above_random"] is None
+    unknown = summarize([1.0, 3.0], None)
+    assert (unknown["mean"], unknown["standard_error"]) == (2.0, 1.0)
+    assert unknown["expert"] is unknown["normalized"] is unknown["above_random"] is None
+
+
+MIXED = ActionSpec(discrete=(3, 2), continuous=1)
+
+
+def test_actions_come_out_as_worlds_take_them():
+    assert check_action(np.array([2.0]), ActionSpec((3,)), "w").dtype == np.int64
+    mixed = check_action(np.array([2, 1, -7.5]), MIXED, "w")
+    assert mixed.dtype == np.float32 and mixed.tolist() == [2, 1, -7.5]
+
+
+@pytest.mark.parametrize(
+    "action",
+    [[3, 0, 0], [-1, 0, 0], [0.5, 0, 0], [0, 2, 0], [0, np.nan, 0], [0, 0, np.inf], [0, 0], [[0, 0, 0]]],
+)
+def test_an_action_outside_the_space_is_refused(action):
+    with pytest.raises(LaminaError, match="world 'w'") as caught:
+        check_action(np.array(action, dtype=float), MIXED, "w")
+    assert "\n" not in str(caught.value)
+
+
+def test_an_evaluation_goes_no_further_than_a_wrong_action(loner):
+    agent = Adder(1)
+    agent.act = lambda frame, decisions: 3  # type: ignore[method-assign, assignment]
+    with pytest.raises(LaminaError, match=r"action \[3\] is outside the space"):
+        play(agent, ["Fake"], 1, loner)
+    agent.act_batch = lambda frames: np.zeros((2, 1), dtype=int)  # type: ignore[method-assign]
+    with pytest.raises(LaminaError, match="2 actions for 1 frames"):
+        play(agent, ["Fake"], 1, loner)
+
+
+@pytest.mark.parametrize(
+    ("claims", "part"),
+    [
+        ({"decision_seconds": 0.13}, "every 0.1 s, the agent learned one every 0.13 s"),
+        ({"image": (3, 64, 64)}, "frames of 64x64, not 8x8"),
+        ({"spec": ActionSpec((4,))}, "actions are not those"),
+        ({"spec": ActionSpec((3,), names=("one", "two", "zero"))}, "actions are not those"),
+    ],
+)
+def test_an_agent_that_does_not_fit_is_told_so_before_it_plays(crew, claims, part):
+    agent = Adder(3)
+    for name, value in claims.items():
+        setattr(agent, name, value)
+    with pytest.raises(LaminaError, match=part):
+        play(agent, ["Fake"], 1, crew)
+    assert not agent.seen
+
+
+def test_an_agent_that_says_what_is_true_may_play(crew):
+    agent = Adder(3)
+    agent.decision_seconds, agent.image, agent.spec = 0.12, (3, 8, 8), fake_worlds.Fake.action  # type: ignore[attr-defined]
+    assert play(agent, ["Fake"], 1, crew)["worlds"]["Fake"]["returns"] == truth("Fake", 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        ({"agent": "best"}, "'expert' or 'random', not 'best'"),
+        ({"episodes": 0}, "number of episodes must be at least 1, got 0"),
+        ({"max_steps": 0}, "number of steps must be at least 1"),
+        ({"parallel": 0}, "parallel environments must be at least 1"),
+        ({"seed": -1}, "must not be negative"),
+        ({"worlds": []}, "got none"),
+        ({"worlds": ["grid", "grid"]}, "each once"),
+        ({"make": lambda world, size: None}, "top level of a module"),
+    ],
+)
+def test_bad_arguments(arguments, part):
+    with pytest.raises(LaminaError, match=part) as caught:
+        rollout_worlds(**{"agent": "random", "worlds": ["grid"], "progress": False} | arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_worlds_that_cannot_be_opened_or_show_another_size(crew):
+    with pytest.raises(LaminaError, match="there is no world 'nowhere'"):
+        play("random", ["Fake", "nowhere", "Broken"], 1, crew)
+    with pytest.raises(LaminaError, match="world 'Broken' cannot be opened: RuntimeError: no engine"):
+        play("random", ["Broken"], 1, crew)
+    with pytest.raises(LaminaError, match=r"uint8 frames of \[9, 9, 3\], uint8 of \[8, 8, 3\]"):
+        play(Adder(3), ["Large"], 1, crew)
+
+
+def gone(pids: Sequence[int], seconds: float = 8.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while any(psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie" for pid in pids):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def wait_for(path: Path, seconds: float = 30.0) -> str:
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} does not come"
+        time.sleep(0.02)
+    return path.read_text()
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_nothing_outlives_the_evaluation(tmp_path, end):
+    def evaluate() -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        rollout_worlds(
+            "random", [f"Engine:{tmp_path}"], episodes=1, parallel=1, size=SIZE, make=fake_worlds.make, progress=False
+        )
+
+    left: list[int] = []
+
+    def interrupt(pid: int) -> None:
+        left.append(int(wait_for(tmp_path / "engine")))
+        left.extend(child.pid for child in psutil.Process(pid).children(recursive=True))
+        os.kill(pid, end)
+
+    status = in_child(evaluate, interrupt)
+    assert status == (-1 if end == signal.SIGINT else end)  # KeyboardInterrupt, or killed
+    assert len(set(left)) == 3 and gone(left)  # nursery, worker, engine
+    assert (tmp_path / "closed").exists()  # the world was closed, and its engine not merely killed
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
+def test_a_worker_takes_its_engine_with_it(tmp_path, end, crew):
+    worker = crew[0]
+    worker.open(f"Engine:{tmp_path}")
+    engine = int(wait_for(tmp_path / "engine"))
+    assert worker.receive()[0] == "open"
+    os.kill(worker.pid, end)
+    assert worker.receive() == (
+        "lost",
+        "its process was killed by SIGKILL" if end == signal.SIGKILL else "its process ended with status 143",
+    )
+    assert (tmp_path / "closed").exists() == (end == signal.SIGTERM)
+    crew.end([0])
+    assert gone([engine])
+
+
+def test_the_command(tmp_path, monkeypatch):
+    played = []
+
+    def play_instead(agent, names, *arguments):
+        played.append((agent, names, arguments))
+        return {"episodes": arguments[0]}
+
+    monkeypatch.setattr(module, "rollout_worlds", play_instead)
+    monkeypatch.setitem(worlds.SUITES, "two", ("basic", "grid"))
+    out = tmp_path / "deep" / "record.json"
+    record = rollout("expert", ["two", "grid", "cheetah"], episodes=4, parallel=2, seed=5, out=out, progress=False)
+    assert played == [("expert", ["basic", "grid", "cheetah"], (4, 2, 5, None, (64, 64), False))]
+    assert record == json.loads(out.read_text()) == {"episodes": 4, "agent": "expert", "k": None, "temperature": 0.0}
+    with pytest.raises(LaminaError, match="is a folder"):
+        rollout("expert", ["grid"], out=tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(LaminaError, match="cannot be written"):
+        rollout("expert", ["grid"], out=tmp_path / "file" / "record.json")
+    assert len(played) == 1
+
+
+@pytest.mark.sim
+def test_doom_plays_as_without_processes_and_leaves_none():
+    try:
+        place = worlds.make("basic")
+    except LaminaError as error:
+        pytest.skip(str(error))
+    with place:
+        expected = worlds.returns(place, place.expert, 2).tolist()
+    record = rollout_worlds("expert", ["basic", "my_way_home"], episodes=2, parallel=2, max_steps=60, progress=False)
+    assert record["worlds"]["basic"]["returns"] == expected
+    assert not [p for p in psutil.Process().children(recursive=True) if "vizdoom" in p.name()]
