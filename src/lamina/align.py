@@ -458,6 +458,38 @@ def joint_losses(reconstruction: Losses) -> Losses:
     return losses
 
 
+def train_joint(
+    lam: LAM,
+    train: Labelled,
+    held: Labelled,
+    spec: ActionSpec,
+    config: TranslatorConfig,
+    training: TrainConfig,
+    losses: Losses,
+    weights: dict[str, float],
+    video: DataConfig,
+    run: Path,
+) -> tuple[Translator, float]:
+    """A translator and the LAM (changed in place) that was tuned with it, at their best validation loss, which is returned (§6.3).
+
+    ``losses`` and ``weights`` are the method's own, on unlabelled pairs of ``video``. The labelled transitions need their frames.
+    """
+    small = (dataclasses.replace(part, clip=None) for part in (train, held))
+    start, _ = train_translator(lam, *small, spec, config, quick(400, training.seed))
+    joint = Joint(lam.requires_grad_(True), start)
+    lam.prefix.null.requires_grad_(lam.config.prefix != "full")
+
+    def stream() -> JointStream:
+        batch = training.batch // training.accumulate
+        return JointStream(Minibatches(train, batch, training.seed), ClipStream(video, batch, training.seed))
+
+    everything = {"action": 1.0, **weights}
+    loss = fit_head(
+        joint, joint_losses(losses), train, JointBatch(held), training, run, everything, stream, "align jointly"
+    )
+    return joint.translator.eval(), loss
+
+
 @dataclass(frozen=True)
 class AlignConfig:
     """How latents are tied to actions."""
@@ -510,47 +542,50 @@ def align(
     if config.joint:
         if losses is None or weights is None:
             raise LaminaError("joint alignment needs the method's own losses")
-        start, _ = train_translator(
-            model.lam, train_small, held_small, spec, config.translator, quick(400, training.seed)
-        )
-        joint = Joint(model.lam.requires_grad_(True), start)
-        joint.lam.prefix.null.requires_grad_(model.config.prefix != "full")
         video = dataclasses.replace(data, gap=model.provenance.gap_seconds)
-
-        def stream() -> JointStream:
-            batch = training.batch // training.accumulate
-            labels = Minibatches(train, batch, training.seed)
-            return JointStream(labels, ClipStream(video, batch, training.seed))
-
-        everything = {"action": 1.0, **weights}
-        fit_joint = joint_losses(losses)
-        loss = fit_head(
-            joint, fit_joint, train, JointBatch(held), training, scratch, everything, stream, "align jointly"
+        translator, loss = train_joint(
+            model.lam, train, held, spec, config.translator, training, losses, weights, video, scratch
         )
-        translator = joint.translator
     else:
         translator, loss = train_translator(
             model.lam, train_small, held_small, spec, config.translator, training, scratch
         )
-    note = {
-        "format": FORMAT,
-        "data": path,
-        "camera": config.camera,
-        "action": config.action,
-        "labels": number,
-        "label_episodes": len(items.episode.unique()),
-        "spec": dataclasses.asdict(spec),
-        "config": dataclasses.asdict(config.translator),
-        "latent": items.z.shape[1] * items.z.shape[2],
-        "observation": 0 if items.observation is None else items.observation.shape[-1],
-        "seed": training.seed,
-        "steps": training.steps,
-        "validation_loss": loss,
-    }
+    note = note_of(
+        items, spec, config.translator, path, training.seed, training.steps, loss, config.camera, config.action
+    )
     if config.joint:
         model.save_pretrained(folder / "model")
     save_translator(folder, translator, note)
     return folder
+
+
+def note_of(
+    items: Labelled,
+    spec: ActionSpec,
+    config: TranslatorConfig,
+    data: str,
+    seed: int,
+    steps: int,
+    validation: float,
+    camera: str | None = None,
+    action: str = "action",
+) -> dict[str, Any]:
+    """What translator.json says of a translator that was trained on ``items``."""
+    return {
+        "format": FORMAT,
+        "data": data,
+        "camera": camera,
+        "action": action,
+        "labels": len(items),
+        "label_episodes": len(items.episode.unique()),
+        "spec": dataclasses.asdict(spec),
+        "config": dataclasses.asdict(config),
+        "latent": items.z.shape[1] * items.z.shape[2],
+        "observation": 0 if items.observation is None else items.observation.shape[-1],
+        "seed": seed,
+        "steps": steps,
+        "validation_loss": validation,
+    }
 
 
 def action_spec(data: DataConfig) -> ActionSpec:

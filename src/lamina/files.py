@@ -34,7 +34,12 @@ def sync(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> Path:
-    """Writes ``text`` to ``path`` (UTF-8) through a sibling partial file, so that a reader never sees half of it.
+    """:func:`write_bytes` of ``text`` in UTF-8."""
+    return write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> Path:
+    """Writes ``content`` to ``path`` through a sibling partial file, so that a reader never sees half of it.
 
     Raises LaminaError when the folder can't be written or the disk is full; the old file is then still in place.
     """
@@ -42,7 +47,7 @@ def write_text(path: Path, text: str) -> Path:
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            partial.write_text(text, encoding="utf-8")
+            partial.write_bytes(content)
             sync(partial)
             partial.replace(path)
         except OSError:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,13 @@ def _meaning(tree: ast.Module) -> str:
     return ast.dump(tree)
 
 
+@cache
+def _read(path: Path, module: str, changed: int) -> tuple[tuple[str, ...], str]:
+    """What a module imports, and its meaning; ``changed``: when the file was, so that an experiment of hundreds of runs reads it once."""
+    tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+    return tuple(_imported(tree, module, path.name == "__init__.py")), _meaning(tree)
+
+
 def code_digest(modules: Iterable[str], package: Path = PACKAGE) -> str:
     """SHA-256 (hex) of the code of ``modules`` and of all modules of ``package`` that they import, directly or not.
 
@@ -75,9 +83,8 @@ def code_digest(modules: Iterable[str], package: Path = PACKAGE) -> str:
         path = _file(module, package)
         if path is None or module in code:
             continue
-        tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
-        waiting.extend(_imported(tree, module, path.name == "__init__.py"))
-        code[module] = _meaning(tree)
+        imported, code[module] = _read(path, module, path.stat().st_mtime_ns)
+        waiting.extend(imported)
     return hashlib.sha256(json.dumps(sorted(code.items())).encode()).hexdigest()
 
 

@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from lamina.claims.cache import build_seconds, cached
-from lamina.claims.figures import LinePlot
+from lamina.claims.figures import Plot
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,14 @@ class Outcome:
     """What an experiment measured: ``metrics[method][metric]`` holds one value per seed, in the order of the seeds.
 
     ``holds`` is the answer by the rule that the claim's ``decides`` states; ``explanation`` tells it in plain words,
-    with the numbers. A scale that decides nothing drops the answer.
+    with the numbers. A scale that decides nothing drops the answer. ``picture`` is a PNG that the experiment made.
     """
 
     metrics: Mapping[str, Mapping[str, Sequence[float]]]
     holds: bool
     explanation: str
-    plot: LinePlot | None = None
+    plot: Plot | None = None
+    picture: Path | None = None
 
 
 @dataclass(frozen=True)

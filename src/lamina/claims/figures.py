@@ -1,4 +1,4 @@
-"""Line plots of claims, with intervals, for ``results/figures``."""
+"""Line and bar plots of claims, with intervals, for ``results/figures``."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -33,24 +34,32 @@ class LinePlot:
     log_x: bool = False
 
 
-def draw(plot: LinePlot) -> Figure:
-    """The plot as a matplotlib figure. A line is drawn at its means, its 95% interval as a band of the same colour."""
+@dataclass(frozen=True)
+class BarPlot:
+    """Groups of bars side by side, one group for each name, one bar for each series; a NaN mean leaves a gap."""
+
+    title: str
+    ylabel: str
+    names: Sequence[str]
+    bars: Mapping[str, Sequence[Interval]]
+    levels: Mapping[str, Interval] = field(default_factory=dict)
+
+
+Plot = LinePlot | BarPlot
+
+
+def draw(plot: Plot) -> Figure:
+    """The plot as a matplotlib figure: a line at its means with its 95% interval as a band, a bar with its interval as a whisker."""
     figure = Figure(figsize=(7.6, 4.0), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    for (name, intervals), colour, marker in zip(plot.lines.items(), COLOURS * 9, MARKERS * 9, strict=False):
-        axes.plot(plot.x, [i.mean for i in intervals], color=colour, marker=marker, label=name)
-        low = [math.nan if i.low is None else i.low for i in intervals]
-        high = [math.nan if i.high is None else i.high for i in intervals]
-        axes.fill_between(plot.x, low, high, color=colour, alpha=0.18, linewidth=0)
-    rest = COLOURS[len(plot.lines) :] * 9
-    for (name, level), colour, style in zip(plot.levels.items(), rest, ("--", ":", "-.") * 9, strict=False):
+    (_lines if isinstance(plot, LinePlot) else _bars)(axes, plot)  # type: ignore[arg-type]
+    used = len(plot.lines if isinstance(plot, LinePlot) else plot.bars)
+    for (name, level), colour, style in zip(
+        plot.levels.items(), COLOURS[used:] * 9, ("--", ":", "-.") * 9, strict=False
+    ):
         axes.axhline(level.mean, color=colour, linestyle=style, label=name)
-    if plot.log_x:
-        axes.set_xscale("symlog" if min(plot.x) <= 0 else "log", base=2)
-        axes.set_xticks(plot.x, [f"{x:g}" for x in plot.x])
-        axes.set_xticks([], minor=True)
-    axes.set(title=plot.title, xlabel=plot.xlabel, ylabel=plot.ylabel)
+    axes.set(title=plot.title, ylabel=plot.ylabel)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.3)
     # Beside the plot: with many levels there is no empty corner.
@@ -58,7 +67,37 @@ def draw(plot: LinePlot) -> Figure:
     return figure
 
 
-def save(plot: LinePlot, path: Path) -> Path:
+def _lines(axes: Axes, plot: LinePlot) -> None:
+    for (name, intervals), colour, marker in zip(plot.lines.items(), COLOURS * 9, MARKERS * 9, strict=False):
+        axes.plot(plot.x, [i.mean for i in intervals], color=colour, marker=marker, label=name)
+        low = [math.nan if i.low is None else i.low for i in intervals]
+        high = [math.nan if i.high is None else i.high for i in intervals]
+        axes.fill_between(plot.x, low, high, color=colour, alpha=0.18, linewidth=0)
+    if plot.log_x:
+        axes.set_xscale("symlog" if min(plot.x) <= 0 else "log", base=2)
+        axes.set_xticks(plot.x, [f"{x:g}" for x in plot.x])
+        axes.set_xticks([], minor=True)
+    axes.set_xlabel(plot.xlabel)
+
+
+def _bars(axes: Axes, plot: BarPlot) -> None:
+    wide = 0.8 / len(plot.bars)
+    values = []
+    for n, ((name, intervals), colour) in enumerate(zip(plot.bars.items(), COLOURS * 9, strict=False)):
+        places = [i + (n - (len(plot.bars) - 1) / 2) * wide for i in range(len(plot.names))]
+        below = [i.mean - (i.mean if i.low is None else i.low) for i in intervals]
+        above = [(i.mean if i.high is None else i.high) - i.mean for i in intervals]
+        means = [i.mean for i in intervals]
+        axes.bar(places, means, 0.9 * wide, yerr=(below, above), color=colour, label=name, capsize=3, ecolor="#444444")
+        values += [m for m in means if math.isfinite(m)]
+    axes.set_xticks(range(len(plot.names)), plot.names, rotation=20 if max(map(len, plot.names)) > 12 else 0)
+    if values and min(values) > 0.5 * max(
+        values
+    ):  # bars that differ little: begin the axis below the smallest, not at 0
+        axes.set_ylim(bottom=max(0.0, min(values) - 0.5 * (max(values) - min(values)) - 0.05 * max(values)))
+
+
+def save(plot: Plot, path: Path) -> Path:
     """Draws ``plot`` into the SVG file ``path``; the same plot gives the same bytes.
 
     Raises LaminaError when the file can't be written.
