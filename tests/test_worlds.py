@@ -2,15 +2,19 @@
 
 import os
 import sys
+import time
 from itertools import islice
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from processes import die, in_child
 
 from lamina.errors import LaminaError
-from lamina.worlds import World, make, returns, rollout
+from lamina.worlds import SUITES, WORLDS, World, make, returns, rollout
+from lamina.worlds import doom_experts as experts
 from lamina.worlds.grid import MOVES, SNAKE, Grid
-from lamina.worlds.maze import Maze
+from lamina.worlds.maze import Maze, free
 
 
 def open_world(name: str) -> World:
@@ -158,6 +162,118 @@ def test_maze_knows_what_cannot_be_reached():
     assert np.isinf(closed.distances(NOWHERE, NOWHERE)).all()
 
 
+def test_the_first_wall_in_the_way_is_the_nearest():
+    walls = np.array([(4, -1, 4, 1), (8, -9, 8, 9), (-9, 5, 9, 5), (2, 1, 2, 3)], dtype=float)
+    here = np.zeros(2)
+    for gap, expected in (
+        ((2, 0), 2),
+        ((-1, 0), np.inf),
+        ((0, 1), 5),
+        ((0, 10), 0.5),
+        ((16, 2), 0.25),
+        ((0, -3), np.inf),
+    ):
+        assert free(walls, here, np.array(gap, dtype=float)) == expected
+    assert free(walls, np.array([5.0, 0]), np.array([1.0, 0])) == 3  # not what lies behind
+
+
+class Turret:
+    """What the experts ask of the engine, of a player that turns as Doom's does and enemies that walk straight on."""
+
+    def __init__(self, *enemies: tuple[float, ...], bearing: float = 0.0):
+        self.angle, self.turning, self.tics, self.shots = bearing, False, 0, 0
+        self._enemies = [np.array(enemy, dtype=float) for enemy in enemies]  # x, y, and what it walks in a tic
+
+    def pose(self):
+        return 0.0, 0.0, self.angle
+
+    def time(self):
+        return self.tics
+
+    def armed(self):
+        return True
+
+    def velocity(self):
+        return np.zeros(2)
+
+    def room(self, direction):
+        return -300.0, 300.0
+
+    def enemies(self, name="Zombieman"):
+        found = []
+        for x, y, *pace in self._enemies:
+            velocity = np.array(pace or (0.0, 0.0))
+            x, y = np.array([x, y]) + self.tics * velocity
+            bearing = (np.degrees(np.arctan2(y, x)) - self.angle + 180) % 360 - 180
+            place = {"position": np.array([x, y]), "distance": float(np.hypot(x, y)), "bearing": float(bearing)}
+            found.append(SimpleNamespace(name=name, velocity=velocity, hostile=True, **place))
+        return found
+
+    def things(self):
+        return self.enemies("DoomImpBall")
+
+    def step(self, action: str) -> None:
+        sign = {"turn_left": 1, "turn_right": -1}.get(action, 0)
+        self.angle += sign * experts.TURN * (2 if self.turning else 1)
+        self.turning, self.tics = sign != 0, self.tics + experts.FRAME_SKIP
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.3])
+def test_whoever_turns_and_shoots_hits_what_it_can(noise):
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        around, distance = rng.uniform(-180, 180), rng.uniform(60, 200)  # so near that one of its turns will hit
+        turret = Turret((distance * np.cos(np.radians(around)), distance * np.sin(np.radians(around))))
+        decisions = 0
+        while (action := experts.turn_and_shoot(turret)) != "attack":
+            turret.step(str(rng.choice(["turn_left", "turn_right"])) if rng.random() < noise else action)
+            decisions += 1
+            assert decisions <= (13 if noise == 0 else 59)
+        (enemy,) = turret.enemies()
+        assert abs(enemy.distance * np.sin(np.radians(enemy.bearing))) < 20 and abs(enemy.bearing) < 90
+
+
+def test_the_number_of_decisions_to_turn_is_the_least():
+    """Breadth first over (turns done, turning), by Doom's rule; turning to and fro may overshoot."""
+    for turning in (False, True):
+        least = {(0, turning): 0}
+        for decision in range(1, 12):
+            for turns, was in [state for state, n in least.items() if n == decision - 1]:
+                for sign in (-1, 0, 1):
+                    least.setdefault((turns + sign * (1 + was), sign != 0), decision)
+        for turns in range(-5, 6):
+            assert experts._decisions(turns, turning) == min(n for (t, _), n in least.items() if t == turns)
+
+
+def test_a_rocket_meets_what_it_was_aimed_at():
+    for start in np.linspace(-400, 400, 17):
+        for pace in (-20 / 3, 20 / 3):
+            turret = Turret((700, start, 0, pace))
+            for _ in range(12):
+                if (action := experts.lead_and_shoot(turret)) == "attack":
+                    break
+                turret.step(action)
+            if action != "attack":
+                assert start * pace >= 0  # on its way out of the room
+                continue
+            tics = np.arange(60)[:, None]
+            direction = np.array([np.cos(np.radians(turret.angle)), np.sin(np.radians(turret.angle))])
+            rocket = (50 + 20 * tics) * direction  # 10 tics after the decision, as measured in the engine
+            prey = np.array([700, start]) + np.array([0, pace]) * (turret.tics + 10 + tics)
+            assert np.abs(rocket - prey).max(1).min() < 42  # a box of both radii
+
+
+@pytest.mark.parametrize("aside", [-30, 0, 30])
+def test_a_fireball_is_dodged_and_nothing_is_not(aside):
+    coming = Turret((150, aside, -10, 0))
+    action = experts.dodge(coming)
+    assert action in ("strafe_left", "strafe_right")
+    if aside:
+        assert action == ("strafe_right" if aside > 0 else "strafe_left")  # away from it
+    assert experts.dodge(Turret((150, aside + 200, -10, 0))) == "noop"
+    assert experts.dodge(Turret()) == "noop"
+
+
 # The steps are enough to tell the expert from chance.
 SIMULATORS = [
     ("grid", 2, 48),
@@ -165,6 +281,11 @@ SIMULATORS = [
     ("basic", 3, 60),
     ("health_gathering", 1, 250),
     ("health_gathering_supreme", 1, 250),
+    ("defend_the_center", 1, 60),
+    ("defend_the_line", 1, 60),
+    ("take_cover", 2, 200),
+    ("deadly_corridor", 3, 60),
+    ("predict_position", 6, 60),
     ("metaworld/window-close-v3", 1, 90),
     ("cheetah", 1, 30),
 ]
@@ -180,6 +301,7 @@ def test_expert_beats_chance_and_the_seed_decides(name, episodes, steps, tmp_pat
             for policy in (world.expert, world.random)
         )
         scale = {"my_way_home": 0.5, "basic": 100, "grid": 20, "metaworld/window-close-v3": 1, "cheetah": 10}
+        scale |= {"defend_the_center": 3, "defend_the_line": 3, "predict_position": 0.3}
         assert expert >= random + scale.get(name, 500)
 
         first, again, other = (list(islice(rollout(world, world.random, seed, 0), 6)) for seed in (5, 5, 6))
@@ -199,6 +321,38 @@ def test_expert_beats_chance_and_the_seed_decides(name, episodes, steps, tmp_pat
             if world.proprio:
                 assert step.observation.proprio is not None and step.observation.proprio.shape == (world.proprio,)
     assert os.listdir(tmp_path) == []  # simulators leave nothing behind
+
+
+SUITE = SUITES["doom-suite"]
+
+
+@pytest.mark.sim
+@pytest.mark.parametrize("name", SUITE)
+def test_reference_returns_can_be_measured_again(name):
+    with open_world(name) as world:
+        assert world.reference is not None
+        expert, random = world.reference
+        episodes = 8 if name in ("basic", "predict_position", "deadly_corridor") else 2
+        measured = returns(world, world.expert, episodes, seed=0).mean()
+        assert 0.65 < (measured - random) / (expert - random) < 1.5
+        by_chance = returns(world, world.random, 20 if name in ("basic", "predict_position") else 2, seed=0).mean()
+        assert -0.4 < (by_chance - random) / (expert - random) < 0.4
+
+
+@pytest.mark.sim
+def test_a_suite_shares_everything_but_the_task():
+    assert len(SUITE) >= 8 and set(SUITE) <= set(WORLDS)
+    worlds = [open_world(name) for name in SUITE]
+    try:
+        assert len({(w.action, w.cameras, w.fps, w.proprio) for w in worlds}) == 1
+        assert len({w.task for w in worlds}) == len(worlds)
+        assert [w.name for w in worlds] == list(SUITE)
+        for world in worlds:
+            drawn = {int(world.random(np.random.default_rng(n))[0]) for n in range(60)}
+            assert 2 <= len(drawn) < len(world.action.names)
+    finally:
+        for world in worlds:
+            world.close()
 
 
 @pytest.mark.sim
@@ -223,6 +377,29 @@ def test_doom_ends_its_process():
     world.close()
     _, alive = psutil.wait_procs(engines, timeout=5)
     assert not alive
+
+
+@pytest.mark.sim
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
+def test_kill_9_takes_the_engine_along(tmp_path):
+    psutil = pytest.importorskip("psutil")
+    open_world("basic").close()
+    if not sys.modules["lamina.worlds.doom"]._can_tie():
+        pytest.skip("no setpriv")
+
+    def work():
+        world = make("basic")
+        engines = [child.pid for child in psutil.Process().children() if "vizdoom" in child.name()]
+        (tmp_path / "engines").write_text(" ".join(map(str, engines)))
+        world.reset(0)
+        die()
+
+    assert in_child(work) == 9
+    (engine,) = (tmp_path / "engines").read_text().split()
+    deadline = time.monotonic() + 5
+    while psutil.pid_exists(int(engine)) and psutil.Process(int(engine)).status() != "zombie":
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 @pytest.mark.sim

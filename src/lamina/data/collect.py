@@ -74,7 +74,7 @@ def collect(
         places = [stack.enter_context(make(name, size)) for name in names]
         turns = [_Recording(place, task or place.task, seed, noise) for place in places]
         if len({turn.task for turn in turns}) < len(turns) or len({_kind(place) for place in places}) > 1:
-            raise AssertionError(f"the worlds of {world} need the same action, cameras and rate, and a task each")
+            raise LaminaError(f"the worlds of '{world}' need the same actions, cameras and frame rate, and a task each")
         provenance = {"version": lamina.__version__, "world": world, "expert": "scripted", "noise": noise, "seed": seed}
         provenance |= {"tasks": {turn.task: name for turn, name in zip(turns, names, strict=True)}}
         features = _features(places[0], places[0].reset(0))
