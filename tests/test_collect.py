@@ -6,16 +6,18 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from itertools import count
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from lamina.data import collect as collecting
 from lamina.data import open_source
 from lamina.data.collect import collect
 from lamina.errors import LaminaError
-from lamina.worlds import make, rollout
+from lamina.worlds import SUITES, make, rollout
 from lamina.worlds.grid import Grid
 
 
@@ -98,6 +100,112 @@ def test_same_arguments_same_data(tmp_path):
     (one, frames), (same, again), (other, _) = content("one", 3), content("same", 3), content("other", 4)
     assert one == same and one.keys() == other.keys() and one != other
     assert np.abs(frames - again).max() <= 2  # of 255
+
+
+@pytest.fixture
+def suite(monkeypatch) -> list[Grid]:
+    """A suite of three grids, of episodes of 48, 12 and 30 frames; the list of those that are open."""
+    lengths = {"grid/0": 48, "grid/0.5": 12, "grid/1": 30}
+    opened: list[Grid] = []
+
+    class Task(Grid):
+        def close(self):
+            opened.remove(self)
+
+    def make_task(name, size):
+        world = Task(float(name.partition("/")[2]), size)
+        world.task, world.max_steps = f"snake through {name}", lengths[name]
+        opened.append(world)
+        return world
+
+    monkeypatch.setitem(SUITES, "grids", tuple(lengths))
+    monkeypatch.setattr(collecting, "make", make_task)
+    return opened
+
+
+def by_task(path: Path) -> dict[str, list]:
+    source = open_source(path)
+    return {t: [e for e in source.episodes if e.task == t] for t in sorted({e.task for e in source.episodes})}
+
+
+def test_a_suite_is_shared_evenly_and_every_task_has_every_split(suite, tmp_path):
+    path = collect("grids", tmp_path / "set", frames=1440, size=(16, 16), progress=False)
+    tasks = by_task(path)
+    assert list(tasks) == ["snake through grid/0", "snake through grid/0.5", "snake through grid/1"]
+    assert [len(episodes) for episodes in tasks.values()] == [10, 40, 16]  # 480 frames each
+    for episodes in tasks.values():
+        splits = Counter(e.splits[0][0] for e in episodes)
+        assert all(splits[held] >= 1 and abs(splits[held] - len(episodes) / 10) < 1 for held in ("validation", "test"))
+    info = json.loads((path / "meta/info.json").read_text())
+    assert info["total_frames"] == 1440 and info["total_tasks"] == 3 and info["lamina"]["world"] == "grids"
+    assert info["lamina"]["tasks"] == {f"snake through {name}": name for name in SUITES["grids"]}
+    order = [e.task for e in open_source(path).episodes if e.splits[0][0] == "train"]
+    assert len(set(order[:6])) == 3  # they take turns: what is cut off, is so from all of them
+    assert suite == []
+
+
+def test_a_world_of_a_suite_has_the_episodes_that_it_has_alone(suite, tmp_path):
+    together = open_source(collect("grids", tmp_path / "all", episodes=4, seed=3, size=(16, 16), progress=False))
+    assert len(together.episodes) == 12
+    for name in SUITES["grids"]:
+        alone = open_source(
+            collect(name, tmp_path / name.replace("/", " "), episodes=4, seed=3, size=(16, 16), progress=False)
+        )
+        here = [e for e in together.episodes if e.task == f"snake through {name}"]
+        assert [e.splits for e in here] == [e.splits for e in alone.episodes]
+        for one, other in zip(here, alone.episodes, strict=True):
+            np.testing.assert_array_equal(together.column(one, "action"), alone.column(other, "action"))
+            frames = [s.frames(e, "observation.images.grid", 0, e.length) for s, e in ((together, one), (alone, other))]
+            assert np.abs(np.subtract(*frames, dtype=int)).max() <= 2
+
+
+def test_few_frames_of_a_suite_are_three_episodes_of_each(suite, tmp_path):
+    path = collect("grids", tmp_path / "set", frames=1, size=(16, 16), progress=False)
+    for episodes in by_task(path).values():
+        assert sorted(e.splits[0][0] for e in episodes) == ["test", "train", "validation"]
+
+
+def test_a_suite_refuses_one_task_for_all_and_worlds_that_differ(suite, tmp_path, monkeypatch):
+    with pytest.raises(LaminaError, match="leave out the task"):
+        collect("grids", tmp_path / "set", frames=9, task="walk", progress=False)
+    monkeypatch.setitem(SUITES, "grids", ("grid/0", "grid/0"))
+    with pytest.raises(LaminaError, match="a task each"):
+        collect("grids", tmp_path / "set", frames=9, progress=False)
+    assert os.listdir(tmp_path) == [] and suite == []
+
+
+def test_ctrl_c_closes_every_world_of_a_suite(suite, tmp_path, monkeypatch):
+    calls, step = count(), Grid.step
+
+    def interrupted(self, action):
+        if next(calls) == 100:
+            assert len(suite) == 3
+            raise KeyboardInterrupt
+        return step(self, action)
+
+    monkeypatch.setattr(Grid, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        collect("grids", tmp_path / "set", frames=999, progress=False)
+    assert os.listdir(tmp_path) == [] and suite == []
+
+
+@pytest.mark.sim
+def test_doom_suite_reads_back_task_by_task(tmp_path, monkeypatch):
+    pytest.importorskip("vizdoom")
+    names = ("basic", "deadly_corridor", "predict_position")
+    monkeypatch.setitem(SUITES, "doom-suite", names)
+    path = collect("doom-suite", tmp_path / "set", frames=180, size=(48, 48), progress=False)
+    source, tasks = open_source(path), by_task(path)
+    assert source.action is not None and source.action.discrete == (9,) and source.fps == 7
+    for name in names:
+        with make(name, (48, 48)) as world:
+            episodes = tasks[world.task]
+            frames = sum(e.length for e in episodes)
+            assert len(episodes) >= 3 and frames >= 60
+            shown = next(iter(rollout(world, world.expert, 0, 1))).observation.frames["screen"]
+            second = next(e for e in episodes if e.splits[0][0] == "validation")  # the second of every world
+            recorded = source.frames(second, source.cameras[0], 0, 1)[0]
+            assert np.abs(recorded.astype(int) - shown).mean() < 3
 
 
 @pytest.mark.parametrize(
