@@ -24,6 +24,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lamina.data import ClipStream, DataConfig, count_transitions, gather, open_source
+from lamina.data.clips import share_out
 from lamina.data.plan import _cut, count_starts, draw_samples
 from lamina.errors import LaminaError, LaminaWarning
 from lamina.shapes import Clip
@@ -372,6 +373,57 @@ def test_gather_takes_exactly_the_limit_evenly_and_always_the_same(dataset):
     assert sorted(set(gather(config(dataset), "train", 60).episode.tolist())) == train
 
 
+def tasks_of(dataset: Path, clip: Clip) -> Counter:
+    episodes = open_source(dataset).episodes
+    return Counter(episodes[e].task for e in clip.episode.tolist())
+
+
+def test_gather_takes_equally_many_of_every_task(tmp_path):
+    # Of "task 0" one long episode, of "task 1" many short ones; the last two episodes are for validation and test.
+    lengths = [400, 9, 1, 9, 1, 9, 1, 9, 1, 9, 1, 9, 20, 20]
+    root = write_dataset(tmp_path / "set", lengths, splits=["train"] * 12 + ["validation", "test"])
+    sizes = {"task 0": 399, "task 1": 6 * 8}
+    for limit in (2, 10, 40, 96):
+        clip = gather(config(root, gap=(0.1, 0.1)), "train", limit)
+        assert tasks_of(root, clip) == {"task 0": limit / 2, "task 1": limit / 2}
+        assert samples(clip) == sorted(samples(clip)) and len(set(samples(clip))) == limit
+    assert tasks_of(root, gather(config(root, gap=(0.1, 0.1)), "train", 200)) == {"task 0": 152, "task 1": 48}
+    assert tasks_of(root, gather(config(root, gap=(0.1, 0.1)), "train", None)) == sizes
+
+
+@given(st.integers(0, 300), st.lists(st.integers(0, 60), min_size=1, max_size=9))
+def test_shares_are_equal_as_far_as_there_are_enough(limit, totals):
+    shares = share_out(limit, totals)
+    assert sum(shares) == min(limit, sum(totals))
+    assert all(share <= total for share, total in zip(shares, totals, strict=True))
+    for share, total in zip(shares, totals, strict=True):
+        assert share == total or share >= max(shares) - 1
+
+
+def test_only_the_tasks_that_are_asked_for_are_drawn(dataset):
+    for task, other in (("task 0", "task 1"), ("task 1", "task 0")):
+        one = config(dataset, tasks=(task,))
+        for split in ("train", "validation"):
+            everything = gather(config(dataset), split, None)
+            if tasks_of(dataset, everything)[task]:
+                assert tasks_of(dataset, gather(one, split, None)) == {task: tasks_of(dataset, everything)[task]}
+            else:
+                with pytest.raises(LaminaError, match=f"no {split} episode of '{task}'"):
+                    gather(one, split, None)
+        stream = ClipStream(one, 8, seed=0)
+        drawn = sum((tasks_of(dataset, clip) for clip in take(stream, 20)), Counter())
+        assert set(drawn) == {task} and stream.epoch == count_transitions(one, "train")
+        both = config(dataset, tasks=(task, other))
+        assert_same(gather(both, "train", 40), gather(config(dataset), "train", 40))
+
+
+def test_a_stream_goes_on_with_the_same_tasks_only(dataset):
+    state = ClipStream(config(dataset), 4, seed=0).state_dict()
+    ClipStream(config(dataset, tasks=()), 4, seed=0).load_state_dict(state)
+    with pytest.raises(LaminaError, match="not those of the run"):
+        ClipStream(config(dataset, tasks=("task 0", "task 1")), 4, seed=0).load_state_dict(state)
+
+
 def test_splits_do_not_overlap(folder, dataset):
     for data in (folder, dataset):
         parts = [set(samples(gather(config(data), s, None))) for s in ("train", "validation", "test")]
@@ -390,6 +442,7 @@ def test_splits_do_not_overlap(folder, dataset):
         ({"action": "move"}, "no feature 'move'; it has: action, observation.state"),
         ({"camera": "wrist"}, "no camera 'wrist'; it has: observation.images.front, observation.images.twin"),
         ({"paired": "wrist"}, "no camera 'wrist'; it has: observation.images.front, observation.images.twin"),
+        ({"tasks": ("task 0", "task 2")}, "no task 'task 2'; it has: task 0; task 1"),
         ({"gap": (20.0, 30.0)}, "holds 2 frames at least 20 s apart"),
         ({"frames": 100, "gap": (0.1, 0.2)}, "holds 100 frames at least 0.1 s apart"),
     ],

@@ -57,6 +57,20 @@ def test_what_is_written_is_read(root):
         assert read_number(source.frames(episode, FRONT, n - 1, n, (8, 24))[0]) == number[-1]
 
 
+def test_an_episode_knows_its_task(root, copy):
+    assert [e.task for e in open_source(root).episodes] == [f"task {e % 2}" for e in ORDER]
+    path = copy / "meta/episodes/chunk-000/file-000.parquet"
+    table = pq.read_table(path)
+    number = table.schema.get_field_index("tasks")
+    many = table.set_column(
+        number, "tasks", pa.array([["a", "b"], [], None, ["c"], [""], ["d"]], pa.list_(pa.string()))
+    )
+    pq.write_table(many, path)
+    assert [e.task for e in open_source(copy).episodes] == ["a", "", "", "c", "", "d"]
+    pq.write_table(table.drop_columns("tasks"), path)
+    assert {e.task for e in open_source(copy).episodes} == {""}
+
+
 def test_info_says_what_is_there(root):
     info = json.loads((root / "meta/info.json").read_text())
     assert info["total_episodes"] == 6 and info["total_frames"] == sum(LENGTHS) and info["total_tasks"] == 2

@@ -379,29 +379,20 @@ class ClipStream:
 
 
 def gather(config: DataConfig, split: str, limit: int | None, seed: int = 0, require_action: bool = False) -> Clip:
-    """An in-memory sample of a split, evenly spread over its tasks and episodes, in their order; the same every time.
+    """An in-memory sample of a split, evenly spread over its episodes and in their order; the same every time.
 
-    ``limit``: how many samples at most (None: every one of the split). Where that is fewer than the split has, about four
-    are taken from each of evenly spread stretches of video, which spares decoding. Raises LaminaError as
-    :class:`ClipStream` does, and if ``require_action`` and there are no actions.
+    ``limit``: how many samples at most (None: every one of the split). Where that is fewer than the split has, every task
+    gives equally many, as far as it has them, and about four are taken from each of evenly spread stretches of video,
+    which spares decoding. Raises LaminaError as :class:`ClipStream` does, and if ``require_action`` and there are no
+    actions.
     """
     plan = Plan(config, split)
     if require_action and plan.action is None:
         raise LaminaError(f"{_lacks_actions(plan)}; actions are needed here")
     segments = np.concatenate(plan.segments)
-    sizes = segments[:, 6] - segments[:, 5]
-    visited = np.arange(len(segments))
-    if limit is not None and limit < sizes.sum():
-        count = -(-limit // PER_STRETCH)
-        while sizes[visited := spread(len(segments), count)].sum() < limit:
-            count *= 2
-    ends = np.cumsum(sizes[visited])
-    picks = spread(int(ends[-1]), int(ends[-1]) if limit is None else limit)
     rows: list[tuple[Decoded, int]] = []
     bad: list[DecodeError] = []
-    for v, end in zip(visited.tolist(), ends.tolist(), strict=True):
-        begin = end - sizes[v]
-        here = picks[np.searchsorted(picks, begin) : np.searchsorted(picks, end)] - begin
+    for v, here in _choose(plan, segments, limit):
         try:
             decoded = decode_segment(plan, Segment(*segments[v].tolist()), np.random.default_rng([seed, 3, v]), here)
         except DecodeError as error:
@@ -419,7 +410,40 @@ def gather(config: DataConfig, split: str, limit: int | None, seed: int = 0, req
             if bad
             else LaminaError(f"{config.data[0]}: no {split} sample can be drawn, its frames are too far apart")
         )
-    return assemble(sorted(rows, key=lambda row: row[0].episode))  # a plan goes task by task
+    return assemble(rows)
+
+
+def _choose(
+    plan: Plan, segments: Int[np.ndarray, "n 7"], limit: int | None
+) -> Iterator[tuple[int, Int[np.ndarray, "m"]]]:
+    """Which segments :func:`gather` visits, and which of their samples it takes there, in the order of ``segments``."""
+    sizes = segments[:, 6] - segments[:, 5]
+    tasks = [plan.sources[s].episodes[e].task for s, e in segments[:, [0, 2]].tolist()]
+    chosen: dict[int, np.ndarray] = {}
+    groups = [np.flatnonzero(np.array(tasks) == task) for task in sorted(set(tasks))]
+    totals = [int(sizes[group].sum()) for group in groups]
+    for group, share in zip(groups, totals if limit is None else share_out(limit, totals), strict=True):
+        visited = group
+        if share < sizes[group].sum():
+            count = -(-share // PER_STRETCH)
+            while sizes[visited := group[spread(len(group), count)]].sum() < share:
+                count *= 2
+        ends = np.cumsum(sizes[visited])
+        picks = spread(int(ends[-1]), share) if len(visited) else visited
+        for v, end in zip(visited.tolist(), ends.tolist(), strict=True):
+            begin = end - sizes[v]
+            chosen[v] = picks[np.searchsorted(picks, begin) : np.searchsorted(picks, end)] - begin
+    return iter(sorted(chosen.items()))
+
+
+def share_out(limit: int, totals: Sequence[int]) -> list[int]:
+    """How many each gives so that together they give ``limit``, or all they have: equally many, as far as it has them."""
+    shares = [0] * len(totals)
+    left = limit
+    for waiting, n in enumerate(sorted(range(len(totals)), key=lambda n: totals[n])):
+        shares[n] = min(totals[n], left // (len(totals) - waiting))
+        left -= shares[n]
+    return shares
 
 
 def _lacks_actions(plan: Plan) -> str:

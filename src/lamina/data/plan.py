@@ -219,14 +219,11 @@ class Plan:
                 raise LaminaError(f"{roots}: has no task '{task}'; it has: {'; '.join(there) or 'none'}")
 
     def _segments(self, number: int) -> Int[np.ndarray, "n 7"]:
-        """The segments of one source, task by task, so that what is evenly spread over them is so over tasks.
-
-        Raises LaminaError if no episode of the split has room for a sample.
-        """
+        """The segments of one source. Raises LaminaError if no episode of the split has room for a sample."""
         source, config = self.sources[number], self.config
         rows: list[Segment] = []
         spans = short = 0
-        for n, episode in sorted(enumerate(source.episodes), key=lambda item: item[1].task):
+        for n, episode in enumerate(source.episodes):
             if config.tasks and episode.task not in config.tasks:
                 continue
             for split, first, end in episode.splits:
