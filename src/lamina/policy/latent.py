@@ -12,86 +12,23 @@ are therefore never encoded again when the context slides.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Complex, Float, Int, Shaped, UInt8
+from jaxtyping import Complex, Float, Int, Shaped, UInt8
 from torch import Tensor
 
 from lamina.align import Translator, load_translator
 from lamina.errors import LaminaError
 from lamina.lam import LatentActionModel
+from lamina.policy.cache import Cache
+from lamina.policy.qwen import Stepper
 from lamina.policy.tokens import TokenModel, check_lam, load_tokens
 from lamina.shapes import to_float
 from lamina.worlds.base import Size
-
-EMPTY = -1  # the tag of a slot that holds nothing
-
-
-class Cache:
-    """Keys and values of the tokens that may still be seen, in slots of fixed place:
-
-        [generated codes, backwards | two latest observations | ring of retained observations | ring of code blocks]
-
-    ``tag`` [b s] is the frame that a slot's token belongs to, and says all about who may see it; rows may be at different frames.
-    """
-
-    def __init__(self, model: TokenModel, batch: int):
-        core, config = model.core.config, model.config
-        self.context, self.stride = config.context, config.stride
-        self.patches, self.slots = model.patches, model.slots
-        self.blocks = config.context  # the block of t - 1 still sees the one of t - context
-        self.retained = config.context // config.stride + 1
-        self.scratch = self.slots
-        self.ring = self.scratch + 2 * self.patches
-        self.codes = self.ring + self.retained * self.patches
-        self.size = self.codes + self.blocks * self.slots
-        weight = model.head.weight
-        shape = (core.layers, batch, core.kv_heads, self.size, core.head_dim)
-        self.keys, self.values = weight.new_zeros(shape), weight.new_zeros(shape)
-        self.tag = torch.full((batch, self.size), EMPTY, device=weight.device)
-        slot = torch.arange(self.size, device=weight.device)
-        self.keeps = slot >= self.ring
-        #: place of a code in its block; -1 for observations, which are seen whole
-        self.place = torch.where(slot >= self.codes, (slot - self.codes) % self.slots, -1)
-
-    def clear(self, rows: Sequence[int]) -> None:
-        self.tag[list(rows)] = EMPTY
-
-    def used(self, latest: int) -> int:
-        """The first slots, which are all that is in use if the row that is furthest is at frame ``latest``."""
-        return self.codes + min(latest, self.blocks) * self.slots
-
-    def take(self, t: Int[Tensor, "b"], block: bool) -> Int[Tensor, "b n"]:
-        """The slots of the code block of t - 1 (if ``block``) and of the observation of t, tagged."""
-        t = t.unsqueeze(1)
-        p = torch.arange(self.patches, device=t.device)
-        ring = self.ring + t // self.stride % self.retained * self.patches
-        where = torch.where(t % self.stride == 0, ring, self.scratch + t % 2 * self.patches) + p
-        self.tag.scatter_(1, where, t.expand_as(where))
-        if not block:
-            return where
-        j = torch.arange(self.slots, device=t.device)
-        before = self.codes + (t - 1).clamp_min(0) % self.blocks * self.slots + j
-        self.tag.scatter_(1, before, (t - 1).expand_as(before))
-        return torch.cat([before, where], dim=1)
-
-    def visible(self, t: Int[Tensor, "b"], used: int, block: bool) -> Bool[Tensor, "b n s"]:
-        """What the tokens of :meth:`take` may see of the slots between the generated codes and ``used``."""
-        here = slice(self.slots, used)
-        tag, keeps, place = self.tag[:, None, here], self.keeps[here], self.place[here]
-        t = t[:, None, None]
-
-        def past(now: Tensor) -> Tensor:
-            return (tag >= 0) & (tag < now) & (tag > now - self.context) & keeps
-
-        latest = (past(t) | (tag == t)).expand(-1, self.patches, -1)
-        if not block:
-            return latest
-        j = torch.arange(self.slots, device=t.device)[:, None]
-        return torch.cat([past(t - 1) | ((tag == t - 1) & (place <= j)), latest], dim=1)
 
 
 class LatentPolicy:
@@ -128,8 +65,12 @@ class LatentPolicy:
         self._check_translator()
         self.k = self.check_k(k if k is not None else tokens.slots)
         self.generator = torch.Generator(self.device).manual_seed(seed)
-        self.cache = Cache(tokens, batch)
-        core = tokens.core
+        core, c = tokens.core, tokens.config
+        width = (core.config.kv_heads, core.config.head_dim)
+        self.cache = Cache(
+            core.config.layers, batch, *width, tokens.patches, tokens.slots, c.context, c.stride, tokens.head.weight
+        )
+        self.step = Stepper(core)
         # Turns of the tokens from a block before a frame to a block after it, relative to the frame's first token.
         offsets = (
             torch.arange(-tokens.slots, tokens.patches + tokens.slots, dtype=torch.float64)[:, None] * core.frequency
@@ -285,7 +226,7 @@ class LatentPolicy:
         values = action.cpu().numpy()
         return values.astype(np.float32 if self.spec.continuous else np.int64)
 
-    def _rotation(self, t: Int[Tensor, "b"]) -> Complex[Tensor, "b n 1 e2"]:
+    def _rotation(self) -> Complex[Tensor, "b n 1 e2"]:
         """RoPE of the block before, the latest frame, and the block to come."""
         core = self.tokens.core
         angles = torch.from_numpy(self.t * self.tokens.each)[:, None] * core.frequency
@@ -294,45 +235,18 @@ class LatentPolicy:
 
     def _generate(self, x: Float[Tensor, "b n d"], k: int, block: bool) -> Int[Tensor, "b k"]:
         """Take the newest tokens into the cache and predict ``k`` codes; the other slots of the block are 0."""
-        tokens, cache, core = self.tokens, self.cache, self.tokens.core
-        t = torch.from_numpy(self.t).to(self.device)
-        used = cache.used(int(self.t.max()))
-        slots = tokens.slots
-        where = cache.take(t, block)[:, None, :, None]
-        visible = cache.visible(t, used, block)[:, None]
-        bias = torch.zeros(visible.shape, device=self.device).masked_fill_(~visible, -torch.inf)
-        rotation = self._rotation(t)
-        old = slice(slots, used)
-
-        def prefill(layer: int, q: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            keys, values = cache.keys[layer], cache.values[layer]
-            index = where.expand(-1, key.shape[1], -1, key.shape[3])
-            keys.scatter_(2, index, key)
-            values.scatter_(2, index, value)
-            mask = bias[:, :, -q.shape[2] :]
-            return F.scaled_dot_product_attention(q, keys[:, :, old], values[:, :, old], mask, enable_gqa=True)
-
-        begin = 0 if block else slots
-        hidden = core(x, rotation[:, begin : begin + x.shape[1]], prefill, slice(-1, None))
+        tokens, cache, slots = self.tokens, self.cache, self.tokens.slots
+        cache.begin(torch.from_numpy(self.t).to(self.device), int(self.t.max()), block)
+        rotation = self._rotation()
+        first = 0 if block else slots
+        hidden = tokens.core(x, rotation[:, first : slots + tokens.patches], cache.newest, slice(-1, None))
         codes = torch.zeros(self.batch, slots, dtype=torch.long, device=self.device)
-        codes[:, 0] = self._choose(hidden)
-        own = F.pad(bias[:, :, -1:], (slots, 0))
-        begin = slots + tokens.patches
+        code = codes[:, 0] = self._choose(hidden)
+        first = slots + tokens.patches
         for j in range(k - 1):
-            place = slots - 1 - j  # backwards, so that the slots in use stay side by side
-            seen, mask = slice(place, used), own[..., place:]
-
-            def decode(layer: int, q: Tensor, key: Tensor, value: Tensor, place=place, seen=seen, mask=mask) -> Tensor:
-                keys, values = cache.keys[layer], cache.values[layer]
-                keys[:, :, place], values[:, :, place] = key[:, :, 0], value[:, :, 0]
-                b, h, _, e = q.shape
-                grouped = q.reshape(b, keys.shape[1], h // keys.shape[1], e)
-                read = F.scaled_dot_product_attention(grouped, keys[:, :, seen], values[:, :, seen], mask)
-                return read.reshape(b, h, 1, e)
-
-            x = (tokens.code(codes[:, j]) + tokens.slot[j]).unsqueeze(1)
-            hidden = core(x, rotation[:, begin + j : begin + j + 1], decode)
-            codes[:, j + 1] = self._choose(hidden)
+            x = F.embedding(code, tokens.code.weight).add_(tokens.slot[j]).unsqueeze(1)
+            hidden = self.step(x, rotation[:, first + j], partial(cache.generated, j=j))
+            code = codes[:, j + 1] = self._choose(hidden)
         return codes
 
     def _choose(self, hidden: Float[Tensor, "b 1 d"]) -> Int[Tensor, "b"]:

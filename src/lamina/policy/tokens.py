@@ -82,7 +82,7 @@ class TokenConfig:
     grid: int = 4
     """patches along each side of a frame, where the picture can be cut that way; else the nearest number"""
     window: int | None = None
-    """frames of a training sample; derived: the context"""
+    """frames of a training sample, at least the stride; derived: the context"""
     width: int | None = None
     layers: int | None = None
     heads: int | None = None
@@ -105,8 +105,8 @@ class TokenConfig:
 
     @property
     def length(self) -> int:
-        """Frames of a training sample."""
-        return self.window or self.context
+        """Frames of a training sample. Samples begin at multiples of the stride, so shorter ones would miss some frames."""
+        return max(self.window or self.context, self.stride)
 
     def core(self) -> QwenConfig:
         size = SIZES[self.size]
