@@ -175,29 +175,23 @@ class Qwen(nn.Module):
 class Stepper:
     """One token a row through a :class:`Qwen` that no longer changes, for decoding: the same arithmetic in half the operations.
 
-    With one token an operation costs more than its arithmetic. Gains of the norms are multiplied into the weights that follow, queries and keys
-    are normalised and turned together, and a mean square is a product of matrices. Weights are copied: make a new one when they change.
+    With one token an operation costs more than its arithmetic. Gains of the norms are multiplied into the weights that follow,
+    queries and keys are normalised and turned together, and a mean square is a product of matrices. Weights are copied: make
+    a new one when they change.
     """
 
     def __init__(self, core: Qwen):
-        self.config = core.config
-        self.eps = core.norm.weight.new_tensor(core.config.eps)
-        self.layers = [
-            (
-                block.qkv.weight.detach() * block.norm1.weight.detach(),
-                torch.cat(
-                    [
-                        block.q_norm.weight.detach().expand(core.config.heads, -1),
-                        block.k_norm.weight.detach().expand(core.config.kv_heads, -1),
-                    ]
-                ),
-                block.out.weight.detach(),
-                block.gate_up.weight.detach() * block.norm2.weight.detach(),
-                block.down.weight.detach(),
-            )
-            for block in core.blocks
-        ]
+        self.config = c = core.config
+        self.eps = core.norm.weight.new_tensor(c.eps)
         self.gain = core.norm.weight.detach()
+        self.layers = [self._layer(block, c) for block in core.blocks]  # type: ignore[arg-type]
+
+    @staticmethod
+    @torch.no_grad()
+    def _layer(block: Block, c: QwenConfig) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        gain = torch.cat([block.q_norm.weight.expand(c.heads, -1), block.k_norm.weight.expand(c.kv_heads, -1)])
+        qkv, gate_up = block.qkv.weight * block.norm1.weight, block.gate_up.weight * block.norm2.weight
+        return qkv, gain, block.out.weight.detach(), gate_up, block.down.weight.detach()
 
     def normalised(self, x: Float[Tensor, "n 1 d"]) -> Float[Tensor, "n 1 d"]:
         """x / sqrt(mean(x^2) + eps)."""
