@@ -104,6 +104,8 @@ SHAPES = [
     (dataclasses.replace(SMALL, context=7, stride=1), 1),
     (dataclasses.replace(SMALL, context=8, stride=4, grid=1, kv_heads=2, layers=3), 2),
     (dataclasses.replace(SMALL, context=9, stride=4, layers=1), 3),
+    (dataclasses.replace(SMALL, context=8, stride=3, layers=4, local=2), 2),
+    (dataclasses.replace(SMALL, context=7, stride=2, layers=3, local=4), 2),
 ]
 
 

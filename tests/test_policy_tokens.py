@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from parallel import options
 from planted import FPS, write_planted
 from processes import dies_in, in_child
+from qwen3 import qwen3
 from safetensors.torch import load_file
 
 import lamina.policy.windows
@@ -67,48 +68,6 @@ def window(batch: int, frames: int, seed: int = 0, slots: int = SLOTS, codes: in
 
 
 # ------------------------------------------------------------------------------------------------------- the transformer
-
-
-def qwen3(core: Qwen, table: torch.Tensor, head: torch.Tensor):
-    """The same weights in transformers' Qwen3, whose RoPE turns channels (i, i + e/2) where ours turns (2i, 2i + 1)."""
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
-    c = core.config
-    config = Qwen3Config(
-        vocab_size=len(table), hidden_size=c.width, intermediate_size=c.hidden, num_hidden_layers=c.layers,
-        num_attention_heads=c.heads, num_key_value_heads=c.kv_heads, head_dim=c.head_dim, rms_norm_eps=c.eps,
-        rope_parameters={"rope_type": "default", "rope_theta": c.theta}, tie_word_embeddings=False,
-        attn_implementation="eager",
-    )  # fmt: skip
-    model = Qwen3ForCausalLM(config).eval()
-    apart = torch.cat([torch.arange(0, c.head_dim, 2), torch.arange(1, c.head_dim, 2)])
-
-    def reorder(rows: torch.Tensor) -> torch.Tensor:
-        return rows.unflatten(0, (-1, c.head_dim))[:, apart].flatten(0, 1)
-
-    state = {"model.embed_tokens.weight": table, "lm_head.weight": head, "model.norm.weight": core.norm.weight}
-    for n, block in enumerate(core.blocks):
-        sizes = [c.heads * c.head_dim, c.kv_heads * c.head_dim, c.kv_heads * c.head_dim]
-        q, k, v = block.qkv.weight.split(sizes)
-        gate, up = block.gate_up.weight.chunk(2)
-        state |= {
-            f"model.layers.{n}.{name}.weight": value
-            for name, value in {
-                "self_attn.q_proj": reorder(q),
-                "self_attn.k_proj": reorder(k),
-                "self_attn.v_proj": v,
-                "self_attn.o_proj": block.out.weight,
-                "self_attn.q_norm": block.q_norm.weight[apart],
-                "self_attn.k_norm": block.k_norm.weight[apart],
-                "mlp.gate_proj": gate,
-                "mlp.up_proj": up,
-                "mlp.down_proj": block.down.weight,
-                "input_layernorm": block.norm1.weight,
-                "post_attention_layernorm": block.norm2.weight,
-            }.items()
-        }
-    model.load_state_dict(state)
-    return model
 
 
 @pytest.fixture(scope="module")
@@ -211,13 +170,15 @@ def test_the_mask_is_the_rule(frames, patches, slots, context, stride):
 
 
 @torch.no_grad()
-def test_the_hidden_states_are_those_of_one_long_masked_sequence():
-    """The model against the plainest possible forward: dense mask, all rows, weights of the same blocks."""
-    model, data = small(), window(2, 11)
+@pytest.mark.parametrize(("layers", "local", "spans"), [(2, None, (6, 6)), (5, 2, (2, 6, 2, 2, 6)), (3, 9, (6, 6, 6))])
+def test_the_hidden_states_are_those_of_one_long_masked_sequence(layers, local, spans):
+    """The model against the plainest possible forward: dense masks, all rows, weights of the same blocks."""
+    model, data = small(dataclasses.replace(SMALL, layers=layers, local=local)), window(2, 11)
+    assert model.config.spans == spans
     x = torch.cat([torch.stack([model.observe(f) for f in data.frames]), model.embed(data.codes)], 2).flatten(1, 2)
-    mask = visible(11, model.patches, SLOTS, 6, 3)
 
     def attend(layer, q, k, v):
+        mask = visible(11, model.patches, SLOTS, spans[layer], 3)
         return F.scaled_dot_product_attention(q, k, v, mask, enable_gqa=True)
 
     hidden = model.core(x, model.core.rotation(torch.arange(x.shape[1])), attend).unflatten(1, (11, -1))
@@ -652,7 +613,9 @@ def test_a_damaged_token_model_is_refused(run):
         load_tokens(folder)
 
 
-@pytest.mark.parametrize("changes", [{"size": "huge"}, {"context": 0}, {"stride": 0}, {"grid": 0}, {"window": 0}])
+@pytest.mark.parametrize(
+    "changes", [{"size": "huge"}, {"context": 0}, {"stride": 0}, {"grid": 0}, {"window": 0}, {"local": 0}]
+)
 def test_settings_that_make_no_sense_are_refused(changes):
     with pytest.raises(LaminaError):
         TokenConfig(**changes)

@@ -65,11 +65,16 @@ class LatentPolicy:
         self._check_translator()
         self.k = self.check_k(k if k is not None else tokens.slots)
         self.generator = torch.Generator(self.device).manual_seed(seed)
-        core, c = tokens.core, tokens.config
-        width = (core.config.kv_heads, core.config.head_dim)
-        self.cache = Cache(
-            core.config.layers, batch, *width, tokens.patches, tokens.slots, c.context, c.stride, tokens.head.weight
-        )
+        core, spans = tokens.core, tokens.config.spans
+        #: one cache for the layers that see the whole context, one for those that see less, if there are any
+        self.caches = {
+            span: Cache(
+                spans.count(span), batch, core.config.kv_heads, core.config.head_dim,
+                tokens.patches, tokens.slots, span, tokens.config.stride, tokens.head.weight,
+            )
+            for span in sorted(set(spans))
+        }  # fmt: skip
+        self.layers = [(self.caches[span], spans[:layer].count(span)) for layer, span in enumerate(spans)]
         self.step = Stepper(core)
         # Turns of the tokens from a block before a frame to a block after it, relative to the frame's first token.
         offsets = (
@@ -130,7 +135,8 @@ class LatentPolicy:
             self.t[row], self.sizes[row] = 0, None
         with torch.inference_mode():
             self.previous[list(rows)] = 0
-            self.cache.clear(rows)
+            for cache in self.caches.values():
+                cache.clear(rows)
 
     def act(
         self, frame: UInt8[np.ndarray, "h w 3"], k: int | None = None, previous: Shaped[np.ndarray, "a"] | None = None
@@ -235,19 +241,29 @@ class LatentPolicy:
 
     def _generate(self, x: Float[Tensor, "b n d"], k: int, block: bool) -> Int[Tensor, "b k"]:
         """Take the newest tokens into the cache and predict ``k`` codes; the other slots of the block are 0."""
-        tokens, cache, slots = self.tokens, self.cache, self.tokens.slots
-        cache.begin(torch.from_numpy(self.t).to(self.device), int(self.t.max()), block)
+        tokens, slots = self.tokens, self.tokens.slots
+        t, latest = torch.from_numpy(self.t).to(self.device), int(self.t.max())
+        for cache in self.caches.values():
+            cache.begin(t, latest, block)
         rotation = self._rotation()
         first = 0 if block else slots
-        hidden = tokens.core(x, rotation[:, first : slots + tokens.patches], cache.newest, slice(-1, None))
+        hidden = tokens.core(x, rotation[:, first : slots + tokens.patches], self._newest, slice(-1, None))
         codes = torch.zeros(self.batch, slots, dtype=torch.long, device=self.device)
         code = codes[:, 0] = self._choose(hidden)
         first = slots + tokens.patches
         for j in range(k - 1):
             x = F.embedding(code, tokens.code.weight).add_(tokens.slot[j]).unsqueeze(1)
-            hidden = self.step(x, rotation[:, first + j], partial(cache.generated, j=j))
+            hidden = self.step(x, rotation[:, first + j], partial(self._generated, j))
             code = codes[:, j + 1] = self._choose(hidden)
         return codes
+
+    def _newest(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        cache, number = self.layers[layer]
+        return cache.newest(number, q, k, v)
+
+    def _generated(self, j: int, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        cache, number = self.layers[layer]
+        return cache.generated(number, q, k, v, j)
 
     def _choose(self, hidden: Float[Tensor, "b 1 d"]) -> Int[Tensor, "b"]:
         logits = self.tokens.head(hidden[:, -1])

@@ -12,6 +12,7 @@ at inference, and nothing that was encoded ever has to be encoded again.
 
 Deviations from the paper, which gives neither code nor the table of hyperparameters in our copy:
 - B.1 says which tokens a context has, not what a past block has seen. Here the hidden states of c_u have seen x_u, its latest frame then.
+- ``local`` (off by default) lets two layers of three see the last frames only, as Gemma's do: attention is what a decision costs most.
 - "Subsampled at stride 8" counts from the episode's start here. Counted back from t, the retained frames would change with every
   decision, and no cache could be kept.
 """
@@ -30,7 +31,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Complex, Float, Int, UInt8
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -49,6 +50,7 @@ from lamina.train import TrainConfig, Validation, World, fit
 
 FORMAT = 1  # of config.json and model.safetensors; raised when an old file can no longer be read
 STEM = 4  # stride of the convolution before the patches
+CHUNK = 8  # frames of a chunk of an attention plan
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,8 @@ class TokenConfig:
     """every how manieth observation stays in the context"""
     grid: int = 4
     """patches along each side of a frame, where the picture can be cut that way; else the nearest number"""
+    local: int | None = None
+    """frames that a layer sees, but for every third one, the last included; none: every layer sees the whole context"""
     window: int | None = None
     """frames of a training sample, at least the stride; derived: the context"""
     width: int | None = None
@@ -97,16 +101,22 @@ class TokenConfig:
     def __post_init__(self) -> None:
         if self.size not in SIZES:
             raise LaminaError(f"unknown size {self.size!r}: choose {', '.join(SIZES)}")
-        for name in ("context", "stride", "grid"):
-            if getattr(self, name) < 1:
-                raise LaminaError(f"--{name} must be at least 1, got {getattr(self, name)}")
-        if self.window is not None and self.window < 1:
-            raise LaminaError(f"--window must be at least 1, got {self.window}")
+        for name in ("context", "stride", "grid", "local", "window"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise LaminaError(f"--{name} must be at least 1, got {value}")
 
     @property
     def length(self) -> int:
         """Frames of a training sample. Samples begin at multiples of the stride, so shorter ones would miss some frames."""
         return max(self.window or self.context, self.stride)
+
+    @property
+    def spans(self) -> tuple[int, ...]:
+        """How many frames each layer sees."""
+        layers = self.core().layers
+        near = min(self.local or self.context, self.context)
+        return tuple(self.context if (layers - 1 - layer) % 3 == 0 else near for layer in range(layers))
 
     def core(self) -> QwenConfig:
         size = SIZES[self.size]
@@ -185,7 +195,7 @@ class TokenModel(nn.Module):
         nn.init.normal_(self.code.weight, std=0.02)
         self.head = nn.Linear(core.width, codebook_size, bias=False)
         nn.init.normal_(self.head.weight, std=0.02)
-        self._plans: dict[tuple[int, str], tuple[Plan, Plan, Tensor, Tensor]] = {}
+        self._plans: dict[tuple[int, str], tuple[list[Plan], Tensor, Tensor]] = {}
 
     @property
     def each(self) -> int:
@@ -202,34 +212,32 @@ class TokenModel(nn.Module):
         """The tokens of whole code blocks."""
         return self.code(codes) + self.slot
 
-    def plans(self, frames: int) -> tuple[Plan, Plan, Tensor, Tensor]:
-        """Of a sequence of ``frames`` frames: the plan of all tokens, the plan of those that predict, their places, and the rotation."""
+    def plans(self, frames: int) -> tuple[list[Plan], Int[Tensor, "n"], Complex[Tensor, "m 1 e2"]]:
+        """Of a sequence of ``frames`` frames: each layer's plan, the places of the tokens that predict, and the rotation.
+
+        In the last layer these are the only queries.
+        """
         device = self.head.weight.device
         key = (frames, str(device))
         if key not in self._plans:
-            c = self.config
-            mask = visible(frames, self.patches, self.slots, c.context, c.stride).to(device)
+            spans, stride = self.config.spans, self.config.stride
+            masks = {span: visible(frames, self.patches, self.slots, span, stride).to(device) for span in set(spans)}
             first = torch.arange(frames, device=device)[:, None] * self.each + self.patches - 1
             rows = (first + torch.arange(self.slots, device=device)).flatten()
+            made = {span: Plan.of(mask, CHUNK * self.each) for span, mask in masks.items()}
+            last = Plan.of(masks[spans[-1]][rows], CHUNK * self.slots)
             rotation = self.core.rotation(torch.arange(frames * self.each))
-            chunk = max(1, min(frames, 8))
-            self._plans[key] = (
-                Plan.of(mask, chunk * self.each),
-                Plan.of(mask[rows], chunk * self.slots),
-                rows,
-                rotation,
-            )
+            self._plans[key] = ([*(made[span] for span in spans[:-1]), last], rows, rotation)
         return self._plans[key]
 
     def forward(self, frames: UInt8[Tensor, "b t h w 3"], codes: Int[Tensor, "b t k"]) -> Float[Tensor, "b t k d"]:
         """The hidden state that predicts each code, for episodes (or windows of them) from a multiple of the stride on."""
         b, t = codes.shape[:2]
         x = torch.cat([self.observe(frames.flatten(0, 1)).unflatten(0, (b, t)), self.embed(codes)], dim=2).flatten(1, 2)
-        full, predicting, rows, rotation = self.plans(t)
-        last = self.core.config.layers - 1
+        plans, rows, rotation = self.plans(t)
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return (predicting if layer == last else full)(q, k, v)
+            return plans[layer](q, k, v)
 
         return self.core(x, rotation, attend, rows).unflatten(1, (t, self.slots))
 

@@ -21,6 +21,7 @@ WORLDS = {
     "deadly_corridor": "lamina.worlds.doom",
     "predict_position": "lamina.worlds.doom",
     "metaworld": "lamina.worlds.metaworld",
+    "gym": "lamina.worlds.gym",
     "cheetah": "lamina.worlds.cheetah",
 }
 # Worlds with the same actions, cameras and frame rate, collected into one dataset: each is a task of it.

@@ -72,7 +72,7 @@ NORMALIZED = tuple(world for world in SUITES["doom-suite"] if world != "deadly_c
 #: At cpu scale the decoder is a U-Net: a rectified flow needs more steps than two cores give.
 SETUPS = {
     "smoke": Setup(
-        "grid", 400, 0.15, {"size": "debug", "image": (32, 32), "slots": 4, "decoder": "unet"},
+        "doom-suite", 1500, 0.15, {"size": "debug", "image": (32, 32), "slots": 4, "decoder": "unet"},
         TrainConfig(steps=12, batch=16, lr=1e-3, device="cpu", checkpoint_every=12, validate_every=12),
         budgets=(1, 4), labels=48, curve=(24, 48), draws=1, heads=20,
         joint_labels=48, joint=TrainConfig(steps=4, batch=16, lr=3e-4, ema=0.0, device="cpu", checkpoint_every=4, validate_every=2),
@@ -83,7 +83,7 @@ SETUPS = {
     ),
     "cpu": Setup(
         "doom-suite", 32_000, 0.15, {"size": "tiny", "image": (32, 32), "slots": 16, "decoder": "unet"},
-        TrainConfig(steps=4800, batch=64, lr=2e-3, device="cpu", checkpoint_every=400, validate_every=400),
+        TrainConfig(steps=4000, batch=64, lr=2e-3, device="cpu", checkpoint_every=400, validate_every=400),
         budgets=(1, 4, 16), labels=128, curve=(32, 64, 128, 256, 512, 1024, 4096), draws=3, heads=600,
         joint_labels=1024, joint=TrainConfig(steps=400, batch=64, lr=3e-4, warmup=50, ema=0.0, device="cpu", checkpoint_every=100, validate_every=20),
         supervised=2000, decoded=512, source="deadly_corridor",
