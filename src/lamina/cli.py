@@ -29,6 +29,8 @@ lamina: latent actions from video without action labels
   lamina align RUN --data DATASET --labels 5%  tie them to real actions
   lamina label RUN DATA --out DATASET          write them as dataset columns
   lamina evaluate RUN --data DATASET           probes, verdict, RUN/report.html
+  lamina policy RUN --data PATH                predict the next latent action
+  lamina rollout RUN --world WORLD             let it decide, and count returns
   lamina reproduce CLAIM --scale cpu           test a claim (--list shows all)
 
 PATH is a folder of mp4/mkv/webm files or a LeRobot v3 dataset.
@@ -55,7 +57,7 @@ class Collect:
     """
 
     world: Positional[str]
-    """my_way_home, health_gathering, ..., grid, metaworld/TASK, cheetah"""
+    """doom-suite (nine tasks in one dataset), my_way_home, health_gathering, ..., grid, metaworld/TASK, cheetah, gym/ID"""
     out: Path
     frames: int | None = None
     """frames to collect (whole episodes); 3,000 if neither this nor --episodes is given"""
@@ -219,6 +221,68 @@ def evaluate(argv: Sequence[str], parse_only: bool = False) -> None:
     print(write_report(args.run))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """Train the token model that predicts a trained LAM's next latent action from frames alone -> RUN/policy.
+
+    Example: lamina policy runs/mine --data data/doom --steps 2000
+    """
+
+    run: Positional[Path]
+    data: str
+    """video folder or LeRobot dataset; actions are not read"""
+    camera: str | None = None
+
+
+def policy(argv: Sequence[str], parse_only: bool = False) -> None:
+    """``lamina policy RUN``."""
+    from lamina.policy.tokens import TokenConfig
+    from lamina.train import TrainConfig
+
+    command = _extended(Policy, tokens=TokenConfig(), train=TrainConfig(steps=2000, batch=16, lr=1e-3))
+    args = _parsed(command, argv, prog="lamina policy")
+    if parse_only:
+        return
+    from lamina.policy.tokens import train_tokens
+
+    print(train_tokens(args.run, args.data, args.tokens, args.train, args.camera))
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Let RUN decide in closed loop (model, policy and translator), or `expert`, or `random`, and count its returns.
+
+    Example: lamina rollout runs/mine --world doom-suite --k 4 --episodes 50 --out returns.json
+    """
+
+    agent: Positional[str]
+    """a run folder, or expert, or random"""
+    world: UseAppendAction[tuple[str, ...]]
+    """a world or a suite of them (doom-suite); repeat for more"""
+    k: int | None = None
+    """latent tokens generated for a decision; default: all"""
+    episodes: int = 50
+    """of each world"""
+    parallel: int = 8
+    """environments, each in a process of its own"""
+    seed: int = 0
+    temperature: float = 1.0
+    """of the generated tokens; 0 takes the most likely one"""
+    max_steps: int | None = None
+    """decisions after which an episode ends; default: the world's own bound"""
+    out: Path | None = None
+    """JSON record"""
+    device: str = "cpu"
+
+    def run(self) -> None:
+        from lamina.policy.rollout import rollout, table
+
+        options = {k: v for k, v in vars(self).items() if k not in ("agent", "world")}
+        print(table(rollout(self.agent, self.world, **options)))
+        if self.out:
+            print(self.out)
+
+
 @dataclass(frozen=True)
 class Reproduce:
     """Test a paper's claim, at a scale that fits this machine, and write one JSON record.
@@ -279,6 +343,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "align": align,
     "label": _plain(Label, "label"),
     "evaluate": evaluate,
+    "policy": policy,
+    "rollout": _plain(Rollout, "rollout"),
     "reproduce": _plain(Reproduce, "reproduce"),
 }
 

@@ -141,6 +141,26 @@ def rollout(
     return record
 
 
+def table(record: dict[str, Any]) -> str:
+    """A record as plain text: one line a world, and the means over worlds."""
+
+    def number(value: float | None, form: str) -> str:
+        return "-" if value is None else format(value, form)
+
+    lines = [f"{'world':<26}{'return':>10}{'+-':>8}{'expert':>9}{'random':>9}{'% expert':>10}{'0-100':>8}  lost"]
+    for name, w in record["worlds"].items():
+        cells = [number(w["mean"], ">10.2f"), number(w["standard_error"], ">8.2f")]
+        cells += [number(w[key], form).rjust(wide) for key, form, wide in _COLUMNS]
+        lines.append(f"{name:<26}{''.join(cells)}  {len(w['lost']) or ''}".rstrip())
+    means = "".join(number(record[key], form).rjust(wide) for key, form, wide in _COLUMNS[2:])
+    lines.append(f"{'mean':<62}{means}")
+    lines.append(f"0-100: random actions are 0, the expert is 100. {record['realtime']:.1f} times real time.")
+    return "\n".join(lines)
+
+
+_COLUMNS = (("expert", ".1f", 9), ("random", ".1f", 9), ("normalized", ".1f", 10), ("above_random", ".1f", 8))
+
+
 def summarize(returns: Sequence[float], reference: tuple[float, float] | None) -> dict[str, Any]:
     """Mean and standard error of returns, plain and against the ``reference`` returns of expert and random policy.
 

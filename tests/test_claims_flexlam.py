@@ -1,0 +1,111 @@
+"""Claims of FlexLAM: how labels are drawn, the rules that decide, and every experiment whole at smoke scale on the real suite."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from lamina import methods
+from lamina.claims import flexlam as paper
+from lamina.claims import reproduce
+from lamina.claims.experiment import Experiment
+from lamina.claims.figures import BarPlot, save
+from lamina.claims.flexlam import alignment, lab
+from lamina.claims.flexlam.lab import SETUPS, Labels, Lab, draw_labels, fixed, flex
+from lamina.claims.intervals import Interval
+from lamina.claims.record import read_record
+from lamina.lam import LAM
+from lamina.policy.tokens import TokenModel
+
+TASKS = ["shoot"] * 500 + ["walk"] * 40 + ["dodge"] * 60
+
+
+def test_labels_are_drawn_evenly_over_tasks_however_many_transitions_each_has() -> None:
+    rows = draw_labels(TASKS, Labels(60), seed=0)
+    assert Counter(TASKS[i] for i in rows) == {"shoot": 20, "walk": 20, "dodge": 20}
+    rows = draw_labels(TASKS, Labels(300), seed=0)  # one task has 40: the rest comes from the others
+    assert Counter(TASKS[i] for i in rows) == {"shoot": 200, "walk": 40, "dodge": 60}
+
+
+def test_few_labels_are_a_part_of_many_and_each_draw_is_another() -> None:
+    few, many = (set(draw_labels(TASKS, Labels(n, draw=1), seed=2).tolist()) for n in (30, 90))
+    other = set(draw_labels(TASKS, Labels(30, draw=2), seed=2).tolist())
+    assert few < many and len(few) == 30 and len(few & other) < 20
+
+
+def test_labels_of_one_task_come_from_it_alone() -> None:
+    rows = draw_labels(TASKS, Labels(25, tasks=("walk",)), seed=0)
+    assert {TASKS[i] for i in rows} == {"walk"} and len(rows.unique()) == 25
+
+
+def test_a_difference_counts_only_beyond_its_interval() -> None:
+    assert alignment.below([1.0, 1.1, 1.2], [1.2, 1.3, 1.41])  # differences about -0.2, all alike
+    assert not alignment.below([1.0, 1.1, 1.2], [1.4, 1.1, 1.1])
+    assert not alignment.below([1.0], [2.0])  # one seed decides nothing
+
+
+@pytest.mark.parametrize("scale", ["cpu", "gpu"])
+def test_only_the_bottleneck_rule_differs_between_the_rivals(scale: str) -> None:
+    """Same encoder, decoder, FSQ family and training; at the largest budget the same number of parameters but the null latent."""
+    setup = SETUPS[scale]
+    full = setup.budgets[-1]
+    with torch.device("meta"):
+        lams = {}
+        for model in (flex(0), *(fixed(k, 0) for k in setup.budgets)):
+            config = model.method.Config(**{**setup.options, **dict(model.options)})
+            lams[model.name, config.slots] = LAM(model.method.build(config))
+        ours, theirs = lams["flexlam", full], lams["fixed_k", full]
+        TokenModel(setup.tokens, ours.config.image, full, ours.bottleneck.codebook_size)  # type: ignore[arg-type]
+    assert ours.config.encoder == theirs.config.encoder and ours.config.decoder == theirs.config.decoder
+    assert {n: p.shape for n, p in ours.named_parameters()} == {n: p.shape for n, p in theirs.named_parameters()}
+    assert (ours.config.prefix, theirs.config.prefix) == ("uniform", "full")
+    assert all(lam.config.bottleneck == ours.config.bottleneck for lam in lams.values())
+    assert setup.options["slots"] == full
+
+
+def test_the_mean_over_tasks_does_not_depend_on_how_many_transitions_each_has(tmp_path: Path) -> None:
+    scores = lab.Scores({4: {"a": 1.0, "b": 3.0}}, {4: {"a": 0.5, "b": 0.5}}, 1.0)
+    assert scores.mean(4) == 2.0 and scores.mean(4, without=("a",)) == 3.0
+
+
+def test_bars_with_gaps_are_drawn_the_same_every_time(tmp_path: Path) -> None:
+    bars = {"frozen": [Interval(1.0, 0.9, 1.1), Interval(2.0, None, None)], "joint": [Interval(float("nan"), None, None)] * 2}
+    plot = BarPlot("t", "loss", ["IDM", "FlexLAM"], bars, {"random": Interval(0.5, None, None)})
+    assert save(plot, tmp_path / "a.svg").read_bytes() == save(plot, tmp_path / "b.svg").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One work folder for all: they share what they train."""
+    pytest.importorskip("vizdoom")
+    return tmp_path_factory.mktemp("claims")
+
+
+@pytest.mark.sim
+@pytest.mark.parametrize("claim", [claim.id for claim in paper.CLAIMS])
+def test_every_claim_runs_at_smoke_scale(claim: str, workdir: Path) -> None:
+    out = workdir / "records" / f"{claim.partition('/')[2]}.json"
+    record = read_record(reproduce(claim, "smoke", out, workdir=workdir, progress=lambda line: None))
+    assert record["holds"] is None and "decides nothing" in record["explanation"]
+    values = [v for method in record["metrics"].values() for metric in method.values() for v in metric["values"]]
+    assert values and all(v is not None for v in values), record["metrics"]
+    assert out.with_suffix(".svg").exists() or out.with_suffix(".png").exists()
+
+
+@pytest.mark.sim
+def test_a_second_claim_trains_nothing_twice_and_held_out_frames_stay_held_out(workdir: Path) -> None:
+    said: list[str] = []
+    laboratory = Lab(Experiment("smoke", (0,), workdir, said.append))
+    first, second = laboratory.run(flex(0)), laboratory.run(flex(0))
+    assert first == second and any("from the cache" in line for line in said)
+    assert json.loads((first / "config.json").read_text())["method"] == "flexlam"
+    train, test = (laboratory.latents(flex(0), split) for split in ("train", "test"))
+    assert not set(train.episode.tolist()) & set(test.episode.tolist())
+    assert len(set(laboratory.task_of(test))) == 9 and methods.names()
+    other = replace(laboratory.setup, collection=8)
+    assert Lab(laboratory.experiment, other).recipe != laboratory.recipe
