@@ -16,7 +16,7 @@ from lamina.claims import reproduce
 from lamina.claims.experiment import Experiment
 from lamina.claims.figures import BarPlot, save
 from lamina.claims.flexlam import alignment, lab
-from lamina.claims.flexlam.lab import SETUPS, Labels, Lab, draw_labels, fixed, flex
+from lamina.claims.flexlam.lab import SETUPS, Lab, Labels, draw_labels, fixed, flex
 from lamina.claims.intervals import Interval
 from lamina.claims.record import read_record
 from lamina.lam import LAM
@@ -74,7 +74,10 @@ def test_the_mean_over_tasks_does_not_depend_on_how_many_transitions_each_has(tm
 
 
 def test_bars_with_gaps_are_drawn_the_same_every_time(tmp_path: Path) -> None:
-    bars = {"frozen": [Interval(1.0, 0.9, 1.1), Interval(2.0, None, None)], "joint": [Interval(float("nan"), None, None)] * 2}
+    bars = {
+        "frozen": [Interval(1.0, 0.9, 1.1), Interval(2.0, None, None)],
+        "joint": [Interval(float("nan"), None, None)] * 2,
+    }
     plot = BarPlot("t", "loss", ["IDM", "FlexLAM"], bars, {"random": Interval(0.5, None, None)})
     assert save(plot, tmp_path / "a.svg").read_bytes() == save(plot, tmp_path / "b.svg").read_bytes()
 

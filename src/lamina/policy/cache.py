@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
+import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
-
-EMPTY = -1  # the tag of a slot that holds nothing; also the "frame" of the block before an episode, which is nothing
 
 
 class Cache:
-    """The last ``context`` frames in slots of fixed place, which are overwritten when they have left the context:
+    """The last ``context`` frames, each token in a slot that follows from its frame and is overwritten when that has left the context:
 
         [ codes being generated, backwards | two latest observations | ring of retained observations | ring of code blocks ]
 
-    ``tag`` [b s] is the frame that a slot's token belongs to. Together with the kind of the slot it says who may see the token
-    (:func:`lamina.policy.tokens.visible`). Keys are kept as they were turned by RoPE, at their place in the episode: the turn
-    between two tokens depends on their distance alone, so nothing has to change when the context slides.
+    So who may see what (:func:`lamina.policy.tokens.visible`) follows from the rows' frames alone, and a row that begins again at
+    frame 0 has forgotten everything. Keys are kept as RoPE turned them at their place in the episode: the turn between two tokens
+    depends on their distance alone, and nothing has to change when the context slides.
     """
 
     def __init__(
@@ -35,52 +32,55 @@ class Cache:
         like: Tensor,
     ):
         self.patches, self.slots, self.context, self.stride = patches, slots, context, stride
+        self.blocks = context  # the block of t - 1 still sees that of t - context
         self.retained = context // stride + 1
         self.scratch = slots
         self.ring = self.scratch + 2 * patches
         self.codes = self.ring + self.retained * patches
-        self.size = self.codes + context * slots  # the block of t - 1 still sees that of t - context
+        self.used = self.size = self.codes + self.blocks * slots
         shape = (layers, batch, kv_heads, self.size, head_dim)
         self.keys, self.values = like.new_zeros(shape), like.new_zeros(shape)
-        self.tag = torch.full((batch, self.size), EMPTY, device=like.device)
         self.bias = like.new_zeros(batch, 1, slots + patches, self.size)
-        self.keeps = torch.arange(self.size, device=like.device) >= self.ring
         later = torch.ones(slots, slots, dtype=torch.bool, device=like.device).triu(1)
-        self.within = like.new_zeros(slots, slots).masked_fill_(later, -torch.inf)  # a block's own codes
-        self.used = self.codes
+        self.within = like.new_zeros(slots, slots).masked_fill_(later, -torch.inf)  # of a block's own codes
 
-    def clear(self, rows: Sequence[int]) -> None:
-        """Forget these rows."""
-        self.tag[list(rows)] = EMPTY
+    def held(self, t: Int[np.ndarray, "b"]) -> Int[np.ndarray, "b n"]:
+        """The frame whose tokens lie in each scratch, ring and code block of a row at frame t; below 0: none."""
+        t = t[:, None]
+        scratch = t - (t - np.arange(2)) % 2
+        scratch = np.where(scratch % self.stride == 0, -1, scratch)  # those are in the ring
+        latest = t // self.stride
+        ring = (latest - (latest - np.arange(self.retained)) % self.retained) * self.stride
+        codes = t - 1 - (t - 1 - np.arange(self.blocks)) % self.blocks
+        return np.concatenate([scratch, ring, codes], axis=1)
 
-    def begin(self, t: Int[Tensor, "b"], latest: int, block: bool) -> None:
-        """Make room for the newest tokens: the code block of t - 1 (if ``block``) and the observation of t. ``latest``: max(t)."""
-        context, slots = self.context, self.slots
-        self.used = self.codes + min(latest, context) * slots  # slots beyond were never used
-        here = slice(slots, self.used)
-        t = t.unsqueeze(1)
+    def visible(self, held: Int[np.ndarray, "b n"], now: Int[np.ndarray, "b 1"]) -> Bool[np.ndarray, "b s"]:
+        """Which slots from the scratch on the tokens of frame ``now`` see, their own code block left out."""
+        kinds = [2, self.retained, self.blocks]
+        kept, code = np.repeat([False, True, True], kinds), np.repeat([False, False, True], kinds)
+        seen = (held >= 0) & (held > now - self.context) & ((held < now) & kept | (held == now) & ~code)
+        return np.repeat(seen, np.where(code, self.slots, self.patches), axis=1)[:, : self.used - self.slots]
 
-        def past(now: Tensor) -> Float[Tensor, "b 1 1 s"]:
-            tag = self.tag[:, here]
-            seen = (tag >= 0) & (tag < now) & (tag > now - context) & self.keeps[here]
-            return torch.where(seen, 0.0, -torch.inf)[:, None, None]
-
-        p = torch.arange(self.patches, device=t.device)
-        ring = self.ring + t // self.stride % self.retained * self.patches
-        where = torch.where(t % self.stride == 0, ring, self.scratch + t % 2 * self.patches) + p
+    def begin(self, t: Int[np.ndarray, "b"], block: bool) -> None:
+        """Make room for the newest tokens: the code block of t - 1 (if ``block``) and the observation of t."""
+        slots, patches, device = self.slots, self.patches, self.keys.device
+        self.used = self.codes + min(int(t.max()), self.blocks) * slots  # what lies beyond was never used
+        held, now = self.held(t), t[:, None]
+        before = self.codes + np.maximum(t - 1, 0) % self.blocks * slots
+        ring = self.ring + t // self.stride % self.retained * patches
+        latest = np.where(t % self.stride == 0, ring, self.scratch + t % 2 * patches)
+        seen = np.stack([self.visible(held, now - 1), self.visible(held, now)], axis=1)
+        rows = torch.from_numpy(np.where(seen, np.float32(0), np.float32(-np.inf))).to(device)[:, None]
+        bias = self.bias[..., slots : self.used]
+        bias[:, :, slots:] = rows[:, :, 1:]
+        where = latest[:, None] + np.arange(patches)
         if block:
-            j = torch.arange(slots, device=t.device)
-            before = self.codes + (t - 1).clamp_min(0) % context * slots + j
-            rows = self.bias[:, :, :slots, here]
-            rows.copy_(past(t - 1).masked_fill_((self.tag[:, here] == t - 1)[:, None, None], 0.0))  # and all of x_{t-1}
-            own = (before - slots)[:, None, None].expand(-1, 1, slots, -1)
-            rows.scatter_(3, own, self.within.expand(len(t), 1, -1, -1))
-            self.tag.scatter_(1, before, (t - 1).expand_as(before))
-        self.tag.scatter_(1, where, t.expand_as(where))
-        rows = self.bias[:, :, slots:, here]
-        rows.copy_(past(t).masked_fill_((self.tag[:, here] == t)[:, None, None], 0.0))
-        self.where = (torch.cat([before, where], dim=1) if block else where)[:, None, :, None]
-        self.seen = F.pad(rows[:, :, :1], (slots, 0))  # what the codes of t see, each other included
+            bias[:, :, :slots] = rows[:, :, :1]
+            for row, start in enumerate((before - slots).tolist()):
+                bias[row, 0, :slots, start : start + slots] = self.within
+            where = np.concatenate([before[:, None] + np.arange(slots), where], axis=1)
+        self.where = torch.from_numpy(where).to(device)[:, None, :, None]
+        self.seen = F.pad(rows[:, :, 1:], (slots, 0))  # what the codes of t see: each other too
 
     def newest(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Float[Tensor, "b h m e"]:
         """Take in keys and values [b g n e] of the newest tokens; what their last m queries read."""

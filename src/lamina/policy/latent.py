@@ -135,8 +135,6 @@ class LatentPolicy:
             self.t[row], self.sizes[row] = 0, None
         with torch.inference_mode():
             self.previous[list(rows)] = 0
-            for cache in self.caches.values():
-                cache.clear(rows)
 
     def act(
         self, frame: UInt8[np.ndarray, "h w 3"], k: int | None = None, previous: Shaped[np.ndarray, "a"] | None = None
@@ -242,9 +240,8 @@ class LatentPolicy:
     def _generate(self, x: Float[Tensor, "b n d"], k: int, block: bool) -> Int[Tensor, "b k"]:
         """Take the newest tokens into the cache and predict ``k`` codes; the other slots of the block are 0."""
         tokens, slots = self.tokens, self.tokens.slots
-        t, latest = torch.from_numpy(self.t).to(self.device), int(self.t.max())
         for cache in self.caches.values():
-            cache.begin(t, latest, block)
+            cache.begin(self.t, block)
         rotation = self._rotation()
         first = 0 if block else slots
         hidden = tokens.core(x, rotation[:, first : slots + tokens.patches], self._newest, slice(-1, None))

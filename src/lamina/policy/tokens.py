@@ -36,6 +36,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lamina import __version__
+from lamina.align import Best
 from lamina.draws import Draws
 from lamina.errors import LaminaError
 from lamina.files import disk_errors, sync, write_text
@@ -304,6 +305,7 @@ def code_book(model: LatentActionModel) -> int:
 def train_tokens(run: Path, path: str, config: TokenConfig, training: TrainConfig, camera: str | None = None) -> Path:
     """Train the token model of RUN's LAM on the frames of ``path``, without any action; returns RUN/policy.
 
+    What is kept is the average of the weights, or those of the lowest validation loss where that is lower still.
     RUN/policy/tokens/ keeps the encoded data for the next time, checkpoints/ and log.jsonl are the loop's, config.json (written last)
     and model.safetensors the result. Raises LaminaError for a LAM without a codebook, a policy that is there already without
     ``resume``, a resumed run with other settings, data that cannot be read.
@@ -344,12 +346,24 @@ def train_tokens(run: Path, path: str, config: TokenConfig, training: TrainConfi
         batch = training.batch // training.accumulate
         return WindowStream(steps, config.length, config.stride, batch, training.seed, shards, shard)
 
-    validate = validator(held)
-    state = fit(folder, tokens, token_losses, {"codes": 1.0}, open_stream, training, validate, "train tokens")
+    validate, best = validator(held), Best(folder / "best.safetensors")
+
+    def watch(current: TokenModel) -> Validation:
+        figures, told = validate(current)
+        if rank == 0:
+            best.offer(current, figures["codes"])
+        return figures, told
+
+    state = fit(folder, tokens, token_losses, {"codes": 1.0}, open_stream, training, watch, "train tokens")
     if rank == 0:
         tokens.load_state_dict(state)
         figures, _ = validate(tokens.eval())
-        note = {"data": path, "camera": camera, "steps": training.steps, "seed": training.seed, "validation": figures}
+        kept = "average" if training.ema else "last"
+        if best.loss < figures["codes"]:  # too many steps for so little data
+            best.restore(tokens)
+            figures, kept = validate(tokens)[0], "best"
+        note = {"data": path, "camera": camera, "steps": training.steps, "seed": training.seed}
+        note |= {"validation": figures, "kept": kept}
         save_tokens(folder, tokens, note)
     return folder
 
@@ -359,6 +373,7 @@ def _begin(folder: Path, settings: dict[str, Any], resume: bool) -> None:
     path = folder / "training.json"
     if not resume:  # what a killed run left
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        (folder / "best.safetensors").unlink(missing_ok=True)
     elif path.exists():
         try:
             before = json.loads(path.read_text())

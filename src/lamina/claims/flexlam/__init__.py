@@ -58,8 +58,9 @@ CLAIMS = (
         id="flexlam/joint-alignment",
         statement="Inverse dynamics can beat a frozen LAM; tuned jointly the order reverses, and FlexLAM gains most.",
         paper="Section 6.3: the order of the methods.",
-        decides="Held-out loss of inverse dynamics, Fixed-K and FlexLAM, frozen and joint, with the same labels: inverse dynamics leads the "
-        "frozen LAMs, joint FlexLAM leads inverse dynamics, FlexLAM gains more than Fixed-K; each paired over seeds.",
+        decides="Held-out loss of inverse dynamics, Fixed-K and FlexLAM, frozen and joint, with the same labels: inverse "
+        "dynamics leads the frozen LAMs, joint FlexLAM leads inverse dynamics, FlexLAM gains more than Fixed-K; each paired "
+        "over seeds.",
         run=alignment.joint_alignment,
         scales=SCALES,
     ),
@@ -76,7 +77,8 @@ CLAIMS = (
         id="flexlam/round-trip",
         statement="A latent action moves to another embodiment or scene, and back.",
         paper="Section 6.1, Fig. 6: pictures.",
-        decides="PSNR of the round trip is above copy-frame's and above that of another transition's latent, paired over seeds; and the picture.",
+        decides="PSNR of the round trip is above copy-frame's and above that of another transition's latent, paired over "
+        "seeds; and the picture.",
         run=pictures.round_trip,
         scales=SCALES,
     ),
@@ -84,7 +86,8 @@ CLAIMS = (
         id="flexlam/translator-conditioning",
         statement="The latent with the previous action beats the latent alone; adding the frame overfits few labels.",
         paper="Appendix D.1: the order of the translators.",
-        decides="Held-out loss of three translators on the same labels: with the previous action it is below both others, paired over seeds.",
+        decides="Held-out loss of three translators on the same labels: with the previous action it is below both others, "
+        "paired over seeds.",
         run=alignment.translator_conditioning,
         scales=SCALES,
     ),
@@ -92,8 +95,8 @@ CLAIMS = (
         id="flexlam/prefix-distribution",
         statement="Drawing short or long prefixes more often trades compression against detail.",
         paper="Appendix A.7: no figure.",
-        decides="Held-out loss for three p(k): the one biased short is best at k = 1 against the one biased long, and the other way round at "
-        "k = K, paired over seeds.",
+        decides="Held-out loss for three p(k): the one biased short is better at k = 1 than the one biased long, and the other "
+        "way round at k = K, paired over seeds.",
         run=alignment.prefix_distribution,
         scales=SCALES,
     ),

@@ -88,38 +88,36 @@ def label_scaling(experiment: Experiment) -> Outcome:
 def narrow_source(experiment: Experiment) -> Outcome:
     """Labels from one task, scored on all the others, against as many labels from all tasks (Fig. 4)."""
     lab = Lab(experiment)
-    source = lab.source()
-    narrow = budget_losses(lab, Labels(lab.setup.labels, tasks=(source,)), without=(source,))
-    wide = budget_losses(lab, Labels(lab.setup.labels), without=(source,))
-    ours, theirs = ({**narrow[i]} for i in (0, 1))
-    last = lab.setup.budgets[-1]
-    loose, ours_loose = f"Fixed-K{last}", f"FlexLAM@{last}"
-    harm = {
-        name: [n - w for n, w in zip({**ours, **theirs}[name], {**wide[0], **wide[1]}[name], strict=True)]
-        for name in {**ours, **theirs}
-    }
-    holds = below(ours[ours_loose], theirs[loose]) and below(harm[ours_loose], harm[loose])
+    source, last = lab.source(), lab.setup.budgets[-1]
+    labels = Labels(lab.setup.labels, tasks=(source,))
+    narrow, wide = (_both(budget_losses(lab, x, (source,))) for x in (labels, Labels(lab.setup.labels)))
+    rise = {name: [n - w for n, w in zip(narrow[name], wide[name], strict=True)] for name in narrow}
+    ours, theirs = f"FlexLAM@{last}", f"Fixed-K{last}"
+    returns: Values = {ours: [], theirs: []}
+    for seed in experiment.seeds:
+        for name, model in ((ours, flex(seed)), (theirs, fixed(last, seed))):
+            returns[name].append(float(lab.returns(model, labels, last)["above_random"]))
     text = (
-        f"{lab.setup.labels} labels of '{source}' alone, loss on the other tasks: {told(ours)}; {told(theirs)}. "
-        f"Rise over as many labels from every task: {told(harm)}."
+        f"{labels.number} labels of '{source}' alone, loss on the other tasks: {told(narrow)}. "
+        f"Rise over as many labels from every task: {told(rise)}. "
+        f"Return on the other tasks, 0 = random and 100 = expert: {told(returns, 1)}."
     )
-    names = [*ours, *theirs]
+    named = {"loss, one task": narrow, "loss, all tasks": wide, "rise": rise, "above_random": returns}
     return Outcome(
-        metrics=as_metrics(
-            **{"loss, one task": {**ours, **theirs}, "loss, all tasks": {**wide[0], **wide[1]}, "rise": harm}
-        ),
-        holds=holds,
+        metrics=as_metrics(**named),
+        holds=below(narrow[ours], narrow[theirs]) and below(rise[ours], rise[theirs]),
         explanation=text,
         plot=BarPlot(
             "Labels from one task against labels from all",
             "held-out loss on the other tasks (nats)",
-            names,
-            {
-                "one task": [interval({**ours, **theirs}[n]) for n in names],
-                "all tasks": [interval({**wide[0], **wide[1]}[n]) for n in names],
-            },
+            list(narrow),
+            {"one task": [interval(v) for v in narrow.values()], "all tasks": [interval(v) for v in wide.values()]},
         ),
     )
+
+
+def _both(pair: tuple[Values, Values]) -> Values:
+    return {**pair[0], **pair[1]}
 
 
 def prefix_scaling(experiment: Experiment) -> Outcome:
@@ -218,13 +216,11 @@ def translator_conditioning(experiment: Experiment) -> Outcome:
         "z + previous action + observation": "latent+previous+observation",
     }
     losses: Values = {name: [] for name in what}
-    rise: Values = {name: [] for name in what}  # held-out loss above the loss on the labels that chose the checkpoint
     for seed in experiment.seeds:
         for name, condition in what.items():
             labels = Labels(lab.setup.labels, condition=condition)  # type: ignore[arg-type]
             losses[name].append(lab.losses(flex(seed), labels, (slots,))[slots])
     alone, previous, observed = losses.values()
-    del rise
     return Outcome(
         metrics=as_metrics(loss=losses),
         holds=below(previous, alone) and below(previous, observed),

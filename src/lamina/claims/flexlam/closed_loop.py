@@ -132,7 +132,7 @@ def token_budget(experiment: Experiment) -> Outcome:
 
 
 def latencies(timed: int) -> dict[str, float]:
-    """Milliseconds of a decision at K = 64, k = 4, 16, 64: mean of ``timed`` steady steps. Untrained weights take as long as trained ones."""
+    """Milliseconds of a decision at K = 64, k = 4, 16, 64, mean of ``timed`` steady steps; untrained weights take as long."""
     options = flexlam.Config(size="tiny", image=(64, 64), slots=64, decoder="unet")
     torch.manual_seed(0)
     model = LatentActionModel(flexlam.build(options)).eval()

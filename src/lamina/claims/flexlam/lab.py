@@ -58,7 +58,7 @@ class Setup:
     tokens: TokenConfig
     policy: TrainConfig  # of the token model
     worlds: tuple[str, ...]  # of the closed loop
-    episodes: int  # of each
+    episodes: int  # of each, for every seed; every seed has others
     parallel: int
     timed: int  # decisions whose latency is measured
     temperature: float = 1.0  # of the generated codes
@@ -84,18 +84,20 @@ SETUPS = {
     "cpu": Setup(
         "doom-suite", 32_000, 0.15, {"size": "tiny", "image": (32, 32), "slots": 16, "decoder": "unet"},
         TrainConfig(steps=4000, batch=64, lr=2e-3, device="cpu", checkpoint_every=400, validate_every=400),
-        budgets=(1, 4, 16), labels=128, curve=(32, 64, 128, 256, 512, 1024, 4096), draws=3, heads=600,
-        joint_labels=1024, joint=TrainConfig(steps=400, batch=64, lr=3e-4, warmup=50, ema=0.0, device="cpu", checkpoint_every=100, validate_every=20),
-        supervised=2000, decoded=512, source="deadly_corridor",
-        tokens=TokenConfig(size="tiny", context=16, stride=8),
-        policy=TrainConfig(steps=500, batch=16, lr=1e-3, warmup=50, ema=0.99, device="cpu", checkpoint_every=100, validate_every=100),
-        worlds=NORMALIZED, episodes=50, parallel=16, timed=100,
+        budgets=(1, 4, 16), labels=128, curve=(32, 128, 512, 2048), draws=3, heads=600,
+        joint_labels=1024,
+        joint=TrainConfig(steps=400, batch=64, lr=3e-4, warmup=50, ema=0.0, device="cpu", checkpoint_every=100, validate_every=20),
+        supervised=1500, decoded=512, source="deadly_corridor",
+        tokens=TokenConfig(size="tiny", width=96, layers=2, context=16, stride=8),
+        policy=TrainConfig(steps=250, batch=16, lr=1e-3, warmup=50, ema=0.99, device="cpu", checkpoint_every=100, validate_every=100),
+        worlds=NORMALIZED, episodes=17, parallel=16, timed=100,
     ),
     "gpu": Setup(
         "doom-suite", 800_000, 0.15, {"size": "small", "image": (64, 64), "slots": 64, "decoder": "flow"},
         TrainConfig(steps=60_000, batch=256, lr=3e-4, device="cuda", precision="bf16", compile=True, checkpoint_every=2000),
         budgets=(4, 16, 64), labels=3200, curve=(128, 512, 1024, 3200, 12_800, 51_200), draws=3, heads=2000,
-        joint_labels=3200, joint=TrainConfig(steps=4000, batch=256, lr=1e-4, ema=0.0, device="cuda", precision="bf16", checkpoint_every=1000),
+        joint_labels=3200,
+        joint=TrainConfig(steps=4000, batch=256, lr=1e-4, ema=0.0, device="cuda", precision="bf16", checkpoint_every=1000),
         supervised=20_000, decoded=2048, source="deadly_corridor",
         tokens=TokenConfig(size="small"),
         policy=TrainConfig(steps=30_000, batch=64, lr=3e-4, device="cuda", precision="bf16", checkpoint_every=2000),
@@ -394,8 +396,9 @@ class Lab:
         )
 
     def losses(self, model: Model, labels: Labels, ks: Sequence[int], without: Sequence[str] = ()) -> dict[int, float]:
-        """The held-out loss at each k: mean over tasks, then over the setup's draws of labels."""
-        every = [self.aligned(model, replace(labels, draw=d))[1] for d in range(self.setup.draws)]
+        """The held-out loss at each k: mean over tasks, then over the setup's draws of labels (one, if joint: each tunes a LAM)."""
+        draws = 1 if labels.joint else self.setup.draws
+        every = [self.aligned(model, replace(labels, draw=d))[1] for d in range(draws)]
         return {k: float(np.mean([scores.mean(k, without) for scores in every])) for k in ks}
 
 
