@@ -89,7 +89,7 @@ SETUPS = {
         joint=TrainConfig(steps=400, batch=64, lr=3e-4, warmup=50, ema=0.0, device="cpu", checkpoint_every=100, validate_every=20),
         supervised=1500, decoded=512, source="deadly_corridor",
         tokens=TokenConfig(size="tiny", width=96, layers=2, context=16, stride=8),
-        policy=TrainConfig(steps=250, batch=16, lr=1e-3, warmup=50, ema=0.99, device="cpu", checkpoint_every=100, validate_every=100),
+        policy=TrainConfig(steps=400, batch=16, lr=1e-3, warmup=50, ema=0.99, device="cpu", checkpoint_every=100, validate_every=100),
         worlds=NORMALIZED, episodes=17, parallel=16, timed=100,
     ),
     "gpu": Setup(
