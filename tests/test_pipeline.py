@@ -24,13 +24,16 @@ TRAIN = ["--image", "32", "32", "--size", "debug", "--slots", "4", "--decoder", 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset, a trained run and its translator."""
+    """A dataset, a trained run, its translator and its policy."""
     home = tmp_path_factory.mktemp("home")
     assert main(["collect", "grid", "--out", str(home / "data"), "--episodes", "12", "--size", "32", "32"]) == 0
     train = ["train", "flexlam", "--data", str(home / "data"), "--out", str(home / "run"), *TRAIN]
     assert main(train) == 0
     align = ["align", str(home / "run"), "--data", str(home / "data"), "--labels", "40", "--steps", "30"]
     assert main(align) == 0
+    policy = ["policy", str(home / "run"), "--data", str(home / "data"), "--size", "debug", "--context", "6", "--stride", "4",
+              "--steps", "6", "--batch", "4", "--checkpoint-every", "3", "--device", "cpu"]  # fmt: skip
+    assert main(policy) == 0
     return home
 
 
@@ -121,6 +124,45 @@ def test_evaluate_writes_verdict_controls_and_pictures(home: Path) -> None:
     assert "PSNR at k = 4" in (run / "model" / "README.md").read_text()
 
 
+def test_a_run_decides_in_closed_loop(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "returns.json"
+    call = [
+        "rollout",
+        str(home / "run"),
+        "--world",
+        "grid",
+        "--episodes",
+        "3",
+        "--parallel",
+        "2",
+        "--k",
+        "2",
+        "--out",
+        str(out),
+    ]
+    assert main(call) == 0
+    record = json.loads(out.read_text())
+    grid = record["worlds"]["grid"]
+    assert record["k"] == 2 and len(grid["returns"]) == len(grid["lengths"]) == 3 and not grid["lost"]
+    assert grid["mean"] == pytest.approx(np.mean(grid["returns"])) and "grid" in capsys.readouterr().out
+    assert main(call) == 0  # the same seed plays the same episodes
+    assert json.loads(out.read_text())["worlds"] == record["worlds"]
+
+
+def test_a_policy_of_another_model_is_refused(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(home / "run", run)
+    other = LatentActionModel.from_pretrained(str(run))
+    torch.manual_seed(1)
+    for weight in other.lam.encoder.parameters():
+        weight.data += 0.01 * torch.randn_like(weight)
+    shutil.rmtree(run / "model")
+    other.save_pretrained(run / "model")
+    assert main(["rollout", str(run), "--world", "grid", "--episodes", "1"]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("lamina: ") and "policy" in error
+
+
 def test_joint_alignment_moves_the_model(home: Path) -> None:
     run = home / "run"
     align = [
@@ -183,6 +225,13 @@ def spoil_version(run: Path) -> None:
         (["label", "{home}/run", "{home}/data", "--out", "{home}/data"], "{home}/data"),
         (["reproduce", "flexlam/prefix-scalin"], "flexlam/prefix-scaling"),
         (["reproduce", "flexlam/prefix-scaling", "--scale", "huge"], "huge"),
+        (["policy", "{tmp}/none", "--data", "{home}/data"], "{tmp}/none"),
+        (["policy", "{home}/run", "--data", "{home}/data"], "--resume"),
+        (["rollout", "{home}/run", "--world", "grid", "--k", "0"], "got 0"),
+        (["rollout", "{home}/run", "--world", "grid", "--k", "5"], "got 5"),
+        (["rollout", "{home}/run", "--world", "gird"], "gird"),
+        (["rollout", "{tmp}/none", "--world", "grid"], "{tmp}/none"),
+        (["rollout", "random", "--world", "grid", "--episodes", "0"], "episodes"),
         (["collect", "doomsday", "--out", "{tmp}/new"], "doomsday"),
     ],
 )
@@ -217,7 +266,9 @@ def test_debug_shows_the_traceback() -> None:
         main(["--debug", "train", "flexlm"])
 
 
-@pytest.mark.parametrize("command", ["collect", "train", "align", "label", "evaluate", "reproduce"])
+@pytest.mark.parametrize(
+    "command", ["collect", "train", "align", "label", "evaluate", "policy", "rollout", "reproduce"]
+)
 def test_every_command_has_an_example_in_its_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     try:
         main([command, "--help"])
