@@ -1,0 +1,138 @@
+"""How long a decision takes: for every k, and against the same weights driven through transformers' generate.
+
+    python bench/policy.py [--threads 1] [--sizes tiny small]          wall time: close everything else first
+
+Protocol of FlexLAM App. B.6: 20 decisions to warm up, 100 timed, batch 1, K = 64 slots, a full context of 34 frames, weights at random.
+A decision is everything from the uint8 frame to the action. The peer decides with the same LAM, observation tokens, codes and translator;
+its transformer is Qwen3ForCausalLM with the same weights, and generate with a static cache predicts the codes, greedily,
+    cached        the history lies in the static cache, which is set back after each decision; a context that slides, as ours does, is more
+                  than it can do: the keys that have left would have to go
+    from scratch  what generate does by itself: the whole context each time
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lamina import LatentActionModel, methods
+from lamina.align import Translator, TranslatorConfig
+from lamina.policy.latent import LatentPolicy
+from lamina.policy.tokens import TokenConfig, TokenModel
+from lamina.probes.latency import decision_latency
+from lamina.shapes import ActionSpec, to_float
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+SIDE, SLOTS = 64, 64
+WARMUP, TIMED, ROUNDS = 20, 100, 5
+
+
+def parts(size: str) -> tuple[LatentActionModel, TokenModel, Translator]:
+    """A FlexLAM, a token model and a translator of one size, weights at random."""
+    torch.manual_seed(0)
+    method = methods.load("flexlam")
+    model = LatentActionModel(method.build(method.Config(size=size, image=(SIDE, SIDE), slots=SLOTS)))
+    codes: int = model.lam.bottleneck.codebook_size  # type: ignore[assignment]
+    tokens = TokenModel(TokenConfig(size=size), (3, SIDE, SIDE), SLOTS, codes)  # type: ignore[arg-type]
+    translator = Translator(SLOTS * model.lam.dim, ActionSpec((18,)), TranslatorConfig(size=size))  # type: ignore[arg-type]
+    return model, tokens, translator
+
+
+class Peer:
+    """A decision through generate. The history is some context as long as ours when it is full."""
+
+    def __init__(self, model: LatentActionModel, tokens: TokenModel, translator: Translator):
+        from qwen3 import qwen3
+        from transformers import StaticCache
+
+        self.lam, self.tokens, self.translator = model.lam.eval(), tokens.eval(), translator.eval()
+        self.core = qwen3(tokens.core, tokens.code.weight, tokens.head.weight, "sdpa")
+        c = tokens.config
+        frames = range(1, c.context)  # the oldest of them is a multiple of the stride as often as not
+        length = (c.context - 2) * tokens.slots + sum(u % c.stride == 0 for u in frames) * tokens.patches
+        self.history = torch.randn(1, length, c.core().width)
+        self.full = length + 2 * tokens.slots + tokens.patches
+        self.cache = StaticCache(config=self.core.config, max_cache_len=self.full)
+        with torch.inference_mode():
+            self.core(inputs_embeds=self.history, past_key_values=self.cache, use_cache=True)
+        self.features: Tensor | None = None
+
+    @torch.inference_mode()
+    def act(self, frame: np.ndarray, k: int, cached: bool) -> np.ndarray:
+        lam, tokens = self.lam, self.tokens
+        picture = torch.from_numpy(frame)[None]
+        features = lam.encoder.embed(to_float(picture.permute(0, 3, 1, 2)))  # type: ignore[operator]
+        before = features if self.features is None else self.features
+        block = lam.bottleneck(lam.encoder.compare(before, features)).index  # type: ignore[operator]
+        self.features = features
+        context = torch.cat([self.history, tokens.embed(block), tokens.observe(picture)], dim=1)
+        options = {"max_new_tokens": k, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+        if cached:
+            for layer in self.cache.layers:
+                layer.cumulative_length.fill_(self.history.shape[1])
+            codes = self.core.generate(inputs_embeds=context, past_key_values=self.cache, **options)
+        else:
+            codes = self.core.generate(inputs_embeds=context, cache_implementation="static", **options)
+        assert codes.shape == (1, k)
+        filled = torch.zeros(1, tokens.slots, dtype=torch.long)
+        filled[:, :k] = codes
+        z = lam.prefix(lam.bottleneck.index_to_codes(filled).float(), k)  # type: ignore[operator]
+        action = self.translator.action
+        return action.read(self.translator(z, torch.zeros(1, action.spec.dim))).numpy()
+
+
+def milliseconds(work: Callable[[], object], times: int) -> list[float]:
+    """Of each of so many calls, after one that is not counted."""
+    taken = []
+    work()
+    for _ in range(times):
+        began = time.perf_counter()
+        work()
+        taken.append(1e3 * (time.perf_counter() - began))
+    return taken
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser()
+    arguments.add_argument("--threads", type=int, default=torch.get_num_threads())
+    arguments.add_argument("--sizes", nargs="+", default=["tiny", "small"])
+    arguments.add_argument("--ks", type=int, nargs="+", default=[1, 4, 16, 64])
+    options = arguments.parse_args()
+    torch.set_num_threads(options.threads)
+    print(f"{options.threads} thread(s), torch {torch.__version__}; ms a decision, mean (median)")
+    print(
+        f"{'size':<6} {'k':>3} {'lamina':>16} {'k = 64 / k':>10} {'generate, cached':>18} {'x':>6} {'from scratch':>16} {'x':>6}"
+    )
+    for size in options.sizes:
+        model, tokens, translator = parts(size)
+        policy, peer = LatentPolicy(model, tokens, translator), Peer(model, tokens, translator)
+        ours = decision_latency(policy, options.ks, WARMUP, TIMED)
+        frame = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
+        for k in sorted(options.ks):
+            # Ours once more, in turns with the peer: what else the machine does meets both.
+            again, cached, scratch = [], [], []
+            for _ in range(ROUNDS):
+                again += milliseconds(partial(policy.act, frame, k), TIMED // ROUNDS)
+                cached += milliseconds(partial(peer.act, frame, k, True), 4)
+                scratch += milliseconds(partial(peer.act, frame, k, False), 1)
+            mine = statistics.fmean(again)
+            row = ours["latency"][str(k)]
+            print(
+                f"{size:<6} {k:>3} {row['mean']:>8.2f} ({row['median']:.2f}) {ours['speedup'][str(k)]:>9.2f}x "
+                f"{statistics.fmean(cached):>9.2f} ({statistics.median(cached):.2f}) {statistics.fmean(cached) / mine:>5.1f}x "
+                f"{statistics.fmean(scratch):>9.2f} ({statistics.median(scratch):.2f}) {statistics.fmean(scratch) / mine:>5.1f}x",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
