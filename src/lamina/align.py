@@ -474,8 +474,8 @@ def train_joint(
 
     ``losses`` and ``weights`` are the method's own, on unlabelled pairs of ``video``. The labelled transitions need their frames.
     """
-    small = (dataclasses.replace(part, clip=None) for part in (train, held))
-    start, _ = train_translator(lam, *small, spec, config, quick(400, training.seed))
+    train_small, held_small = dataclasses.replace(train, clip=None), dataclasses.replace(held, clip=None)
+    start, _ = train_translator(lam, train_small, held_small, spec, config, quick(400, training.seed))
     joint = Joint(lam.requires_grad_(True), start)
     lam.prefix.null.requires_grad_(lam.config.prefix != "full")
 
