@@ -44,5 +44,5 @@ def write_planted(root: Path, episodes: int = 10, length: int = 30, seed: int = 
     with LeRobotWriter(root, FPS, features) as writer:
         for _ in range(episodes):
             actions, frames = episode(rng, length)
-            writer.add_episode({"action": actions}, {"observation.images.camera": frames})
+            writer.add_episode({"action": actions}, {"observation.images.camera": frames}, task="move the square")
     return root

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import math
@@ -45,7 +46,7 @@ from lamina.align import (
     train_translator,
     translator_losses,
 )
-from lamina.data import gather
+from lamina.data import gather, open_source
 from lamina.draws import Draws
 from lamina.errors import LaminaError
 from lamina.lam import LAM, Provenance
@@ -418,6 +419,15 @@ def test_alignment_can_read_the_observation_too(run, dataset):
     translator, note = load_translator(align(run, str(dataset), config, training(steps=2)))
     assert note["observation"] == note["latent"] == 15
     assert translator.mlp.inputs.in_features == 15 + 4 + 15
+
+
+def test_labels_can_come_from_one_task_and_evaluation_is_told(run, dataset):
+    (task,) = {episode.task for episode in open_source(dataset).episodes}
+    folder = align(run, str(dataset), dataclasses.replace(SMALL, tasks=(task,)), training(steps=2))
+    assert load_translator(folder)[1]["tasks"] == [task]
+    shutil.rmtree(folder)
+    with pytest.raises(LaminaError, match=task):  # those there are
+        align(run, str(dataset), dataclasses.replace(SMALL, tasks=("juggle",)), training(steps=2))
 
 
 def test_an_alignment_that_is_there_is_not_overwritten(run, dataset):

@@ -499,6 +499,8 @@ class AlignConfig:
     joint: bool = False
     """let the action loss update encoder and bottleneck too"""
     translator: TranslatorConfig = TranslatorConfig()
+    tasks: tuple[str, ...] = ()
+    """tasks that the labels come from; default: evenly from all"""
     camera: str | None = None
     action: str = "action"
 
@@ -524,7 +526,7 @@ def align(
     """
     folder = run / ("joint" if config.joint else "translator")
     model = LatentActionModel.from_pretrained(str(run))
-    data = probe_data(model, path, config.camera, config.action)
+    data = dataclasses.replace(probe_data(model, path, config.camera, config.action), tasks=config.tasks)
     number = parse_labels(config.labels, count_transitions(data, "train"))
     if (folder / "translator.json").exists() and not training.resume:
         raise LaminaError(f"{folder}: aligned already; add --resume to go on, or delete that folder")
@@ -542,7 +544,7 @@ def align(
     if config.joint:
         if losses is None or weights is None:
             raise LaminaError("joint alignment needs the method's own losses")
-        video = dataclasses.replace(data, gap=model.provenance.gap_seconds)
+        video = dataclasses.replace(data, gap=model.provenance.gap_seconds, tasks=())
         translator, loss = train_joint(
             model.lam, train, held, spec, config.translator, training, losses, weights, video, scratch
         )
@@ -551,7 +553,16 @@ def align(
             model.lam, train_small, held_small, spec, config.translator, training, scratch
         )
     note = note_of(
-        items, spec, config.translator, path, training.seed, training.steps, loss, config.camera, config.action
+        items,
+        spec,
+        config.translator,
+        path,
+        training.seed,
+        training.steps,
+        loss,
+        config.camera,
+        config.action,
+        config.tasks,
     )
     if config.joint:
         model.save_pretrained(folder / "model")
@@ -569,6 +580,7 @@ def note_of(
     validation: float,
     camera: str | None = None,
     action: str = "action",
+    tasks: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     """What translator.json says of a translator that was trained on ``items``."""
     return {
@@ -576,6 +588,7 @@ def note_of(
         "data": data,
         "camera": camera,
         "action": action,
+        "tasks": list(tasks),
         "labels": len(items),
         "label_episodes": len(items.episode.unique()),
         "spec": dataclasses.asdict(spec),

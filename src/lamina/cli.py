@@ -85,6 +85,8 @@ class Train:
     """shortest and longest time between the two frames of a pair, seconds"""
     camera: str | None = None
     """camera of a LeRobot dataset; default: its first; "all": each is a view of its own"""
+    tasks: tuple[str, ...] = ()
+    """only episodes of these tasks of a LeRobot dataset; default: all"""
     shuffle: int = 2048
     """samples of the shuffle buffer"""
     workers: int = 1
@@ -117,7 +119,7 @@ def train(argv: Sequence[str], parse_only: bool = False) -> None:
 
     data = DataConfig(
         tuple(args.data), args.method.image, args.method.frames, tuple(args.gap), args.camera,
-        shuffle=args.shuffle, workers=args.workers, max_bad=args.max_bad,
+        tasks=tuple(args.tasks), shuffle=args.shuffle, workers=args.workers, max_bad=args.max_bad,
     )  # fmt: skip
     plan = recipe(argv[0], method, args.method)
     if World.here().rank == 0:

@@ -215,7 +215,8 @@ def translator_probes(
         scores += score_translator(
             head, joint.lam.prefix, labelled(joint.lam, test), prefixes, f"{name}, joint", "model"
         )
-    labelled_data = probe_data(model, note["data"], note["camera"], note["action"])
+    tasks = tuple(note.get("tasks", ()))
+    labelled_data = dataclasses.replace(probe_data(model, note["data"], note["camera"], note["action"]), tasks=tasks)
     labels = gather(labelled_data, "train", note["labels"], seed=note["seed"], require_action=True)
     scores += controls(model.lam, labels, test, spec, TranslatorConfig(**note["config"]), note["seed"], note["steps"])
     return scores, note
