@@ -355,6 +355,14 @@ def test_batches_that_do_not_fit_are_refused():
             LatentPolicy(model, tokens, translator, **settings)
 
 
+def test_a_damaged_model_gives_no_action():
+    model, tokens, translator = parts(spec=MIXED)
+    with torch.no_grad():
+        model.lam.prefix.null[0] = torch.nan
+    with pytest.raises(LaminaError, match="not finite"):
+        LatentPolicy(model, tokens, translator, k=2).act(film(1)[0, 0])
+
+
 # ---------------------------------------------------------------------------------------------------------- run folders
 
 

@@ -55,10 +55,10 @@ class Cache:
         return np.concatenate([scratch, ring, codes], axis=1)
 
     def visible(self, held: Int[np.ndarray, "b n"], now: Int[np.ndarray, "b 1"]) -> Bool[np.ndarray, "b s"]:
-        """Which slots from the scratch on the tokens of frame ``now`` see, their own code block left out."""
+        """Which slots from the scratch on the tokens of frame ``now`` see; of their own code block, all."""
         kinds = [2, self.retained, self.blocks]
         kept, code = np.repeat([False, True, True], kinds), np.repeat([False, False, True], kinds)
-        seen = (held >= 0) & (held > now - self.context) & ((held < now) & kept | (held == now) & ~code)
+        seen = (held >= 0) & (held > now - self.context) & ((held < now) & kept | (held == now))
         return np.repeat(seen, np.where(code, self.slots, self.patches), axis=1)[:, : self.used - self.slots]
 
     def begin(self, t: Int[np.ndarray, "b"], block: bool) -> None:

@@ -54,12 +54,8 @@ class LatentPolicy:
                 f"a policy needs a batch of at least 1 and a temperature of at least 0, got {batch} and {temperature}"
             )
         self.lam, self.tokens, self.translator = model.lam.eval(), tokens.eval(), translator.eval()
-        self.spec, self.image, self.batch, self.temperature = (
-            translator.action.spec,
-            model.config.image,
-            batch,
-            temperature,
-        )
+        self.spec, self.image = translator.action.spec, model.config.image
+        self.batch, self.temperature = batch, temperature
         self.decision_seconds = tokens.decision_seconds
         self.device = tokens.head.weight.device
         self._check_translator()
@@ -77,10 +73,9 @@ class LatentPolicy:
         self.layers = [(self.caches[span], spans[:layer].count(span)) for layer, span in enumerate(spans)]
         self.step = Stepper(core)
         # Turns of the tokens from a block before a frame to a block after it, relative to the frame's first token.
-        offsets = (
-            torch.arange(-tokens.slots, tokens.patches + tokens.slots, dtype=torch.float64)[:, None] * core.frequency
-        )
-        self.turns = torch.polar(torch.ones_like(offsets), offsets)
+        offsets = torch.arange(-tokens.slots, tokens.each, dtype=torch.float64)
+        angles = offsets[:, None] * core.frequency
+        self.turns = torch.polar(torch.ones_like(angles), angles)
         self.t = np.zeros(batch, np.int64)
         with torch.inference_mode():
             self.previous = torch.zeros(batch, self.spec.dim, device=self.device)
@@ -170,8 +165,8 @@ class LatentPolicy:
         """The frames at the model's size. Raises LaminaError for another shape or dtype."""
         if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[0] != self.batch or frames.shape[3] != 3:
             raise LaminaError(
-                f"a policy for {self.batch} episode(s) reads uint8 frames of shape ({self.batch}, height, width, 3), got {frames.dtype} "
-                f"{frames.shape}"
+                f"a policy for {self.batch} episode(s) reads uint8 frames of shape ({self.batch}, height, width, 3), "
+                f"got {frames.dtype} {frames.shape}"
             )
         size = (frames.shape[1], frames.shape[2])
         for row, first in enumerate(self.sizes):
@@ -186,9 +181,8 @@ class LatentPolicy:
         pictures = torch.from_numpy(np.ascontiguousarray(frames)).to(self.device)
         if size != self.image[1:]:
             channels_first = pictures.permute(0, 3, 1, 2)
-            pictures = F.interpolate(channels_first, self.image[1:], mode="bilinear", antialias=True).permute(
-                0, 2, 3, 1
-            )
+            small = F.interpolate(channels_first, self.image[1:], mode="bilinear", antialias=True)
+            pictures = small.permute(0, 2, 3, 1)
         return pictures
 
     def _actions(self, actions: np.ndarray) -> Float[Tensor, "b a"]:
@@ -224,7 +218,12 @@ class LatentPolicy:
         observation = None
         if "observation" in self.translator.condition:  # as lamina.align.observe: the frame against itself
             observation = lam.bottleneck(lam.encoder.compare(features, features)).post.flatten(1)  # type: ignore[operator]
-        action = self.translator.action.read(self.translator(z, self.previous, observation))
+        output = self.translator(z, self.previous, observation)
+        if not bool(output.isfinite().all()):
+            raise LaminaError(
+                "the policy's output is not finite: its LAM, token model or translator is damaged; train that again"
+            )
+        action = self.translator.action.read(output)
         self.features, self.previous = features, action
         self.t += 1
         values = action.cpu().numpy()
@@ -266,6 +265,5 @@ class LatentPolicy:
         logits = self.tokens.head(hidden[:, -1])
         if self.temperature == 0:
             return logits.argmax(-1)
-        return torch.multinomial((logits.float() / self.temperature).softmax(-1), 1, generator=self.generator).squeeze(
-            1
-        )
+        share = (logits.float() / self.temperature).softmax(-1)
+        return torch.multinomial(share, 1, generator=self.generator).squeeze(1)
