@@ -28,7 +28,7 @@ from lamina import LatentActionModel, methods
 from lamina.align import Translator, TranslatorConfig
 from lamina.policy.latent import LatentPolicy
 from lamina.policy.tokens import TokenConfig, TokenModel
-from lamina.probes.latency import decision_latency
+from lamina.probes.latency import decision_times
 from lamina.shapes import ActionSpec, to_float
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -115,7 +115,8 @@ def main() -> None:
     for size in options.sizes:
         model, tokens, translator = parts(size)
         policy, peer = LatentPolicy(model, tokens, translator), Peer(model, tokens, translator)
-        ours = decision_latency(policy, options.ks, WARMUP, TIMED)
+        ours = decision_times(policy, options.ks, WARMUP, TIMED)
+        longest = statistics.fmean(ours[max(ours)])
         frame = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
         for k in sorted(options.ks):
             # Ours once more, in turns with the peer: what else the machine does meets both.
@@ -125,9 +126,9 @@ def main() -> None:
                 cached += milliseconds(partial(peer.act, frame, k, True), 4)
                 scratch += milliseconds(partial(peer.act, frame, k, False), 1)
             mine = statistics.fmean(again)
-            row = ours["latency"][str(k)]
+            mean, median = statistics.fmean(ours[k]), statistics.median(ours[k])
             print(
-                f"{size:<6} {k:>3} {row['mean']:>8.2f} ({row['median']:.2f}) {ours['speedup'][str(k)]:>9.2f}x "
+                f"{size:<6} {k:>3} {mean:>8.2f} ({median:.2f}) {longest / mean:>9.2f}x "
                 f"{statistics.fmean(cached):>9.2f} ({statistics.median(cached):.2f}) {statistics.fmean(cached) / mine:>5.1f}x "
                 f"{statistics.fmean(scratch):>9.2f} ({statistics.median(scratch):.2f}) {statistics.fmean(scratch) / mine:>5.1f}x",
                 flush=True,
