@@ -71,7 +71,7 @@ class Recorder(LatentPolicy):
         return super().act_batch(*args, **settings)
 
     def _choose(self, hidden):
-        self.seen[-1].append(self.tokens.head(hidden[:, -1]))
+        self.seen[-1].append(self.tokens.logits(hidden[:, -1]))
         return super()._choose(hidden)
 
     def logits(self, decision: int, row: int) -> torch.Tensor:
@@ -94,7 +94,7 @@ def from_scratch(
     block = torch.zeros(tokens.slots, dtype=torch.long)
     block[: len(chosen)] = chosen
     codes = torch.cat([realized(model, frames), block[None]]) if len(frames) > 1 else block[None]
-    return tokens.head(tokens(torch.from_numpy(frames)[None], codes[None])[0, -1])
+    return tokens.logits(tokens(torch.from_numpy(frames)[None], codes[None])[0, -1])
 
 
 SHAPES = [
@@ -139,7 +139,7 @@ def test_the_first_context_is_what_was_trained():
         policy.act(frame)
     first = torch.stack([policy.logits(t, 0)[0] for t in range(SMALL.context)])
     codes = torch.cat([realized(model, frames[:, 0]), torch.zeros(1, SLOTS, dtype=torch.long)])
-    trained = tokens.head(tokens(torch.from_numpy(frames[:, 0])[None], codes[None])[0, :, 0])
+    trained = tokens.logits(tokens(torch.from_numpy(frames[:, 0])[None], codes[None])[0, :, 0])
     torch.testing.assert_close(first, trained, atol=1e-5, rtol=1e-5)
 
 

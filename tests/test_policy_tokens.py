@@ -25,11 +25,14 @@ import lamina.policy.windows
 import lamina.train
 from lamina import LatentActionModel, methods
 from lamina.data import open_source
+from lamina.bottleneck import FSQ
 from lamina.draws import Draws
 from lamina.errors import LaminaError
 from lamina.lam import LAM, Provenance
 from lamina.policy.qwen import Plan, Qwen, QwenConfig, Stepper, causal
 from lamina.policy.tokens import (
+    FORMAT,
+    CodeTable,
     TokenConfig,
     TokenModel,
     check_lam,
@@ -263,15 +266,31 @@ def test_pictures_that_cannot_be_cut_are_refused():
 
 def test_a_model_that_knows_nothing_pays_the_log_of_the_codebook():
     model = small()
-    torch.nn.init.zeros_(model.head.weight)
+    torch.nn.init.zeros_(model.head.own)
     data = window(2, 5)
     torch.testing.assert_close(token_losses(model, data, Draws(0))["codes"], torch.full((2,), math.log(CODES)))
+
+
+def test_an_entry_is_its_own_vector_and_those_of_its_digits():
+    levels = (3, 2, 5)
+    table = CodeTable(30, 4, levels)
+    torch.nn.init.normal_(table.own)
+    values = FSQ(levels).index_to_codes(torch.arange(30)[:, None])[:, 0]  # [30 3]
+    vectors = table.digits.split(levels)
+    for entry in range(30):
+        digits = [int((values[:, i].unique() == values[entry, i]).nonzero()) for i in range(3)]
+        expected = table.own[entry] + sum(vectors[i][digit] for i, digit in enumerate(digits))
+        torch.testing.assert_close(table.weight[entry], expected)
+    plain = CodeTable(30, 4)
+    torch.testing.assert_close(plain.weight, plain.own)
+    with pytest.raises(LaminaError, match="30 codebook entries, not 31"):
+        CodeTable(31, 4, levels)
 
 
 @torch.no_grad()
 def test_the_loss_is_the_mean_over_valid_codes_and_padding_is_nothing():
     model, data = small(), window(2, 6)
-    logits = model.head(model(data.frames, data.codes)).log_softmax(-1)
+    logits = model.logits(model(data.frames, data.codes)).log_softmax(-1)
     nats = -logits.gather(-1, data.codes[..., None])[..., 0]  # [b t k]
     valid = torch.tensor([[True] * 6, [True] * 2 + [False] * 4])
     data = dataclasses.replace(data, valid=valid)
@@ -602,7 +621,7 @@ def test_a_damaged_token_model_is_refused(run):
         load_tokens(folder)
     save_tokens(folder, TokenModel(SMALL, IMAGE, 3, 4375), {})
     config = (folder / "config.json").read_text()
-    for text, word in (("{", "damaged"), (config.replace('"format": 1', '"format": 9'), "format 9"), ("{}", "damaged")):
+    for text, word in (("{", "damaged"), (config.replace(f'"format": {FORMAT}', '"format": 9'), "format 9"), ("{}", "damaged")):
         (folder / "config.json").write_text(text)
         with pytest.raises(LaminaError, match=word):
             load_tokens(folder)

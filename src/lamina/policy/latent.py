@@ -57,7 +57,7 @@ class LatentPolicy:
         self.spec, self.image = translator.action.spec, model.config.image
         self.batch, self.temperature = batch, temperature
         self.decision_seconds = tokens.decision_seconds
-        self.device = tokens.head.weight.device
+        self.device = tokens.place.device
         self._check_translator()
         self.k = self.check_k(k if k is not None else tokens.slots)
         self.generator = torch.Generator(self.device).manual_seed(seed)
@@ -66,12 +66,13 @@ class LatentPolicy:
         self.caches = {
             span: Cache(
                 spans.count(span), batch, core.config.kv_heads, core.config.head_dim,
-                tokens.patches, tokens.slots, span, tokens.config.stride, tokens.head.weight,
+                tokens.patches, tokens.slots, span, tokens.config.stride, tokens.place,
             )
             for span in sorted(set(spans))
         }  # fmt: skip
         self.layers = [(self.caches[span], spans[:layer].count(span)) for layer, span in enumerate(spans)]
         self.step = Stepper(core)
+        self.code, self.head = tokens.code.weight.detach(), tokens.head.weight.detach()
         # Turns of the tokens from a block before a frame to a block after it, relative to the frame's first token.
         offsets = torch.arange(-tokens.slots, tokens.each, dtype=torch.float64)
         angles = offsets[:, None] * core.frequency
@@ -248,7 +249,7 @@ class LatentPolicy:
         code = codes[:, 0] = self._choose(hidden)
         first = slots + tokens.patches
         for j in range(k - 1):
-            x = F.embedding(code, tokens.code.weight).add_(tokens.slot[j]).unsqueeze(1)
+            x = F.embedding(code, self.code).add_(tokens.slot[j]).unsqueeze(1)
             hidden = self.step(x, rotation[:, first + j], partial(self._generated, j))
             code = codes[:, j + 1] = self._choose(hidden)
         return codes
@@ -262,7 +263,7 @@ class LatentPolicy:
         return cache.generated(number, q, k, v, j)
 
     def _choose(self, hidden: Float[Tensor, "b 1 d"]) -> Int[Tensor, "b"]:
-        logits = self.tokens.head(hidden[:, -1])
+        logits = F.linear(hidden[:, -1], self.head)
         if self.temperature == 0:
             return logits.argmax(-1)
         share = (logits.float() / self.temperature).softmax(-1)

@@ -22,6 +22,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import shutil
 import time
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ from torch import Tensor, nn
 
 from lamina import __version__
 from lamina.align import Best
+from lamina.bottleneck import FSQ
 from lamina.draws import Draws
 from lamina.errors import LaminaError
 from lamina.files import disk_errors, sync, write_text
@@ -49,7 +51,7 @@ from lamina.shapes import to_float
 from lamina.sizes import SizeName
 from lamina.train import TrainConfig, Validation, World, fit
 
-FORMAT = 1  # of config.json and model.safetensors; raised when an old file can no longer be read
+FORMAT = 2  # of config.json and model.safetensors; raised when an old file can no longer be read
 STEM = 4  # stride of the convolution before the patches
 CHUNK = 8  # frames of a chunk of an attention plan
 
@@ -161,10 +163,40 @@ def visible(frames: int, patches: int, slots: int, context: int, stride: int) ->
     return past | own
 
 
+class CodeTable(nn.Module):
+    """One vector of ``width`` numbers for each of ``size`` codebook entries.
+
+    With the ``levels`` of an FSQ, an entry's vector is its own (which begins at 0) plus one for each of its digits: what is learned
+    of a digit serves all entries that share it, and thousands of entries are learned from few data.
+    """
+
+    entries: Tensor
+
+    def __init__(self, size: int, width: int, levels: tuple[int, ...] = ()):
+        super().__init__()
+        if levels and math.prod(levels) != size:
+            raise LaminaError(f"levels {levels} make {math.prod(levels)} codebook entries, not {size}")
+        if not levels:
+            self.own = nn.Parameter(torch.randn(size, width) * 0.02)
+            self.digits = None
+            return
+        self.own = nn.Parameter(torch.zeros(size, width))
+        self.digits = nn.Parameter(torch.randn(sum(levels), width) * 0.02)
+        # FSQ's digits, the first one changing fastest, as its index_to_codes reads them.
+        digits = [F.one_hot(torch.arange(size) // math.prod(levels[:i]) % n, n) for i, n in enumerate(levels)]
+        self.register_buffer("entries", torch.cat(digits, 1).float(), persistent=False)
+
+    @property
+    def weight(self) -> Float[Tensor, "n d"]:
+        """The table, computed anew at each call."""
+        return self.own if self.digits is None else torch.addmm(self.own, self.entries, self.digits)
+
+
 class TokenModel(nn.Module):
     """p(c_t | frames and codes so far). Frames uint8 [... h w 3]; codes [... k] are the LAM's codebook entries.
 
-    ``fingerprint`` says which LAM's codes these are (:func:`fingerprint`); "" = any (a model that was never trained).
+    ``levels``: of the codebook, where it is an FSQ's. ``fingerprint`` says which LAM's codes these are (:func:`fingerprint`); "" = any
+    (a model that was never trained).
     """
 
     def __init__(
@@ -175,9 +207,11 @@ class TokenModel(nn.Module):
         codebook_size: int,
         fingerprint: str = "",
         decision_seconds: float | None = None,
+        levels: tuple[int, ...] = (),
     ):
         super().__init__()
         self.config, self.image, self.slots, self.codebook_size = config, image, slots, codebook_size
+        self.levels = levels
         self.fingerprint, self.decision_seconds = fingerprint, decision_seconds
         channels = config.channels or SIZES[config.size].channels
         self.grid = patch_grid(image, config.grid)
@@ -191,11 +225,9 @@ class TokenModel(nn.Module):
         self.cell = cell
         self.patch = nn.Linear(channels * cell[0] * cell[1], core.width)
         self.place = position_embedding(self.patches, core.width)
-        self.code = nn.Embedding(codebook_size, core.width)
+        self.code = CodeTable(codebook_size, core.width, levels)
         self.slot = position_embedding(slots, core.width)
-        nn.init.normal_(self.code.weight, std=0.02)
-        self.head = nn.Linear(core.width, codebook_size, bias=False)
-        nn.init.normal_(self.head.weight, std=0.02)
+        self.head = CodeTable(codebook_size, core.width, levels)
         self._plans: dict[tuple[int, str], tuple[list[Plan], Tensor, Tensor]] = {}
 
     @property
@@ -211,14 +243,14 @@ class TokenModel(nn.Module):
 
     def embed(self, codes: Int[Tensor, "*b k"]) -> Float[Tensor, "*b k d"]:
         """The tokens of whole code blocks."""
-        return self.code(codes) + self.slot
+        return F.embedding(codes, self.code.weight) + self.slot
 
     def plans(self, frames: int) -> tuple[list[Plan], Int[Tensor, "n"], Complex[Tensor, "m 1 e2"]]:
         """Of a sequence of ``frames`` frames: each layer's plan, the places of the tokens that predict, and the rotation.
 
         In the last layer these are the only queries.
         """
-        device = self.head.weight.device
+        device = self.place.device
         key = (frames, str(device))
         if key not in self._plans:
             spans, stride = self.config.spans, self.config.stride
@@ -242,11 +274,15 @@ class TokenModel(nn.Module):
 
         return self.core(x, rotation, attend, rows).unflatten(1, (t, self.slots))
 
+    def logits(self, hidden: Float[Tensor, "*b d"]) -> Float[Tensor, "*b n"]:
+        """Of every codebook entry, unnormalised."""
+        return F.linear(hidden, self.head.weight)
+
     def cross_entropy(self, window: Window) -> Float[Tensor, "b t k"]:
         """-log p of each code, nats; 0 where the window is not valid."""
         hidden = self(window.frames, window.codes)[window.valid]
         nats = F.cross_entropy(
-            self.head(hidden).float().flatten(0, 1), window.codes[window.valid].flatten(), reduction="none"
+            self.logits(hidden).float().flatten(0, 1), window.codes[window.valid].flatten(), reduction="none"
         )
         every = nats.new_zeros(window.codes.shape)
         every[window.valid] = nats.view(-1, self.slots)
@@ -264,7 +300,7 @@ def validator(windows: Window, batch: int = 8) -> Any:
 
     @torch.no_grad()
     def validate(model: TokenModel) -> Validation:
-        device = model.head.weight.device
+        device = model.place.device
         parts = [
             Window(*(x[i : i + batch] for x in (windows.frames, windows.codes, windows.valid)))
             for i in range(0, len(windows), batch)
@@ -318,7 +354,9 @@ def train_tokens(run: Path, path: str, config: TokenConfig, training: TrainConfi
     print_of_lam = fingerprint(model.lam)
     image, slots = model.config.image, model.config.slots
     torch.manual_seed(training.seed)
-    tokens = TokenModel(config, image, slots, codebook_size, print_of_lam)
+    bottleneck = model.lam.bottleneck
+    levels = tuple(bottleneck.levels.tolist()) if isinstance(bottleneck, FSQ) else ()
+    tokens = TokenModel(config, image, slots, codebook_size, print_of_lam, levels=levels)
     rank = World.here().rank
     settings = json.loads(
         json.dumps(
@@ -396,6 +434,7 @@ def save_tokens(folder: Path, model: TokenModel, note: dict[str, Any]) -> None:
         "image": list(model.image),
         "slots": model.slots,
         "codebook_size": model.codebook_size,
+        "levels": list(model.levels),
         "fingerprint": model.fingerprint,
         "decision_seconds": model.decision_seconds,
         **note,
@@ -426,6 +465,7 @@ def load_tokens(folder: Path, lam: LAM | None = None) -> TokenModel:
             note["codebook_size"],
             note["fingerprint"],
             note["decision_seconds"],
+            tuple(note["levels"]),
         )
     except FileNotFoundError as error:
         raise LaminaError(f"{folder}: no token model here; train one first (lamina.policy.train_tokens)") from error

@@ -44,6 +44,7 @@ from lamina.worlds.base import Action, Observation, Size, World, resize
 from lamina.worlds.doom_experts import (
     FRAME_SKIP,
     Expert,
+    Thing,
     dodge,
     fight_to,
     go_to,
@@ -75,18 +76,6 @@ ACTIONS = {  # every scenario understands every action: a policy can be shared b
 NAMES = tuple(ACTIONS)
 PRESSED = tuple([float(button in ACTIONS[name]) for button in BUTTONS] for name in NAMES)
 PLAYER = 16.0  # map units: its radius
-
-
-@dataclass(frozen=True, eq=False)
-class Thing:
-    """An object of the game, and where the player sees it."""
-
-    name: str
-    position: np.ndarray  # map units [2]
-    velocity: np.ndarray  # map units a tic [2], mean of the last decision
-    distance: float  # map units
-    bearing: float  # degrees of [-180, 180), positive to the left
-    hostile: bool  # a living monster
 
 
 @dataclass(frozen=True)

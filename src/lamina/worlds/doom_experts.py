@@ -7,16 +7,42 @@ by others, as collecting does, never put them out of step.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 from jaxtyping import Float
 
-if TYPE_CHECKING:
-    from lamina.worlds.doom import Doom, Thing
 
-Expert = Callable[["Doom"], str]
+@dataclass(frozen=True, eq=False)
+class Thing:
+    """An object of the game, and where the player sees it."""
+
+    name: str
+    position: np.ndarray  # map units [2]
+    velocity: np.ndarray  # map units a tic [2], mean of the last decision
+    distance: float  # map units
+    bearing: float  # degrees of [-180, 180), positive to the left
+    hostile: bool  # a living monster
+
+
+class Doom(Protocol):
+    """What an expert may ask the engine (:class:`lamina.worlds.doom.Doom` answers)."""
+
+    turning: bool
+
+    def things(self) -> list[Thing]: ...
+    def enemies(self) -> list[Thing]: ...
+    def room(self, direction: np.ndarray) -> tuple[float, float]: ...
+    def time(self) -> int: ...
+    def armed(self) -> bool: ...
+    def velocity(self) -> np.ndarray: ...
+    def pose(self) -> tuple[float, float, float]: ...
+    def bearing_of_path(self, goals: tuple[str, ...], avoid: tuple[str, ...]) -> float: ...
+
+
+Expert = Callable[[Doom], str]
 
 FRAME_SKIP = 5  # tics that an action is held; Doom has 35 a second
 TURN = 8.79  # degrees turned by the first of several decisions to turn; those that follow it at once turn twice as much
