@@ -44,6 +44,7 @@ bench: $(BIN)/dev-is-here
 	$(BIN)/python bench/model.py
 	$(BIN)/python bench/pipeline.py
 	$(BIN)/python bench/memory.py
+	$(BIN)/python bench/policy.py
 
 clean:
 	rm -rf $(VENV) .venv-lerobot demo

@@ -89,18 +89,18 @@ def narrow_source(experiment: Experiment) -> Outcome:
     """Labels from one task, scored on all the others, against as many labels from all tasks (Fig. 4)."""
     lab = Lab(experiment)
     source, last = lab.source(), lab.setup.budgets[-1]
-    labels = Labels(lab.setup.labels, tasks=(source,))
+    labels, played = (Labels(number, tasks=(source,)) for number in (lab.setup.labels, lab.setup.played))
     narrow, wide = (_both(budget_losses(lab, x, (source,))) for x in (labels, Labels(lab.setup.labels)))
     rise = {name: [n - w for n, w in zip(narrow[name], wide[name], strict=True)] for name in narrow}
     ours, theirs = f"FlexLAM@{last}", f"Fixed-K{last}"
     returns: Values = {ours: [], theirs: []}
     for seed in experiment.seeds:
         for name, model in ((ours, flex(seed)), (theirs, fixed(last, seed))):
-            returns[name].append(float(lab.returns(model, labels, last)["above_random"]))
+            returns[name].append(float(lab.returns(model, played, last)["above_random"]))
     text = (
         f"{labels.number} labels of '{source}' alone, loss on the other tasks: {told(narrow)}. "
         f"Rise over as many labels from every task: {told(rise)}. "
-        f"Return on the other tasks, 0 = random and 100 = expert: {told(returns, 1)}."
+        f"Return on the other tasks with {played.number} labels, 0 = random and 100 = expert: {told(returns, 1)}."
     )
     named = {"loss, one task": narrow, "loss, all tasks": wide, "rise": rise, "above_random": returns}
     return Outcome(

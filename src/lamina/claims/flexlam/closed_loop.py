@@ -45,7 +45,8 @@ def matched_budget(experiment: Experiment) -> Outcome:
     lab = Lab(experiment)
     labels = Labels(lab.setup.labels)
     losses, rigid_losses = budget_losses(lab, labels)
-    returns, rigid_returns, percent = budget_returns(lab, labels)
+    played = Labels(lab.setup.played)
+    returns, rigid_returns, percent = budget_returns(lab, played)
     rivals: Values = {}
     for seed in experiment.seeds:
         for name, loss in lab.rivals(flex(seed), labels).items():
@@ -62,7 +63,7 @@ def matched_budget(experiment: Experiment) -> Outcome:
     text = (
         f"{labels.number} labels. Loss: {told(losses)}; {told(rigid_losses)}; FlexLAM minus Fixed-K {gap}. "
         f"Controls: {told(controls)}; supervised on every label {interval(bound).mean:.3f}. "
-        f"Return, 0 = random and 100 = expert: {told(returns, 1)}; {told(rigid_returns, 1)}. "
+        f"Return with {played.number} labels, 0 = random and 100 = expert: {told(returns, 1)}; {told(rigid_returns, 1)}. "
         f"FlexLAM wins beyond doubt in loss at k = {_list(wins_loss)}, in return at k = {_list(wins_return)}."
     )
     names = [f"k = {k}" for k in budgets]
@@ -77,7 +78,7 @@ def matched_budget(experiment: Experiment) -> Outcome:
         holds=wins_loss == list(budgets) and wins_return == list(budgets),
         explanation=text,
         plot=BarPlot(
-            f"Matched budgets, {labels.number} labels",
+            f"Matched budgets, {played.number} labels",
             "normalized return (random = 0, expert = 100)",
             names,
             {
@@ -96,7 +97,7 @@ def token_budget(experiment: Experiment) -> Outcome:
     """What a quarter of the tokens keeps of the return, and what it saves of the time of a decision (Table 2)."""
     lab = Lab(experiment)
     *_, quarter, full = lab.setup.budgets
-    labels = Labels(lab.setup.labels)
+    labels = Labels(lab.setup.played)
     returns: Values = {f"FlexLAM@{k}": [] for k in lab.setup.budgets}
     latency: Values = {}
     for seed in experiment.seeds:

@@ -47,6 +47,7 @@ class Setup:
     train: TrainConfig  # of every LAM
     budgets: tuple[int, ...]  # k of the matched-budget comparison; the last one is K
     labels: int  # scarce: half a percent of the training transitions
+    played: int  # labels of the translators that play: with the scarce ones every policy is at the level of random actions
     curve: tuple[int, ...]  # numbers of labels
     draws: int  # of labels; what is reported for a seed is their mean
     heads: int  # steps of a translator
@@ -61,7 +62,7 @@ class Setup:
     episodes: int  # of each, for every seed; every seed has others
     parallel: int
     timed: int  # decisions whose latency is measured
-    temperature: float = 1.0  # of the generated codes
+    temperature: float = 0.0  # of the generated codes
     collection: int = 7  # seed of the data
     split: str = "test"
 
@@ -74,7 +75,7 @@ SETUPS = {
     "smoke": Setup(
         "doom-suite", 1500, 0.15, {"size": "debug", "image": (32, 32), "slots": 4, "decoder": "unet"},
         TrainConfig(steps=12, batch=16, lr=1e-3, device="cpu", checkpoint_every=12, validate_every=12),
-        budgets=(1, 4), labels=48, curve=(24, 48), draws=1, heads=20,
+        budgets=(1, 4), labels=48, played=48, curve=(24, 48), draws=1, heads=20,
         joint_labels=48, joint=TrainConfig(steps=4, batch=16, lr=3e-4, ema=0.0, device="cpu", checkpoint_every=4, validate_every=2),
         supervised=10, decoded=32, source="deadly_corridor",
         tokens=TokenConfig(size="debug", context=6, stride=4),
@@ -84,18 +85,18 @@ SETUPS = {
     "cpu": Setup(
         "doom-suite", 32_000, 0.15, {"size": "tiny", "image": (32, 32), "slots": 16, "decoder": "unet"},
         TrainConfig(steps=4000, batch=64, lr=2e-3, device="cpu", checkpoint_every=400, validate_every=400),
-        budgets=(1, 4, 16), labels=128, curve=(32, 128, 512, 2048), draws=3, heads=600,
+        budgets=(1, 4, 16), labels=128, played=2048, curve=(32, 128, 512, 2048), draws=3, heads=600,
         joint_labels=1024,
         joint=TrainConfig(steps=400, batch=64, lr=3e-4, warmup=50, ema=0.0, device="cpu", checkpoint_every=100, validate_every=20),
         supervised=1500, decoded=512, source="deadly_corridor",
         tokens=TokenConfig(size="tiny", width=96, layers=2, context=16, stride=8),
-        policy=TrainConfig(steps=400, batch=16, lr=1e-3, warmup=50, ema=0.99, device="cpu", checkpoint_every=100, validate_every=100),
+        policy=TrainConfig(steps=1000, batch=16, lr=3e-3, warmup=50, ema=0.99, device="cpu", checkpoint_every=100, validate_every=100),
         worlds=NORMALIZED, episodes=17, parallel=16, timed=100,
     ),
     "gpu": Setup(
         "doom-suite", 800_000, 0.15, {"size": "small", "image": (64, 64), "slots": 64, "decoder": "flow"},
         TrainConfig(steps=60_000, batch=256, lr=3e-4, device="cuda", precision="bf16", compile=True, checkpoint_every=2000),
-        budgets=(4, 16, 64), labels=3200, curve=(128, 512, 1024, 3200, 12_800, 51_200), draws=3, heads=2000,
+        budgets=(4, 16, 64), labels=3200, played=3200, curve=(128, 512, 1024, 3200, 12_800, 51_200), draws=3, heads=2000,
         joint_labels=3200,
         joint=TrainConfig(steps=4000, batch=256, lr=1e-4, ema=0.0, device="cuda", precision="bf16", checkpoint_every=1000),
         supervised=20_000, decoded=2048, source="deadly_corridor",
