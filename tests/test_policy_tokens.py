@@ -621,7 +621,11 @@ def test_a_damaged_token_model_is_refused(run):
         load_tokens(folder)
     save_tokens(folder, TokenModel(SMALL, IMAGE, 3, 4375), {})
     config = (folder / "config.json").read_text()
-    for text, word in (("{", "damaged"), (config.replace(f'"format": {FORMAT}', '"format": 9'), "format 9"), ("{}", "damaged")):
+    for text, word in (
+        ("{", "damaged"),
+        (config.replace(f'"format": {FORMAT}', '"format": 9'), "format 9"),
+        ("{}", "damaged"),
+    ):
         (folder / "config.json").write_text(text)
         with pytest.raises(LaminaError, match=word):
             load_tokens(folder)

@@ -288,6 +288,7 @@ SIMULATORS = [
     ("predict_position", 6, 60),
     ("metaworld/window-close-v3", 1, 90),
     ("cheetah", 1, 30),
+    ("cheetah/0.5,0.05", 1, 30),
 ]
 
 
@@ -300,7 +301,14 @@ def test_expert_beats_chance_and_the_seed_decides(name, episodes, steps, tmp_pat
             np.mean([sum(s.reward for s in islice(rollout(world, policy, 0, n), steps)) for n in range(episodes)])
             for policy in (world.expert, world.random)
         )
-        scale = {"my_way_home": 0.5, "basic": 100, "grid": 20, "metaworld/window-close-v3": 1, "cheetah": 10}
+        scale = {
+            "my_way_home": 0.5,
+            "basic": 100,
+            "grid": 20,
+            "metaworld/window-close-v3": 1,
+            "cheetah": 10,
+            "cheetah/0.5,0.05": 10,
+        }
         scale |= {"defend_the_center": 3, "defend_the_line": 3, "predict_position": 0.3}
         assert expert >= random + scale.get(name, 500)
 
@@ -415,3 +423,49 @@ def test_metaworld_refuses_an_unknown_task():
     open_world("metaworld/reach-v3").close()
     with pytest.raises(LaminaError, match="drawer-open-v3"):
         make("metaworld/drawer-open")
+
+
+# ------------------------------------------------------------------------------------------------ the exogenous state
+
+
+def film(name: str, steps: int, seed: int = 3) -> list:
+    """Observations under the same random actions, whatever the world draws."""
+    with open_world(name) as world:
+        rng = np.random.default_rng(0)
+        return [world.reset(seed), *(world.step(world.random(rng))[0] for _ in range(steps))]
+
+
+@pytest.mark.sim
+def test_an_exogenous_state_changes_the_picture_and_never_the_truth():
+    plain, distracted = film("cheetah", 12), film("cheetah/0.5,0.05", 12)
+    for a, b in zip(plain, distracted, strict=True):
+        np.testing.assert_array_equal(a.proprio, b.proprio)
+        side, paired = b.frames["side"].astype(int), b.frames["paired"].astype(int)
+        assert np.abs(side - a.frames["side"]).mean() > 10 and np.abs(side - paired).mean() > 10
+    still = [
+        np.abs(b.frames["side"].astype(int) - a.frames["side"]).mean()
+        for a, b in zip(distracted, distracted[1:], strict=False)
+    ]
+    assert 0.5 < np.mean(still) < 15  # it drifts, and does not jump
+
+
+@pytest.mark.sim
+def test_an_exogenous_state_of_no_strength_is_the_plain_picture():
+    for a, b in zip(film("cheetah", 4), film("cheetah/0,0", 4), strict=True):
+        for picture in b.frames.values():
+            np.testing.assert_array_equal(picture, a.frames["side"])
+
+
+@pytest.mark.sim
+def test_a_camera_alone_moves_and_colours_alone_do_not_move_it():
+    plain, moved = film("cheetah", 1)[0].frames["side"], film("cheetah/0,0.3", 1)[0].frames["side"]
+    assert (plain != moved).any()
+    assert abs(plain.mean() - moved.mean()) < 30  # the same colours
+
+
+@pytest.mark.sim
+@pytest.mark.parametrize("variant", ["0.5", "a,b", "0.5,0.05,1", "2,0", "0,-0.1", "nan,0"])
+def test_a_distraction_that_makes_no_sense_is_refused(variant):
+    open_world("cheetah").close()
+    with pytest.raises(LaminaError, match="COLOUR,CAMERA|between 0 and 1"):
+        make(f"cheetah/{variant}")

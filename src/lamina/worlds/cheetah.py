@@ -4,6 +4,9 @@ The expert is model predictive path integral control (MPPI, Williams et al. 2017
 plan in the simulator itself and moves the plan towards those that ran fastest. An action, six torques in [-1, 1], is held for
 four steps of 10 ms. The reward is that of the suite, added over those steps: an episode's return is between 0 and 1000.
 The expert's is 519 and that of random actions 12 (mean of 5 episodes of seed 0).
+
+``cheetah/COLOUR,CAMERA`` draws it under an exogenous state that drifts (``worlds/distraction.py``; ``cheetah/0.5,0.05`` is the paper's); its
+camera ``paired`` shows the same states under another one.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from jaxtyping import Float
 from lamina.errors import LaminaError
 from lamina.shapes import ActionSpec
 from lamina.worlds.base import Action, Observation, Size, World
+from lamina.worlds.distraction import Exogenous, Strength
 from lamina.worlds.rendering import Camera  # first: it decides how MuJoCo will draw
 
 import mujoco  # isort: skip
@@ -33,12 +37,15 @@ class Cheetah(World):
 
     name = "cheetah"
     task = "run"
-    cameras = ("side",)
+    cameras: tuple[str, ...] = ("side",)
     action = ActionSpec(continuous=len(TORQUES), names=TORQUES)
     max_steps = 250
     proprio = 17
 
-    def __init__(self, size: Size = (64, 64)):
+    def __init__(self, size: Size = (64, 64), strength: Strength | None = None):
+        self._size, self._strength = size, strength
+        if strength:
+            self.cameras = ("side", "paired")
         self._env = cheetah.run(time_limit=10)
         self.fps = round(1 / (REPEAT * self._env.control_timestep()))
         self._model, self._data = self._env.physics.model.ptr, self._env.physics.data.ptr
@@ -49,6 +56,12 @@ class Cheetah(World):
     def reset(self, seed: int) -> Observation:
         self._env.task._random = np.random.RandomState(seed)
         self._plan = np.zeros((HORIZON, self.action.dim))
+        if self._strength:
+            streams = np.random.SeedSequence(seed).spawn(len(self.cameras))
+            self._exogenous = [
+                Exogenous(self._model, self._camera, self._strength, self._size, np.random.default_rng(stream))
+                for stream in streams
+            ]
         return self._observe(self._env.reset().observation)
 
     def step(self, action: Action) -> tuple[Observation, float, bool]:
@@ -58,6 +71,9 @@ class Cheetah(World):
             reward += moment.reward
         self._plan = np.roll(self._plan, -1, axis=0)
         self._plan[-1] = 0
+        if self._strength:
+            for exogenous in self._exogenous:
+                exogenous.drift()
         return self._observe(moment.observation), reward, moment.last()
 
     def expert(self, rng: np.random.Generator) -> Action:
@@ -87,11 +103,22 @@ class Cheetah(World):
 
     def _observe(self, observation: dict[str, np.ndarray]) -> Observation:
         proprio = np.concatenate([observation["position"], observation["velocity"]]).astype(np.float32)
-        return Observation({"side": self._camera.picture(self._data)}, proprio)
+        if self._strength:
+            pictures = [exogenous.picture(self._data) for exogenous in self._exogenous]
+        else:
+            pictures = [self._camera.picture(self._data)]
+        return Observation(dict(zip(self.cameras, pictures, strict=True)), proprio)
 
 
 def make(name: str, variant: str, size: Size | None) -> Cheetah:
-    """``cheetah``. Raises LaminaError for a variant: there are none."""
+    """``cheetah``, or ``cheetah/COLOUR,CAMERA``. Raises LaminaError for a variant that isn't two numbers between 0 and 1."""
+    strength = None
     if variant:
-        raise LaminaError(f"world '{name}' has no variants: ask for '{name}', not '{name}/{variant}'")
-    return Cheetah(size or (64, 64))
+        try:
+            colour, camera = map(float, variant.split(","))
+        except ValueError:
+            raise LaminaError(
+                f"'{name}/{variant}': the variant of '{name}' is COLOUR,CAMERA, two numbers, as in '{name}/0.5,0.05'"
+            ) from None
+        strength = Strength(colour, camera)
+    return Cheetah(size or (64, 64), strength)

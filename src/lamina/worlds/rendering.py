@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from ctypes.util import find_library
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Bool, UInt8
 
 from lamina.errors import LaminaError
 from lamina.worlds.base import Size
@@ -28,6 +30,9 @@ except Exception as error:  # PyOpenGL reports a missing library as whatever it 
     raise LaminaError(NO_GL.format(reason=error)) from error
 
 
+Turned = Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+
 class Camera:
     """Draws a model from one of its cameras. Raises LaminaError where no OpenGL library can be loaded."""
 
@@ -36,7 +41,7 @@ class Camera:
         model.vis.quality.offsamples = 0
         model.mat_reflectance[:] = 0
         model.vis.global_.offheight, model.vis.global_.offwidth = size
-        self._camera = camera
+        self._camera, self._number = camera, model.camera(camera).id
         try:
             self._renderer = mujoco.Renderer(model, *size)
         except Exception as error:  # as above
@@ -45,6 +50,26 @@ class Camera:
     def picture(self, data: mujoco.MjData) -> UInt8[np.ndarray, "h w 3"]:
         self._renderer.update_scene(data, camera=self._camera)
         return self._renderer.render()
+
+    def background(self, data: mujoco.MjData) -> Bool[np.ndarray, "h w"]:
+        """Where nothing is to be seen but the sky."""
+        self._renderer.enable_segmentation_rendering()
+        try:
+            return self.picture(data)[..., 0] == -1
+        finally:
+            self._renderer.disable_segmentation_rendering()
+
+    @contextmanager
+    def looking(self, data: mujoco.MjData, turned: Turned) -> Iterator[None]:
+        """Within, the camera stands elsewhere: ``turned`` gets its position, its axes (columns) and the scene's centre of mass."""
+        position, axes = data.cam_xpos[self._number], data.cam_xmat[self._number]
+        kept = position.copy(), axes.copy()
+        moved, towards = turned(kept[0], kept[1].reshape(3, 3), data.subtree_com[0])
+        position[:], axes[:] = moved, towards.ravel()
+        try:
+            yield
+        finally:
+            position[:], axes[:] = kept
 
     def close(self) -> None:
         self._renderer.close()

@@ -47,7 +47,9 @@ class Setup:
     train: TrainConfig  # of every LAM
     budgets: tuple[int, ...]  # k of the matched-budget comparison; the last one is K
     labels: int  # scarce: half a percent of the training transitions
-    played: int  # labels of the translators that play: with the scarce ones every policy is at the level of random actions
+    played: (
+        int  # labels of the translators that play: with the scarce ones every policy is at the level of random actions
+    )
     curve: tuple[int, ...]  # numbers of labels
     draws: int  # of labels; what is reported for a seed is their mean
     heads: int  # steps of a translator
