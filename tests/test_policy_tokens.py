@@ -24,8 +24,8 @@ from safetensors.torch import load_file
 import lamina.policy.windows
 import lamina.train
 from lamina import LatentActionModel, methods
-from lamina.data import open_source
 from lamina.bottleneck import FSQ
+from lamina.data import open_source
 from lamina.draws import Draws
 from lamina.errors import LaminaError
 from lamina.lam import LAM, Provenance

@@ -5,8 +5,8 @@ plan in the simulator itself and moves the plan towards those that ran fastest. 
 four steps of 10 ms. The reward is that of the suite, added over those steps: an episode's return is between 0 and 1000.
 The expert's is 519 and that of random actions 12 (mean of 5 episodes of seed 0).
 
-``cheetah/COLOUR,CAMERA`` draws it under an exogenous state that drifts (``worlds/distraction.py``; ``cheetah/0.5,0.05`` is the paper's); its
-camera ``paired`` shows the same states under another one.
+``cheetah/COLOUR,CAMERA`` draws it under an exogenous state that drifts (``worlds/distraction.py``; 0.5,0.05 is the paper's); its camera
+``paired`` shows the same states under another one.
 """
 
 from __future__ import annotations
