@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lamina.probes.intervals import bootstrap_mean
+from lamina.probes.exogenous import SwapScore
+from lamina.probes.intervals import Estimate, bootstrap_mean
 from lamina.probes.reconstruction import ReconstructionScore
 from lamina.probes.translation import TranslationScore
 from lamina.shapes import Clip
@@ -76,6 +77,35 @@ def judge_translation(scores: list[TranslationScore], clip: Clip, labels: int) -
                 f"On these labels '{reference.name}' does better than the latents: "
                 f"loss {reference.loss.mean():.2f} against {best.loss.mean():.2f}.",
             )
+
+
+def judge_exogenous(score: SwapScore, clip: Clip, alike: Estimate | None, labels: int) -> Iterator[Finding]:
+    """How much of the latent is exogenous, and which remedy fits? ``alike``: whether the paired views show the same states."""
+    if alike is not None and alike.low <= 0:
+        yield (
+            "bad",
+            "The paired views do not seem to show the same states: the change in one tells nothing of the change in the other. "
+            "Trust nothing below about exogenous states, and train on no pairs of them.",
+        )
+    share, whole = score.future_share(clip.episode), score.inconsistency(clip.episode)
+    lost = bootstrap_mean(score.reconstruction - score.swap, clip.episode)
+    copied = bootstrap_mean(score.swap_as_paired - score.swap, clip.episode)
+    found = (
+        f"{share.mean:.0%} of the latent's variance is the next frame's exogenous state ({whole.mean:.0%} with both frames'); "
+        f"under another one the prediction loses {lost.mean:.1f} dB"
+    )
+    if share.low > 0.5 or copied.low > 0:
+        looks = " and looks more like that other frame than like its own" if copied.low > 0 else ""
+        remedy = "Train with --cross-exogenous 1, which paired views allow"
+        remedy += f", or with --robust-target 1, which your {labels} action labels allow." if labels else "."
+        yield "bad", f"The latent copies what the agent did not do: {found}{looks}. {remedy}"
+    elif share.low > 0.1:
+        yield (
+            "warn",
+            f"Part of the latent is not the agent's doing: {found}. --cross-exogenous 1 or --robust-target 1 may help.",
+        )
+    else:
+        yield "good", f"The latent holds little that is not the agent's doing: {found}."
 
 
 def verdict(

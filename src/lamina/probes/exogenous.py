@@ -1,0 +1,121 @@
+"""How much of the latent is not the agent's doing? Asked of pairs of views that show the same states under two exogenous states.
+
+    o -> o'      a transition under one exogenous state
+    o~ -> o~'    the same states under another
+
+- reconstruction: decode(o, z(o, o')) against o'.
+- augmented reconstruction: decode(o~, z(o~, o~')) against o~'.
+- swap: decode(o, z(o, o~')). A latent that holds the next frame's exogenous state makes it look like o~', one that does not like o'
+  (*Why Latent Actions Fail*, §4.2, Fig. 2).
+
+Needs no label and no training: any model, any data with paired views.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from sklearn.linear_model import RidgeCV
+from torch import Tensor
+
+from lamina.errors import LaminaError
+from lamina.lam import LatentActionModel
+from lamina.probes.intervals import Estimate, bootstrap_mean, bootstrap_ratio
+from lamina.probes.reconstruction import Images, psnr
+from lamina.shapes import Clip, to_float
+
+SIDE = 12  # pixels of the small pictures that tell whether two views show the same states
+LEAST = 64  # transitions that it takes to tell
+
+
+@dataclass(frozen=True)
+class SwapScore:
+    """Per-transition PSNR (dB), and the latents of the three transitions [n k d]."""
+
+    reconstruction: Float[np.ndarray, "n"]  # of o', by z(o, o')
+    augmented: Float[np.ndarray, "n"]  # of o~', by z(o~, o~')
+    swap: Float[np.ndarray, "n"]  # of o', by z(o, o~')
+    swap_as_paired: Float[np.ndarray, "n"]  # of o~', by z(o, o~')
+    own: Tensor
+    paired: Tensor
+    crossed: Tensor
+    pictures: dict[str, Images]  # of the first transitions
+
+    def future_share(self, episode: Tensor) -> Estimate:
+        """The part of the latent's variance that another exogenous state of the NEXT frame changes: half of
+        E|z(o, o') - z(o, o~')|^2 over E|z - mean z|^2. 0: none of it; 1: all of it. (§4.2 divides by |z|^2.)"""
+        return _share(self.own, self.crossed, episode)
+
+    def inconsistency(self, episode: Tensor) -> Estimate:
+        """The same with both frames under the other exogenous state: half of E|z(o, o') - z(o~, o~')|^2 over E|z - mean z|^2."""
+        return _share(self.own, self.paired, episode)
+
+
+def _share(z: Float[Tensor, "n k d"], other: Float[Tensor, "n k d"], episode: Tensor) -> Estimate:
+    z, other = z.flatten(1).double(), other.flatten(1).double()
+    centre = torch.cat([z, other]).mean(0)
+    moved = (z - other).square().sum(1) / 2
+    spread = ((z - centre).square().sum(1) + (other - centre).square().sum(1)) / 2
+    return bootstrap_ratio(moved.numpy(), spread.clamp_min(1e-12).numpy(), episode.numpy())
+
+
+def swap(model: LatentActionModel, clip: Clip, batch: int = 64, shown: int = 4) -> SwapScore:
+    """The three PSNRs on the first pair of each sample. Raises LaminaError for a clip without paired views."""
+    if clip.paired is None:
+        raise LaminaError(
+            "exogenous states are swapped between paired views, and this data has none: name one by --paired"
+        )
+    (o, next_), (other, other_next) = ((x[:, 0], x[:, 1]) for x in (clip.frames, clip.paired))
+    rows = [slice(i, i + batch) for i in range(0, len(clip), batch)]
+
+    def run(src: Images, dst: Images, begin: Images) -> tuple[Tensor, Images]:
+        z = torch.cat([model.encode(src[r], dst[r]).post.cpu() for r in rows])
+        return z, torch.cat([model.decode(begin[r], z[r], seed=r.start).cpu() for r in rows])
+
+    own, predicted = run(o, next_, o)
+    paired, augmented = run(other, other_next, other)
+    crossed, swapped = run(o, other_next, o)
+    pictures = {
+        "frame": o, "paired frame": other, "next": next_, "paired next": other_next,
+        "reconstruction": predicted, "augmented": augmented, "swap": swapped,
+    }  # fmt: skip
+    return SwapScore(
+        psnr(predicted, next_).numpy(), psnr(augmented, other_next).numpy(),
+        psnr(swapped, next_).numpy(), psnr(swapped, other_next).numpy(),
+        own, paired, crossed, {name: x[:shown] for name, x in pictures.items()},
+    )  # fmt: skip
+
+
+def same_states(clip: Clip, seed: int = 0) -> Estimate:
+    """Do the paired views show the same states? How much better the change in one view tells the change in the other than it would if
+    the views were of other moments: squared errors of a ridge regression, the latter minus the former over the latter, held out.
+
+    Clearly above 0: they do. Fitted on every second sample, scored on the others; the other moments are half the samples away.
+    Raises LaminaError without paired views, or with too few samples to tell.
+    """
+    if clip.paired is None:
+        raise LaminaError("this data has no paired views to compare")
+    if len(clip) < LEAST:
+        raise LaminaError(f"{len(clip)} transitions are too few to tell whether paired views show the same states")
+    x, y = (_change(to_float(frames)) for frames in (clip.frames, clip.paired))
+    fit, held = torch.arange(0, len(clip), 2), torch.arange(1, len(clip), 2)
+
+    def error(target: Float[Tensor, "n f"]) -> Float[np.ndarray, "m"]:
+        ridge = RidgeCV(alphas=[1.0, 10.0, 100.0, 1000.0, 10_000.0]).fit(x[fit].numpy(), target[fit].numpy())
+        return np.square(ridge.predict(x[held].numpy()) - target[held].numpy()).sum(1)
+
+    right, wrong = error(y), error(y.roll(len(y) // 2, 0))
+    # Each error over its own target's spread: the shifted targets are the same numbers in other places.
+    spread = float((y - y.mean(0)).square().sum(1).mean())
+    return bootstrap_mean((wrong - right) / max(spread, 1e-12), clip.episode[held].numpy(), seed)
+
+
+def _change(frames: Float[Tensor, "n t c h w"]) -> Float[Tensor, "n f"]:
+    """The first pair's difference, grey and small, for each sample of one length: views differ in colour and contrast."""
+    grey = frames[:, :2].mean(2)
+    change = F.interpolate((grey[:, 1] - grey[:, 0])[:, None], (SIDE, SIDE), mode="area").flatten(1).double()
+    return change / change.norm(dim=1, keepdim=True).clamp_min(1e-6)

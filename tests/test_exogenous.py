@@ -1,0 +1,105 @@
+"""Probes of the exogenous state on models whose answer is known by hand."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from lamina.errors import LaminaError
+from lamina.probes.exogenous import same_states, swap
+from lamina.probes.verdict import judge_exogenous
+from lamina.shapes import Clip, Latent
+
+
+def views(n: int = 200, seed: int = 0, drift: int = 255) -> Clip:
+    """A bright bar that moves through the upper half; the lower half is noise, drawn anew in each view and frame."""
+    rng = np.random.default_rng(seed)
+    place, move = rng.integers(4, 12, n), rng.integers(-3, 4, n)
+
+    def film() -> Tensor:
+        frames = np.zeros((n, 2, 3, 16, 16), np.uint8)
+        for t in range(2):
+            for i in range(n):
+                frames[i, t, :, :8, place[i] + t * move[i]] = 200
+        frames[:, :, :, 8:] = rng.integers(0, drift + 1, (n, 2, 1, 8, 16))
+        return torch.from_numpy(frames)
+
+    time = torch.zeros(n, 2)
+    return Clip(frames=film(), paired=film(), time=time, index=time.long(), episode=torch.arange(n) // 10)
+
+
+class Copier:
+    """z is the whole next frame, and the decoder shows it."""
+
+    rows = slice(0, 16)
+
+    def encode(self, src: Tensor, dst: Tensor) -> Latent:
+        z = dst[:, :, self.rows].flatten(1).float()[:, None]
+        return Latent(z, z)
+
+    def decode(self, src: Tensor, z: Tensor, seed: int = 0) -> Tensor:
+        out = src.clone()
+        out[:, :, self.rows] = z.view(len(src), 3, -1, 16).to(torch.uint8)
+        return out
+
+
+class Seer(Copier):
+    """z is the upper half alone, where the agent's doing is."""
+
+    rows = slice(0, 8)
+
+
+def test_a_latent_that_copies_the_next_frame_is_found_out():
+    clip = views()
+    score = swap(Copier(), clip)
+    assert (score.reconstruction == 60).all() and (score.augmented == 60).all() and (score.swap_as_paired == 60).all()
+    assert score.swap.mean() < 15
+    share = score.future_share(clip.episode)
+    # The bar is one part of the variance, the noise another; only the noise differs between the views.
+    z = clip.frames[:, 1].flatten(1).double()
+    noise = torch.zeros_like(clip.frames[:1, 1]).bool()
+    noise[:, :, 8:] = True
+    expected = z.var(0)[noise.flatten()].sum() / z.var(0).sum()
+    assert share.mean == pytest.approx(float(expected), rel=0.05) and share.mean > 0.5
+    levels = [level for level, _ in judge_exogenous(score, clip, same_states(clip), labels=100)]
+    assert levels == ["bad"]
+
+
+def test_a_latent_of_the_agents_doing_alone_passes():
+    clip = views()
+    score = swap(Seer(), clip)
+    assert score.future_share(clip.episode).mean == score.inconsistency(clip.episode).mean == 0
+    np.testing.assert_array_equal(score.reconstruction, score.swap)
+    ((level, text),) = judge_exogenous(score, clip, same_states(clip), labels=0)
+    assert level == "good" and "0% of the latent's variance" in text
+
+
+def test_a_latent_that_knows_nothing_has_no_share_but_all_of_it():
+    class Noise(Copier):
+        def encode(self, src: Tensor, dst: Tensor) -> Latent:
+            z = torch.randn(len(src), 1, 768, generator=torch.Generator().manual_seed(int(dst.sum()) % 2**31)).abs()
+            return Latent(z, z)
+
+    clip = views(400)
+    assert swap(Noise(), clip).future_share(clip.episode).mean == pytest.approx(1, abs=0.02)
+
+
+def test_views_of_the_same_states_are_told_from_views_of_others():
+    clip = views(drift=40)
+    assert same_states(clip).low > 0.05
+    assert clip.paired is not None
+    shifted = dataclasses.replace(clip, paired=clip.paired.roll(37, 0))
+    assert same_states(shifted).low < 0.01
+    verdicts = list(judge_exogenous(swap(Seer(), clip), clip, same_states(shifted), 0))
+    assert verdicts[0][0] == "bad" and "same states" in verdicts[0][1]
+
+
+def test_what_cannot_be_compared_is_refused():
+    alone = dataclasses.replace(views(80), paired=None)
+    for work in (lambda: swap(Copier(), alone), lambda: same_states(alone)):
+        with pytest.raises(LaminaError, match="paired views|paired"):
+            work()
+    with pytest.raises(LaminaError, match="too few"):
+        same_states(views(20))
