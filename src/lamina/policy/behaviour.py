@@ -1,0 +1,155 @@
+"""Policies that see one frame: behaviour cloning pi(a | o), and a latent policy pi(z | o) whose latents a translator reads.
+
+The latent policy is what *Why Latent Actions Fail* (App. D) evaluates latents with: it is trained on every frame, by regression to the
+latent of the transition that follows, and a translator of few labels turns what it predicts into actions. Behaviour cloning on every label
+is its upper bound.
+
+    policy = latent_policy(lam.config, train, held, translator, quick(2000, seed=0), batch=8)    # train, held: lamina.align.labelled(...)
+    record = rollout_worlds(policy, ["cheetah"], episodes=10, parallel=8)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Shaped, UInt8
+from torch import Tensor, nn
+
+from lamina.align import ActionHead, Labelled, Translator, fit_head
+from lamina.draws import Draws
+from lamina.encoder import ENCODERS
+from lamina.errors import LaminaError
+from lamina.lam import LAMConfig, part_kind
+from lamina.objectives import squared_error
+from lamina.shapes import ActionSpec, to_float
+from lamina.train import TrainConfig
+
+WIDTH = 64  # channels of a slot of the frame's features
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Frames and what is to be predicted from each."""
+
+    frames: UInt8[Tensor, "n c h w"]
+    target: Float[Tensor, "n o"]
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+    def __getitem__(self, rows: Any) -> Seen:
+        return Seen(self.frames[rows], self.target[rows])
+
+    def to(self, device: Any) -> Seen:
+        return Seen(self.frames.to(device), self.target.to(device))
+
+
+def seen(items: Labelled, target: Float[Tensor, "n ..."]) -> Seen:
+    """The first frame of each transition, with what is to be predicted from it. Raises LaminaError if the frames were not kept."""
+    if items.clip is None:
+        raise LaminaError("a policy of frames needs the frames: these transitions were kept without them")
+    return Seen(items.clip.frames[:, 0], target.flatten(1).float())
+
+
+class Seer(nn.Module):
+    """frame -> o numbers, by the encoder of a LAM (from scratch) that sees the frame twice."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: LAMConfig, outputs: int):
+        super().__init__()
+        self.encoder = ENCODERS[part_kind(config.encoder)](config.encoder, config.image, config.slots, WIDTH)
+        self.head = nn.Linear(config.slots * WIDTH, outputs)
+        self.register_buffer("mean", torch.zeros(outputs))
+        self.register_buffer("std", torch.ones(outputs))
+
+    def standardised(self, frames: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b o"]:
+        """What is predicted, in units of the targets' spread."""
+        features = self.encoder.embed(to_float(frames))  # type: ignore[operator]
+        return self.head(self.encoder.compare(features, features).flatten(1))  # type: ignore[operator]
+
+    def forward(self, frames: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b o"]:
+        return self.standardised(frames) * self.std + self.mean
+
+
+def train_seer(config: LAMConfig, train: Seen, held: Seen, training: TrainConfig) -> tuple[Seer, float]:
+    """A :class:`Seer` by mean squared error, and its error on ``held`` in units of the targets' variance (1 = knows nothing)."""
+    torch.manual_seed(training.seed)
+    seer = Seer(config, train.target.shape[1])
+    seer.mean.copy_(train.target.mean(0))
+    seer.std.copy_(train.target.std(0, correction=0).clamp_min(1e-6))
+
+    def losses(module: Seer, batch: Seen, draws: Draws) -> dict[str, Tensor]:
+        return {"action": squared_error(module.standardised(batch.frames), (batch.target - module.mean) / module.std)}
+
+    with TemporaryDirectory() as scratch:
+        loss = fit_head(seer, losses, train, held, training, Path(scratch))
+    return seer.eval(), loss
+
+
+class FramePolicy:
+    """An agent for :func:`lamina.policy.rollout.rollout_worlds` that decides by the present frame alone.
+
+    ``read`` turns what the seer predicts for the rows of a batch, and their previous actions, into actions [b a].
+    """
+
+    def __init__(
+        self,
+        seer: Seer,
+        read: Callable[[Float[Tensor, "b o"], Float[Tensor, "b a"]], Float[Tensor, "b a"]],
+        spec: ActionSpec,
+        image: tuple[int, int, int],
+        batch: int = 1,
+        decision_seconds: float | None = None,
+    ):
+        self.seer, self.read, self.spec, self.image, self.batch = seer, read, spec, image, batch
+        self.decision_seconds = decision_seconds
+        self.previous = torch.zeros(batch, spec.dim)
+
+    def reset(self, rows: Sequence[int]) -> None:
+        """In these rows an episode begins."""
+        self.previous[list(rows)] = 0
+
+    @torch.no_grad()
+    def act_batch(self, frames: UInt8[np.ndarray, "b h w 3"]) -> Shaped[np.ndarray, "b a"]:
+        """Actions within the space's bounds of [-1, 1] where they are continuous. Raises LaminaError for frames of another size."""
+        if frames.shape != (self.batch, *self.image[1:], 3) or frames.dtype != np.uint8:
+            raise LaminaError(
+                f"this policy reads uint8 frames of shape {(self.batch, *self.image[1:], 3)}, got {frames.dtype} {frames.shape}"
+            )
+        output = self.seer(torch.from_numpy(frames).permute(0, 3, 1, 2))
+        action = self.read(output, self.previous)
+        discrete = len(self.spec.discrete)
+        action[:, discrete:].clamp_(-1, 1)
+        self.previous = action
+        return action.numpy().astype(np.float32 if self.spec.continuous else np.int64)
+
+
+def cloning(
+    config: LAMConfig, train: Labelled, held: Labelled, spec: ActionSpec, training: TrainConfig, **options: Any
+) -> FramePolicy:
+    """Behaviour cloning on every label. Squared error on the actions' embedding: for a discrete one the likeliest class is read."""
+    head = ActionHead(spec)
+    head.calibrate(train.action)
+    seer, _ = train_seer(config, *(seen(x, head.embed(x.action)) for x in (train, held)), training)
+    return FramePolicy(seer, lambda output, previous: head.read(output), spec, config.image, **options)
+
+
+def latent_policy(
+    config: LAMConfig, train: Labelled, held: Labelled, translator: Translator, training: TrainConfig, **options: Any
+) -> FramePolicy:
+    """pi(z | o) on every transition, which needs no label, and the translator that reads its latents."""
+    seer, _ = train_seer(config, *(seen(x, x.z) for x in (train, held)), training)
+    translator.eval()
+
+    def read(z: Tensor, previous: Tensor) -> Tensor:
+        return translator.action.read(translator(z, previous))
+
+    return FramePolicy(seer, read, translator.action.spec, config.image, **options)

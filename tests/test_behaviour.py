@@ -1,0 +1,94 @@
+"""Policies of one frame: they learn what a frame tells, they act in a real loop, and refuse what doesn't fit."""
+
+import numpy as np
+import pytest
+import torch
+
+from lamina import methods
+from lamina.align import Labelled, TranslatorConfig, quick, train_translator
+from lamina.errors import LaminaError
+from lamina.lam import LAM
+from lamina.policy.behaviour import FramePolicy, Seer, cloning, latent_policy, seen, train_seer
+from lamina.policy.rollout import rollout_worlds
+from lamina.shapes import ActionSpec, Clip
+from lamina.worlds import make, rollout
+
+torch.set_num_threads(1)
+method = methods.load("fixed_k")
+CONFIG = method.build(method.Config(size="debug", image=(16, 16), slots=2, decoder="unet"))
+SPEC = ActionSpec(discrete=(4,), names=("left", "right", "up", "down"))
+
+
+@pytest.fixture(scope="module")
+def grid() -> Labelled:
+    """Every step of the grid's expert, whose frame says what it does; the latent is a vector for each action."""
+    with make("grid/0.3", (16, 16)) as world:
+        steps = [step for n in range(12) for step in rollout(world, world.expert, 0, n)]
+    frames = torch.from_numpy(np.stack([s.observation.frames["grid"] for s in steps])).permute(0, 3, 1, 2)
+    action = torch.from_numpy(np.stack([s.action for s in steps])).float()
+    turn = torch.randn(4, 10, generator=torch.Generator().manual_seed(0))
+    z = (torch.nn.functional.one_hot(action[:, 0].long(), 4).float() @ turn).view(-1, 2, 5)
+    episode = torch.arange(len(steps)) // 48
+    time = torch.zeros(len(steps), 2)
+    clip = Clip(frames=torch.stack([frames, frames], 1), time=time, index=time.long(), episode=episode)
+    return Labelled(z, torch.zeros_like(action), action, episode, clip)
+
+
+def halves(items: Labelled) -> tuple[Labelled, Labelled]:
+    held = items.episode >= 10
+    return items[~held], items[held]
+
+
+def test_behaviour_cloning_plays_what_it_saw(grid: Labelled):
+    policy = cloning(CONFIG, *halves(grid), SPEC, quick(250, 0, lr=2e-3), batch=2)
+    record = rollout_worlds(policy, ["grid/0.3"], 4, 2, seed=9, size=(16, 16), progress=False)
+    assert record["worlds"]["grid/0.3"]["mean"] > 40  # of 48; random actions earn about 12
+
+
+def test_a_latent_policy_plays_through_the_translator(grid: Labelled):
+    train, held = halves(grid)
+    config = TranslatorConfig(condition="latent", size="debug")
+    translator, _ = train_translator(LAM(CONFIG), train, held, SPEC, config, quick(150, 0, lr=1e-3))
+    policy = latent_policy(CONFIG, train, held, translator, quick(250, 0, lr=2e-3), batch=2)
+    record = rollout_worlds(policy, ["grid/0.3"], 4, 2, seed=9, size=(16, 16), progress=False)
+    assert record["worlds"]["grid/0.3"]["mean"] > 36
+
+
+def test_the_error_is_in_units_of_the_targets_variance(grid: Labelled):
+    train, held = halves(grid)
+    noise = [seen(x, torch.randn(len(x), 3, generator=torch.Generator().manual_seed(1))) for x in (train, held)]
+    _, blind = train_seer(CONFIG, *noise, quick(20, 0))
+    assert blind == pytest.approx(1, abs=0.15)
+    scaled = [seen(x, 1000 * x.z + 5) for x in (train, held)]
+    seer, error = train_seer(CONFIG, *scaled, quick(200, 0, lr=2e-3))
+    assert error < 0.2
+    with torch.no_grad():
+        predicted = seer(scaled[1].frames)
+    off = (predicted - scaled[1].target).square().mean() / scaled[1].target.var(0).mean()
+    assert float(off) == pytest.approx(error, rel=0.5)
+
+
+def test_continuous_actions_stay_in_bounds_and_previous_ones_are_remembered():
+    spec = ActionSpec(continuous=2)
+    seer = Seer(CONFIG, 2)
+    told = []
+
+    def read(output: torch.Tensor, previous: torch.Tensor) -> torch.Tensor:
+        told.append(previous.clone())
+        return torch.full((2, 2), 3.0) + output * 0
+
+    policy = FramePolicy(seer, read, spec, (3, 16, 16), batch=2)
+    frames = np.zeros((2, 16, 16, 3), np.uint8)
+    assert (policy.act_batch(frames) == 1).all()
+    policy.reset([1])
+    policy.act_batch(frames)
+    assert told[1].tolist() == [[1, 1], [0, 0]]
+
+
+@pytest.mark.parametrize(
+    "frames", [np.zeros((1, 16, 16, 3), np.uint8), np.zeros((2, 8, 8, 3), np.uint8), np.zeros((2, 16, 16, 3))]
+)
+def test_other_frames_are_refused(frames: np.ndarray):
+    policy = FramePolicy(Seer(CONFIG, 2), lambda o, p: o, ActionSpec(continuous=2), (3, 16, 16), batch=2)
+    with pytest.raises(LaminaError, match="reads uint8 frames"):
+        policy.act_batch(frames)
