@@ -122,6 +122,12 @@ def test_evaluate_writes_verdict_controls_and_pictures(home: Path) -> None:
     assert "data:image/png;base64" in html and record["verdict"][0]["text"].split(":")[0] in html
     assert (run / "model" / "model.safetensors").read_bytes() == weights
     assert "PSNR at k = 4" in (run / "model" / "README.md").read_text()
+    # The grid has paired views: what is exogenous is told without being asked for.
+    rows = {row["name"]: row for row in record["exogenous"]}
+    assert rows["swap, against the next frame"]["psnr"]["mean"] < rows["reconstruction"]["psnr"]["mean"] + 0.1
+    assert 0 <= rows["another exogenous state of the next frame"]["share"]["mean"] < 2
+    assert any("of the latent's variance" in item["text"] for item in record["verdict"])
+    assert "Exogenous state" in html and (run / "pictures" / "swap.png").exists()
 
 
 def test_a_run_decides_in_closed_loop(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -222,6 +228,7 @@ def spoil_version(run: Path) -> None:
         (["align", "{home}/run", "--data", "{home}/data", "--labels", "100000"], "100000"),
         (["align", "{tmp}", "--data", "{home}/data"], "{tmp}"),
         (["evaluate", "{tmp}/none", "--data", "{home}/data"], "{tmp}/none"),
+        (["evaluate", "{home}/run", "--data", "{home}/data", "--paired", "mirror"], "has no camera 'mirror'"),
         (["label", "{home}/run", "{home}/data", "--out", "{home}/data"], "{home}/data"),
         (["reproduce", "flexlam/prefix-scalin"], "flexlam/prefix-scaling"),
         (["reproduce", "flexlam/prefix-scaling", "--scale", "huge"], "huge"),

@@ -29,12 +29,13 @@ from lamina.data import gather, open_source
 from lamina.errors import LaminaError
 from lamina.files import checkpoint_hash, write_text
 from lamina.lam import LAM, LatentActionModel, model_folder
-from lamina.pictures import prefix_picture, transfer_picture
+from lamina.pictures import prefix_picture, swap_picture, transfer_picture
+from lamina.probes.exogenous import LEAST, SwapScore, same_states, swap
 from lamina.probes.intervals import Estimate, bootstrap_mean, bootstrap_ratio
 from lamina.probes.linear import LinearScore, linear_probe, pixel_features
 from lamina.probes.reconstruction import ReconstructionScore, reconstruct
 from lamina.probes.translation import TranslationScore, controls, score_translator
-from lamina.probes.verdict import verdict
+from lamina.probes.verdict import in_order, judge_exogenous, verdict
 from lamina.shapes import ActionSpec, Clip, to_float
 
 
@@ -49,6 +50,8 @@ class EvaluateConfig:
     linear: int = 4096
     """training transitions whose actions the linear probe may see"""
     camera: str | None = None
+    paired: str | None = None
+    """camera that shows the same states under another exogenous state; default: the one called paired, where there is one"""
     action: str = "action"
 
 
@@ -62,10 +65,11 @@ def evaluate(run: Path, path: str, config: EvaluateConfig) -> Path:
     folder = model_folder(run)
     model = LatentActionModel.from_pretrained(str(folder))
     prefixes = prefixes_of(model.config.slots)
-    data = probe_data(model, path, config.camera, config.action)
     source = open_source(path)
-    bar = tqdm(total=5, desc="evaluate", unit="probe", dynamic_ncols=True)
+    paired = config.paired or next((c for c in source.cameras if c.endswith(".paired") and c != config.camera), None)
+    data = dataclasses.replace(probe_data(model, path, config.camera, config.action), paired=paired)
     test = gather(data, "test", config.transitions)
+    bar = tqdm(total=5, desc="evaluate", unit="probe", dynamic_ncols=True)
     notes = []
     if len(test.episode.unique()) < 5:
         notes.append("The test split has fewer than 5 episodes: intervals are over transitions and too narrow.")
@@ -137,12 +141,44 @@ def evaluate(run: Path, path: str, config: EvaluateConfig) -> Path:
         },
     ]
     record["notes"] = notes
-    record["verdict"] = verdict(
-        reconstruction, small, translation, test, record.get("labels", 0), record["codes"]["warnings"]
-    )
+    findings = verdict(reconstruction, small, translation, test, record.get("labels", 0), record["codes"]["warnings"])
+    if paired:
+        score = swap(model, small)
+        alike = same_states(test) if len(test) >= LEAST else None
+        swap_picture(score, run / "pictures" / "swap.png")
+        record["exogenous"] = exogenous_rows(score, small)
+        record["pictures"].append(
+            {
+                "file": "pictures/swap.png",
+                "title": "The next frame's exogenous state, swapped",
+                "caption": "Each transition under two exogenous states. The swap is decoded from the frame and the latent of the frame "
+                "and the PAIRED next frame: it should look like the next frame, not like the paired one.",
+            }
+        )
+        findings += judge_exogenous(score, small, alike, record.get("labels", 0))
+    record["verdict"] = in_order(findings)
     write_text(run / "evaluation.json", json.dumps(record, indent=1) + "\n")
     model.write_metrics(folder, headline(reconstruction, translation))
     return run / "evaluation.json"
+
+
+def exogenous_rows(score: SwapScore, clip: Clip) -> list[dict[str, Any]]:
+    """The PSNRs of the swap, and what part of the latent's variance is exogenous, as rows of the record."""
+    psnrs = {
+        "reconstruction": score.reconstruction,
+        "augmented reconstruction": score.augmented,
+        "swap, against the next frame": score.swap,
+        "swap, against the paired next frame": score.swap_as_paired,
+    }
+    rows: list[dict[str, Any]] = [
+        {"name": name, "role": "model", "k": None, "psnr": bootstrap_mean(values, clip.episode).to_dict()}
+        for name, values in psnrs.items()
+    ]
+    shares = {
+        "another exogenous state of the next frame": score.future_share(clip.episode),
+        "another exogenous state of both frames": score.inconsistency(clip.episode),
+    }
+    return rows + [{"name": n, "role": "model", "k": None, "share": e.to_dict()} for n, e in shares.items()]
 
 
 def headline(reconstruction: list[ReconstructionScore], translation: list[TranslationScore]) -> dict[str, float]:

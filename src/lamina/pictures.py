@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lamina.files import disk_errors
 from lamina.lam import LatentActionModel
+from lamina.probes.exogenous import SwapScore
 from lamina.shapes import Clip
 
 matplotlib.use("Agg")
@@ -67,3 +68,8 @@ def transfer_picture(model: LatentActionModel, clip: Clip, path: Path, rows: int
     columns = ["source $o_t$", "source $o_{t+1}$", "another frame", "same latent", "change"]
     change = (128 + (moved.float() - other.float()) / 2).clamp(0, 255).to(torch.uint8)
     grid(path, columns, [src, dst, other, moved, change])
+
+
+def swap_picture(score: SwapScore, path: Path) -> None:
+    """The same transitions under two exogenous states, their reconstructions, and the prediction after a swap."""
+    grid(path, list(score.pictures), list(score.pictures.values()))

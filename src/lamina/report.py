@@ -59,6 +59,7 @@ ACCURACY = Metric("accuracy", "accuracy", "higher is better", percent=True)
 NMSE = Metric("nmse", "NMSE", "lower is better")
 PSNR = Metric("psnr", "PSNR, dB", "higher is better")
 SSIM = Metric("ssim", "SSIM", "higher is better")
+SHARE = Metric("share", "Share of the latent's variance", "lower is better", percent=True)
 LPIPS = Metric("lpips", "LPIPS", "lower is better")
 
 
@@ -405,6 +406,26 @@ def _reconstruction(record: dict[str, Any], run: Path) -> Html:
     )
 
 
+def _exogenous(record: dict[str, Any]) -> Html | None:
+    """Where the data has paired views; nothing elsewhere."""
+    metrics = (PSNR, SHARE)
+    rows = _rows(record, "exogenous", metrics)
+    if not rows:
+        return None
+    tables = [_table([row for row in rows if row.values[m.key]], (m,), f"Exogenous state, {m.name}") for m in metrics]
+    return _section(
+        "exogenous",
+        "Does the latent hold what the agent did not do?",
+        tag(
+            "p",
+            "Paired views show the same states under two exogenous states: other colours, another background, another camera. The swap "
+            "takes the latent from the frame and the paired next frame. A latent of the agent's doing alone predicts the same "
+            "next frame as before; one that copies the future predicts the paired one.",
+        ),
+        *tables,
+    )
+
+
 def _picture(raw: dict[str, Any], run: Path) -> Html:
     """A PNG of the run as a data URI; the page says so where the file is gone."""
     name, title, caption = (_get(raw, key, str, "pictures: ") for key in ("file", "title", "caption"))
@@ -546,6 +567,7 @@ def _page(record: dict[str, Any], run: Path) -> str:
         ("actions", "Actions", _actions(record)),
         ("reconstruction", "Next frame", _reconstruction(record, run)),
         ("linear", "Linear probe", _linear(record)),
+        ("exogenous", "Exogenous state", _exogenous(record)),
         ("codes", "Codes", _codes(record)),
         ("training", "Training", _training(record)),
         ("words", "Controls", _words(record)),

@@ -138,7 +138,7 @@ def cloning(
     """Behaviour cloning on every label. Squared error on the actions' embedding: for a discrete one the likeliest class is read."""
     head = ActionHead(spec)
     head.calibrate(train.action)
-    seer, _ = train_seer(config, *(seen(x, head.embed(x.action)) for x in (train, held)), training)
+    seer, _ = train_seer(config, seen(train, head.embed(train.action)), seen(held, head.embed(held.action)), training)
     return FramePolicy(seer, lambda output, previous: head.read(output), spec, config.image, **options)
 
 
@@ -146,7 +146,7 @@ def latent_policy(
     config: LAMConfig, train: Labelled, held: Labelled, translator: Translator, training: TrainConfig, **options: Any
 ) -> FramePolicy:
     """pi(z | o) on every transition, which needs no label, and the translator that reads its latents."""
-    seer, _ = train_seer(config, *(seen(x, x.z) for x in (train, held)), training)
+    seer, _ = train_seer(config, seen(train, train.z), seen(held, held.z), training)
     translator.eval()
 
     def read(z: Tensor, previous: Tensor) -> Tensor:

@@ -115,9 +115,14 @@ def verdict(
     test: Clip,
     labels: int,
     code_warnings: list[str],
-) -> list[dict[str, str]]:
-    """All findings as {"level", "text"}, worst first. ``shown``: the transitions that were decoded; ``test``: those translated."""
+) -> list[Finding]:
+    """What every evaluation says. ``shown``: the transitions that were decoded; ``test``: those translated."""
     found = [*judge_reconstruction(reconstruction, shown), *judge_translation(translation, test, labels)]
     found += [("warn", f"{text[0].upper()}{text[1:]}.") for text in code_warnings]
+    return found
+
+
+def in_order(findings: list[Finding]) -> list[dict[str, str]]:
+    """Findings as {"level", "text"}, worst first."""
     order = ["bad", "warn", "good", "note"]
-    return [{"level": level, "text": text} for level, text in sorted(found, key=lambda f: order.index(f[0]))]
+    return [{"level": level, "text": text} for level, text in sorted(findings, key=lambda f: order.index(f[0]))]
