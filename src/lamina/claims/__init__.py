@@ -65,7 +65,7 @@ def reproduce(
         raise LaminaError(f"{claim.id} is planned, its experiment is not built yet; see `lamina reproduce --list`")
     if scale not in claim.scales:
         raise LaminaError(f"{claim.id} is not built for scale {scale}; it runs at {', '.join(claim.scales)}")
-    chosen = tuple(SCALES[scale].seeds if seeds is None else seeds)
+    chosen = tuple(claim.default_seeds(scale) if seeds is None else seeds)
     if not chosen or len(set(chosen)) < len(chosen):
         raise LaminaError(f"seeds {list(chosen)}: give at least one, and each of them once")
     if out is None:

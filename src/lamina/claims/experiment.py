@@ -94,6 +94,11 @@ class Claim:
     decides: str  # what decides it here
     run: Callable[[Experiment], Outcome] | None = None
     scales: tuple[str, ...] = ()  # those that ``run`` is built for
+    seeds: tuple[int, ...] = ()  # the default where a scale decides something; empty: the scale's own
+
+    def default_seeds(self, scale: str) -> tuple[int, ...]:
+        """The seeds of a run that names none."""
+        return self.seeds if self.seeds and SCALES[scale].enough else SCALES[scale].seeds
 
     @property
     def state(self) -> str:

@@ -45,14 +45,27 @@ class BarPlot:
     levels: Mapping[str, Interval] = field(default_factory=dict)
 
 
-Plot = LinePlot | BarPlot
+@dataclass(frozen=True)
+class Panels:
+    """Line plots side by side, over the same lines or not; each has its legend."""
+
+    plots: Sequence[LinePlot]
+
+
+Plot = LinePlot | BarPlot | Panels
 
 
 def draw(plot: Plot) -> Figure:
     """The plot as a matplotlib figure: a line at its means with its 95% interval as a band, a bar with its interval as a whisker."""
-    figure = Figure(figsize=(7.6, 4.0), layout="constrained")
+    plots: Sequence[LinePlot | BarPlot] = plot.plots if isinstance(plot, Panels) else (plot,)
+    figure = Figure(figsize=(7.6 * len(plots), 4.0), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots()
+    for axes, one in zip(figure.subplots(1, len(plots), squeeze=False)[0], plots, strict=True):
+        _draw(axes, one)
+    return figure
+
+
+def _draw(axes: Axes, plot: LinePlot | BarPlot) -> None:
     (_lines if isinstance(plot, LinePlot) else _bars)(axes, plot)  # type: ignore[arg-type]
     used = len(plot.lines if isinstance(plot, LinePlot) else plot.bars)
     for (name, level), colour, style in zip(
@@ -64,7 +77,6 @@ def draw(plot: Plot) -> Figure:
     axes.grid(axis="y", alpha=0.3)
     # Beside the plot: with many levels there is no empty corner.
     axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=9)
-    return figure
 
 
 def _lines(axes: Axes, plot: LinePlot) -> None:

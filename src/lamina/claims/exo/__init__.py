@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from lamina.claims.exo import linear
 from lamina.claims.experiment import Claim
 
 PAPER = "Why Latent Actions Fail, and How to Prevent It"
+#: cpu has the paper's own sizes, and gradients from second moments: a GPU would add nothing.
+SCALES = ("smoke", "cpu")
+SEEDS = (0, 1, 2, 3)  # as many as the paper's
 
 CLAIMS = (
     Claim(
         id="exo/leakage",
         statement="Latents encode the future exogenous state; their variance and the action error rise with p_switch.",
         paper="Prop. 4.2, Fig. 2c: curves.",
-        decides="Normalized variance and probe NMSE over p_switch; the trained loss against the closed-form optimum.",
+        decides="Share of z's variance that xi' makes and probe NMSE: their rank correlations with p_switch are above 0 beyond their intervals; "
+        "the trained loss is within 1% of the closed form's; with switching every z that does not depend on xi' costs more.",
+        run=linear.leakage,
+        scales=SCALES,
+        seeds=SEEDS,
     ),
     Claim(
         id="exo/swap",
@@ -23,25 +31,40 @@ CLAIMS = (
         id="exo/sensitivity",
         statement="The action error rises with the encoder's sensitivity alpha to exogenous state, and with p_switch.",
         paper="Fig. 3: curves.",
-        decides="Probe NMSE over a grid of alpha and p_switch.",
+        decides="Probe NMSE over a grid of alpha and p_switch: its rank correlations with alpha, at each p_switch, and with p_switch, mean over "
+        "alpha, are above 0 beyond their intervals; the trained loss is within 1% of the closed form's.",
+        run=linear.sensitivity,
+        scales=SCALES,
+        seeds=SEEDS,
     ),
     Claim(
         id="exo/remedies",
         statement="Cross-exogenous, action and q prediction lower the action error and make latents consistent.",
         paper="Fig. 4: curves.",
-        decides="Change of probe NMSE and of normalized variance.",
+        decides="At every p_switch above 0 each remedy's probe NMSE and share of exogenous variance at one (s, a) are below plain "
+        "reconstruction's, paired over seeds; trained losses are within 1% of the closed form's.",
+        run=linear.remedies,
+        scales=SCALES,
+        seeds=SEEDS,
     ),
     Claim(
         id="exo/cca",
         statement="Under whitening the minimiser of cross-exogenous reconstruction is canonical correlation analysis.",
         paper="Prop. 4.6: a proof.",
-        decides="Canonical correlations and subspace angles, trained against closed form.",
+        decides="Trained on white transitions for which Assumption 4.4 holds: the loss is within 1% of the closed form's, singular values of B D "
+        "within 0.01 of the canonical correlations, principal angles below 0.05 rad on both sides.",
+        run=linear.cca,
+        scales=SCALES,
+        seeds=SEEDS,
     ),
     Claim(
         id="exo/bound",
         statement="The bound on the consistency of latents holds.",
         paper="Prop. 4.8: a proof.",
-        decides="Both sides of the bound, measured; it is never violated.",
+        decides="Both sides of the bound, measured on held-out data for every objective, target and p_switch; it is never violated.",
+        run=linear.bound,
+        scales=SCALES,
+        seeds=SEEDS,
     ),
     Claim(
         id="exo/gridworld",
