@@ -23,7 +23,8 @@ def cholesky(moments: Float[Tensor, "*g i i"], what: str) -> Float[Tensor, "*g i
     rank = (values > TOLERANCE * values[..., -1:]).sum(-1).min()
     if rank < moments.shape[-1]:
         raise LaminaError(
-            f"the second moments of {what} are rank-deficient: {int(rank)} of {moments.shape[-1]} dimensions; give more data, or fewer dimensions"
+            f"the second moments of {what} are rank-deficient: {int(rank)} of {moments.shape[-1]} dimensions; "
+            "give more data, or fewer dimensions"
         )
     return torch.linalg.cholesky(moments)
 
@@ -175,7 +176,9 @@ def whitened(moments: Moments, apart: bool) -> Moments:
     Raises LaminaError where they have no full rank.
     """
     before, size = ("o", "~o"), moments.sizes["o"]
-    parts = moments.combine({**{n: {n: 1.0} for n in before}, "u": {"o'": 1.0, "o": -1.0}, "~u": {"~o'": 1.0, "~o": -1.0}})
+    parts = moments.combine(
+        {**{n: {n: 1.0} for n in before}, "u": {"o'": 1.0, "o": -1.0}, "~u": {"~o'": 1.0, "~o": -1.0}}
+    )
     new: dict[str, dict[str, Tensor | float]] = {n: {n: 1.0} for n in before}
     for change, start in (("u", "o"), ("~u", "~o")):
         told = torch.zeros(1, 2 * size, dtype=moments.matrix.dtype)

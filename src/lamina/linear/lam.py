@@ -9,7 +9,6 @@ of the whole data set: no batches are drawn.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -35,7 +34,9 @@ class Objective:
     def __post_init__(self) -> None:
         weights = (self.own, self.cross, self.weight)
         if not all(0 <= w < math.inf for w in weights) or self.own + self.cross == 0:
-            raise LaminaError(f"weights {weights} of an objective: finite numbers of at least 0, and a reconstruction among them")
+            raise LaminaError(
+                f"weights {weights} of an objective: finite numbers of at least 0, and a reconstruction among them"
+            )
         if (self.target is None) != (self.weight == 0):
             raise LaminaError("a robust target and its weight are given together")
 
@@ -63,8 +64,9 @@ class LinearLAM:
     D: Float[Tensor, "*g z o"]
     W: Float[Tensor, "*g y z"] | None = None  # the head of a robust target
 
-    def double(self) -> LinearLAM:
-        return LinearLAM(**{f.name: None if (x := getattr(self, f.name)) is None else x.double() for f in fields(self)})
+    def parts(self) -> dict[str, Tensor]:
+        """The matrices that there are, by name."""
+        return {f.name: x for f in fields(self) if (x := getattr(self, f.name)) is not None}
 
     def latents(self, moments: Moments) -> Moments:
         """Moments of z, its twin ~z, and everything else that was there."""
@@ -84,9 +86,7 @@ def loss(lam: LinearLAM, moments: Moments, objective: Objective) -> Float[Tensor
     """
     encode = torch.cat([lam.C, lam.D], -1)
 
-    def error(
-        on_o: Tensor | None, on_z: Tensor, pair: tuple[str, str], target: str
-    ) -> Float[Tensor, "*g"]:
+    def error(on_o: Tensor | None, on_z: Tensor, pair: tuple[str, str], target: str) -> Float[Tensor, "*g"]:
         """E|target - on_o o - on_z z|^2."""
         zz = encode @ moments(pair, pair) @ encode.mT
         total = trace(on_z @ zz - 2 * (encode @ moments(pair, target)).mT, on_z.mT)
@@ -110,7 +110,6 @@ def train(
     steps: int = 4000,
     lr: float = 1e-2,
     seed: int = 0,
-    progress: Callable[[int, Float[Tensor, "*g"]], None] | None = None,
 ) -> LinearLAM:
     """Adam on every world at once, from A = 0 and small random B, C, D, W; the learning rate decays by a cosine.
 
@@ -132,18 +131,14 @@ def train(
     # In units of the frame's energy: Adam's step has no scale, the data has.
     scale = moments("o'", "o'").diagonal(dim1=-2, dim2=-1).mean(-1)
     unit = Moments((moments.matrix / scale[..., None, None]).float(), moments.sizes)
-    parameters = [p for f in fields(lam) if (p := getattr(lam, f.name)) is not None]
-    optimizer = torch.optim.Adam(parameters, lr=lr)
+    optimizer = torch.optim.Adam(lam.parts().values(), lr=lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for step in range(steps):
-        losses = loss(lam, unit, objective)
-        if progress is not None:
-            progress(step, losses.detach())
+    for _ in range(steps):
         optimizer.zero_grad()
-        losses.sum().backward()
+        loss(lam, unit, objective).sum().backward()
         optimizer.step()
         schedule.step()
-    return LinearLAM(**{f.name: None if (x := getattr(lam, f.name)) is None else x.detach() for f in fields(lam)}).double()
+    return LinearLAM(**{name: part.detach().double() for name, part in lam.parts().items()})
 
 
 def check_width(width: int, moments: Moments) -> None:

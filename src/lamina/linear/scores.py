@@ -1,5 +1,7 @@
-"""What the latents of a linear LAM hold: of the action, of the exogenous state; and the bound of Prop. 4.8. None changes when z is recoded by an
-invertible matrix, unless its docstring says so."""
+"""What the latents of a linear LAM hold of the action and of the exogenous state, and the bound of Prop. 4.8.
+
+None of it changes when z is recoded by an invertible matrix.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ from lamina.worlds.linear import Moments
 
 
 def nmse(fit: Moments, test: Moments, target: str = "a") -> Float[Tensor, "*g"]:
-    """Squared error of the best linear probe from z (least squares on ``fit``), on ``test``, over the target's energy: 0 perfect, 1 knows nothing.
+    """Squared error of a linear probe from z, least squares on ``fit``, on ``test``, over the target's energy: 0 perfect, 1 knows nothing.
 
     Both are moments with latents (:meth:`LinearLAM.latents`). No intercept: everything has mean zero.
     """
@@ -23,9 +25,7 @@ def nmse(fit: Moments, test: Moments, target: str = "a") -> Float[Tensor, "*g"]:
     return error / energy
 
 
-def normalized_variance(
-    lam: LinearLAM, moments: Moments, exogenous: Moments
-) -> Float[Tensor, "*g"]:
+def normalized_variance(lam: LinearLAM, moments: Moments, exogenous: Moments) -> Float[Tensor, "*g"]:
     """Share of z's variance that the exogenous state makes, in [0, 1]; mean over the dimensions of whitened z.
 
     ``exogenous``: the covariance of o' (or of o and o') at a fixed context, ``worlds.linear.leaking`` or ``context``, observed.
@@ -38,7 +38,9 @@ def normalized_variance(
     return share.diagonal(dim1=-2, dim2=-1).mean(-1)
 
 
-def bound(lam: LinearLAM, fit: Moments, test: Moments, target: Target) -> tuple[Float[Tensor, "*g"], Float[Tensor, "*g"]]:
+def bound(
+    lam: LinearLAM, fit: Moments, test: Moments, target: Target
+) -> tuple[Float[Tensor, "*g"], Float[Tensor, "*g"]]:
     """Both sides of Eq. 20 on ``test``, E|W(z - ~z)|^2 and 6 L + 3 eta, with the head W that fits the target best on ``fit``.
 
     Prop. 4.8 wants eta >= |y - ~y|^2 everywhere; its proof uses E|y - ~y|^2 alone, so that smallest eta is taken: the sharpest form.

@@ -1,14 +1,16 @@
 """The linear Ex-BMDP of *Why Latent Actions Fail* (§3.3, §4, App. B), and its second moments, sampled and exact.
 
-    s' = s + a,  a ~ N(0, I)        o = H_xi s,  H_xi = H_0 + alpha R_xi        xi' != xi with probability p_switch, uniform over the others
+    s' = s + a,  a ~ N(0, I)        o = H_xi s,  H_xi = H_0 + alpha R_xi        xi' != xi with probability p_switch
 
-Every transition is seen twice: the twin (~o, ~o') shows the same s and s' under another exogenous state ~xi != xi that switches by its own coin.
+A switch goes to one of the other exogenous states, uniformly. Every transition is seen twice: the twin (~o, ~o') shows the same s and s'
+under another exogenous state ~xi != xi, which switches by its own coin.
 
 Losses of linear models, their minimisers and the scores all depend on second moments alone. Those are taken in *lifted* coordinates,
-e_xi (x) s (one block of d_s numbers for each exogenous state, all but one zero), in which an observation is one matrix, o = [H_1 ... H_n] (e_xi (x) s).
-So the moments of a data set are computed once and serve every alpha, and the exact moments are Kronecker products.
+e_xi (x) s (one block of d_s numbers for each exogenous state, all but one zero), in which an observation is o = [H_1 ... H_n] (e_xi (x) s).
+So the moments of a data set are computed once and serve every alpha, and exact moments are Kronecker products.
 
-Axes: ``*g`` worlds (seeds and grid points, any number of axes), ``n`` exogenous states, ``m`` transitions, ``v`` all variables side by side.
+Axes: ``*g`` worlds (seeds and grid points, any number of axes), ``n`` exogenous states, ``l`` = n d_s lifted coordinates,
+``m`` transitions, ``v`` all variables side by side.
 """
 
 from __future__ import annotations
@@ -48,8 +50,8 @@ CHUNK = 4096  # transitions whose lifted coordinates are held at once
 
 @dataclass(frozen=True)
 class LinearWorld:
-    """Sizes of the world and of a data set. The paper gives d_s = d_a = 8, d_o = 128 and 8,000 trajectories (Table 1); the number of exogenous
-    states, the length of a trajectory and the scale of H_0 and R are ours: columns of unit length on average, s_0 ~ N(0, I)."""
+    """Sizes of the world and of a data set. The paper gives d_s = d_a = 8, d_o = 128 and 8,000 trajectories (Table 1). Ours are the number
+    of exogenous states, the length of a trajectory, s_0 ~ N(0, I), and the scale of H_0 and R_xi: columns of unit length on average."""
 
     states: int = 8  # n_xi
     state: int = 8  # d_s = d_a
@@ -106,9 +108,7 @@ class Moments:
         rows = []
         for parts in new.values():
             blocks = {
-                old: part
-                if isinstance(part, Tensor)
-                else part * torch.eye(self.sizes[old], dtype=self.matrix.dtype)
+                old: part if isinstance(part, Tensor) else part * torch.eye(self.sizes[old], dtype=self.matrix.dtype)
                 for old, part in parts.items()
             }
             shape = torch.broadcast_shapes(*(b.shape[:-2] for b in blocks.values()))
@@ -136,13 +136,13 @@ def sensitivities(alpha: Sequence[float]) -> Float[Tensor, "x"]:
     """Sensitivities alpha as float64. Raises LaminaError for one that is not a positive finite number."""
     for x in alpha:
         if not 0 < x < float("inf"):
-            raise LaminaError(f"alpha {x}: the sensitivity is a finite number above 0 (at 0 observations span d_s dimensions only)")
+            raise LaminaError(
+                f"alpha {x}: the sensitivity is a finite number above 0 (at 0 observations span d_s dimensions only)"
+            )
     return torch.tensor(alpha, dtype=torch.float64)
 
 
-def emissions(
-    world: LinearWorld, alpha: Float[Tensor, "x"], seeds: Sequence[int]
-) -> Float[Tensor, "k x r l"]:
+def emissions(world: LinearWorld, alpha: Float[Tensor, "x"], seeds: Sequence[int]) -> Float[Tensor, "k x r l"]:
     """[H_1 ... H_n] for each seed and alpha: lifted coordinates (l = n d_s) to observations.
 
     Where n d_s < d_o observations fill only a part of the space. They are then given in an orthonormal basis of that part,
@@ -169,9 +169,7 @@ def switching(p: Float[Tensor, "*g"], states: int) -> Float[Tensor, "*g n n"]:
 # ----------------------------------------------------------------------------------------------------- exact moments
 
 
-def _lift(
-    law: Float[Tensor, "*g n n"], one: Variable, other: Variable, world: LinearWorld
-) -> Float[Tensor, "*g l l"]:
+def _lift(law: Float[Tensor, "*g n n"], one: Variable, other: Variable, world: LinearWorld) -> Float[Tensor, "*g l l"]:
     """E[(e_i (x) x)(e_j (x) y)^T] for x, y linear in (s, a), given the joint law of their exogenous states."""
     covariance = one.on_state * other.on_state * world.spread + one.on_action * other.on_action
     return torch.kron(law, covariance * torch.eye(world.state, dtype=law.dtype))
@@ -215,9 +213,7 @@ def context(world: LinearWorld, p: Float[Tensor, "*g"]) -> Moments:
     n = world.states
     switch, stay = switching(p, n), torch.eye(n, dtype=p.dtype).expand(*p.shape, -1, -1)
     laws = {("o", "o"): stay, ("o", "o'"): switch, ("o'", "o"): switch, ("o'", "o'"): stay}
-    blocks = {
-        (i, j): _lift(law / n - 1 / n**2, OBSERVED[i], OBSERVED[j], world) for (i, j), law in laws.items()
-    }
+    blocks = {(i, j): _lift(law / n - 1 / n**2, OBSERVED[i], OBSERVED[j], world) for (i, j), law in laws.items()}
     rows = [torch.cat([blocks[i, "o"], blocks[i, "o'"]], -1) for i in ("o", "o'")]
     return Moments(torch.cat(rows, -2), dict.fromkeys(("o", "o'"), n * world.state))
 

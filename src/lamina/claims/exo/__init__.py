@@ -15,8 +15,8 @@ CLAIMS = (
         id="exo/leakage",
         statement="Latents encode the future exogenous state; their variance and the action error rise with p_switch.",
         paper="Prop. 4.2, Fig. 2c: curves.",
-        decides="Share of z's variance that xi' makes and probe NMSE: their rank correlations with p_switch are above 0 beyond their intervals; "
-        "the trained loss is within 1% of the closed form's; with switching every z that does not depend on xi' costs more.",
+        decides="Share of z's variance that xi' makes and probe NMSE: their rank correlations with p_switch are above 0 beyond their "
+        "intervals; the trained loss is within 1% of the closed form's; with switching every z that does not depend on xi' costs more.",
         run=linear.leakage,
         scales=SCALES,
         seeds=SEEDS,
@@ -31,8 +31,8 @@ CLAIMS = (
         id="exo/sensitivity",
         statement="The action error rises with the encoder's sensitivity alpha to exogenous state, and with p_switch.",
         paper="Fig. 3: curves.",
-        decides="Probe NMSE over a grid of alpha and p_switch: its rank correlations with alpha, at each p_switch, and with p_switch, mean over "
-        "alpha, are above 0 beyond their intervals; the trained loss is within 1% of the closed form's.",
+        decides="Probe NMSE over a grid of alpha and p_switch: its rank correlations with alpha, at each p_switch, and with p_switch, mean "
+        "over alpha, are above 0 beyond their intervals; the trained loss is within 1% of the closed form's.",
         run=linear.sensitivity,
         scales=SCALES,
         seeds=SEEDS,
@@ -51,8 +51,8 @@ CLAIMS = (
         id="exo/cca",
         statement="Under whitening the minimiser of cross-exogenous reconstruction is canonical correlation analysis.",
         paper="Prop. 4.6: a proof.",
-        decides="Trained on white transitions for which Assumption 4.4 holds: the loss is within 1% of the closed form's, singular values of B D "
-        "within 0.01 of the canonical correlations, principal angles below 0.05 rad on both sides.",
+        decides="Trained on white transitions for which Assumption 4.4 holds: the loss is within 1% of the closed form's, singular "
+        "values of B D within 0.01 of the canonical correlations, principal angles below 0.05 rad on both sides.",
         run=linear.cca,
         scales=SCALES,
         seeds=SEEDS,

@@ -1,4 +1,4 @@
-"""What the experiments on the linear LAM share: one world, its data, trained and solved LAMs, and their scores; seeds x alpha x p_switch at once."""
+"""What the experiments on the linear LAM share: worlds, data, trained LAMs and their scores, for all seeds x alpha x p_switch at once."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 
-import torch
 from jaxtyping import Float
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -34,7 +33,7 @@ class Setup:
     lr: float = 2e-2
 
 
-#: The sizes of cpu are the paper's own (Table 1). d_z is not given there; as many dimensions as the action has is the case in which nothing is to spare.
+#: The sizes of cpu are the paper's own (Table 1). It does not give d_z; here it is that of the action, so that nothing is to spare.
 SETUPS = {
     "smoke": Setup(
         LinearWorld(states=4, state=2, observation=12, trajectories=500), width=2, p=(0.0, 0.4), alpha=(0.5, 2.0), few_p=(0.4,),
@@ -49,7 +48,7 @@ SETUPS = {
 
 @dataclass(frozen=True)
 class Grid:
-    """The worlds of one curve: emissions and exogenous covariances for each seed, alpha and p_switch, and moments without sampling error."""
+    """The worlds of one curve, one for each seed, alpha and p_switch; their emissions, data and moments without sampling error."""
 
     world: LinearWorld
     p: tuple[float, ...]
@@ -112,8 +111,7 @@ class Lab:
 
         def build(path: Path) -> None:
             model = lam.train(moments, objective, s.width, s.steps, s.lr)
-            parts = {f.name: getattr(model, f.name) for f in fields(model)}
-            save_file({n: x.contiguous() for n, x in parts.items() if x is not None}, path / "lam.safetensors")
+            save_file({name: part.contiguous() for name, part in model.parts().items()}, path / "lam.safetensors")
 
         run = self.experiment.cached(key, (lam, closed_form), build)
         return LinearLAM(**load_file(run / "lam.safetensors"))
