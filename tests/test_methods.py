@@ -179,7 +179,7 @@ LAYERS = (
     "errors files shapes draws",
     "data",
     "worlds",
-    "layers bottleneck prefix flow_matching encoder decoders objectives lam codes sizes",
+    "linear layers bottleneck prefix flow_matching encoder decoders objectives lam codes sizes",
     "train pretrain align label",
     "policy",
     "probes",

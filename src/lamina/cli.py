@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction
@@ -32,6 +32,7 @@ lamina: latent actions from video without action labels
   lamina policy RUN --data PATH                predict the next latent action
   lamina rollout RUN --world WORLD             let it decide, and count returns
   lamina reproduce CLAIM --scale cpu           test a claim (--list shows all)
+  lamina exogenous --p-switch 0.2 --alpha 1    what would leak, in closed form
 
 PATH is a folder of mp4/mkv/webm files or a LeRobot v3 dataset.
 Every command has --help, with an example.
@@ -314,6 +315,34 @@ class Reproduce:
             print(reproduce(self.claim, self.scale, self.out, self.seeds, self.workdir))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Exogenous:
+    """What would leak, if: how much of a linear latent action is exogenous, by each objective, in closed form.
+
+    Example: lamina exogenous --p-switch 0.4 --alpha 2 --figure remedies --out remedies.svg
+    """
+
+    figure: Literal["leakage", "sensitivity", "remedies", "cca"] | None = None
+    """draw this figure instead of printing the table"""
+    out: Path | None = None
+    """where the figure goes; default: FIGURE.svg"""
+
+
+def exogenous(argv: Sequence[str], parse_only: bool = False) -> None:
+    """``lamina exogenous``: the closed forms of the linear LAM."""
+    from lamina.claims.exo.what_if import Question, answer, draw
+
+    args = _parsed(_extended(Exogenous, question=Question()), argv, prog="lamina exogenous")
+    if parse_only:
+        return
+    if args.figure is None and args.out is not None:
+        raise LaminaError("--out is for a figure: name one with --figure")
+    if args.figure is None:
+        print(answer(args.question))
+    else:
+        print(draw(args.question, args.figure, args.out or Path(f"{args.figure}.svg")))
+
+
 def _parsed(command: Any, argv: Sequence[str], **more: Any) -> Any:
     """The command's options. A value that a config refuses is told in its own one line, not in the parser's box."""
     told = io.StringIO()
@@ -348,6 +377,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "policy": policy,
     "rollout": _plain(Rollout, "rollout"),
     "reproduce": _plain(Reproduce, "reproduce"),
+    "exogenous": exogenous,
 }
 
 

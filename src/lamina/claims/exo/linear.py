@@ -67,8 +67,7 @@ def rises(x: Sequence[float], values: Float[Tensor, "k n"]) -> tuple[list[float]
 
     A seed whose values are all alike has no rank correlation; it counts as 0.
     """
-    each = [float(spearmanr(x, row).statistic) for row in values.tolist()]
-    each = [0.0 if math.isnan(r) else r for r in each]
+    each = [float(spearmanr(x, row).statistic) if max(row) > min(row) else 0.0 for row in values.tolist()]
     low = interval(each).low
     return each, low is not None and low > 0
 
@@ -97,10 +96,10 @@ def leakage(experiment: Experiment) -> Outcome:
     text = (
         f"From p_switch {grid.p[0]:g} to {grid.p[-1]:g} the share of z's variance that xi' makes goes from {_mean(ours['leakage'], 0)} "
         f"to {_mean(ours['leakage'], last)}, the action's NMSE from {_mean(ours['nmse'], 0)} to {_mean(ours['nmse'], last)} "
-        f"(rank correlations {interval(leaks).mean:.2f} and {interval(errors).mean:.2f}); they are largest at {peaks[0]:g} and {peaks[1]:g}; "
-        f"xi' is least predictable at 1 - 1/n = {1 - 1 / grid.world.states:g}. Trained loss at most {over.max():.2%} above the closed form's, "
-        f"principal angle at most {angle.max():.4f} rad. The best z that does not depend on xi' costs {price[:, switching].min():.1%} to "
-        f"{price.max():.1%} more. "
+        f"(rank correlations {interval(leaks).mean:.2f} and {interval(errors).mean:.2f}); they are largest at {peaks[0]:g} "
+        f"and {peaks[1]:g}; xi' is least predictable at 1 - 1/n = {1 - 1 / grid.world.states:g}. "
+        f"Trained loss at most {over.max():.2%} above the closed form's, principal angle at most {angle.max():.4f} rad. "
+        f"The best z that does not depend on xi' costs {price[:, switching].min():.1%} to {price.max():.1%} more. "
         "Scored on the smallest latents among the equally good; as trained, C keeps traces of its start and the NMSE is "
         f"{_mean(as_trained[:, None], 0)} at p = {grid.p[0]:g} and {_mean(as_trained[:, None], last)} at p = {grid.p[-1]:g}."
     )
