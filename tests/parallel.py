@@ -38,7 +38,7 @@ def train(run: Path, dataset: Path, method: str = "flexlam", stop: int | None = 
     def losses(lam, batch, draws):
         if next(calls) == stop:
             raise KeyboardInterrupt
-        return module.losses(lam, batch, draws)
+        return module.losses(options(method))(lam, batch, draws)
 
     plan = plan if stop is None else dataclasses.replace(plan, losses=losses)
     return pretrain(run, plan, data(dataset), dataclasses.replace(SETTINGS, **settings))
@@ -54,7 +54,7 @@ def codebooks(run: Path, dataset: Path) -> None:
     fit(
         run,
         lam,
-        module.losses,
+        module.losses(options("lapo")),
         module.weights(options("lapo")),
         lambda shards, shard: ClipStream(data(dataset), SETTINGS.batch, 0, shards=shards, shard=shard),
         SETTINGS,

@@ -458,7 +458,7 @@ def test_a_killed_alignment_resumes_bit_for_bit(step, joint, run, dataset, tmp_p
 def aligning(joint: bool, dataset: Path) -> Callable[..., Path]:
     """``align`` with the settings of these tests."""
     module = methods.load("flexlam")
-    more = {"losses": module.losses, "weights": module.weights(options("flexlam"))} if joint else {}
+    more = {"losses": module.losses(options("flexlam")), "weights": module.weights(options("flexlam"))} if joint else {}
     config = AlignConfig("60", joint, SMALL.translator)
 
     def work(run: Path, **changes) -> Path:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -178,4 +178,51 @@ class VQ(nn.Module):
         self.updates += 1
 
 
-BOTTLENECKS: dict[str, type[nn.Module]] = {"none": Identity, "vq": VQ, "fsq": FSQ}
+class SplitVQ(nn.Module):
+    """Groups of slots, each with a VQ codebook of its own: the slots are shared out evenly, in their order (UniVLA).
+
+    Entries of group g have the numbers g n to g n + n - 1 in ``index``; ``aux["commitment_g"]`` is that of the group. The codebooks
+    of the groups ``frozen`` stay as they are in training.
+    """
+
+    @dataclass(frozen=True)
+    class Config:
+        groups: int = 2
+        codebook_size: int = 16
+        dim: int = 32
+        decay: float = 0.99
+        dead_below: float = 0.05
+        frozen: tuple[int, ...] = ()
+
+    def __init__(self, groups: int, frozen: Sequence[int] = (), **vq: Any):
+        super().__init__()
+        self.parts = nn.ModuleList([VQ(**vq) for _ in range(groups)])
+        self.frozen = tuple(frozen)
+        self.dim, self.codebook_size = vq["dim"], groups * vq["codebook_size"]
+
+    def train(self, mode: bool = True) -> SplitVQ:
+        super().train(mode)
+        for group in self.frozen:
+            self.parts[group].eval()
+        return self
+
+    def forward(self, x: Float[Tensor, "b k d"]) -> Latent:
+        if self.training and any(int(self.parts[group].updates) == 0 for group in self.frozen):  # type: ignore[arg-type]
+            raise LaminaError(
+                "a codebook that is frozen was never trained: start from a run that has trained it (--init RUN)"
+            )
+        latents = [vq(part) for vq, part in zip(self.parts, x.chunk(len(self.parts), dim=1), strict=True)]
+        size = self.codebook_size // len(self.parts)
+        return Latent(
+            pre=x,
+            post=torch.cat([latent.post for latent in latents], dim=1),
+            index=torch.cat([latent.index + g * size for g, latent in enumerate(latents)], dim=1),
+            aux={f"commitment_{g}": latent.aux["commitment"] for g, latent in enumerate(latents)},
+        )
+
+    def index_to_codes(self, index: Int[Tensor, "b k"]) -> Float[Tensor, "b k d"]:
+        """The vectors of codebook entries."""
+        return F.embedding(index, torch.cat([vq.get_buffer("codebook") for vq in self.parts]))
+
+
+BOTTLENECKS: dict[str, type[nn.Module]] = {"none": Identity, "vq": VQ, "fsq": FSQ, "split_vq": SplitVQ}

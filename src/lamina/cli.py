@@ -58,7 +58,7 @@ class Collect:
     """
 
     world: Positional[str]
-    """doom-suite (nine tasks in one dataset), my_way_home, health_gathering, ..., grid, metaworld/TASK, cheetah, gym/ID"""
+    """doom-suite or metaworld-suite (tasks in one dataset), my_way_home, health_gathering, ..., grid, metaworld/TASK, cheetah, gym/ID"""
     out: Path
     frames: int | None = None
     """frames to collect (whole episodes); 3,000 if neither this nor --episodes is given"""
@@ -66,6 +66,8 @@ class Collect:
     seed: int = 0
     noise: float = 0.15
     """share of random actions"""
+    hold: int = 1
+    """steps that a random action is held; more where a step is short (metaworld: 10)"""
     size: tuple[int, int] = (64, 64)
     """height and width of the pictures"""
     task: str | None = None
@@ -94,6 +96,8 @@ class Train:
     """processes that decode ahead"""
     max_bad: int = 8
     """stretches of video that may fail to decode before it is an error"""
+    init: Path | None = None
+    """a run whose weights to start from, as far as they fit"""
 
 
 def train(argv: Sequence[str], parse_only: bool = False) -> None:
@@ -115,19 +119,20 @@ def train(argv: Sequence[str], parse_only: bool = False) -> None:
     if parse_only:
         return
     from lamina.data import DataConfig
-    from lamina.pretrain import pretrain, recipe
+    from lamina.pretrain import pretrain, recipe, with_proprio
     from lamina.train import World
 
     data = DataConfig(
         tuple(args.data), args.method.image, args.method.frames, tuple(args.gap), args.camera,
         tasks=tuple(args.tasks), shuffle=args.shuffle, workers=args.workers, max_bad=args.max_bad,
     )  # fmt: skip
-    plan = recipe(argv[0], method, args.method)
+    options, data = with_proprio(args.method, data)
+    plan = recipe(argv[0], method, options)
     if World.here().rank == 0:
         for part, values in plan.lam.to_dict().items():
             told = " ".join(f"{k}={v}" for k, v in values.items()) if isinstance(values, dict) else values
             print(f"{part:>11}: {told}")
-    folder = pretrain(args.out, plan, data, args.train)
+    folder = pretrain(args.out, plan, data, args.train, args.init)
     if World.here().rank == 0:
         print(folder)
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from lamina import __version__
 from lamina.bottleneck import BOTTLENECKS
+from lamina.data.episodes import TASK_WIDTH
 from lamina.decoders import DECODERS
 from lamina.draws import Draws
 from lamina.encoder import ENCODERS
@@ -26,6 +27,8 @@ from lamina.errors import LaminaError
 from lamina.files import write_text
 from lamina.prefix import PrefixLaw, RetainedPrefix
 from lamina.shapes import Clip, Latent, to_float, to_uint8
+from lamina.space import SPACES, SpaceName
+from lamina.state import StateDynamics
 
 FORMAT = 1  # of config.json and model.safetensors; raised when an old file can no longer be read
 Pair = tuple[int, int]
@@ -41,10 +44,18 @@ class LAMConfig:
     bottleneck: Any
     decoder: Any
     prefix: PrefixLaw = "full"
+    space: SpaceName = "pixels"
+    state: int = (
+        0  # size of the proprioception that follows from the latent; 0: there is no proprioceptive forward model
+    )
+    task: int = 0  # slots that a task's words can fill in the place of latents; 0: none
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-able values; parts carry their name under "kind"."""
         values: dict[str, Any] = {"image": list(self.image), "slots": self.slots, "prefix": self.prefix}
+        values |= {
+            name: v for name in ("space", "state", "task") if (v := getattr(self, name)) != getattr(LAMConfig, name)
+        }
         for part in _PARTS:
             config = getattr(self, part)
             values[part] = {"kind": part_kind(config), **dataclasses.asdict(config)}
@@ -82,9 +93,13 @@ class LAM(nn.Module):
         self.config = config
         self.bottleneck = BOTTLENECKS[part_kind(config.bottleneck)](**dataclasses.asdict(config.bottleneck))
         dim: int = self.bottleneck.dim  # type: ignore[assignment]
-        self.encoder = ENCODERS[part_kind(config.encoder)](config.encoder, config.image, config.slots, dim)
-        self.decoder = DECODERS[part_kind(config.decoder)](config.decoder, config.image, config.slots, dim)
+        self.space = SPACES[config.space](config.image[0])
+        observed = (self.space.channels, *config.image[1:])
+        self.encoder = ENCODERS[part_kind(config.encoder)](config.encoder, observed, config.slots, dim)
+        self.decoder = DECODERS[part_kind(config.decoder)](config.decoder, observed, config.slots, dim)
         self.prefix = RetainedPrefix(config.slots, dim, config.prefix)
+        self.state = StateDynamics(config.state, config.slots * dim) if config.state else None
+        self.task = nn.Linear(TASK_WIDTH, config.task * dim) if config.task else None
 
     @property
     def dim(self) -> int:
@@ -95,38 +110,74 @@ class LAM(nn.Module):
         """The latent of every pair (i, j) of positions on the time axis, in one batched call; each frame is embedded once."""
         b = len(frames)
         used = sorted({i for pair in pairs for i in pair})
-        features = self.encoder.embed(rearrange(frames[:, used], "b t c h w -> (t b) c h w"))  # type: ignore[operator]
+        observed = self.space(rearrange(frames[:, used], "b t c h w -> (t b) c h w"))
+        features = self.encoder.embed(observed)  # type: ignore[operator]
         by_frame = dict(zip(used, features.chunk(len(used)), strict=True))
         first, second = (torch.cat([by_frame[pair[side]] for pair in pairs]) for side in (0, 1))
         latent = self.bottleneck(self.encoder.compare(first, second))  # type: ignore[operator]
         return {pair: latent[n * b : (n + 1) * b] for n, pair in enumerate(pairs)}
 
+    def attempts(
+        self, frames: Float[Tensor, "b t c h w"], latents: Mapping[Pair, Latent], keep: Int[Tensor, "b"], draws: Draws
+    ) -> tuple[Float[Tensor, "b p"], Float[Tensor, "n c h w"], Float[Tensor, "n c h w"]]:
+        """decoder.loss(o_i, prefix of z_ij, o_j) of each sample and pair; the guesses and the truth, n = b p pictures.
+
+        ``keep``: one k for each sample.
+        """
+        pairs = list(latents)
+        src, dst = (self.space(torch.cat([frames[:, pair[side]] for pair in pairs])) for side in (0, 1))
+        z = self.prefix(torch.cat([latents[pair].post for pair in pairs]), keep.repeat(len(pairs)))
+        # Draws split the batch by shard, so the pairs of one shard must stay together: [pairs, b] -> [b, pairs].
+        order = torch.arange(len(src), device=src.device).view(len(pairs), -1).T.flatten()
+        loss, guess = self.decoder.attempt(src[order], z[order], dst[order], draws)  # type: ignore[operator]
+        return loss.view(-1, len(pairs)), guess, dst[order]
+
     def reconstruction(
         self, frames: Float[Tensor, "b t c h w"], latents: Mapping[Pair, Latent], keep: Int[Tensor, "b"], draws: Draws
     ) -> Float[Tensor, "b"]:
         """decoder.loss(o_i, prefix of z_ij, o_j) of each sample, averaged over the pairs. ``keep``: one k for each sample."""
-        pairs = list(latents)
-        src, dst = (torch.cat([frames[:, pair[side]] for pair in pairs]) for side in (0, 1))
-        z = self.prefix(torch.cat([latents[pair].post for pair in pairs]), keep.repeat(len(pairs)))
-        # Draws split the batch by shard, so the pairs of one shard must stay together: [pairs, b] -> [b, pairs].
-        order = torch.arange(len(src), device=src.device).view(len(pairs), -1).T.flatten()
-        loss = self.decoder.loss(src[order], z[order], dst[order], draws)  # type: ignore[operator]
-        return loss.view(-1, len(pairs)).mean(1)
+        return self.attempts(frames, latents, keep, draws)[0].mean(1)
+
+
+def mean_aux(latents: Mapping[Pair, Latent]) -> dict[str, Float[Tensor, "b"]]:
+    """The bottleneck's own losses, averaged over the pairs."""
+    aux = [latent.aux for latent in latents.values()]
+    return {name: torch.stack([a[name] for a in aux]).mean(0) for name in aux[0]}
+
+
+def state_loss(lam: LAM, clip: Clip, latents: Mapping[Pair, Latent]) -> dict[str, Float[Tensor, "b"]]:
+    """The proprioceptive forward model's loss under the name "state", averaged over the pairs; empty for a LAM without one.
+
+    Raises LaminaError if the clip has no proprioception.
+    """
+    if lam.state is None:
+        return {}
+    if clip.proprio is None:
+        raise LaminaError(
+            "this LAM has a proprioceptive forward model, and the data gives no proprioception: name it in DataConfig"
+        )
+    q = clip.proprio
+    terms = [lam.state.loss(q[:, i], latent.post, q[:, j]) for (i, j), latent in latents.items()]
+    return {"state": torch.stack(terms).mean(0)}
+
+
+def triplets(frames: int) -> list[tuple[int, int, int]]:
+    """Neighbouring frames a < b < c of a clip. Raises LaminaError for a clip of fewer than three."""
+    if frames < 3:
+        raise LaminaError(f"this method needs clips of three frames or more, got {frames}: set --frames 3")
+    return [(i, i + 1, i + 2) for i in range(frames - 2)]
 
 
 def pair_losses(lam: LAM, clip: Clip, draws: Draws) -> dict[str, Float[Tensor, "b"]]:
-    """Reconstruction of every neighbouring pair of a clip through a drawn prefix, and the bottleneck's own terms.
+    """Reconstruction of every neighbouring pair of a clip through a drawn prefix, the bottleneck's own terms, and the state's.
 
-    The whole objective of every LAM that adds nothing to it (FlexLAM Eq. 1; LAPO, LAPA).
+    The whole objective of every LAM that adds nothing to it (FlexLAM Eq. 1; LAPO, LAPA, villa-X).
     """
     frames = to_float(clip.frames)
     latents = lam.encode(frames, [(i, i + 1) for i in range(frames.shape[1] - 1)])
     keep = lam.prefix.draw(draws, len(frames))
-    aux = [latent.aux for latent in latents.values()]
-    return {
-        "reconstruction": lam.reconstruction(frames, latents, keep, draws),
-        **{name: torch.stack([a[name] for a in aux]).mean(0) for name in aux[0]},
-    }
+    reconstruction = lam.reconstruction(frames, latents, keep, draws)
+    return {"reconstruction": reconstruction, **mean_aux(latents), **state_loss(lam, clip, latents)}
 
 
 @dataclass(frozen=True)
@@ -187,7 +238,12 @@ class LatentActionModel(nn.Module, PyTorchModelHubMixin):
         k: int | None = None,
         seed: int = 0,
     ) -> UInt8[Tensor, "b c h w"]:
-        """The frame expected after ``latent`` from ``src``. ``k``: slots kept, all by default; ``seed``: of a flow's noise."""
+        """The frame expected after ``latent`` from ``src``. ``k``: slots kept, all by default; ``seed``: of a flow's noise.
+
+        Raises LaminaError for a model that predicts features and so has no picture to show.
+        """
+        if self.config.space != "pixels":
+            raise LaminaError(f"this model predicts {self.config.space}, not pixels: it has no picture to show")
         frames = self._checked(src)
         z = (latent.post if isinstance(latent, Latent) else latent).to(frames.device)
         z = self.lam.prefix(z, self.config.slots if k is None else k)

@@ -12,10 +12,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+Latents = Float[Tensor, "b k d"]
+
 
 def squared_error(prediction: Float[Tensor, "b ..."], target: Float[Tensor, "b ..."]) -> Float[Tensor, "b"]:
     """Mean squared error of each sample, in float32."""
     return (prediction.float() - target.float()).square().flatten(1).mean(1)
+
+
+def composition(ab: Latents, bc: Latents, ac: Latents) -> Float[Tensor, "b"]:
+    """|z_ac - (z_ab + z_bc)|^2, mean over slots and channels: two steps in a row are the long step (ALAM Eq. 7; AC-LAM Eq. 4)."""
+    return squared_error(ac, ab + bc)
+
+
+def reversal(ab: Latents, ba: Latents) -> Float[Tensor, "b"]:
+    """|z_ab + z_ba|^2, mean over slots and channels: the way back undoes the way there (ALAM Eq. 7)."""
+    return squared_error(ab, -ba)
 
 
 def total(losses: Mapping[str, Float[Tensor, "b"]], weights: Mapping[str, float]) -> Float[Tensor, ""]:

@@ -10,20 +10,24 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from lamina import __version__, codes
-from lamina.data import ClipStream, DataConfig, gather
+from lamina.data import ClipStream, DataConfig, feature_width, gather
 from lamina.draws import Draws
-from lamina.errors import LaminaError
+from lamina.errors import LaminaError, LaminaWarning
 from lamina.files import disk_errors, whole_folder, write_text
 from lamina.lam import LAM, LAMConfig, LatentActionModel, Provenance
-from lamina.shapes import Clip, to_float
+from lamina.shapes import Clip, Latent, to_float
 from lamina.train import Losses, TrainConfig, Validation, World, fit
 
 #: Training options that a resumed run may change without becoming another experiment.
@@ -54,7 +58,23 @@ class Recipe:
 
 def recipe(name: str, method: Any, options: Any) -> Recipe:
     """The recipe of a method's module (``build``, ``losses``, ``weights``) with ``options``, an instance of its Config."""
-    return Recipe(name, dataclasses.asdict(options), method.build(options), method.losses, method.weights(options))
+    lam, losses, weights = method.build(options), method.losses(options), method.weights(options)
+    return Recipe(name, dataclasses.asdict(options), lam, losses, weights)
+
+
+def with_proprio(options: Any, data: DataConfig) -> tuple[Any, DataConfig]:
+    """``options`` and ``data`` of a method that asks for proprioception (its Config has ``proprio``, a feature's name, and
+    ``proprio_width``), completed with what only the data can tell; where it has no such feature, a warning, and neither is changed.
+    """
+    name = getattr(options, "proprio", None)
+    if name is None:
+        return options, data
+    width = feature_width(data, name)
+    if width is None:
+        text = f"{', '.join(data.data)}: no feature '{name}' of one width: trained without the proprioceptive forward model"
+        warnings.warn(text, LaminaWarning, stacklevel=2)
+        return options, data
+    return dataclasses.replace(options, proprio_width=width), dataclasses.replace(data, proprio=name)
 
 
 def check_run(run: Path, settings: dict[str, Any], resume: bool) -> None:
@@ -82,38 +102,103 @@ def check_run(run: Path, settings: dict[str, Any], resume: bool) -> None:
         raise LaminaError(f"{run}: was started with other settings ({what}); resume with the same ones")
 
 
-def validator(clip: Clip, losses: Losses, seed: int) -> Any:
-    """A function ``validate(lam)``: reconstruction loss with the right and with another transition's latent, and code use."""
+#: Gain in dB over another transition's latent, or the mean latent, below which the decoder is said to ignore it: 1% of its loss.
+IGNORED = 10 * math.log10(1.01)
+#: Mean length, in units of the untrained encoder's, below which an ignored latent has collapsed and above which it has exploded.
+COLLAPSED, EXPLODED = 0.01, 100.0
+
+
+def latent_length(latent: Float[Tensor, "b k d"]) -> float:
+    """Mean length of latents."""
+    return float(latent.detach().float().flatten(1).norm(dim=1).mean())
+
+
+def validator(lam: LAM, clip: Clip, seed: int) -> Callable[[LAM], Validation]:
+    """A function ``validate(lam)``: is the latent used, and how long is it; ``lam``: the same model before training.
+
+    Reconstruction loss with the right latent, with another transition's and with the mean latent, and the gains over those in dB;
+    use of the codes; mean length of the latent. It raises LaminaError, which ends the run, where the latent has collapsed (its length
+    is a hundredth of the untrained encoder's, and the decoder ignores it) or exploded (it is a hundred times as long).
+    """
+
+    @torch.no_grad()
+    def encode(lam: LAM) -> tuple[Float[Tensor, "b t c h w"], Latent]:
+        frames = to_float(clip.to(next(lam.parameters()).device).frames)
+        return frames, lam.encode(frames, [(0, 1)])[0, 1]
+
+    was_training = lam.training
+    before = latent_length(encode(lam.eval())[1].pre)
+    lam.train(was_training)
 
     @torch.no_grad()
     def validate(lam: LAM) -> Validation:
-        device = next(lam.parameters()).device
-        held = clip.to(device)
-        frames = to_float(held.frames)
-        latent = lam.encode(frames, [(0, 1)])[0, 1]
-        full = torch.full((len(frames),), lam.config.slots, device=device)
-        draws = [Draws(seed, device=device) for _ in range(2)]
-        right = lam.reconstruction(frames, {(0, 1): latent}, full, draws[0]).mean()
-        other = lam.reconstruction(frames, {(0, 1): latent[torch.arange(len(frames)).roll(1)]}, full, draws[1]).mean()
-        figures = {"reconstruction": float(right), "reconstruction_with_another_latent": float(other)}
+        frames, latent = encode(lam)
+        full = torch.full((len(frames),), lam.config.slots, device=frames.device)
+        rivals = {
+            "": latent,
+            "_with_another_latent": latent[torch.arange(len(frames)).roll(1)],
+            "_with_the_mean_latent": replace(latent, post=latent.post.mean(0, keepdim=True).expand_as(latent.post)),
+        }
+        # Draws of the same address: a flow gets the same noise each time.
+        loss = {
+            name: float(lam.reconstruction(frames, {(0, 1): z}, full, Draws(seed, device=frames.device)).mean())
+            for name, z in rivals.items()
+        }
+        right, other, mean = loss.values()
+        gains = [10 * math.log10(max(rival, 1e-12) / max(right, 1e-12)) for rival in (other, mean)]
+        length = latent_length(latent.pre)
+        figures = {f"reconstruction{name}": value for name, value in loss.items()}
+        figures |= {
+            "gain_over_another_latent_db": gains[0],
+            "gain_over_the_mean_latent_db": gains[1],
+            "latent_length": length,
+        }
         told = []
         if latent.index is not None:
             uses = codes.slot_use(latent.index, lam.bottleneck.codebook_size)  # type: ignore[arg-type]
             figures |= {f"perplexity/slot_{use.slot}": use.perplexity for use in uses}
             figures |= {f"usage/slot_{use.slot}": use.usage for use in uses}
             told += codes.warnings(uses)
-        if float(other) < 1.01 * float(right):
+        ignored = min(gains) < IGNORED
+        if ignored:
             told.append(
-                "the decoder ignores the latent: another transition's latent reconstructs as well. Lengthen --gap, train longer, "
-                "or check that what happens between two frames is visible at --image size"
+                f"the decoder ignores the latent: the right one reconstructs {gains[0]:+.2f} dB better than another transition's, "
+                f"{gains[1]:+.2f} dB better than the mean latent. Lengthen --gap, train longer, or check that what happens between two "
+                "frames is visible at --image size"
+            )
+        if ignored and length < COLLAPSED * before:
+            raise LaminaError(
+                f"collapse: latents have length {length:.2g}, {before:.2g} before training, and the decoder ignores them"
+            )
+        if latent_length(latent.post) > EXPLODED * before:
+            raise LaminaError(
+                f"explosion: latents have length {latent_length(latent.post):.2g}, {before:.2g} before training"
             )
         return figures, told
 
     return validate
 
 
-def pretrain(run: Path, recipe: Recipe, data: DataConfig, config: TrainConfig) -> Path:
-    """Train the recipe's LAM on ``data`` and save it under ``run``; returns the model's folder."""
+def start_from(lam: LAM, path: Path) -> None:
+    """Fill ``lam`` with the weights of the model at ``path`` (a run or model folder), as far as names and shapes agree.
+
+    Raises LaminaError if nothing agrees, or there is no model.
+    """
+    given = LatentActionModel.from_pretrained(str(path)).lam.state_dict()
+    own = lam.state_dict()
+    shared = {name: value for name, value in given.items() if name in own and own[name].shape == value.shape}
+    if not shared:
+        raise LaminaError(
+            f"{path}: a model of another kind, none of its weights fits; give --init a run of the same encoder and decoder"
+        )
+    lam.load_state_dict(shared, strict=False)
+
+
+def pretrain(run: Path, recipe: Recipe, data: DataConfig, config: TrainConfig, init: Path | None = None) -> Path:
+    """Train the recipe's LAM on ``data`` and save it under ``run``; returns the model's folder.
+
+    ``init``: a run whose weights it starts from.
+    """
     settings: dict[str, Any] = {
         "format": 1,
         "lamina": __version__,
@@ -123,6 +208,7 @@ def pretrain(run: Path, recipe: Recipe, data: DataConfig, config: TrainConfig) -
         "data": dataclasses.asdict(data),
         "train": dataclasses.asdict(config),
     }
+    settings |= {"init": str(init)} if init is not None else {}
     settings = json.loads(json.dumps(settings))  # as it will be read back
     world = World.here()
     if world.rank == 0:
@@ -130,6 +216,8 @@ def pretrain(run: Path, recipe: Recipe, data: DataConfig, config: TrainConfig) -
     torch.manual_seed(config.seed)
     # Model and data are opened before anything is written: what is wrong with them leaves no half a run behind.
     lam = LAM(recipe.lam)
+    if init is not None:
+        start_from(lam, init)
     held = gather(data, "validation", limit=256)
     if world.rank == 0 and not (run / "config.json").exists():
         with disk_errors(run):
@@ -146,7 +234,7 @@ def pretrain(run: Path, recipe: Recipe, data: DataConfig, config: TrainConfig) -
         recipe.weights,
         open_stream,
         config,
-        validator(held, recipe.losses, config.seed),
+        validator(lam, held, config.seed),
         title=f"train {recipe.method}",
     )
     folder = run / "model"

@@ -59,6 +59,7 @@ class Clip:
     action: Float[Tensor, "b t a"] | None = None
     previous_action: Float[Tensor, "b t a"] | None = None
     proprio: Float[Tensor, "b t d"] | None = None
+    task: Float[Tensor, "b e"] | None = None  # the words of the episode's task as a vector, zeros where none are known
     paired: UInt8[Tensor, "b t c h w"] | None = None  # the same states under another exogenous state
     targets: dict[str, Float[Tensor, "b t d"]] = field(default_factory=dict)
 

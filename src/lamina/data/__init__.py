@@ -4,7 +4,7 @@ from lamina.data.clips import ClipStream, gather
 from lamina.data.episodes import DecodeError, Episode, Source
 from lamina.data.labels import ReadAhead, write_labels
 from lamina.data.lerobot import LeRobotDataset
-from lamina.data.plan import DataConfig, count_transitions, open_source, parse_data
+from lamina.data.plan import DataConfig, count_transitions, feature_width, open_source, parse_data
 from lamina.data.video import VideoFolder
 from lamina.data.writer import LeRobotWriter, VideoEncoding
 
@@ -20,6 +20,7 @@ __all__ = [
     "VideoEncoding",
     "VideoFolder",
     "count_transitions",
+    "feature_width",
     "gather",
     "open_source",
     "parse_data",

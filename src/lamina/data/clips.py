@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch.utils.data import DataLoader, Dataset
 
-from lamina.data.episodes import DecodeError, Episode, Source
+from lamina.data.episodes import DecodeError, Episode, Source, task_vector
 from lamina.data.plan import DataConfig, Plan, Segment, draw_samples, open_source, parse_data
 from lamina.errors import LaminaError, LaminaWarning
 from lamina.shapes import ActionSpec, Clip
@@ -43,6 +43,7 @@ class Decoded(NamedTuple):
     paired: UInt8[np.ndarray, "n c h w"] | None
     columns: dict[str, Float[np.ndarray, "n d"]]  # time, index, and whichever of action, previous_action, ... there are
     episode: int
+    task: Float[np.ndarray, "e"]
     samples: Int[np.ndarray, "m t"]  # rows of the above
 
 
@@ -75,6 +76,7 @@ def decode_segment(
         None if config.paired is None else _read(source, episode, config.paired, numbers, config.size),
         columns,
         plan.offsets[segment.source] + segment.episode,
+        task_vector(episode.task),
         rows.reshape(samples.shape),
     )
 
@@ -111,6 +113,7 @@ def assemble(rows: Sequence[tuple[Decoded, int]]) -> Clip:
         frames=stack([d.frames for d, _ in rows]),
         paired=stack(paired) if paired else None,
         episode=torch.tensor([d.episode for d, _ in rows]),
+        task=torch.from_numpy(np.stack([d.task for d, _ in rows])),
         targets={n.removeprefix("target "): columns.pop(n) for n in list(columns) if n.startswith("target ")},
         **columns,
     )

@@ -18,7 +18,7 @@ from lamina.data.episodes import HELD_OUT, SPLITS
 from lamina.data.writer import LeRobotWriter, VideoEncoding, check_new
 from lamina.errors import LaminaError
 from lamina.worlds import SUITES, Observation, Step, World, make, rollout
-from lamina.worlds.base import Action, Size
+from lamina.worlds.base import Action, Policy, Size
 
 FRAMES = 3000
 # Pictures of 64 pixels lose 10 dB to colours at half the resolution, and the quality of usual video shows in them.
@@ -33,6 +33,7 @@ def collect(
     seed: int = 0,
     noise: float = 0.15,
     size: Size | None = (64, 64),
+    hold: int = 1,
     task: str | None = None,
     progress: bool = True,
 ) -> Path:
@@ -40,10 +41,11 @@ def collect(
 
     ``world`` is a world or a suite of them (``worlds.SUITES``), whose worlds are then the tasks of one dataset.
 
-    Each action is replaced by a random one with probability ``noise``: without that, what follows a frame is a function
-    of the frame. Whole episodes are recorded, as many as asked for or until there are ``frames`` (3,000 if neither is
-    given). Of ten episodes, eight are for training and one each for validation and test. ``size`` is (height, width);
-    ``task`` replaces the world's own description of what is done. The same arguments give the same data.
+    A share of ``noise`` of the actions is random: without that, what follows a frame is a function of the frame. Each
+    random action is held for ``hold`` steps: where steps are short, single ones average out before anything moves.
+    Whole episodes are recorded, as many as asked for or until there are ``frames`` (3,000 if neither is given). Of ten
+    episodes, eight are for training and one each for validation and test. ``size`` is (height, width); ``task``
+    replaces the world's own description of what is done. The same arguments give the same data.
 
     Each world of a suite has its share of ``frames`` or, where those are given, ``episodes`` of its own, and three
     episodes at least, so that it occurs in every split. Its episodes are those that it would have had alone; they take
@@ -57,6 +59,7 @@ def collect(
     for name, value in (
         ("frames", frames),
         ("episodes", episodes),
+        ("steps of a random action", hold),
         *zip(("height", "width"), size or (), strict=False),
     ):
         if value is not None and value < 1:
@@ -72,10 +75,11 @@ def collect(
 
     with _unwound_when_killed(), ExitStack() as stack:
         places = [stack.enter_context(make(name, size)) for name in names]
-        turns = [_Recording(place, task or place.task, seed, noise) for place in places]
+        turns = [_Recording(place, task or place.task, seed, noise, hold) for place in places]
         if len({turn.task for turn in turns}) < len(turns) or len({_kind(place) for place in places}) > 1:
             raise LaminaError(f"the worlds of '{world}' need the same actions, cameras and frame rate, and a task each")
         provenance = {"version": lamina.__version__, "world": world, "expert": "scripted", "noise": noise, "seed": seed}
+        provenance |= {"hold": hold}
         provenance |= {"tasks": {turn.task: name for turn, name in zip(turns, names, strict=True)}}
         features = _features(places[0], places[0].reset(0))
         writer = stack.enter_context(
@@ -95,9 +99,9 @@ def collect(
 class _Recording:
     """One world's part of a dataset."""
 
-    def __init__(self, place: World, task: str, seed: int, noise: float):
+    def __init__(self, place: World, task: str, seed: int, noise: float, hold: int):
         self.task, self.frames = task, 0
-        self._place, self._seed, self._noise = place, seed, noise
+        self._place, self._seed, self._noise, self._hold = place, seed, noise, hold
         self._counts = dict.fromkeys(SPLITS, 0)
 
     @property
@@ -115,17 +119,29 @@ class _Recording:
     def record(self, writer: LeRobotWriter, bar: tqdm) -> None:
         """Runs the next episode and writes it."""
         place, steps = self._place, []
-
-        def noisy(rng: np.random.Generator) -> Action:
-            return place.random(rng) if rng.random() < self._noise else place.expert(rng)
-
-        for step in rollout(place, noisy, self._seed, self.episodes):
+        for step in rollout(place, noisy(place, self._noise, self._hold), self._seed, self.episodes):
             steps.append(step)
             bar.update()
         split = _next_split(self._counts)
         writer.add_episode(_columns(place, steps), _videos(place, steps), self.task, split)
         self._counts[split] += 1
         self.frames += len(steps)
+
+
+def noisy(world: World, noise: float, hold: int) -> Policy:
+    """The expert of ``world`` with a share of ``noise`` of random actions, each held for ``hold`` steps."""
+    # A random stretch begins at a free step with this probability: hold / (hold + mean stretch of the expert) = noise.
+    begins = noise / (noise + hold * (1 - noise))
+    held: list[Action] = []
+
+    def act(rng: np.random.Generator) -> Action:
+        if not held:
+            if rng.random() >= begins:
+                return world.expert(rng)
+            held.extend([world.random(rng)] * hold)
+        return held.pop()
+
+    return act
 
 
 def _kind(world: World) -> Hashable:

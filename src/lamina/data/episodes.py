@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -18,6 +19,7 @@ from lamina.shapes import ActionSpec
 
 SPLITS = ("train", "validation", "test")
 HELD_OUT = 0.1  # share of the episodes that validation and test get each
+TASK_WIDTH = 32  # numbers that stand for a task's words
 
 
 class DecodeError(LaminaError):
@@ -101,6 +103,18 @@ def compact_times(times: Float[np.ndarray, "t"], rate: float | None = None) -> t
     if stray < 1e-5:
         return fps, None
     return (fps if stray < 0.5 / fps else float(1.0 / np.median(np.diff(times)))), times
+
+
+@lru_cache(maxsize=4096)
+def task_vector(text: str) -> Float[np.ndarray, "e"]:
+    """Words as TASK_WIDTH numbers: the mean of a fixed random vector for each word; zeros for no words.
+
+    A declared stand-in for a language model's embedding (UniVLA: T5): it tells tasks apart and knows no synonyms.
+    """
+    words = text.lower().split()
+    seeds = (int.from_bytes(hashlib.sha256(word.encode()).digest()[:8]) for word in words)
+    vectors = [np.random.default_rng(seed).standard_normal(TASK_WIDTH) for seed in seeds]
+    return np.sqrt(max(1, len(words))) * np.mean(vectors or [np.zeros(TASK_WIDTH)], axis=0).astype(np.float32)
 
 
 def split_episodes(

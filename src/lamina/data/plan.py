@@ -261,6 +261,16 @@ class Plan:
         return np.array(rows, dtype=np.int32)
 
 
+def feature_width(config: DataConfig, name: str) -> int | None:
+    """Values of feature ``name`` in one frame; None unless every source has it, and as wide.
+
+    Raises LaminaError for data that cannot be read.
+    """
+    sources = [open_source(parse_data(d)[0], n, config.max_bad) for n, d in enumerate(config.data)]
+    widths = {s.column(s.episodes[0], name).shape[1] if name in s.columns else None for s in sources}
+    return widths.pop() if len(widths) == 1 else None
+
+
 def count_transitions(config: DataConfig, split: str) -> int:
     """Samples of a split: each frame that leaves room for a sample begins one."""
     return sum(Plan(config, split).counts)

@@ -1,6 +1,7 @@
-"""Forward dynamics: (o_i, latent) -> o_j. Every decoder has the same two methods:
+"""Forward dynamics: (o_i, latent) -> o_j. Every decoder has the same methods:
 
     loss(src, z, dst, draws) -> [b]     what training minimises; a pixel error, or the error of a flow's velocity
+    attempt(...) -> [b], frames         the same, and the guess that it is the loss of (a flow's: the clean frame it sees in noise)
     sample(src, z, draws) -> frames     a prediction of the second frame, float in about [-1, 1]
 
 ``src``, ``dst``: [b c h w] in [-1, 1]; ``z``: [b k d], null-filled; ``draws``: the step's randomness, which only a flow uses.

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from lamina.decoders.base import Decoder
 from lamina.draws import Draws
 from lamina.flow_matching import integrate, interpolate, sample_time, velocity, velocity_of_data
 from lamina.layers import MLP, AdaLNBlock, patch_count, patchify, position_embedding, unpatchify
@@ -23,7 +24,7 @@ def timestep_embedding(t: Float[Tensor, "b"], width: int) -> Float[Tensor, "b d"
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
-class FlowDecoder(nn.Module):
+class FlowDecoder(Decoder):
     """The network predicts the clean frame as a change of o_t, and the loss is that of the velocity this implies.
 
     Predicting data and regressing velocity keeps large patches learnable (Li & He 2025); the change form starts at copy-frame.
@@ -72,13 +73,14 @@ class FlowDecoder(nn.Module):
         change = self.head(self.norm(tokens[:, self.slots :]) * (1 + scale) + shift)
         return src + unpatchify(change, self.config.patch, self.height)
 
-    def loss(
+    def attempt(
         self, src: Float[Tensor, "b c h w"], z: Float[Tensor, "b k d"], dst: Float[Tensor, "b c h w"], draws: Draws
-    ) -> Float[Tensor, "b"]:
+    ) -> tuple[Float[Tensor, "b"], Float[Tensor, "b c h w"]]:
         t = sample_time(draws, len(src))
         noise = draws.normal(len(src), *src.shape[1:])
         x_t = interpolate(dst, noise, t)
-        return squared_error(velocity_of_data(x_t, self(x_t, t, src, z).float(), t), velocity(dst, noise))
+        clean = self(x_t, t, src, z).float()
+        return squared_error(velocity_of_data(x_t, clean, t), velocity(dst, noise)), clean
 
     def sample(
         self, src: Float[Tensor, "b c h w"], z: Float[Tensor, "b k d"], draws: Draws

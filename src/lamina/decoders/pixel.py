@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lamina.decoders.direct import DirectDecoder
+from lamina.decoders.base import DirectDecoder
 from lamina.layers import Block, patch_count, patchify, position_embedding, unpatchify
 
 

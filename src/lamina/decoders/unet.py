@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lamina.decoders.direct import DirectDecoder
+from lamina.decoders.base import DirectDecoder
 from lamina.errors import LaminaError
 
 

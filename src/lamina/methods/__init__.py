@@ -1,7 +1,8 @@
 """One file, one method; the file's name is the method's name. Nothing is registered: a new file is a new method.
 
 Each file has: a docstring (paper, section, the exact command, every deviation), ``Config`` (its options), ``build(config) -> LAMConfig``,
-``losses(lam, clip, draws) -> {term: [b]}`` and ``weights(config) -> {term: float}``.
+``losses(config) -> f(lam, clip, draws) -> {term: [b]}`` and ``weights(config) -> {term: float}``. A Config that has ``proprio``
+(a feature's name) and ``proprio_width`` gets proprioception where the data has it.
 """
 
 from __future__ import annotations

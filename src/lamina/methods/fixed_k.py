@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from lamina.bottleneck import FSQ
 from lamina.lam import LAMConfig, pair_losses
 from lamina.sizes import Backbone
+from lamina.train import Losses
 
 
 @dataclass(frozen=True)
@@ -28,4 +29,5 @@ def weights(config: Config) -> dict[str, float]:
     return {"reconstruction": 1.0}
 
 
-losses = pair_losses
+def losses(config: Config) -> Losses:
+    return pair_losses

@@ -19,6 +19,7 @@ from lamina.bottleneck import FSQ
 from lamina.lam import LAMConfig, pair_losses
 from lamina.prefix import PrefixLaw
 from lamina.sizes import Backbone
+from lamina.train import Losses
 
 
 @dataclass(frozen=True)
@@ -37,4 +38,5 @@ def weights(config: Config) -> dict[str, float]:
     return {"reconstruction": 1.0}
 
 
-losses = pair_losses
+def losses(config: Config) -> Losses:
+    return pair_losses

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from lamina.bottleneck import VQ
 from lamina.lam import LAMConfig, pair_losses
 from lamina.sizes import Backbone, DecoderName, EncoderName
+from lamina.train import Losses
 
 
 @dataclass(frozen=True)
@@ -36,4 +37,5 @@ def weights(config: Config) -> dict[str, float]:
     return {"reconstruction": 1.0, "commitment": config.commitment}
 
 
-losses = pair_losses
+def losses(config: Config) -> Losses:
+    return pair_losses

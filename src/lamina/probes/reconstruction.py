@@ -5,10 +5,8 @@ Controls: copy-frame (predict no change), another transition's latent, the mean 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,7 +15,8 @@ from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from lamina.lam import LatentActionModel
-from lamina.shapes import Clip
+from lamina.perceptual import lpips_network
+from lamina.shapes import Clip, to_float
 
 Images = UInt8[Tensor, "n c h w"]
 Perceptual = Callable[[Images, Images], Float[Tensor, "n"]]
@@ -51,21 +50,14 @@ def ssim(predicted: Images, target: Images) -> Float[Tensor, "n"]:
 
 
 def load_lpips() -> Perceptual | None:
-    """LPIPS with its real AlexNet weights, or None where they are not on this machine. Nothing is downloaded."""
-    if not list((Path(torch.hub.get_dir()) / "checkpoints").glob("alexnet-*.pth")):
-        return None
-    try:
-        from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            metric = LearnedPerceptualImagePatchSimilarity("alex", reduction="none", normalize=True).eval()
-    except (ImportError, RuntimeError, OSError):
+    """LPIPS between uint8 pictures, or None where its weights are not on this machine."""
+    network = lpips_network()
+    if network is None:
         return None
 
     @torch.no_grad()
     def score(predicted: Images, target: Images) -> Tensor:
-        return metric.net(predicted.float() / 127.5 - 1, target.float() / 127.5 - 1).reshape(-1)
+        return network(to_float(predicted), to_float(target)).reshape(-1)
 
     return score
 

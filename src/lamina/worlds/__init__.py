@@ -25,7 +25,26 @@ WORLDS = {
     "cheetah": "lamina.worlds.cheetah",
 }
 # Worlds with the same actions, cameras and frame rate, collected into one dataset: each is a task of it.
-SUITES = {"doom-suite": tuple(name for name, module in WORLDS.items() if module == "lamina.worlds.doom")}
+SUITES = {
+    "doom-suite": tuple(name for name, module in WORLDS.items() if module == "lamina.worlds.doom"),
+    "metaworld-suite": tuple(
+        f"metaworld/{task}-v3"
+        for task in (
+            "button-press-topdown",
+            "door-close",
+            "door-open",
+            "drawer-close",
+            "drawer-open",
+            "faucet-close",
+            "faucet-open",
+            "pick-place",
+            "plate-slide",
+            "push",
+            "reach",
+            "window-open",
+        )
+    ),
+}
 EXTRAS = {"vizdoom": "doom", "metaworld": "sim", "mujoco": "sim", "dm_control": "sim"}
 
 

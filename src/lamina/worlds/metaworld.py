@@ -29,7 +29,7 @@ class MetaWorld(World):
     """One task. Where objects and goal are is drawn anew in each episode."""
 
     name = "metaworld"
-    cameras = ("corner2",)
+    cameras = ("corner2", "gripperPOV")
     action = ActionSpec(continuous=len(NAMES), names=NAMES)
     max_steps = 300
     proprio = 4
@@ -77,8 +77,12 @@ class MetaWorld(World):
         self._camera.close()
 
     def _observe(self) -> Observation:
-        picture = self._camera.picture(self._env.data)[::-1, ::-1].copy()
-        return Observation({"corner2": picture}, self._state[: self.proprio].astype(np.float32))
+        data = self._env.data
+        frames = {
+            "corner2": self._camera.picture(data)[::-1, ::-1].copy(),
+            "gripperPOV": self._camera.picture(data, "gripperPOV"),
+        }
+        return Observation(frames, self._state[: self.proprio].astype(np.float32))
 
 
 def make(name: str, variant: str, size: Size | None) -> MetaWorld:

@@ -47,8 +47,9 @@ class Camera:
         except Exception as error:  # as above
             raise LaminaError(NO_GL.format(reason=error)) from error
 
-    def picture(self, data: mujoco.MjData) -> UInt8[np.ndarray, "h w 3"]:
-        self._renderer.update_scene(data, camera=self._camera)
+    def picture(self, data: mujoco.MjData, camera: str | None = None) -> UInt8[np.ndarray, "h w 3"]:
+        """What it sees; or, by the same renderer, what another ``camera`` of the model does."""
+        self._renderer.update_scene(data, camera=camera or self._camera)
         return self._renderer.render()
 
     def background(self, data: mujoco.MjData) -> Bool[np.ndarray, "h w"]:

@@ -1,0 +1,48 @@
+"""villa-X's latent action model: a proprioceptive forward model grounds the latent (arXiv 2507.23682).
+
+    lamina train villa_x --data DATASET --out RUN
+
+Four tokens of a codebook of 32, a transformer that predicts the second frame, and an MLP that predicts the robot's state q_j from
+(q_i, z_ij). Sizes of the code are those of the authors' released model; the proprioceptive part is as AC-LAM's App. A.1 describes it.
+
+Deviations: the state alone is predicted, not the actions too (no action labels here), and without an embodiment context; pairs in
+the place of windows of eight frames; codes are moved by EMA; frames are embedded once and meet in query slots; no random crops;
+sizes by one dial.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lamina.bottleneck import VQ
+from lamina.lam import LAMConfig, pair_losses
+from lamina.sizes import Backbone, DecoderName
+from lamina.train import Losses
+
+
+@dataclass(frozen=True)
+class Config(Backbone):
+    decoder: DecoderName = "pixel"
+    slots: int = 4
+    codebook_size: int = 32
+    code_dim: int = 32
+    commitment: float = 0.25
+    state: float = 1.0
+    proprio: str | None = "observation.state"
+    """feature that holds the proprioception, where the data has it"""
+    proprio_width: int = 0
+    """its size; filled in from the data"""
+
+
+def build(config: Config) -> LAMConfig:
+    bottleneck = VQ.Config(config.codebook_size, config.code_dim)
+    return LAMConfig(**config.parts(), bottleneck=bottleneck, state=config.proprio_width)
+
+
+def weights(config: Config) -> dict[str, float]:
+    terms = {"reconstruction": 1.0, "commitment": config.commitment}
+    return terms | ({"state": config.state} if config.proprio_width else {})
+
+
+def losses(config: Config) -> Losses:
+    return pair_losses
