@@ -44,6 +44,7 @@ class LAMConfig:
     bottleneck: Any
     decoder: Any
     prefix: PrefixLaw = "full"
+    whiten: bool = False  # every channel of the encoder's output has mean 0 and variance 1 over a batch
     space: SpaceName = "pixels"
     state: int = (
         0  # size of the proprioception that follows from the latent; 0: there is no proprioceptive forward model
@@ -54,7 +55,9 @@ class LAMConfig:
         """As JSON-able values; parts carry their name under "kind"."""
         values: dict[str, Any] = {"image": list(self.image), "slots": self.slots, "prefix": self.prefix}
         values |= {
-            name: v for name in ("space", "state", "task") if (v := getattr(self, name)) != getattr(LAMConfig, name)
+            name: v
+            for name in ("whiten", "space", "state", "task")
+            if (v := getattr(self, name)) != getattr(LAMConfig, name)
         }
         for part in _PARTS:
             config = getattr(self, part)
@@ -98,6 +101,8 @@ class LAM(nn.Module):
         self.encoder = ENCODERS[part_kind(config.encoder)](config.encoder, observed, config.slots, dim)
         self.decoder = DECODERS[part_kind(config.decoder)](config.decoder, observed, config.slots, dim)
         self.prefix = RetainedPrefix(config.slots, dim, config.prefix)
+        # An untrained encoder tells transitions apart by a few percent of its output's length: a quantiser sees one point.
+        self.whiten = nn.BatchNorm1d(config.slots * dim, affine=False) if config.whiten else nn.Identity()
         self.state = StateDynamics(config.state, config.slots * dim) if config.state else None
         self.task = nn.Linear(TASK_WIDTH, config.task * dim) if config.task else None
 
@@ -114,7 +119,8 @@ class LAM(nn.Module):
         features = self.encoder.embed(observed)  # type: ignore[operator]
         by_frame = dict(zip(used, features.chunk(len(used)), strict=True))
         first, second = (torch.cat([by_frame[pair[side]] for pair in pairs]) for side in (0, 1))
-        latent = self.bottleneck(self.encoder.compare(first, second))  # type: ignore[operator]
+        slots = self.encoder.compare(first, second)  # type: ignore[operator]
+        latent = self.bottleneck(self.whiten(slots.flatten(1)).view_as(slots))
         return {pair: latent[n * b : (n + 1) * b] for n, pair in enumerate(pairs)}
 
     def attempts(

@@ -182,14 +182,14 @@ def validator(lam: LAM, clip: Clip, seed: int) -> Callable[[LAM], Validation]:
 def start_from(lam: LAM, path: Path) -> None:
     """Fill ``lam`` with the weights of the model at ``path`` (a run or model folder), as far as names and shapes agree.
 
-    Raises LaminaError if nothing agrees, or there is no model.
+    Raises LaminaError if less than half of them do, or there is no model.
     """
     given = LatentActionModel.from_pretrained(str(path)).lam.state_dict()
     own = lam.state_dict()
     shared = {name: value for name, value in given.items() if name in own and own[name].shape == value.shape}
-    if not shared:
+    if len(shared) < len(own) / 2:
         raise LaminaError(
-            f"{path}: a model of another kind, none of its weights fits; give --init a run of the same encoder and decoder"
+            f"{path}: a model of another kind, {len(shared)} of {len(own)} weights fit; give --init a run of the same encoder and decoder"
         )
     lam.load_state_dict(shared, strict=False)
 

@@ -45,6 +45,8 @@ class Backbone:
     """K, tokens of a latent action"""
     frames: int = 2
     """frames of one training sample; every neighbouring pair is trained on"""
+    whiten: bool = False
+    """the latent's channels have mean 0 and variance 1 over a batch, before the bottleneck: it can't shrink, nor begin as a constant"""
     width: int | None = None
     heads: int | None = None
     layers: int | None = None
@@ -81,4 +83,10 @@ class Backbone:
                 decoder = PixelDecoder.Config(patch, width, heads, layers)
             case "unet":
                 decoder = UNetDecoder.Config(channels=channels, condition=2 * width)
-        return {"image": (3, *self.image), "slots": self.slots, "encoder": encoder, "decoder": decoder}
+        return {
+            "image": (3, *self.image),
+            "slots": self.slots,
+            "whiten": self.whiten,
+            "encoder": encoder,
+            "decoder": decoder,
+        }

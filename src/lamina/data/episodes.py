@@ -114,7 +114,7 @@ def task_vector(text: str) -> Float[np.ndarray, "e"]:
     words = text.lower().split()
     seeds = (int.from_bytes(hashlib.sha256(word.encode()).digest()[:8]) for word in words)
     vectors = [np.random.default_rng(seed).standard_normal(TASK_WIDTH) for seed in seeds]
-    return np.sqrt(max(1, len(words))) * np.mean(vectors or [np.zeros(TASK_WIDTH)], axis=0).astype(np.float32)
+    return (np.sqrt(max(1, len(words))) * np.mean(vectors or [np.zeros(TASK_WIDTH)], axis=0)).astype(np.float32)
 
 
 def split_episodes(

@@ -1,0 +1,379 @@
+"""Training on triplets: the objectives, what ALAM and AC-LAM make of them, the rivals' parts, and runs that are stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from data_files import write_dataset
+from test_methods import check, clip
+from torch import Tensor, nn
+
+from lamina import objectives, perceptual, pretrain
+from lamina.bottleneck import VQ, SplitVQ
+from lamina.data import DataConfig, gather
+from lamina.data.collect import collect, noisy
+from lamina.data.episodes import TASK_WIDTH, task_vector
+from lamina.draws import Draws
+from lamina.errors import LaminaError, LaminaWarning
+from lamina.lam import LAM, triplets
+from lamina.methods import ac_lam, alam, univla, villa_x
+from lamina.shapes import Latent
+from lamina.state import StateDynamics, rotation
+from lamina.train import TrainConfig
+from lamina.worlds import SUITES, make
+from lamina.worlds.grid import Grid
+
+torch.set_num_threads(1)
+SMALL = {"size": "debug", "image": (16, 16), "slots": 4, "code_dim": 4}
+
+
+def lam_of(module, **options) -> LAM:
+    torch.manual_seed(0)
+    return LAM(module.build(module.Config(**SMALL, **options)))
+
+
+class Additive(nn.Module):
+    """An encoder of differences: z_ij = g(o_j) - g(o_i), plus an offset that spoils it."""
+
+    def __init__(self, offset: float = 0.0):
+        super().__init__()
+        self.offset, self.calls = offset, []
+
+    def embed(self, frames: Tensor) -> Tensor:
+        return torch.einsum("nchw,kd->nkd", frames, torch.linspace(0.1, 1, 16).view(4, 4))
+
+    def compare(self, first: Tensor, second: Tensor) -> Tensor:
+        self.calls.append(len(first))
+        return second - first + self.offset
+
+
+# Objectives
+
+
+def test_composition_and_reversal_by_hand() -> None:
+    ab, bc, ac = (torch.tensor(v).view(1, 1, 2) for v in ([1.0, 2.0], [3.0, -1.0], [5.0, 1.0]))
+    assert objectives.composition(ab, bc, ac).tolist() == [(5 - 4) ** 2 / 2]  # (1, 0): mean over two channels
+    assert objectives.reversal(ab, bc).tolist() == [(4**2 + 1**2) / 2]
+    assert objectives.reversal(ab, -ab).tolist() == [0]
+
+
+def test_the_gradient_distance_by_hand() -> None:
+    """A step edge of height 2 in a picture of 8 columns that the other lacks: 2/7, 2/3 and 2 along x at scales 1, 1/2, 1/4; 0 along y."""
+    flat = torch.zeros(1, 3, 8, 8)
+    edge = flat.clone()
+    edge[..., 4:] = 2
+    assert float(perceptual.gradient(edge, flat)) == pytest.approx((2 / 7 + 2 / 3 + 2 / 1) / 6)
+    assert float(perceptual.gradient(flat + 0.7, flat)) == pytest.approx(0, abs=1e-6)  # brightness is the pixel term's
+
+
+def test_lpips_is_never_another_thing_under_its_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    perceptual._lpips.cache_clear()
+    with pytest.raises(LaminaError, match="weights are not on this machine"):
+        perceptual.lpips(torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 8))
+
+
+# Methods
+
+
+def test_alam_encodes_its_four_pairs_in_one_call_and_an_additive_encoder_owes_nothing() -> None:
+    options = alam.Config(**SMALL, whiten=False)
+    lam = lam_of(alam, whiten=False)
+    lam.encoder = Additive()
+    batch = clip((16, 16), frames=3)
+    terms = alam.losses(options)(lam, batch, Draws(0))
+    assert lam.encoder.calls == [4 * len(batch)]
+    assert terms["composition"].max() < 1e-8 and terms["reversal"].max() < 1e-8
+    lam.encoder = Additive(offset=0.5)
+    terms = alam.losses(options)(lam, batch, Draws(0))  # z_ac - z_ab - z_bc = -0.5; z_ab + z_ba = 1
+    assert terms["composition"].numpy() == pytest.approx(0.25, rel=1e-4) and terms["reversal"].numpy() == pytest.approx(
+        1, rel=1e-4
+    )
+
+
+def test_alam_asks_for_structure_before_the_quantiser_and_ac_lam_after_it() -> None:
+    """With a codebook of two codes that are not additive ALAM's terms do not see it, and AC-LAM's do."""
+    batch = clip((16, 16), frames=3)
+    for module, options in ((alam, {}), (ac_lam, {"form": "idm"})):
+        lam = lam_of(module, whiten=False, codebook_size=2, **options).eval()
+        lam.encoder = Additive()
+        terms = module.losses(module.Config(**SMALL, whiten=False, codebook_size=2, **options))(lam, batch, Draws(0))
+        assert (terms["composition"].max() < 1e-8) == (module is alam)
+
+
+def test_alam_decodes_one_drawn_pair_of_each_sample_and_its_own_latent() -> None:
+    frames = torch.arange(3.0).view(1, 3, 1, 1, 1).expand(600, 3, 1, 1, 1)
+    pairs = [(0, 1), (1, 2), (0, 2)]
+    latents = {pair: Latent(z, z) for pair in pairs for z in [torch.full((600, 1, 1), 10.0 * pair[0] + pair[1])]}
+    taken, one = alam.drawn(frames, latents, Draws(0))
+    src, dst = taken.flatten(1).unbind(1)
+    assert torch.equal(one[0, 1].post.flatten(), 10 * src + dst)
+    count = [int(((src == i) & (dst == j)).sum()) for i, j in pairs]
+    assert sum(count) == 600 and min(count) > 150
+
+
+@pytest.mark.parametrize("form", ["fdm", "fdm-pre", "idm", "idm-stop-direct", "idm-stop-sum"])
+def test_ac_lam_composes_in_five_ways(form: str) -> None:
+    check(ac_lam, ac_lam.Config(size="debug", image=(16, 16), slots=3, form=form))
+
+
+def test_where_the_gradient_of_the_composition_stops() -> None:
+    def gradients(form: str) -> list[bool]:
+        steps = tuple(Latent(z, z) for z in (torch.randn(2, 1, 3, requires_grad=True) for _ in range(3)))
+        frames = torch.zeros(2, 3, 3, 16, 16)
+        ac_lam._composition(form, None, frames, steps, (0, 2), torch.zeros(2), Draws(0)).sum().backward()  # type: ignore[arg-type]
+        return [latent.post.grad is not None for latent in steps]
+
+    assert gradients("idm") == [True, True, True]
+    assert gradients("idm-stop-direct") == [True, True, False]
+    assert gradients("idm-stop-sum") == [False, False, True]
+
+
+def test_the_sum_of_latents_is_what_ac_lam_decodes() -> None:
+    lam = lam_of(ac_lam).eval()
+    frames = clip((16, 16), frames=3).frames.float() / 127.5 - 1
+    latents = lam.encode(frames, [(0, 1), (1, 2), (0, 2)])
+    keep = torch.full((len(frames),), 4)
+    got = ac_lam._composition("fdm", lam, frames, tuple(latents.values()), (0, 2), keep, Draws(0))
+    summed = latents[0, 1].post + latents[1, 2].post
+    assert torch.equal(got, lam.decoder.loss(frames[:, 0], summed, frames[:, 2], Draws(0)))
+
+
+def test_large_rotations_do_not_compose() -> None:
+    options = ac_lam.Config(**SMALL, rotation=(1, 2, 3), max_rotation=0.5)
+    batch = clip((16, 16), frames=3)
+    turn = torch.tensor([0.0, 0.4, 0.6, math.pi])  # about one axis: the angle itself
+    proprio = torch.zeros(4, 3, 4)
+    proprio[:, 2, 3] = turn
+    proprio[:, :, 0] = 9.0  # no angle
+    terms = ac_lam.losses(options)(lam_of(ac_lam), dataclasses.replace(batch, proprio=proprio), Draws(0))
+    assert (terms["composition"] > 0).tolist() == [True, True, False, False]
+    with pytest.raises(LaminaError, match="proprioception has 0 columns"):
+        ac_lam.losses(options)(lam_of(ac_lam), dataclasses.replace(batch, proprio=None), Draws(0))
+    with pytest.raises(LaminaError, match="three columns"):
+        ac_lam.Config(rotation=(0, 1))
+
+
+def test_an_angle_between_orientations_is_scipys() -> None:
+    from scipy.spatial.transform import Rotation
+
+    angles = torch.rand(50, 2, 3, generator=torch.Generator().manual_seed(0)) * 6 - 3
+    first, second = (Rotation.from_euler("xyz", angles[:, n].numpy()) for n in (0, 1))
+    assert rotation(angles[:, 0], angles[:, 1]).numpy() == pytest.approx((first.inv() * second).magnitude(), abs=1e-6)
+
+
+def test_clips_of_two_frames_are_refused_by_methods_of_triplets() -> None:
+    assert triplets(4) == [(0, 1, 2), (1, 2, 3)]
+    for module in (alam, ac_lam):
+        with pytest.raises(LaminaError, match="--frames 3"):
+            module.losses(module.Config(**SMALL))(lam_of(module), clip((16, 16), frames=2), Draws(0))
+
+
+@pytest.mark.parametrize("module", [ac_lam, villa_x])
+def test_a_proprioceptive_forward_model_is_trained(module) -> None:
+    check(module, module.Config(size="debug", image=(16, 16), slots=3, proprio_width=4))
+
+
+def test_the_state_is_predicted_in_units_of_its_spread() -> None:
+    torch.manual_seed(0)
+    model = StateDynamics(2, 2)
+    change = torch.randn(256, 1, 2)
+    start = torch.randn(256, 2)
+    scale = torch.tensor([1e-3, 1e3])
+    before = float(model.loss(start * scale, change, (start + change[:, 0]) * scale).mean().detach())
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    for _ in range(200):
+        optimizer.zero_grad()
+        loss = model.loss(start * scale, change, (start + change[:, 0]) * scale).mean()
+        loss.backward()
+        optimizer.step()
+    assert before > 0.3 and float(loss.detach()) < 0.02  # both channels, though a million times apart
+
+
+# UniVLA
+
+
+def test_slots_in_groups_have_codebooks_of_their_own() -> None:
+    torch.manual_seed(0)
+    split = SplitVQ(2, codebook_size=5, dim=3)
+    x = torch.randn(64, 4, 3)
+    latent = split(x)
+    assert (
+        latent.index is not None
+        and latent.index[:, :2].max() < 5 <= latent.index[:, 2:].min()
+        and latent.index.max() < 10
+    )
+    assert latent.aux.keys() == {"commitment_0", "commitment_1"}
+    latent = split.eval()(x)
+    assert torch.equal(split.index_to_codes(latent.index), latent.post)
+    alone = VQ(5, 3).eval()
+    alone.load_state_dict(split.parts[1].state_dict())
+    assert torch.equal(alone(x[:, 2:]).post, latent.post[:, 2:])
+
+
+def test_a_frozen_codebook_stays_and_must_have_been_trained() -> None:
+    torch.manual_seed(0)
+    split = SplitVQ(2, frozen=(1,), codebook_size=5, dim=3).train()
+    with pytest.raises(LaminaError, match="--init"):
+        split(torch.randn(8, 2, 3))
+    split.parts[1].updates += 1
+    before = [part.codebook.clone() for part in split.parts]
+    split(torch.randn(8, 2, 3))
+    moved = [not torch.equal(part.codebook, old) for part, old in zip(split.parts, before, strict=True)]
+    assert moved == [True, False]
+
+
+def test_the_words_of_the_task_fill_the_first_half_in_stage_1_and_stage_2_goes_on_from_there(tmp_path: Path) -> None:
+    options = univla.Config(size="debug", image=(16, 16), slots=4)
+    lam, batch = LAM(univla.build(options)).eval(), clip((16, 16))
+    with torch.no_grad():
+        for parameter in lam.decoder.parameters():  # its last layer is zero: it would not read anything
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    loss = univla.losses(options)
+    other = dataclasses.replace(batch, task=batch.task.roll(1, 0))
+    one, two = (loss(lam, b, Draws(0))["reconstruction"] for b in (batch, other))
+    assert not torch.allclose(one, two)
+    with pytest.raises(LaminaError, match="words"):
+        loss(lam, dataclasses.replace(batch, task=None), Draws(0))
+    second = univla.Config(size="debug", image=(16, 16), slots=4, stage=2)
+    assert univla.build(second).bottleneck.frozen == (1,) and LAM(univla.build(second)).task is None
+
+
+def test_words_are_told_apart_and_the_same_everywhere() -> None:
+    door, window = task_vector("open the door"), task_vector("open the window")
+    assert door.shape == (TASK_WIDTH,) and np.array_equal(door, task_vector("Open the door"))
+    assert 0.4 < np.corrcoef(door, window)[0, 1] < 0.95  # two of three words
+    assert not task_vector("").any()
+    assert door[0] == pytest.approx(float(task_vector("open the door")[0])) and np.isfinite(door).all()
+
+
+# Whitening, and runs that are told or stopped
+
+
+def test_whitened_latents_neither_begin_constant_nor_shrink() -> None:
+    frames = clip((16, 16), batch=64).frames.float() / 127.5 - 1
+    lam = lam_of(alam, whiten=True).train()
+    with torch.no_grad():
+        before = lam.encode(frames, [(0, 1)])[0, 1].pre.flatten(1)
+        lam.encoder.head[-1].weight.mul_(0.1)
+        after = lam.encode(frames, [(0, 1)])[0, 1].pre.flatten(1)
+    assert before.std(0, correction=0).numpy() == pytest.approx(1, abs=1e-2) and before.mean(0).abs().max() < 1e-5
+    assert after.numpy() == pytest.approx(before.numpy(), abs=0.05)
+
+
+def test_training_tells_that_the_latent_is_ignored_in_decibels() -> None:
+    lam = lam_of(alam)
+    validate = pretrain.validator(lam, clip((16, 16)), 0)
+    figures, told = validate(lam.eval())  # the decoder begins as a copy of the source: it reads nothing
+    assert figures["gain_over_another_latent_db"] == figures["gain_over_the_mean_latent_db"] == 0
+    assert any("ignores the latent" in text and "+0.00 dB" in text for text in told)
+
+
+@pytest.mark.parametrize(("factor", "named"), [(1e-4, "collapse"), (1e4, "explosion")])
+def test_a_collapse_and_an_explosion_are_named_and_stop_the_run(factor: float, named: str) -> None:
+    lam = lam_of(ac_lam, whiten=False)
+    validate = pretrain.validator(lam, clip((16, 16)), 0)
+    with torch.no_grad():
+        lam.encoder.head[-1].weight.mul_(factor)
+        lam.encoder.head[-1].bias.mul_(factor)
+        lam.bottleneck.codebook.mul_(factor)
+    with pytest.raises(LaminaError, match=named):
+        validate(lam.eval())
+
+
+# Data
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Episodes whose state is (episode, frame)."""
+    root = tmp_path_factory.mktemp("triplets") / "set"
+    write_dataset(root, [20] * 6)
+    return root
+
+
+def test_proprioception_comes_where_a_method_asks_and_the_data_has_it(dataset: Path) -> None:
+    data = DataConfig((str(dataset),), (16, 16), frames=3, workers=0)
+    options, asked = pretrain.with_proprio(ac_lam.Config(**SMALL), data)
+    assert options.proprio_width == 2 and asked.proprio == "observation.state"
+    batch = gather(asked, "train", 8)
+    assert batch.proprio is not None and batch.proprio.shape[1:] == (3, 2)
+    assert pretrain.with_proprio(alam.Config(**SMALL), data)[1] == data
+    with pytest.warns(LaminaWarning, match="no feature 'nothing'"):
+        options, asked = pretrain.with_proprio(ac_lam.Config(**SMALL, proprio="nothing"), data)
+    assert options.proprio_width == 0 and asked == data
+
+
+def test_a_run_starts_from_the_weights_of_another_as_far_as_they_fit(dataset: Path, tmp_path: Path) -> None:
+    data = DataConfig((str(dataset),), (16, 16), gap=(0.1, 0.3), workers=0, shuffle=8)
+    training = TrainConfig(steps=2, batch=4, device="cpu", checkpoint_every=2)
+    first = pretrain.recipe("univla", univla, univla.Config(size="debug", image=(16, 16), slots=4))
+    pretrain.pretrain(tmp_path / "one", first, data, training)
+    second = pretrain.recipe("univla", univla, univla.Config(size="debug", image=(16, 16), slots=4, stage=2))
+    with pytest.raises(LaminaError, match="--init"):
+        pretrain.pretrain(tmp_path / "none", second, data, training)
+    pretrain.pretrain(tmp_path / "two", second, data, training, tmp_path / "one")
+    one, two = (LAM(p.lam) for p in (first, second))
+    pretrain.start_from(one, tmp_path / "one")
+    pretrain.start_from(two, tmp_path / "two")
+    assert torch.equal(one.bottleneck.parts[1].codebook, two.bottleneck.parts[1].codebook)
+    assert not torch.equal(one.bottleneck.parts[0].codebook, two.bottleneck.parts[0].codebook)
+    other = LAM(alam.build(alam.Config(size="tiny", image=(32, 32), decoder="unet")))
+    with pytest.raises(LaminaError, match="of another kind"):
+        pretrain.start_from(other, tmp_path / "one")
+
+
+@pytest.mark.parametrize(("noise", "hold"), [(0.15, 1), (0.4, 5), (1.0, 4), (0.0, 3)])
+def test_held_noise_keeps_its_share_and_comes_in_stretches(noise: float, hold: int) -> None:
+    world = Grid(sigma=0.0)
+    world.expert = lambda rng: "expert"  # type: ignore[method-assign,assignment]
+    world.random = lambda rng: f"random {rng.integers(2**40)}"  # type: ignore[method-assign,assignment]
+    rng, act = np.random.default_rng(0), noisy(world, noise, hold)
+    said = [str(act(rng)) for _ in range(20_000)]
+    assert abs(np.mean([word != "expert" for word in said]) - noise) < 0.02
+    lengths = [len(list(group)) for word, group in itertools.groupby(said) if word != "expert"]
+    assert set(lengths[:-1]) <= {hold}
+
+
+def test_the_suite_has_twelve_tasks_with_the_same_actions_and_two_cameras() -> None:
+    metaworld = pytest.importorskip("lamina.worlds.metaworld", reason="no metaworld or no OpenGL", exc_type=ImportError)
+    tasks = [name.partition("/")[2] for name in SUITES["metaworld-suite"]]
+    assert len(set(tasks)) >= 10 and set(tasks) <= set(metaworld.TASKS)
+    assert metaworld.MetaWorld.cameras == ("corner2", "gripperPOV") and metaworld.MetaWorld.proprio == 4
+
+
+@pytest.mark.sim
+def test_a_suite_of_arms_is_collected_with_both_cameras_and_the_hand(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    try:
+        make("metaworld/reach-v3", (16, 16)).close()
+    except LaminaError as error:
+        pytest.skip(str(error))
+    monkeypatch.setattr("lamina.worlds.metaworld.MetaWorld.max_steps", 12)
+    monkeypatch.setitem(SUITES, "metaworld-suite", ("metaworld/reach-v3", "metaworld/handle-press-v3"))
+    path = collect("metaworld-suite", tmp_path / "set", episodes=3, noise=0.4, hold=8, size=(32, 32), progress=False)
+    views = [
+        gather(
+            DataConfig(
+                (str(path),),
+                (32, 32),
+                frames=3,
+                gap=(0.02, 0.05),
+                camera=f"observation.images.{camera}",
+                proprio="observation.state",
+            ),
+            "train",
+            8,
+        )
+        for camera in ("corner2", "gripperPOV")
+    ]
+    assert all(view.proprio is not None and view.proprio.shape == (8, 3, 4) for view in views)
+    assert torch.equal(views[0].index, views[1].index) and not torch.equal(views[0].frames, views[1].frames)
+    assert len(views[0].task.unique(dim=0)) == 2  # type: ignore[union-attr]
