@@ -15,7 +15,7 @@ from test_methods import check, clip
 from torch import Tensor, nn
 
 from lamina import objectives, perceptual, pretrain
-from lamina.bottleneck import VQ, SplitVQ
+from lamina.bottleneck import VQ, FirstBatch, SplitVQ
 from lamina.data import DataConfig, gather
 from lamina.data.collect import collect, noisy
 from lamina.data.episodes import TASK_WIDTH, task_vector
@@ -83,8 +83,8 @@ def test_lpips_is_never_another_thing_under_its_name(monkeypatch: pytest.MonkeyP
 
 
 def test_alam_encodes_its_four_pairs_in_one_call_and_an_additive_encoder_owes_nothing() -> None:
-    options = alam.Config(**SMALL, whiten=False)
-    lam = lam_of(alam, whiten=False)
+    options = alam.Config(**SMALL, whiten="none")
+    lam = lam_of(alam, whiten="none")
     lam.encoder = Additive()
     batch = clip((16, 16), frames=3)
     terms = alam.losses(options)(lam, batch, Draws(0))
@@ -101,9 +101,9 @@ def test_alam_asks_for_structure_before_the_quantiser_and_ac_lam_after_it() -> N
     """With a codebook of two codes that are not additive ALAM's terms do not see it, and AC-LAM's do."""
     batch = clip((16, 16), frames=3)
     for module, options in ((alam, {}), (ac_lam, {"form": "idm"})):
-        lam = lam_of(module, whiten=False, codebook_size=2, **options).eval()
+        lam = lam_of(module, whiten="none", codebook_size=2, **options).eval()
         lam.encoder = Additive()
-        terms = module.losses(module.Config(**SMALL, whiten=False, codebook_size=2, **options))(lam, batch, Draws(0))
+        terms = module.losses(module.Config(**SMALL, whiten="none", codebook_size=2, **options))(lam, batch, Draws(0))
         assert (terms["composition"].max() < 1e-8) == (module is alam)
 
 
@@ -258,13 +258,24 @@ def test_words_are_told_apart_and_the_same_everywhere() -> None:
 
 def test_whitened_latents_neither_begin_constant_nor_shrink() -> None:
     frames = clip((16, 16), batch=64).frames.float() / 127.5 - 1
-    lam = lam_of(alam, whiten=True).train()
+    lam = lam_of(alam, whiten="batch").train()
     with torch.no_grad():
         before = lam.encode(frames, [(0, 1)])[0, 1].pre.flatten(1)
         lam.encoder.head[-1].weight.mul_(0.1)
         after = lam.encode(frames, [(0, 1)])[0, 1].pre.flatten(1)
     assert before.std(0, correction=0).numpy() == pytest.approx(1, abs=1e-2) and before.mean(0).abs().max() < 1e-5
     assert after.numpy() == pytest.approx(before.numpy(), abs=0.05)
+
+
+def test_whitening_by_the_first_batch_is_fixed_from_then_on() -> None:
+    torch.manual_seed(0)
+    white, x = FirstBatch(3).train(), torch.randn(50, 3) * torch.tensor([1e-3, 1.0, 1e3]) + 5
+    first = white(x)
+    assert first.mean(0).abs().max() < 1e-2 and first.std(0, correction=0).numpy() == pytest.approx(1, rel=1e-2)
+    assert torch.equal(white(0 * x), -(white.mean / white.deviation).expand_as(x))
+    again = FirstBatch(3).eval()
+    again.load_state_dict(white.state_dict())
+    assert torch.equal(again(x), first)
 
 
 def test_training_tells_that_the_latent_is_ignored_in_decibels() -> None:
@@ -277,7 +288,7 @@ def test_training_tells_that_the_latent_is_ignored_in_decibels() -> None:
 
 @pytest.mark.parametrize(("factor", "named"), [(1e-4, "collapse"), (1e4, "explosion")])
 def test_a_collapse_and_an_explosion_are_named_and_stop_the_run(factor: float, named: str) -> None:
-    lam = lam_of(ac_lam, whiten=False)
+    lam = lam_of(ac_lam, whiten="none")
     validate = pretrain.validator(lam, clip((16, 16)), 0)
     with torch.no_grad():
         lam.encoder.head[-1].weight.mul_(factor)

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lamina import __version__
-from lamina.bottleneck import BOTTLENECKS
+from lamina.bottleneck import BOTTLENECKS, Whitening, whitener
 from lamina.data.episodes import TASK_WIDTH
 from lamina.decoders import DECODERS
 from lamina.draws import Draws
@@ -44,7 +44,7 @@ class LAMConfig:
     bottleneck: Any
     decoder: Any
     prefix: PrefixLaw = "full"
-    whiten: bool = False  # every channel of the encoder's output has mean 0 and variance 1 over a batch
+    whiten: Whitening = "none"
     space: SpaceName = "pixels"
     state: int = (
         0  # size of the proprioception that follows from the latent; 0: there is no proprioceptive forward model
@@ -101,8 +101,7 @@ class LAM(nn.Module):
         self.encoder = ENCODERS[part_kind(config.encoder)](config.encoder, observed, config.slots, dim)
         self.decoder = DECODERS[part_kind(config.decoder)](config.decoder, observed, config.slots, dim)
         self.prefix = RetainedPrefix(config.slots, dim, config.prefix)
-        # An untrained encoder tells transitions apart by a few percent of its output's length: a quantiser sees one point.
-        self.whiten = nn.BatchNorm1d(config.slots * dim, affine=False) if config.whiten else nn.Identity()
+        self.whiten = whitener(config.whiten, config.slots * dim)
         self.state = StateDynamics(config.state, config.slots * dim) if config.state else None
         self.task = nn.Linear(TASK_WIDTH, config.task * dim) if config.task else None
 

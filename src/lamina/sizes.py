@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from lamina.bottleneck import Whitening
 from lamina.decoders import FlowDecoder, PixelDecoder, UNetDecoder
 from lamina.encoder import ConvEncoder, TransformerEncoder
 from lamina.errors import LaminaError
@@ -45,8 +46,9 @@ class Backbone:
     """K, tokens of a latent action"""
     frames: int = 2
     """frames of one training sample; every neighbouring pair is trained on"""
-    whiten: bool = False
-    """the latent's channels have mean 0 and variance 1 over a batch, before the bottleneck: it can't shrink, nor begin as a constant"""
+    whiten: Whitening = "none"
+    """none; first: latents begin apart from one another, each channel scaled by the first batch; batch: by every batch, so that they
+    can't shrink either"""
     width: int | None = None
     heads: int | None = None
     layers: int | None = None

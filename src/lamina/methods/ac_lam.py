@@ -13,6 +13,7 @@ Deviations:
 - `--rotation 3 4 5` names the columns of the state that hold roll, pitch and yaw; triples that turn by more than `--max-rotation` radians
   then have no composition term, but their pairs are still reconstructed (the paper drops them from the data).
 - The state's change is predicted, in units of its spread, by one head (the paper: two, unnamed).
+- Latents are scaled by the first batch (`--whiten first`), or the decoder learns to do without them before they tell anything apart.
 - Codes are moved by EMA; frames are embedded once and meet in query slots; no colour jitter; sizes by one dial.
 - With a bottleneck of K slots, sums are taken slot by slot and truncated after: ours, no paper does it.
 """
@@ -26,7 +27,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lamina.bottleneck import VQ
+from lamina.bottleneck import VQ, Whitening
 from lamina.draws import Draws
 from lamina.errors import LaminaError
 from lamina.lam import LAM, LAMConfig, mean_aux, state_loss, triplets
@@ -42,6 +43,7 @@ Form = Literal["fdm", "fdm-pre", "idm", "idm-stop-direct", "idm-stop-sum"]
 @dataclass(frozen=True)
 class Config(Backbone):
     decoder: DecoderName = "pixel"
+    whiten: Whitening = "first"
     frames: int = 3
     """frames of one training sample; every neighbouring triplet is trained on"""
     slots: int = 4

@@ -9,6 +9,7 @@ are asked for. `--composition 0 --reversal 0` is the paper's unstructured LAM on
 Deviations:
 - The perceptual term is a declared stand-in (multi-scale gradients) unless `--perceptual lpips` and its weights are on the machine.
 - Squared norms are means over slots and channels, so that weights mean the same at every size of the latent. The paper does not say.
+- Latents are whitened by the batch before the VQ (`--whiten`): else both algebraic losses are won by shrinking them.
 - 16 slots of 32 channels (the paper: 256 of 128); gaps are in seconds. Sizes by one dial.
 - Frames are embedded once and meet in query slots; up to 64 pixels the encoder is convolutional.
 - `--decoded one` decodes one forward pair of a sample, drawn anew, in the place of all three: Eq. 8 in expectation, at a third of its cost.
@@ -23,7 +24,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lamina.bottleneck import VQ
+from lamina.bottleneck import VQ, Whitening
 from lamina.draws import Draws
 from lamina.lam import LAM, LAMConfig, mean_aux, triplets
 from lamina.objectives import composition, reversal
@@ -36,6 +37,7 @@ from lamina.train import Losses
 @dataclass(frozen=True)
 class Config(Backbone):
     decoder: DecoderName = "pixel"
+    whiten: Whitening = "batch"
     frames: int = 3
     """frames of one training sample; every neighbouring triplet is trained on"""
     codebook_size: int = 7

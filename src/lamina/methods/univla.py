@@ -8,7 +8,7 @@ so the second half learns what the task does not tell (task-irrelevant codes). S
 words, and the codebook of the other half stays frozen. The first half of a model of stage 2 is the latent action.
 
 Deviations: features of a frozen random network stand in for DINOv2's, and a fixed random vector for each word for T5 (neither can
-be had here); the words enter the decoder only, not the encoder too; codes are moved by EMA; frames are embedded once and meet in
+be had here); the words enter the decoder only, not the encoder too; latents are scaled by the first batch; codes are moved by EMA; frames are embedded once and meet in
 query slots; sizes by one dial.
 """
 
@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lamina.bottleneck import SplitVQ
+from lamina.bottleneck import SplitVQ, Whitening
 from lamina.draws import Draws
 from lamina.errors import LaminaError
 from lamina.lam import LAM, LAMConfig, pair_losses
@@ -34,6 +34,7 @@ from lamina.train import Losses
 class Config(Backbone):
     encoder: EncoderName = "transformer"
     decoder: DecoderName = "pixel"
+    whiten: Whitening = "first"
     slots: int = 8
     """the first half is task-centric, the second task-irrelevant"""
     codebook_size: int = 16

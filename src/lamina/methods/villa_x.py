@@ -6,7 +6,7 @@ Four tokens of a codebook of 32, a transformer that predicts the second frame, a
 (q_i, z_ij). Sizes of the code are those of the authors' released model; the proprioceptive part is as AC-LAM's App. A.1 describes it.
 
 Deviations: the state alone is predicted, not the actions too (no action labels here), and without an embodiment context; pairs in
-the place of windows of eight frames; codes are moved by EMA; frames are embedded once and meet in query slots; no random crops;
+the place of windows of eight frames; latents are scaled by the first batch; codes are moved by EMA; frames are embedded once and meet in query slots; no random crops;
 sizes by one dial.
 """
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lamina.bottleneck import VQ
+from lamina.bottleneck import VQ, Whitening
 from lamina.lam import LAMConfig, pair_losses
 from lamina.sizes import Backbone, DecoderName
 from lamina.train import Losses
@@ -23,6 +23,7 @@ from lamina.train import Losses
 @dataclass(frozen=True)
 class Config(Backbone):
     decoder: DecoderName = "pixel"
+    whiten: Whitening = "first"
     slots: int = 4
     codebook_size: int = 32
     code_dim: int = 32
