@@ -10,7 +10,7 @@ import copy
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -73,7 +73,7 @@ class ActionHead(nn.Module):
     def __init__(self, spec: ActionSpec):
         super().__init__()
         self.spec = spec
-        self.width = sum(spec.discrete) + spec.continuous
+        self.width = spec.width
         self.register_buffer("mean", torch.zeros(spec.continuous))
         self.register_buffer("std", torch.ones(spec.continuous))
 
@@ -87,8 +87,8 @@ class ActionHead(nn.Module):
 
     def embed(self, action: Float[Tensor, "b a"]) -> Float[Tensor, "b e"]:
         """One-hot discrete and standardised continuous dimensions."""
-        hot = [F.one_hot(action[:, i].long(), n).float() for i, n in enumerate(self.spec.discrete)]
-        return torch.cat([*hot, (action[:, len(self.spec.discrete) :] - self.mean) / self.std], dim=-1)
+        hot, continuous = self.spec.one_hot(action).tensor_split([sum(self.spec.discrete)], dim=-1)
+        return torch.cat([hot, (continuous - self.mean) / self.std], dim=-1)
 
     def split(self, output: Float[Tensor, "b e"]) -> tuple[list[Float[Tensor, "b n"]], Float[Tensor, "b c"]]:
         """Logits of each discrete dimension, and the standardised continuous ones."""
@@ -518,10 +518,12 @@ def align(
     training: TrainConfig,
     losses: Losses | None = None,
     weights: dict[str, float] | None = None,
+    needs: Mapping[str, Any] = {},
 ) -> Path:
     """Train the translator of RUN's model on a few labels of the training split and save it.
 
-    Frozen: RUN/translator. Joint (needs the method's ``losses`` and ``weights``): RUN/joint, with the model that moved with it.
+    Frozen: RUN/translator. Joint: RUN/joint, with the model that moved with it; this needs the method's ``losses`` and ``weights``, and
+    the fields of DataConfig that those read (``needs``).
     Raises LaminaError for data without actions, too few labels, or a folder that is there already without ``resume``.
     """
     folder = run / ("joint" if config.joint else "translator")
@@ -544,7 +546,7 @@ def align(
     if config.joint:
         if losses is None or weights is None:
             raise LaminaError("joint alignment needs the method's own losses")
-        video = dataclasses.replace(data, gap=model.provenance.gap_seconds, tasks=())
+        video = dataclasses.replace(data, gap=model.provenance.gap_seconds, tasks=(), **needs)
         translator, loss = train_joint(
             model.lam, train, held, spec, config.translator, training, losses, weights, video, scratch
         )

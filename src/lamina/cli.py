@@ -88,6 +88,8 @@ class Train:
     """shortest and longest time between the two frames of a pair, seconds"""
     camera: str | None = None
     """camera of a LeRobot dataset; default: its first; "all": each is a view of its own"""
+    paired: str | None = None
+    """camera that shows the same states under another exogenous state, for --cross-exogenous; default: the one called paired"""
     tasks: tuple[str, ...] = ()
     """only episodes of these tasks of a LeRobot dataset; default: all"""
     shuffle: int = 2048
@@ -119,14 +121,14 @@ def train(argv: Sequence[str], parse_only: bool = False) -> None:
     if parse_only:
         return
     from lamina.data import DataConfig
-    from lamina.pretrain import pretrain, recipe, with_proprio
+    from lamina.pretrain import completed, pretrain, recipe
     from lamina.train import World
 
     data = DataConfig(
-        tuple(args.data), args.method.image, args.method.frames, tuple(args.gap), args.camera,
+        tuple(args.data), args.method.image, args.method.frames, tuple(args.gap), args.camera, args.paired,
         tasks=tuple(args.tasks), shuffle=args.shuffle, workers=args.workers, max_bad=args.max_bad,
     )  # fmt: skip
-    options, data = with_proprio(args.method, data)
+    options, data = completed(args.method, data)
     plan = recipe(argv[0], method, options)
     if World.here().rank == 0:
         for part, values in plan.lam.to_dict().items():
@@ -160,14 +162,17 @@ def align(argv: Sequence[str], parse_only: bool = False) -> None:
     from lamina import align as stage
 
     losses = weights = None
+    needs: dict[str, Any] = {}
     if args.align.joint:
-        plan = _recipe_of(args.run)
+        plan, trained_on = _recipe_of(args.run)
         losses, weights = plan.losses, dict(plan.weights)
-    print(stage.align(args.run, args.data, args.align, args.train, losses, weights))
+        needs = {name: trained_on.get(name) for name in ("paired", "proprio")}
+        needs["targets"] = tuple(trained_on.get("targets", ()))
+    print(stage.align(args.run, args.data, args.align, args.train, losses, weights, needs))
 
 
-def _recipe_of(run: Path) -> Any:
-    """The recipe that RUN was trained with. Raises LaminaError if its config cannot be read."""
+def _recipe_of(run: Path) -> tuple[Any, dict[str, Any]]:
+    """The recipe that RUN was trained with, and the settings of its data. Raises LaminaError if its config cannot be read."""
     from lamina import methods
     from lamina.pretrain import recipe
 
@@ -176,7 +181,7 @@ def _recipe_of(run: Path) -> Any:
         settings = json.loads(path.read_text())
         method = methods.load(settings["method"])
         options = {k: tuple(v) if isinstance(v, list) else v for k, v in settings["options"].items()}
-        return recipe(settings["method"], method, method.Config(**options))
+        return recipe(settings["method"], method, method.Config(**options)), settings["data"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise LaminaError(f"{path}: cannot read how this run was trained ({error})") from error
 

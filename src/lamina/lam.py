@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ class LAMConfig:
     state: int = (
         0  # size of the proprioception that follows from the latent; 0: there is no proprioceptive forward model
     )
+    target: int = 0  # numbers that a linear head reads off the latent in training; 0: no head
     task: int = 0  # slots that a task's words can fill in the place of latents; 0: none
 
     def to_dict(self) -> dict[str, Any]:
@@ -56,7 +58,7 @@ class LAMConfig:
         values: dict[str, Any] = {"image": list(self.image), "slots": self.slots, "prefix": self.prefix}
         values |= {
             name: v
-            for name in ("whiten", "space", "state", "task")
+            for name in ("whiten", "space", "state", "target", "task")
             if (v := getattr(self, name)) != getattr(LAMConfig, name)
         }
         for part in _PARTS:
@@ -100,9 +102,11 @@ class LAM(nn.Module):
         observed = (self.space.channels, *config.image[1:])
         self.encoder = ENCODERS[part_kind(config.encoder)](config.encoder, observed, config.slots, dim)
         self.decoder = DECODERS[part_kind(config.decoder)](config.decoder, observed, config.slots, dim)
+        self._recorded: dict[Pair, Latent] | None = None
         self.prefix = RetainedPrefix(config.slots, dim, config.prefix)
         self.whiten = whitener(config.whiten, config.slots * dim)
         self.state = StateDynamics(config.state, config.slots * dim) if config.state else None
+        self.target = nn.Linear(config.slots * dim, config.target) if config.target else None
         self.task = nn.Linear(TASK_WIDTH, config.task * dim) if config.task else None
 
     @property
@@ -120,7 +124,19 @@ class LAM(nn.Module):
         first, second = (torch.cat([by_frame[pair[side]] for pair in pairs]) for side in (0, 1))
         slots = self.encoder.compare(first, second)  # type: ignore[operator]
         latent = self.bottleneck(self.whiten(slots.flatten(1)).view_as(slots))
-        return {pair: latent[n * b : (n + 1) * b] for n, pair in enumerate(pairs)}
+        latents = {pair: latent[n * b : (n + 1) * b] for n, pair in enumerate(pairs)}
+        if self._recorded is not None:
+            self._recorded.update(latents)
+        return latents
+
+    @contextmanager
+    def recording(self) -> Iterator[dict[Pair, Latent]]:
+        """Within, what is encoded is kept in the dict that this gives: who adds a term to a method's need not encode again."""
+        before, self._recorded = self._recorded, {}
+        try:
+            yield self._recorded
+        finally:
+            self._recorded = before
 
     def attempts(
         self, frames: Float[Tensor, "b t c h w"], latents: Mapping[Pair, Latent], keep: Int[Tensor, "b"], draws: Draws
@@ -142,6 +158,11 @@ class LAM(nn.Module):
     ) -> Float[Tensor, "b"]:
         """decoder.loss(o_i, prefix of z_ij, o_j) of each sample, averaged over the pairs. ``keep``: one k for each sample."""
         return self.attempts(frames, latents, keep, draws)[0].mean(1)
+
+
+def neighbours(frames: int) -> list[Pair]:
+    """Neighbouring frames of a clip."""
+    return [(i, i + 1) for i in range(frames - 1)]
 
 
 def mean_aux(latents: Mapping[Pair, Latent]) -> dict[str, Float[Tensor, "b"]]:
@@ -179,7 +200,7 @@ def pair_losses(lam: LAM, clip: Clip, draws: Draws) -> dict[str, Float[Tensor, "
     The whole objective of every LAM that adds nothing to it (FlexLAM Eq. 1; LAPO, LAPA, villa-X).
     """
     frames = to_float(clip.frames)
-    latents = lam.encode(frames, [(i, i + 1) for i in range(frames.shape[1] - 1)])
+    latents = lam.encode(frames, neighbours(frames.shape[1]))
     keep = lam.prefix.draw(draws, len(frames))
     reconstruction = lam.reconstruction(frames, latents, keep, draws)
     return {"reconstruction": reconstruction, **mean_aux(latents), **state_loss(lam, clip, latents)}

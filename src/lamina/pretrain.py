@@ -22,11 +22,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lamina import __version__, codes
-from lamina.data import ClipStream, DataConfig, feature_width, gather
+from lamina.data import ClipStream, DataConfig, feature_width, gather, open_source, parse_data
+from lamina.data.plan import Plan
 from lamina.draws import Draws
 from lamina.errors import LaminaError, LaminaWarning
 from lamina.files import disk_errors, whole_folder, write_text
 from lamina.lam import LAM, LAMConfig, LatentActionModel, Provenance
+from lamina.motion import FLOW_WIDTH
+from lamina.remedies import added
 from lamina.shapes import Clip, Latent, to_float
 from lamina.train import Losses, TrainConfig, Validation, World, fit
 
@@ -57,9 +60,50 @@ class Recipe:
 
 
 def recipe(name: str, method: Any, options: Any) -> Recipe:
-    """The recipe of a method's module (``build``, ``losses``, ``weights``) with ``options``, an instance of its Config."""
-    lam, losses, weights = method.build(options), method.losses(options), method.weights(options)
+    """The recipe of a method's module (``build``, ``losses``, ``weights``) with ``options``, an instance of its Config.
+
+    The remedies that the options switch on are added: no method's file knows of them.
+    """
+    lam = method.build(options)
+    losses, weights = added(options, method.losses(options), method.weights(options))
     return Recipe(name, dataclasses.asdict(options), lam, losses, weights)
+
+
+def completed(options: Any, data: DataConfig) -> tuple[Any, DataConfig]:
+    """``options`` of a method and its ``data``, with what one needs of the other filled in: proprioception, paired views, targets.
+
+    Raises LaminaError where a remedy is asked for that the data does not allow.
+    """
+    return _with_target(*_with_paired(*with_proprio(options, data)))
+
+
+def _with_paired(options: Any, data: DataConfig) -> tuple[Any, DataConfig]:
+    if not options.cross_exogenous or data.paired is not None:
+        return options, data
+    sources = [open_source(parse_data(d)[0], n, data.max_bad) for n, d in enumerate(data.data)]
+    named = {next((c for c in s.cameras if c.endswith(".paired")), None) for s in sources}
+    if len(named) > 1 or None in named:
+        raise LaminaError(
+            f"{', '.join(data.data)}: --cross-exogenous needs paired views, a camera that shows the same states under another "
+            "exogenous state: name it by --paired"
+        )
+    return options, replace(data, paired=named.pop())
+
+
+def _with_target(options: Any, data: DataConfig) -> tuple[Any, DataConfig]:
+    if not options.robust_target:
+        return options, data
+    if options.target == "flow":
+        return replace(options, target_width=FLOW_WIDTH), data
+    if options.target == "action":
+        spec = Plan(data, "train").action
+        if spec is None:
+            raise LaminaError(f"{', '.join(data.data)}: --robust-target needs actions to predict; or set --target flow")
+        return replace(options, target_width=spec.width, target_classes=spec.discrete), data
+    width = feature_width(data, options.target)
+    if width is None:
+        raise LaminaError(f"{', '.join(data.data)}: no feature '{options.target}' of one width to be the robust target")
+    return replace(options, target_width=width), replace(data, targets=(*data.targets, options.target))
 
 
 def with_proprio(options: Any, data: DataConfig) -> tuple[Any, DataConfig]:
@@ -74,7 +118,7 @@ def with_proprio(options: Any, data: DataConfig) -> tuple[Any, DataConfig]:
         text = f"{', '.join(data.data)}: no feature '{name}' of one width: trained without the proprioceptive forward model"
         warnings.warn(text, LaminaWarning, stacklevel=2)
         return options, data
-    return dataclasses.replace(options, proprio_width=width), dataclasses.replace(data, proprio=name)
+    return replace(options, proprio_width=width), replace(data, proprio=name)
 
 
 def check_run(run: Path, settings: dict[str, Any], resume: bool) -> None:

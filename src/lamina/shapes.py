@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from lamina.errors import LaminaError
 
@@ -42,6 +43,16 @@ class ActionSpec:
     @property
     def dim(self) -> int:
         return len(self.discrete) + self.continuous
+
+    @property
+    def width(self) -> int:
+        """Numbers of an action whose discrete dimensions are one-hot."""
+        return sum(self.discrete) + self.continuous
+
+    def one_hot(self, action: Float[Tensor, "*b a"]) -> Float[Tensor, "*b e"]:
+        """Discrete dimensions one-hot, continuous ones as they are."""
+        hot = [one_hot(action[..., i].long(), n).float() for i, n in enumerate(self.discrete)]
+        return torch.cat([*hot, action[..., len(self.discrete) :]], dim=-1)
 
 
 @dataclass(frozen=True)

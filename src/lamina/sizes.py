@@ -49,6 +49,18 @@ class Backbone:
     whiten: Whitening = "none"
     """none; first: latents begin apart from one another, each channel scaled by the first batch; batch: by every batch, so that they
     can't shrink either"""
+    cross_exogenous: float = 0.0
+    """weight of cross-exogenous reconstruction, which needs paired views (--paired); 0: none"""
+    robust_target: float = 0.0
+    """weight of a linear head's squared error on a target that no exogenous state changes; 0: none"""
+    target: str = "action"
+    """that target: action, flow (optical flow), or the name of a feature, whose change is predicted"""
+    target_share: float = 1.0
+    """share of the transitions whose target is known"""
+    target_classes: tuple[int, ...] = ()
+    """of a discrete action; filled in from the data"""
+    target_width: int = 0
+    """numbers of the target; filled in from the data"""
     width: int | None = None
     heads: int | None = None
     layers: int | None = None
@@ -57,6 +69,10 @@ class Backbone:
     """side of a transformer patch in pixels; derived so that the shorter side has at least 8 patches"""
     flow_steps: int = 8
     """Euler steps of one sample of the flow decoder"""
+
+    def __post_init__(self) -> None:
+        if min(self.cross_exogenous, self.robust_target) < 0 or not 0 < self.target_share <= 1:
+            raise LaminaError("--cross-exogenous and --robust-target must not be negative, --target-share is of (0, 1]")
 
     def parts(self) -> dict[str, Any]:
         """The fields of :class:`lamina.lam.LAMConfig` that do not depend on the method: image, slots, encoder, decoder."""
@@ -89,6 +105,7 @@ class Backbone:
             "image": (3, *self.image),
             "slots": self.slots,
             "whiten": self.whiten,
+            "target": self.target_width if self.robust_target else 0,
             "encoder": encoder,
             "decoder": decoder,
         }

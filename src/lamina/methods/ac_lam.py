@@ -64,6 +64,7 @@ class Config(Backbone):
     """radians from o_i to o_k beyond which a triple does not compose"""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if len(self.rotation) not in (0, 3):
             raise LaminaError(
                 f"--rotation names three columns of the proprioception (roll, pitch, yaw), not {len(self.rotation)}"

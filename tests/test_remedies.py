@@ -1,0 +1,227 @@
+"""Remedies against the exogenous state: every method takes each, they are what their equations say, and off means off."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_methods import clip, every_method
+
+from lamina import methods
+from lamina.cli import main
+from lamina.data import DataConfig
+from lamina.draws import Draws
+from lamina.errors import LaminaError
+from lamina.lam import LAM
+from lamina.motion import CELLS, FLOW_WIDTH, optical_flow
+from lamina.objectives import total
+from lamina.pretrain import completed, recipe
+from lamina.remedies import added, known, target_of
+from lamina.shapes import Clip, to_float
+
+torch.set_num_threads(1)
+REMEDIES = {
+    "cross_exogenous": {"cross_exogenous": 1.0},
+    "action": {"robust_target": 1.0, "target_width": 6, "target_classes": (4,)},
+    "flow": {"robust_target": 0.5, "target": "flow", "target_width": FLOW_WIDTH},
+    "feature": {"robust_target": 1.0, "target": "q", "target_width": 3, "target_share": 0.5},
+    "both": {"cross_exogenous": 0.3, "robust_target": 1.0, "target_width": 6, "target_classes": (4,)},
+}
+
+
+def full(frames: int = 2, batch: int = 6, seed: int = 0) -> Clip:
+    """A clip with everything that a remedy can ask for: an action of one choice of four and two numbers, a feature, paired views."""
+    base = clip((16, 16), batch, frames, seed)
+    generator = torch.Generator().manual_seed(seed + 100)
+    choice = torch.randint(0, 4, (batch, frames, 1), generator=generator).float()
+    action = torch.cat([choice, torch.randn(batch, frames, 2, generator=generator)], -1)
+    paired = torch.randint(0, 256, base.frames.shape, dtype=torch.uint8, generator=generator)
+    targets = {"q": torch.randn(batch, frames, 3, generator=generator)}
+    return dataclasses.replace(base, action=action, paired=paired, targets=targets, episode=torch.arange(batch))
+
+
+@every_method
+@pytest.mark.parametrize("remedy", REMEDIES)
+def test_every_method_takes_every_remedy(name, remedy):
+    module = methods.load(name)
+    options = module.Config(size="debug", image=(16, 16), slots=4, **REMEDIES[remedy])
+    plan = recipe(name, module, options)
+    torch.manual_seed(0)
+    lam = LAM(plan.lam).train()
+    optimizer = torch.optim.AdamW([p for p in lam.parameters() if p.requires_grad], lr=1e-3)
+    for step in range(2):
+        losses = plan.losses(lam, full(options.frames, seed=step), Draws(0, step))
+        assert losses.keys() == plan.weights.keys() > module.weights(options).keys()
+        assert all(v.shape == (6,) and v.isfinite().all() for v in losses.values())
+        total(losses, plan.weights).backward()
+        optimizer.step()
+        if lam.target is not None:
+            assert lam.target.weight.grad is not None and lam.target.weight.grad.any()
+        optimizer.zero_grad()
+
+
+@every_method
+def test_without_a_remedy_a_method_is_what_it_was(name):
+    module = methods.load(name)
+    options = module.Config(size="debug", image=(16, 16), slots=4)
+    losses = module.losses(options)
+    assert added(options, losses, module.weights(options))[0] is losses
+    assert LAM(recipe(name, module, options).lam).target is None
+    with_term = dataclasses.replace(options, cross_exogenous=1.0)
+    torch.manual_seed(0)
+    lam = LAM(module.build(options)).eval()
+    alone = losses(lam, full(options.frames), Draws(0))
+    beside = recipe(name, module, with_term).losses(lam, full(options.frames), Draws(0))
+    assert all(torch.equal(alone[term], beside[term]) for term in alone)  # the method's own terms draw the same numbers
+
+
+def fixed(**options) -> tuple[object, LAM]:
+    """A Fixed-K with a one-pass decoder, whose loss can be written down."""
+    module = methods.load("fixed_k")
+    config = module.Config(size="debug", image=(16, 16), slots=2, decoder="pixel", **options)
+    torch.manual_seed(0)
+    return recipe("fixed_k", module, config), LAM(recipe("fixed_k", module, config).lam).eval()
+
+
+@torch.no_grad()
+def test_cross_exogenous_is_equation_16():
+    plan, lam = fixed(cross_exogenous=1.0)
+    batch = full()
+    o, twin = to_float(batch.frames), to_float(batch.paired)
+    z = lam.encode(twin, [(0, 1)])[0, 1].post
+    expected = (lam.decoder.sample(o[:, 0], z, Draws(0)) - o[:, 1]).square().flatten(1).mean(1)
+    torch.testing.assert_close(plan.losses(lam, batch, Draws(0))["cross_exogenous"], expected)
+
+
+@torch.no_grad()
+def test_a_robust_target_is_equation_19_on_the_transitions_whose_target_is_known():
+    plan, lam = fixed(robust_target=1.0, target_width=6, target_classes=(4,), target_share=0.4)
+    batch = full(batch=64)
+    y = torch.cat([torch.nn.functional.one_hot(batch.action[:, 0, 0].long(), 4), batch.action[:, 0, 1:]], -1)
+    options = methods.load("fixed_k").Config(**plan.options)
+    assert torch.equal(target_of(batch, options, (0, 1)), y)
+    told = known(batch, 0, options)
+    assert 10 < int(told.sum()) < 45
+    z = lam.encode(to_float(batch.frames), [(0, 1)])[0, 1].post.flatten(1)
+    error = (lam.target(z) - y).square().mean(1)
+    loss = plan.losses(lam, batch, Draws(0))["robust_target"]
+    torch.testing.assert_close(loss.mean(), error[told].mean())
+    assert not loss[~told].any()
+
+
+def test_which_targets_are_known_is_a_matter_of_the_transition_alone():
+    options = methods.load("fixed_k").Config(target_share=0.1)
+    many = full(batch=4000)
+    many = dataclasses.replace(many, index=torch.arange(8000).view(4000, 2), episode=torch.arange(4000) // 50)
+    told = known(many, 0, options)
+    assert told.float().mean() == pytest.approx(0.1, abs=0.02)
+    order = torch.randperm(4000)
+    assert torch.equal(known(many[order], 0, options), told[order])
+    more = known(many, 0, dataclasses.replace(options, target_share=0.3))
+    assert bool((more | ~told).all())  # who asks for more labels keeps those that were there
+
+
+def test_no_frame_is_encoded_twice_for_a_target():
+    plan, lam = fixed(robust_target=1.0, target="flow", target_width=FLOW_WIDTH)
+    calls: list[int] = []
+    embed = lam.encoder.embed
+    lam.encoder.embed = lambda frames: calls.append(len(frames)) or embed(frames)
+    plan.losses(lam, full(), Draws(0))
+    assert calls == [12]
+
+
+def test_optical_flow_is_how_far_the_picture_moved():
+    rng = np.random.default_rng(0)
+    noise = torch.from_numpy(rng.integers(0, 256, (1, 1, 20, 20)).astype(np.uint8))
+    smooth = torch.nn.functional.interpolate(noise.float(), (96, 96), mode="bicubic").clamp(0, 255).to(torch.uint8)
+    first, second = (smooth[:, :, 10:74, x : x + 64].expand(1, 3, 64, 64) for x in (10, 8))  # two pixels to the right
+    flow = optical_flow(first, second).view(2, CELLS, CELLS)[:, 1:-1, 1:-1]
+    assert float(flow[0].mean()) == pytest.approx(2 * 16 / 64, rel=0.15) and abs(float(flow[1].mean())) < 0.05
+    assert optical_flow(first, first).abs().max() < 0.02  # of a 64-pixel picture, a twentieth of a pixel
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("grid") / "data"
+    assert main(["collect", "grid", "--out", str(path), "--episodes", "10", "--size", "16", "16"]) == 0
+    return path
+
+
+def test_the_data_fills_in_what_a_remedy_needs(grid):
+    module = methods.load("flexlam")
+    data = DataConfig((str(grid),), (16, 16))
+    options, asked = completed(module.Config(cross_exogenous=1.0, robust_target=1.0), data)
+    assert asked.paired == "observation.images.paired" and (options.target_width, options.target_classes) == (4, (4,))
+    assert completed(module.Config(), data) == (module.Config(), data)
+    options, asked = completed(module.Config(robust_target=1.0, target="next.reward"), data)
+    assert options.target_width == 1 and asked.targets == ("next.reward",)
+
+
+TINY = [
+    "--image",
+    "16",
+    "16",
+    "--size",
+    "debug",
+    "--slots",
+    "2",
+    "--decoder",
+    "unet",
+    "--steps",
+    "4",
+    "--batch",
+    "8",
+    "--device",
+    "cpu",
+]
+
+
+def test_a_run_with_remedies_trains_aligns_jointly_and_is_evaluated(grid, tmp_path):
+    run = str(tmp_path / "run")
+    command = [
+        "train",
+        "flexlam",
+        "--data",
+        str(grid),
+        "--out",
+        run,
+        "--cross-exogenous",
+        "1",
+        "--robust-target",
+        "1",
+        *TINY,
+    ]
+    assert main(command) == 0
+    settings = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert settings["data"]["paired"] == "observation.images.paired"
+    rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert {"cross_exogenous", "robust_target"} <= {key.rpartition("/")[2] for key in rows[0]}
+    quick = ["--steps", "2", "--batch", "8", "--device", "cpu"]
+    assert main(["align", run, "--data", str(grid), "--labels", "20", "--joint", *quick]) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--cross-exogenous", "1", "--paired", "mirror"], "has no camera 'mirror'"),
+        (["--cross-exogenous", "-1"], "must not be negative"),
+        (["--robust-target", "1", "--target", "mood"], "no feature 'mood'"),
+        (["--robust-target", "1", "--target-share", "0"], "target-share"),
+    ],
+)
+def test_a_remedy_that_cannot_be_had_is_one_line(options, said, grid, tmp_path, capsys):
+    assert main(["train", "lapo", "--data", str(grid), "--out", str(tmp_path / "run"), *TINY, *options]) == 2
+    mistakes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("lamina: ")]
+    assert len(mistakes) == 1 and said in mistakes[0] and not list(tmp_path.iterdir())
+
+
+def test_without_paired_views_the_data_is_refused(tmp_path):
+    from planted import write_planted
+
+    data = DataConfig((str(write_planted(tmp_path / "data")),), (16, 16))
+    with pytest.raises(LaminaError, match="needs paired views"):
+        completed(methods.load("lapo").Config(cross_exogenous=1.0), data)
