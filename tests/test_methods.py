@@ -186,13 +186,8 @@ LAYERS = (
     "errors files shapes draws",
     "data",
     "worlds",
-<<<<<<< HEAD
-    "linear layers bottleneck prefix flow_matching encoder decoders objectives lam codes sizes perceptual space state",
-    "train pretrain align label",
-=======
-    "layers bottleneck prefix flow_matching motion encoder decoders objectives perceptual space state lam codes sizes",
+    "linear layers bottleneck prefix flow_matching motion encoder decoders objectives perceptual space state lam codes sizes",
     "train remedies pretrain align label",
->>>>>>> 8182699 (Remedies against the exogenous state, a field of every method: cross-exogenous reconstruction, robust targets, optical flow)
     "policy",
     "probes",
     "pictures evaluate chart report",

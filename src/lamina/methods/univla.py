@@ -8,8 +8,8 @@ so the second half learns what the task does not tell (task-irrelevant codes). S
 words, and the codebook of the other half stays frozen. The first half of a model of stage 2 is the latent action.
 
 Deviations: features of a frozen random network stand in for DINOv2's, and a fixed random vector for each word for T5 (neither can
-be had here); the words enter the decoder only, not the encoder too; latents are scaled by the first batch; codes are moved by EMA; frames are embedded once and meet in
-query slots; sizes by one dial.
+be had here); the words enter the decoder only, not the encoder too; latents are scaled by the first
+batch; codes are moved by EMA; frames are embedded once and meet in query slots; sizes by one dial.
 """
 
 from __future__ import annotations
