@@ -10,12 +10,14 @@ import torch
 
 from lamina.claims import exo as paper
 from lamina.claims import reproduce
-from lamina.claims.exo import lab, linear, what_if
+from lamina.claims.exo import gridworld, lab, linear, practical, what_if
+from lamina.claims.exo.practical import PracticalLAM
 from lamina.claims.exo.what_if import Question
 from lamina.claims.experiment import Claim
 from lamina.claims.figures import LinePlot, Panels, draw
 from lamina.claims.intervals import Interval
 from lamina.cli import main
+from lamina.objectives import squared_error
 
 torch.set_num_threads(1)
 
@@ -128,3 +130,101 @@ def test_bad_questions_are_answered_in_one_line(
     assert main(["exogenous", *SMALL, *arguments]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and said in error
+
+
+# --------------------------------------------------------------------------------------------------------- the grid
+
+
+@pytest.fixture(scope="module")
+def grid_lam() -> PracticalLAM:
+    torch.manual_seed(0)
+    return PracticalLAM(practical.Config()).eval()
+
+
+def test_the_grid_claim_runs_whole_at_smoke_scale(tmp_path: Path) -> None:
+    path = reproduce("exo/gridworld", "smoke", tmp_path / "record.json", None, tmp_path, lambda line: None)
+    record = json.loads(path.read_text())
+    assert record["holds"] is None and (tmp_path / "record.svg").exists()
+    assert {f"{v}, sigma = {s}" for v in gridworld.VARIANTS for s in (0, 1)} == record["metrics"].keys()
+    for variant in gridworld.VARIANTS:
+        assert record["metrics"][f"{variant}, sigma = 0"]["consistency"]["mean"] == 0  # both views are one
+
+
+def test_the_practical_lam_has_the_papers_sizes(grid_lam: PracticalLAM) -> None:
+    convolutions = [m for m in grid_lam.encoder if isinstance(m, torch.nn.Conv2d)]
+    assert [m.out_channels for m in convolutions] == [128, 128, 128]
+    assert [m.out_features for m in grid_lam.encoder if isinstance(m, torch.nn.Linear)] == [64, 32]
+    assert [m.out_channels for m in (grid_lam.fine, grid_lam.coarse, grid_lam.grow, grid_lam.merge)] == [32] * 4
+    assert grid_lam.bottleneck.codebook.shape == (5, 32)
+    for scale, updates in (("gpu", 16_000), ("cpu", 1_000)):
+        train = gridworld.SETUPS[scale].train
+        assert (train.steps, train.batch, train.lr, train.clip) == (updates, 128, 3e-4, 5.0)
+
+
+def test_transitions_follow_the_path_and_the_twin_differs_in_the_bottom_row_alone() -> None:
+    clip = practical.transitions(1.0, 300, 3)
+    assert clip.frames.shape == (300, 2, 1, 4, 4) and clip.paired is not None and clip.action is not None
+    assert torch.equal(clip.frames[..., :3, :], clip.paired[..., :3, :])
+    assert 0.4 < (clip.frames[..., 3, :] != clip.paired[..., 3, :]).float().mean() < 0.6
+    # the same episode goes on in the next row
+    same = clip.episode[1:] == clip.episode[:-1]
+    assert same.sum() > 280 and torch.equal(clip.frames[1:, 0][same], clip.frames[:-1, 1][same])
+    # a frame says what is done: one action for each of the twelve cells
+    cell = clip.frames[:, 0, 0, :3].flatten(1).argmax(1)
+    assert all(clip.action[cell == c, 0, 0].unique().numel() == 1 for c in range(12))
+
+
+def test_a_hundredth_is_labelled_and_a_quarter_of_each_batch() -> None:
+    clip, rows = practical.label(practical.transitions(0.5, 400, 0), 0.01, 0)
+    target = clip.targets["action"][:, 0]
+    assert len(rows) == 4 and (~target.isnan().any(1)).nonzero().flatten().tolist() == sorted(rows.tolist())
+    assert clip.action is not None and torch.equal(target[rows].argmax(1).float(), clip.action[rows, 0, 0])
+    stream = practical.Batches(clip, rows, 32, 1)
+    batches = iter(stream)
+    first, second = next(batches), next(batches)
+    assert (~first.targets["action"][:8].isnan()).all()
+    resumed = practical.Batches(clip, rows, 32, 1)
+    resumed.load_state_dict({"drawn": 1})
+    assert torch.equal(next(iter(resumed)).frames, second.frames) and not torch.equal(first.frames, second.frames)
+
+
+@pytest.mark.parametrize("variant", gridworld.VARIANTS)
+def test_every_variant_weighs_what_it_loses_and_trains_what_it_has(variant: practical.Variant) -> None:
+    clip, _ = practical.label(practical.transitions(1.0, 100, 0), 0.05, 0)
+    torch.manual_seed(0)
+    model = PracticalLAM(practical.Config()).train()
+    terms = practical.losses(model, clip, variant)
+    assert terms.keys() == practical.weights(practical.Config(), variant).keys()
+    assert all(term.shape == (100,) and term.isfinite().all() for term in terms.values())
+    sum(term.mean() for term in terms.values()).backward()  # type: ignore[union-attr]
+    still = {n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()}
+    assert still == (set() if variant == "robust_target" else {"head.weight"})
+
+
+@torch.no_grad()
+def test_remedies_are_the_equations(grid_lam: PracticalLAM) -> None:
+    clip, rows = practical.label(practical.transitions(1.0, 60, 0), 0.1, 0)
+    (src, dst), (twin_src, twin_dst) = practical.pixels(clip.frames), practical.pixels(clip.paired)  # type: ignore[arg-type]
+    cross = practical.losses(grid_lam, clip, "cross_exogenous")
+    z = grid_lam.encode(twin_src, twin_dst).post
+    torch.testing.assert_close(cross["cross_exogenous"], squared_error(grid_lam.predict(src, z), dst))
+    plain = practical.losses(grid_lam, clip, "vanilla")["reconstruction"]
+    torch.testing.assert_close(cross["reconstruction"], plain)
+    robust = practical.losses(grid_lam, clip, "robust_target")["robust_target"]
+    guess = grid_lam.head(grid_lam.encode(src, dst).post[rows, 0])
+    expected = (clip.targets["action"][rows, 0] - guess).square().sum(1).mean()
+    assert float(robust.mean()) == pytest.approx(float(expected), rel=1e-5)
+    unlabelled = torch.tensor([i for i in range(60) if i not in rows.tolist()])
+    assert not practical.losses(grid_lam, clip[unlabelled], "robust_target")["robust_target"].any()
+
+
+def test_scores_of_models_whose_answer_is_known(grid_lam: PracticalLAM, monkeypatch: pytest.MonkeyPatch) -> None:
+    test = practical.transitions(0.5, 2000, 7)
+    monkeypatch.setattr(grid_lam, "predict", lambda src, z: torch.full_like(src, 0.25))
+    found = practical.score(grid_lam, test)
+    assert found["exogenous"] == pytest.approx(0.25**2, rel=0.02)  # noise of 0 or 0.5 against 0.25
+    assert found["controllable"] == pytest.approx((11 * 0.25**2 + 0.75**2) / 12)
+    mean = torch.zeros(5, 32)
+    monkeypatch.setattr(grid_lam.bottleneck, "codebook", mean)
+    still = practical.score(grid_lam, test)
+    assert still["consistency"] == still["consistency by spread"] == 0 and still["perplexity"] == pytest.approx(1.0)
