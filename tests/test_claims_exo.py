@@ -156,7 +156,7 @@ def test_the_practical_lam_has_the_papers_sizes(grid_lam: PracticalLAM) -> None:
     assert [m.out_features for m in grid_lam.encoder if isinstance(m, torch.nn.Linear)] == [64, 32]
     assert [m.out_channels for m in (grid_lam.fine, grid_lam.coarse, grid_lam.grow, grid_lam.merge)] == [32] * 4
     assert grid_lam.bottleneck.codebook.shape == (5, 32)
-    for scale, updates in (("gpu", 16_000), ("cpu", 1_000)):
+    for scale, updates in (("gpu", 16_000), ("cpu", 4_000)):
         train = gridworld.SETUPS[scale].train
         assert (train.steps, train.batch, train.lr, train.clip) == (updates, 128, 3e-4, 5.0)
 

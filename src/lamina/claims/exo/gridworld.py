@@ -41,7 +41,7 @@ def _train(steps: int) -> TrainConfig:
 
 SETUPS = {
     "smoke": Setup((0.0, 1.0), transitions=200, held_out=100, train=_train(10)),
-    "cpu": Setup((0.0, 0.25, 0.5, 1.0), transitions=10_000, held_out=4_000, train=_train(1_000)),
+    "cpu": Setup((0.0, 0.25, 0.5, 1.0), transitions=10_000, held_out=4_000, train=_train(4_000)),
     "gpu": Setup((0.0, 0.25, 0.5, 0.75, 1.0), transitions=50_000, held_out=4_000, train=_train(16_000)),
 }
 
