@@ -81,6 +81,29 @@ def test_a_method_meets_every_encoder_and_decoder(name, encoder, decoder):
     check(module, module.Config(size="debug", image=(16, 16), encoder=encoder, decoder=decoder, slots=3))
 
 
+@pytest.mark.parametrize("options", [{"quantiser": "none"}, {"space": "ema"}, {"space": "features"}])
+def test_lapo_without_a_quantiser_or_pixels(options):
+    module = methods.load("lapo")
+    check(module, module.Config(size="debug", image=(16, 16), slots=1, code_dim=8, **options))
+
+
+def test_what_moves_is_predicted_without_gradient_and_follows_the_encoder():
+    module = methods.load("lapo")
+    torch.manual_seed(0)
+    lam = LAM(module.build(module.Config(size="debug", image=(16, 16), space="ema"))).train()
+    frames = torch.randn(4, 3, 16, 16)
+    target = lam.space.target(frames)
+    assert not target.requires_grad and lam.space(frames).requires_grad
+    weight, average = lam.space.online[0].weight, lam.space.average[0].weight
+    with torch.no_grad():
+        weight += 1.0
+    before = average.clone()
+    lam.space.target(frames)
+    torch.testing.assert_close(average, before + 0.01 * (weight - before))
+    lam.eval().space.target(frames)
+    torch.testing.assert_close(average, before + 0.01 * (weight - before))  # nothing moves but in training
+
+
 @every_method
 def test_a_method_reads_longer_clips(name):
     module = methods.load(name)

@@ -118,10 +118,11 @@ class LAM(nn.Module):
         """The latent of every pair (i, j) of positions on the time axis, in one batched call; each frame is embedded once."""
         b = len(frames)
         used = sorted({i for pair in pairs for i in pair})
-        observed = self.space(rearrange(frames[:, used], "b t c h w -> (t b) c h w"))
-        features = self.encoder.embed(observed)  # type: ignore[operator]
-        by_frame = dict(zip(used, features.chunk(len(used)), strict=True))
-        first, second = (torch.cat([by_frame[pair[side]] for pair in pairs]) for side in (0, 1))
+        pictures = rearrange(frames[:, used], "b t c h w -> (t b) c h w")
+        seen = self.encoder.embed(self.space(pictures))  # type: ignore[operator]
+        ahead = self.encoder.embed(self.space.target(pictures)) if self.space.moving else seen  # type: ignore[operator]
+        firsts, seconds = (dict(zip(used, x.chunk(len(used)), strict=True)) for x in (seen, ahead))
+        first, second = torch.cat([firsts[i] for i, _ in pairs]), torch.cat([seconds[j] for _, j in pairs])
         slots = self.encoder.compare(first, second)  # type: ignore[operator]
         latent = self.bottleneck(self.whiten(slots.flatten(1)).view_as(slots))
         latents = {pair: latent[n * b : (n + 1) * b] for n, pair in enumerate(pairs)}
@@ -146,7 +147,8 @@ class LAM(nn.Module):
         ``keep``: one k for each sample.
         """
         pairs = list(latents)
-        src, dst = (self.space(torch.cat([frames[:, pair[side]] for pair in pairs])) for side in (0, 1))
+        src = self.space(torch.cat([frames[:, i] for i, _ in pairs]))
+        dst = self.space.target(torch.cat([frames[:, j] for _, j in pairs]))
         z = self.prefix(torch.cat([latents[pair].post for pair in pairs]), keep.repeat(len(pairs)))
         # Draws split the batch by shard, so the pairs of one shard must stay together: [pairs, b] -> [b, pairs].
         order = torch.arange(len(src), device=src.device).view(len(pairs), -1).T.flatten()

@@ -13,10 +13,21 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-SpaceName = Literal["pixels", "features"]
+SpaceName = Literal["pixels", "features", "ema"]
 
 
-class Pixels(nn.Module):
+class Space(nn.Module):
+    """Features of single frames; ``moving``: what is predicted are other features than those that are read."""
+
+    channels: int
+    moving = False
+
+    def target(self, frames: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d h w"]:
+        """What a frame is as something to be predicted."""
+        return self(frames)
+
+
+class Pixels(Space):
     """The picture as it is."""
 
     def __init__(self, channels: int):
@@ -27,7 +38,7 @@ class Pixels(nn.Module):
         return frames
 
 
-class RandomFeatures(nn.Module):
+class RandomFeatures(Space):
     """Two convolutions with frozen random weights: a declared stand-in for a pretrained network (UniVLA reads DINOv2's patches).
 
     They hold no knowledge of objects; they are local, not linear in the pixels, and never trained. Values lie in [-1, 1].
@@ -47,4 +58,38 @@ class RandomFeatures(nn.Module):
         return torch.tanh(2 * F.conv2d(x, self.second, padding=2))  # type: ignore[arg-type]
 
 
-SPACES: dict[str, type[nn.Module]] = {"pixels": Pixels, "features": RandomFeatures}
+class MovingFeatures(Space):
+    """Features that are learned with the LAM; the next frame is seen by their exponential moving average, without gradient.
+
+    After DynaMo (arXiv 2409.12192), as *Why Latent Actions Fail* (App. D) uses it. Deviations: two convolutions that keep the
+    picture's size in the place of a ResNet, and channels normalised over the batch in the place of a penalty on their covariance:
+    constant features, which would predict themselves at no loss, can't be had.
+    """
+
+    moving = True
+
+    def __init__(self, channels: int, features: int = 8, decay: float = 0.99):
+        super().__init__()
+        self.channels, self.decay = features, decay
+
+        def convolutions() -> nn.Sequential:
+            return nn.Sequential(
+                nn.Conv2d(channels, 16, 5, padding=2), nn.GELU(), nn.Conv2d(16, features, 5, padding=2),
+                nn.BatchNorm2d(features, affine=False), nn.Tanh(),
+            )  # fmt: skip
+
+        self.online, self.average = convolutions(), convolutions().requires_grad_(False)
+        self.average.load_state_dict(self.online.state_dict())
+
+    def forward(self, frames: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d h w"]:
+        return self.online(frames)
+
+    @torch.no_grad()
+    def target(self, frames: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d h w"]:
+        if self.training:
+            for ours, theirs in zip(self.average.parameters(), self.online.parameters(), strict=True):
+                ours.lerp_(theirs, 1 - self.decay)
+        return self.average(frames)
+
+
+SPACES: dict[str, type[Space]] = {"pixels": Pixels, "features": RandomFeatures, "ema": MovingFeatures}

@@ -4,6 +4,9 @@
 
 Convolutional inverse dynamics, VQ with EMA (eight tokens of one codebook here), U-Net forward dynamics, squared error in pixels.
 
+`--quantiser none --slots 1 --code-dim 8` is the narrow latent without quantiser of *Why Latent Actions Fail* (App. D); `--space ema` and
+`--space features` are its LAMs on learned and on frozen features.
+
 Deviations: the encoder embeds each frame once and compares feature maps, where LAPO stacks the frames at the input; one earlier
 frame of context is not given; one codebook is shared by the slots; the U-Net also moves the source before it repaints it.
 """
@@ -11,10 +14,12 @@ frame of context is not given; one codebook is shared by the slots; the U-Net al
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
-from lamina.bottleneck import VQ
+from lamina.bottleneck import VQ, Identity
 from lamina.lam import LAMConfig, pair_losses
 from lamina.sizes import Backbone, DecoderName, EncoderName
+from lamina.space import SpaceName
 from lamina.train import Losses
 
 
@@ -26,14 +31,18 @@ class Config(Backbone):
     codebook_size: int = 64
     code_dim: int = 16
     commitment: float = 0.05
+    quantiser: Literal["vq", "none"] = "vq"
+    space: SpaceName = "pixels"
 
 
 def build(config: Config) -> LAMConfig:
-    return LAMConfig(**config.parts(), bottleneck=VQ.Config(config.codebook_size, config.code_dim))
+    quantised = VQ.Config(config.codebook_size, config.code_dim)
+    bottleneck = quantised if config.quantiser == "vq" else Identity.Config(config.code_dim)
+    return LAMConfig(**config.parts(), bottleneck=bottleneck, space=config.space)
 
 
 def weights(config: Config) -> dict[str, float]:
-    return {"reconstruction": 1.0, "commitment": config.commitment}
+    return {"reconstruction": 1.0} | ({"commitment": config.commitment} if config.quantiser == "vq" else {})
 
 
 def losses(config: Config) -> Losses:

@@ -33,17 +33,12 @@ LEAST = 64  # transitions that it takes to tell
 
 
 @dataclass(frozen=True)
-class SwapScore:
-    """Per-transition PSNR (dB), and the latents of the three transitions [n k d]."""
+class Views:
+    """The latents [n k d] of transitions under two exogenous states: z(o, o'), z(o~, o~'), z(o, o~')."""
 
-    reconstruction: Float[np.ndarray, "n"]  # of o', by z(o, o')
-    augmented: Float[np.ndarray, "n"]  # of o~', by z(o~, o~')
-    swap: Float[np.ndarray, "n"]  # of o', by z(o, o~')
-    swap_as_paired: Float[np.ndarray, "n"]  # of o~', by z(o, o~')
     own: Tensor
     paired: Tensor
     crossed: Tensor
-    pictures: dict[str, Images]  # of the first transitions
 
     def future_share(self, episode: Tensor) -> Estimate:
         """The part of the latent's variance that another exogenous state of the NEXT frame changes: half of
@@ -55,6 +50,17 @@ class SwapScore:
         return _share(self.own, self.paired, episode)
 
 
+@dataclass(frozen=True)
+class SwapScore(Views):
+    """Per-transition PSNR (dB)."""
+
+    reconstruction: Float[np.ndarray, "n"]  # of o', by z(o, o')
+    augmented: Float[np.ndarray, "n"]  # of o~', by z(o~, o~')
+    swap: Float[np.ndarray, "n"]  # of o', by z(o, o~')
+    swap_as_paired: Float[np.ndarray, "n"]  # of o~', by z(o, o~')
+    pictures: dict[str, Images]  # of the first transitions
+
+
 def _share(z: Float[Tensor, "n k d"], other: Float[Tensor, "n k d"], episode: Tensor) -> Estimate:
     z, other = z.flatten(1).double(), other.flatten(1).double()
     centre = torch.cat([z, other]).mean(0)
@@ -63,30 +69,42 @@ def _share(z: Float[Tensor, "n k d"], other: Float[Tensor, "n k d"], episode: Te
     return bootstrap_ratio(moved.numpy(), spread.clamp_min(1e-12).numpy(), episode.numpy())
 
 
+def views(model: LatentActionModel, clip: Clip, batch: int = 256) -> Views:
+    """The latents of the first pair of each sample under its two exogenous states, and across them.
+
+    Raises LaminaError for a clip without paired views.
+    """
+    if clip.paired is None:
+        raise LaminaError("exogenous states are compared on paired views, and this data has none: name one by --paired")
+    (o, next_), (other, other_next) = ((x[:, 0], x[:, 1]) for x in (clip.frames, clip.paired))
+
+    def encode(src: Images, dst: Images) -> Tensor:
+        rows = range(0, len(src), batch)
+        return torch.cat([model.encode(src[i : i + batch], dst[i : i + batch]).post.cpu() for i in rows])
+
+    return Views(encode(o, next_), encode(other, other_next), encode(o, other_next))
+
+
 def swap(model: LatentActionModel, clip: Clip, batch: int = 64, shown: int = 4) -> SwapScore:
     """The three PSNRs on the first pair of each sample. Raises LaminaError for a clip without paired views."""
-    if clip.paired is None:
-        raise LaminaError(
-            "exogenous states are swapped between paired views, and this data has none: name one by --paired"
-        )
+    latents = views(model, clip)
+    assert clip.paired is not None
     (o, next_), (other, other_next) = ((x[:, 0], x[:, 1]) for x in (clip.frames, clip.paired))
-    rows = [slice(i, i + batch) for i in range(0, len(clip), batch)]
 
-    def run(src: Images, dst: Images, begin: Images) -> tuple[Tensor, Images]:
-        z = torch.cat([model.encode(src[r], dst[r]).post.cpu() for r in rows])
-        return z, torch.cat([model.decode(begin[r], z[r], seed=r.start).cpu() for r in rows])
+    def decode(src: Images, z: Tensor) -> Images:
+        rows = range(0, len(src), batch)
+        return torch.cat([model.decode(src[i : i + batch], z[i : i + batch], seed=i).cpu() for i in rows])
 
-    own, predicted = run(o, next_, o)
-    paired, augmented = run(other, other_next, other)
-    crossed, swapped = run(o, other_next, o)
+    predicted, augmented, swapped = decode(o, latents.own), decode(other, latents.paired), decode(o, latents.crossed)
     pictures = {
         "frame": o, "paired frame": other, "next": next_, "paired next": other_next,
         "reconstruction": predicted, "augmented": augmented, "swap": swapped,
     }  # fmt: skip
     return SwapScore(
+        latents.own, latents.paired, latents.crossed,
         psnr(predicted, next_).numpy(), psnr(augmented, other_next).numpy(),
         psnr(swapped, next_).numpy(), psnr(swapped, other_next).numpy(),
-        own, paired, crossed, {name: x[:shown] for name, x in pictures.items()},
+        {name: x[:shown] for name, x in pictures.items()},
     )  # fmt: skip
 
 
