@@ -15,9 +15,9 @@ from lamina.claims import flexlam as paper
 from lamina.claims import reproduce
 from lamina.claims.experiment import Experiment
 from lamina.claims.figures import BarPlot, save
-from lamina.claims.flexlam import alignment, lab
+from lamina.claims.flexlam import lab
 from lamina.claims.flexlam.lab import SETUPS, Lab, Labels, draw_labels, fixed, flex
-from lamina.claims.intervals import Interval
+from lamina.claims.intervals import Interval, below
 from lamina.claims.record import read_record
 from lamina.lam import LAM
 from lamina.policy.tokens import TokenModel
@@ -44,9 +44,9 @@ def test_labels_of_one_task_come_from_it_alone() -> None:
 
 
 def test_a_difference_counts_only_beyond_its_interval() -> None:
-    assert alignment.below([1.0, 1.1, 1.2], [1.2, 1.3, 1.41])  # differences about -0.2, all alike
-    assert not alignment.below([1.0, 1.1, 1.2], [1.4, 1.1, 1.1])
-    assert not alignment.below([1.0], [2.0])  # one seed decides nothing
+    assert below([1.0, 1.1, 1.2], [1.2, 1.3, 1.41])  # differences about -0.2, all alike
+    assert not below([1.0, 1.1, 1.2], [1.4, 1.1, 1.1])
+    assert not below([1.0], [2.0])  # one seed decides nothing
 
 
 @pytest.mark.parametrize("scale", ["cpu", "gpu"])

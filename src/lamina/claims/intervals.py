@@ -42,3 +42,9 @@ def paired_difference(ours: Sequence[float], theirs: Sequence[float]) -> Interva
     Raises ValueError when the two have different numbers of seeds.
     """
     return interval([a - b for a, b in zip(ours, theirs, strict=True)])
+
+
+def below(ours: Sequence[float], theirs: Sequence[float]) -> bool:
+    """Whether ours is lower beyond the 95% interval of the difference, paired over seeds."""
+    high = paired_difference(ours, theirs).high
+    return high is not None and high < 0

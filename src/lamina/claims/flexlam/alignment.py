@@ -10,15 +10,9 @@ from scipy.stats import spearmanr
 from lamina.claims.experiment import Experiment, Outcome
 from lamina.claims.figures import BarPlot, LinePlot
 from lamina.claims.flexlam.lab import Lab, Labels, Model, fixed, flex
-from lamina.claims.intervals import Interval, interval, paired_difference
+from lamina.claims.intervals import Interval, below, interval
 
 Values = dict[str, list[float]]  # one value a seed
-
-
-def below(ours: Sequence[float], theirs: Sequence[float]) -> bool:
-    """Whether ours is lower beyond the 95% interval of the difference, paired over seeds."""
-    high = paired_difference(ours, theirs).high
-    return high is not None and high < 0
 
 
 def told(values: Mapping[str, Sequence[float]], digits: int = 3) -> str:

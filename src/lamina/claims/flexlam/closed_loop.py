@@ -10,9 +10,9 @@ import torch
 from lamina.align import Translator
 from lamina.claims.experiment import Experiment, Outcome
 from lamina.claims.figures import BarPlot
-from lamina.claims.flexlam.alignment import Values, as_metrics, below, budget_losses, told
+from lamina.claims.flexlam.alignment import Values, as_metrics, budget_losses, told
 from lamina.claims.flexlam.lab import Lab, Labels, fixed, flex
-from lamina.claims.intervals import interval, paired_difference
+from lamina.claims.intervals import below, interval, paired_difference
 from lamina.lam import LatentActionModel
 from lamina.methods import flexlam
 from lamina.policy.latent import LatentPolicy
