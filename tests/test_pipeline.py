@@ -118,7 +118,13 @@ def test_evaluate_writes_verdict_controls_and_pictures(home: Path) -> None:
         assert row["psnr"]["low"] <= row["psnr"]["mean"] <= row["psnr"]["high"] and row["lpips"] is None
     assert record["verdict"] and all(item["text"] for item in record["verdict"])
     assert record["labels"] == 40 and len(record["codes"]["slots"]) == 4
+    structure = record["structure"]
+    assert {r["role"] for r in structure["rows"]} == {"model", "control"} and len(
+        structure["records"][0]["horizons"]
+    ) == 5
+    assert any("Structure of the latent" in item["text"] for item in record["verdict"])
     html = (run / "report.html").read_text()
+    assert "Do the latents add up?" in html and "composition residual" in html
     assert "data:image/png;base64" in html and record["verdict"][0]["text"].split(":")[0] in html
     assert (run / "model" / "model.safetensors").read_bytes() == weights
     assert "PSNR at k = 4" in (run / "model" / "README.md").read_text()

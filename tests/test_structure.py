@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
 
 import numpy as np
@@ -9,10 +11,17 @@ import pytest
 import torch
 from torch import Tensor
 
+from lamina import LatentActionModel
+from lamina.errors import LaminaError
+from lamina.methods import ac_lam, univla
 from lamina.probes import algebra
-from lamina.probes.encoders import Subject
+from lamina.probes.encoders import Subject, of_model
+from lamina.probes.horizon import elsewhere, reconstruct_horizons, transfer
 from lamina.probes.intervals import bootstrap_correlation
+from lamina.probes.leakage import leakage
+from lamina.probes.structural import HeldOut, measure, places
 from lamina.probes.use import latent_use
+from lamina.shapes import Clip
 
 N, T = 40, 6
 
@@ -23,16 +32,17 @@ def code(frames: Tensor) -> Tensor:
 
 
 def windows() -> Tensor:
-    """Frames [n t 3 2 2] whose place moves by a step of its own each time; every sample is an episode."""
+    """Frames [n t 1 12 12] whose place moves by a step of its own each time; every sample is an episode."""
     generator = torch.Generator().manual_seed(0)
-    steps = torch.randint(1, 8, (N, T, 2), generator=generator)
-    frames = torch.zeros(N, T, 3, 2, 2, dtype=torch.uint8)
-    frames[:, :, 0, 0] = steps.cumsum(1).to(torch.uint8)
+    steps = torch.randint(1, 30, (N, T, 2), generator=generator)
+    frames = torch.zeros(N, T, 1, 12, 12, dtype=torch.uint8)
+    frames[:, :, 0, 0, :2] = steps.cumsum(1).to(torch.uint8)
     return frames
 
 
 FRAMES, EPISODE = windows(), torch.arange(N)
-STATE = FRAMES[:, :, 0, 0].float()
+STATE = FRAMES[:, :, 0, 0, :2].float()
+PICTURES = torch.randint(0, 256, (2, N, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 ADDITIVE = Subject("additive", lambda i, j: code(j) - code(i))
 LEAKING = Subject("goal", lambda i, j: code(j))
 CONSTANT = Subject("constant", lambda i, j: torch.tensor([[3.0, 4.0]]).expand(len(i), -1))
@@ -143,3 +153,92 @@ def test_the_gate_tells_a_latent_that_is_used_from_one_that_is_ignored() -> None
     assert used.used and used.another.mean > 3 and used.mean.mean > 3 and used.copy.mean == pytest.approx(20, abs=0.1)
     ignored = latent_use(predicting(0.0), src, dst, EPISODE)
     assert not ignored.used and ignored.another.mean == ignored.mean.mean == 0 and "ignored" in ignored.told()
+
+
+# Horizons, transfer, and the whole record
+
+
+def test_sums_of_additive_latents_reach_as_far_as_direct_ones() -> None:
+    for h in reconstruct_horizons(predicting(1.0), FRAMES, seen=2):
+        assert (h.direct["psnr"] == 60).all() and (h.cumulative["psnr"] == 60).all() and h.seen == (h.t <= 2)
+        assert (h.copy["psnr"] < 60).all() and h.direct["ssim"] == pytest.approx(1)
+    biased = dataclasses.replace(predicting(1.0), encode=lambda i, j: code(j) - code(i) + 8)
+    first, *rest = reconstruct_horizons(biased, FRAMES, seen=2)  # z = difference + 8: a sum of t is 8 t off
+    assert first.cumulative["psnr"] == pytest.approx(first.direct["psnr"])
+    gaps = [float((h.direct["psnr"] - h.cumulative["psnr"]).mean()) for h in rest]
+    assert gaps == pytest.approx([20 * math.log10(h.t) for h in rest], abs=1e-3)
+
+
+def test_motion_transfers_only_where_the_latent_leads() -> None:
+    start = FRAMES[elsewhere(EPISODE, EPISODE), 0]
+    good = transfer(predicting(1.0), FRAMES, start)
+    assert (good.agreement == 60).all() and good.margin.mean() > 5 and good.moved.mean() < 60
+    blind = transfer(predicting(0.0), FRAMES, start)
+    assert (blind.agreement == 60).all() and (blind.margin == 0).all() and (blind.moved == 60).all()
+
+
+def test_elsewhere_is_another_episode() -> None:
+    pool = torch.tensor([0, 0, 1, 1, 2])
+    rows = elsewhere(pool, torch.tensor([0, 1, 2, 2]))
+    assert all(int(pool[row]) != number for row, number in zip(rows, (0, 1, 2, 2), strict=True))
+    assert elsewhere(torch.zeros(2), torch.zeros(2)) == [0, 1]
+
+
+def held() -> HeldOut:
+    clip = Clip(FRAMES, torch.zeros(N, T), torch.zeros(N, T), EPISODE, proprio=STATE)
+    return HeldOut(clip, clip, 0.15, 2)
+
+
+def test_the_record_of_a_good_subject_and_of_void_ones() -> None:
+    record = measure(predicting(1.0), held())
+    assert record["void"] is None and json.loads(json.dumps(record)) == record
+    assert [h["t"] for h in record["horizons"]] == [1, 2, 3, 4, 5] and record["transfer"]["margin"]["mean"] > 5
+    ignored = measure(predicting(0.0), held())
+    assert "ignored" in ignored["void"] and ignored["composition"]["raw"]["mean"] == 0  # perfect algebra, and void
+    collapsed = measure(CONSTANT, held())
+    assert "collapsed" in collapsed["void"] and collapsed["use"] is None and "direct" not in collapsed["horizons"][0]
+    assert measure(LEAKING, held())["void"] is None  # a foreign encoder without a decoder: its use can't be told
+
+
+def test_a_checkpoint_is_read_before_and_after_its_quantiser() -> None:
+    torch.manual_seed(0)
+    model = LatentActionModel(
+        ac_lam.build(ac_lam.Config(size="debug", image=(16, 16), decoder="unet", codebook_size=3))
+    ).eval()
+    src, dst = PICTURES
+    latent = model.encode(src, dst)
+    assert places(model) == ("pre", "post")
+    for place, z in (("pre", latent.pre), ("post", latent.post)):
+        subject = of_model(model, place)
+        assert torch.equal(subject.latents(src, dst), z.flatten(1))
+        # before the quantiser the decoder still reads codes: the same picture from both
+        assert torch.equal(subject.draw(src, z.flatten(1)), model.decode(src, latent))
+    half = of_model(model, "post", slots=range(2))
+    assert torch.equal(half.latents(src, dst), latent.post[:, :2].flatten(1)) and half.predict is None
+
+
+def test_a_model_of_features_is_gated_in_its_own_space() -> None:
+    torch.manual_seed(0)
+    model = LatentActionModel(univla.build(univla.Config(size="debug", image=(16, 16)))).eval()
+    subject = of_model(model)
+    use = latent_use(subject, *PICTURES, EPISODE)
+    assert not subject.pictures and not use.used and abs(use.copy.mean) < 1e-4  # untrained: it predicts no change
+
+
+# Leakage
+
+
+def test_the_leakage_probe_reads_what_is_there_and_nothing_else() -> None:
+    rng = np.random.default_rng(0)
+    environment = np.arange(400) % 4
+    episode = np.arange(400) // 20 * 4 + environment  # 80 episodes, 20 of each environment
+    noise = rng.normal(size=(400, 3))
+    told = leakage(np.c_[noise, environment + 0.1 * noise[:, 0]], environment, episode)
+    assert told.accuracy.mean > 0.95 and told.unseen is not None and told.unseen.mean > 0.95 and told.chance == 0.25
+    silent = leakage(noise, environment, episode)
+    assert silent.accuracy.low < 0.3 and silent.unseen is not None and silent.unseen.low < 0.3
+    # A latent that names the episode names the environment of episodes that were seen, and of no other.
+    names = leakage(np.c_[noise, rng.permutation(80)[episode]], environment, episode)
+    assert names.unseen is not None and names.accuracy.mean > 0.6 and names.unseen.mean < 0.4
+    with pytest.raises(LaminaError, match="two or more"):
+        leakage(noise, np.zeros(400), episode)

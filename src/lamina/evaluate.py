@@ -25,15 +25,17 @@ from lamina.align import (
     observe,
     probe_data,
 )
-from lamina.data import gather, open_source
+from lamina.data import DataConfig, gather, open_source
 from lamina.errors import LaminaError
 from lamina.files import checkpoint_hash, write_text
 from lamina.lam import LAM, LatentActionModel, model_folder
-from lamina.pictures import prefix_picture, swap_picture, transfer_picture
+from lamina.pictures import composed_picture, prefix_picture, swap_picture, transfer_picture
+from lamina.probes.encoders import of_model
 from lamina.probes.exogenous import LEAST, SwapScore, same_states, swap
 from lamina.probes.intervals import Estimate, bootstrap_mean, bootstrap_ratio
 from lamina.probes.linear import LinearScore, linear_probe, pixel_features
 from lamina.probes.reconstruction import ReconstructionScore, reconstruct
+from lamina.probes.structural import held_out, measure_model, places, relative
 from lamina.probes.translation import TranslationScore, controls, score_translator
 from lamina.probes.verdict import in_order, judge_exogenous, verdict
 from lamina.shapes import ActionSpec, Clip, to_float
@@ -49,10 +51,33 @@ class EvaluateConfig:
     """test transitions that are decoded"""
     linear: int = 4096
     """training transitions whose actions the linear probe may see"""
+    structure: int = 256
+    """test windows for the probes of the latent's structure; 0 leaves them out"""
     camera: str | None = None
     paired: str | None = None
     """camera that shows the same states under another exogenous state; default: the one called paired, where there is one"""
     action: str = "action"
+
+
+#: What the pictures of a run show.
+PICTURES = [
+    {
+        "file": "pictures/prefix.png",
+        "title": "One transition, decoded over growing prefixes",
+        "caption": "Held-out transitions. From left: the frame, what came next, and the prediction from the first k slots.",
+    },
+    {
+        "file": "pictures/transfer.png",
+        "title": "A latent applied to another frame",
+        "caption": "The latent of the source pair, decoded from a frame of another episode; last: what it changed (grey: nothing).",
+    },
+]
+COMPOSED = {
+    "file": "pictures/composed.png",
+    "title": "Two latents added up",
+    "caption": "From left: three frames of a held-out episode, the last one decoded from its own latent, and from the sum of the two "
+    "short ones; then both from a frame of another episode.",
+}
 
 
 def prefixes_of(slots: int) -> tuple[int, ...]:
@@ -69,18 +94,24 @@ def evaluate(run: Path, path: str, config: EvaluateConfig) -> Path:
     paired = config.paired or next((c for c in source.cameras if c.endswith(".paired") and c != config.camera), None)
     data = dataclasses.replace(probe_data(model, path, config.camera, config.action), paired=paired)
     test = gather(data, "test", config.transitions)
-    bar = tqdm(total=5, desc="evaluate", unit="probe", dynamic_ncols=True)
+    bar = tqdm(total=6, desc="evaluate", unit="probe", dynamic_ncols=True)
     notes = []
     if len(test.episode.unique()) < 5:
         notes.append("The test split has fewer than 5 episodes: intervals are over transitions and too narrow.")
 
     small = test[torch.linspace(0, len(test) - 1, min(len(test), config.reconstructions)).long()]
-    reconstruction = reconstruct(model, small, prefixes)
-    if reconstruction[0].lpips is None:
+    pictures = model.config.space == "pixels"
+    reconstruction = reconstruct(model, small, prefixes) if pictures else []
+    if not pictures:
+        notes.append(f"This model predicts {model.config.space}, not pixels: there is no picture to show or to score.")
+    elif reconstruction[0].lpips is None:
         notes.append("LPIPS is not available: its weights are not on this machine.")
     bar.update()
-    prefix_picture(model, test, prefixes, run / "pictures" / "prefix.png")
-    transfer_picture(model, test, run / "pictures" / "transfer.png")
+    if pictures:
+        prefix_picture(model, test, prefixes, run / "pictures" / "prefix.png")
+        transfer_picture(model, test, run / "pictures" / "transfer.png")
+    bar.update()
+    structure = structural_probes(model, data, config.structure, run / "pictures", notes)
     bar.update()
 
     record: dict[str, Any] = {
@@ -103,6 +134,7 @@ def evaluate(run: Path, path: str, config: EvaluateConfig) -> Path:
         "prefixes": list(prefixes),
         "codes": code_statistics(model, test),
         "reconstruction": [_reconstruction_row(s, small) for s in reconstruction],
+        "structure": structure,
         "training": training_curve(run / "log.jsonl"),
     }
     bar.update()
@@ -121,27 +153,19 @@ def evaluate(run: Path, path: str, config: EvaluateConfig) -> Path:
             record["translator_curve"] = translator_curve(run / "translator" / "training" / "log.jsonl")
         else:
             notes.append(f"No translator yet: run lamina align {run} --data DATASET, then evaluate again.")
-    bar.update(5 - bar.n)
+    bar.update(6 - bar.n)
     bar.close()
     record["translator"] = [_translation_row(s, test) for s in translation]
     record["linear"] = [
         {"name": name, "role": role, "k": k, "nmse": s.nmse.to_dict(), "accuracy": _maybe(s.accuracy)}
         for name, role, k, s in linear
     ]
-    record["pictures"] = [
-        {
-            "file": "pictures/prefix.png",
-            "title": "One transition, decoded over growing prefixes",
-            "caption": "Held-out transitions. From left: the frame, what came next, and the prediction from the first k slots.",
-        },
-        {
-            "file": "pictures/transfer.png",
-            "title": "A latent applied to another frame",
-            "caption": "The latent of the source pair, decoded from a frame of another episode; last: what it changed (grey: nothing).",
-        },
-    ]
+    record["structure_pictures"] = [COMPOSED] if structure and pictures else []
+    record["pictures"] = list(PICTURES) if pictures else []
     record["notes"] = notes
-    findings = verdict(reconstruction, small, translation, test, record.get("labels", 0), record["codes"]["warnings"])
+    findings = verdict(
+        reconstruction, small, translation, test, record.get("labels", 0), record["codes"]["warnings"], structure
+    )
     if paired:
         score = swap(model, small)
         alike = same_states(test) if len(test) >= LEAST else None
@@ -179,6 +203,23 @@ def exogenous_rows(score: SwapScore, clip: Clip) -> list[dict[str, Any]]:
         "another exogenous state of both frames": score.inconsistency(clip.episode),
     }
     return rows + [{"name": n, "role": "model", "k": None, "share": e.to_dict()} for n, e in shares.items()]
+
+
+def structural_probes(
+    model: LatentActionModel, data: DataConfig, limit: int, pictures: Path, notes: list[str]
+) -> dict[str, Any] | None:
+    """The structural probes' record, and their picture; None, with a note why, where the video is too short or ``limit`` is 0."""
+    if limit == 0:
+        return None
+    try:
+        held = held_out(data, model.provenance, limit)
+    except LaminaError as error:
+        notes.append(f"The latent's structure was not measured: {error}.")
+        return None
+    if model.config.space == "pixels":
+        composed_picture(of_model(model, places(model)[0]), held.triplets, pictures / "composed.png")
+    records = measure_model(model, held)
+    return {"stride_seconds": held.stride, "seen": held.seen, "rows": relative(records), "records": records}
 
 
 def headline(reconstruction: list[ReconstructionScore], translation: list[TranslationScore]) -> dict[str, float]:

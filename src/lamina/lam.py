@@ -218,6 +218,7 @@ class Provenance:
     code_version: str = __version__
     steps: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
+    frames: int = 2  # of a training sample, each a gap after the one before
 
     @property
     def label_gap(self) -> float:

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from lamina.files import disk_errors
 from lamina.lam import LatentActionModel
+from lamina.probes.encoders import Subject
 from lamina.probes.exogenous import SwapScore
+from lamina.probes.horizon import elsewhere
 from lamina.shapes import Clip
 
 matplotlib.use("Agg")
@@ -59,11 +61,7 @@ def transfer_picture(model: LatentActionModel, clip: Clip, path: Path, rows: int
     """A latent taken from one transition and applied to a frame of another episode."""
     chosen = clip[telling(clip, rows)]
     src, dst = chosen.frames[:, 0], chosen.frames[:, 1]
-    others: list[int] = []
-    for episode in chosen.episode:
-        elsewhere = (clip.episode != episode).nonzero().flatten()
-        others.append(int(elsewhere[(len(others) * 7919) % len(elsewhere)]) if len(elsewhere) else len(others))
-    other = clip.frames[others, 0]
+    other = clip.frames[elsewhere(clip.episode, chosen.episode), 0]
     moved = model.decode(other, model.encode(src, dst)).cpu()
     columns = ["source $o_t$", "source $o_{t+1}$", "another frame", "same latent", "change"]
     change = (128 + (moved.float() - other.float()) / 2).clamp(0, 255).to(torch.uint8)
@@ -73,3 +71,23 @@ def transfer_picture(model: LatentActionModel, clip: Clip, path: Path, rows: int
 def swap_picture(score: SwapScore, path: Path) -> None:
     """The same transitions under two exogenous states, their reconstructions, and the prediction after a swap."""
     grid(path, list(score.pictures), list(score.pictures.values()))
+
+
+def composed_picture(subject: Subject, clip: Clip, path: Path, rows: int = 4) -> None:
+    """Triplets: the last frame from its own latent and from the sum of the two short ones, at home and from another episode's frame."""
+    chosen = clip[telling(Clip(clip.frames[:, [0, 2]], clip.time, clip.index, clip.episode), rows)]
+    i, j, k = (chosen.frames[:, n] for n in range(3))
+    direct, composed = subject.latents(i, k), subject.latents(i, j) + subject.latents(j, k)
+    other = clip.frames[elsewhere(clip.episode, chosen.episode), 0]
+    drawn = [subject.draw(start, z) for start in (i, other) for z in (direct, composed)]
+    columns = [
+        "$o_i$",
+        "$o_j$",
+        "$o_k$",
+        "$z_{ik}$",
+        "$z_{ij} + z_{jk}$",
+        "another frame",
+        "$z_{ik}$",
+        "$z_{ij} + z_{jk}$",
+    ]
+    grid(path, columns, [i, j, k, *drawn[:2], other, *drawn[2:]])

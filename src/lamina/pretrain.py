@@ -283,7 +283,7 @@ def pretrain(run: Path, recipe: Recipe, data: DataConfig, config: TrainConfig, i
     )
     folder = run / "model"
     if world.rank == 0:
-        provenance = Provenance(recipe.method, data.data, data.gap, __version__, config.steps)
+        provenance = Provenance(recipe.method, data.data, data.gap, __version__, config.steps, frames=data.frames)
         model = LatentActionModel(recipe.lam, provenance)
         model.lam.load_state_dict(state)
         with whole_folder(folder) as partial:

@@ -63,6 +63,17 @@ SHARE = Metric("share", "Share of the latent's variance", "lower is better", per
 LPIPS = Metric("lpips", "LPIPS", "lower is better")
 
 
+STRUCTURE = (
+    Metric("composition", "composition residual", "lower is better"),
+    Metric("identity", "identity error", "lower is better"),
+    Metric("inverse", "inverse error", "lower is better"),
+    Metric("displacement", "r(length, displacement)", "higher is better"),
+    Metric("composition_raw", "composition residual, raw", "depends on scale"),
+    Metric("identity_raw", "identity error, raw", "depends on scale"),
+    Metric("inverse_raw", "inverse error, raw", "depends on scale"),
+)
+
+
 class _Malformed(Exception):
     """Where a record differs from what it should hold."""
 
@@ -451,6 +462,60 @@ def _picture(raw: dict[str, Any], run: Path) -> Html:
     return tag("figure", words, _scroll(image, title), class_="picture wide" if width > 640 else "picture")
 
 
+def _structure(record: dict[str, Any], run: Path) -> Html | None:
+    structure = _get(record, "structure", dict)
+    if not structure:
+        return None
+    rows = _rows(structure, "rows", STRUCTURE)
+    measured = [r for r in _objects(structure, "records", "structure.") if r.get("role") == "model"]
+    voids = [tag("li", f"{r.get('name')}: void, {r['void']}.") for r in measured if r.get("void")]
+    pictures = [_picture(raw, run) for raw in _objects(record, "structure_pictures")]
+    charts = [
+        _over_horizons(measured, "Sums of short latents, and the way back", "error over the latent's length (lower is better)",
+                       {"addition": "sum", "reversal": "way back"}, "relative"),
+        _over_horizons(measured, "Prediction over growing horizons", "PSNR, dB (higher is better)",
+                       {"direct": "one latent", "cumulative": "sum of latents", "copy": "copy-frame"}, "psnr"),
+    ]  # fmt: skip
+    drawn = [chart for chart in charts if chart]
+    stride, seen = structure.get("stride_seconds"), structure.get("seen")
+    return _section(
+        "structure",
+        "Do the latents add up?",
+        tag(
+            "p",
+            "Two short latents in a row should add up to the long one (composition), no change should be zero (identity), the way back "
+            "should undo the way there (inverse), and a latent's length should follow how far things moved. Errors are divided by the "
+            "latent's length, so that an encoder which shrinks every latent does not win. Few methods ask for this structure; without "
+            "it latents can be good, but not be added.",
+        ),
+        tag("p", f"One stride is {stride} s; training has met horizons of up to {seen} strides.", class_="soft"),
+        tag("ul", *voids, class_="warnings") if voids else None,
+        *pictures,
+        tag("div", *drawn, class_="charts") if drawn else None,
+        _table(rows, STRUCTURE, "Structure of the latent, with controls") if rows else _missing(),
+    )
+
+
+def _over_horizons(
+    records: Sequence[dict[str, Any]], title: str, y_label: str, kinds: dict[str, str], key: str
+) -> Html | None:
+    """A line for each record and kind, over the horizon in strides."""
+    lines, marks = [], []
+    for record in records:
+        steps = _objects(record, "horizons", "structure.records.")
+        for kind, words in kinds.items():
+            found = [
+                (s["t"], e) for s in steps if (e := _estimate(_get(s, kind, dict).get(key), f"horizons.{kind}.{key}"))
+            ]
+            name = words if len(records) == 1 else f"{words}, {record.get('name')}"
+            if found:
+                values = [e for _, e in found]
+                low, high = [e.low for e in values], [e.high for e in values]
+                lines.append(Line(name, [t for t, _ in found], [e.mean for e in values], low, high))
+                marks = [float(t) for t, _ in found]
+    return line_chart(lines, title, "horizon, strides", y_label, marks) if lines else None
+
+
 def _codes(record: dict[str, Any]) -> Html:
     codes = _get(record, "codes", dict)
     size = codes.get("codebook")
@@ -566,6 +631,7 @@ def _page(record: dict[str, Any], run: Path) -> str:
     sections = (
         ("actions", "Actions", _actions(record)),
         ("reconstruction", "Next frame", _reconstruction(record, run)),
+        ("structure", "Structure", _structure(record, run)),
         ("linear", "Linear probe", _linear(record)),
         ("exogenous", "Exogenous state", _exogenous(record)),
         ("codes", "Codes", _codes(record)),

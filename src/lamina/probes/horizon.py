@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,12 +76,10 @@ def transfer(subject: Subject, frames: Frames, start: Images) -> Transfer:
     return Transfer(direct, composed, *(psnr(a, b).numpy() for a, b in pairs))
 
 
-def elsewhere(episode: Int[Tensor, "n"]) -> Int[Tensor, "n"]:
-    """For each sample the row of one of another episode (its own, where there is only one episode)."""
-    return torch.tensor(list(_others(episode)))
-
-
-def _others(episode: Int[Tensor, "n"]) -> Iterator[int]:
-    for row, number in enumerate(episode):
-        others = (episode != number).nonzero().flatten()
-        yield int(others[(row * 7919) % len(others)]) if len(others) else row
+def elsewhere(pool: Int[Tensor, "m"], episode: Int[Tensor, "n"]) -> list[int]:
+    """For each of ``episode`` a row of ``pool`` (episode numbers too) that is of another one; the n-th row where there is none."""
+    rows = []
+    for n, number in enumerate(episode):
+        others = (pool != number).nonzero().flatten()
+        rows.append(int(others[(n * 7919) % len(others)]) if len(others) else n)
+    return rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from lamina.probes.exogenous import SwapScore
 from lamina.probes.intervals import Estimate, bootstrap_mean
@@ -108,6 +109,21 @@ def judge_exogenous(score: SwapScore, clip: Clip, alike: Estimate | None, labels
         yield "good", f"The latent holds little that is not the agent's doing: {found}."
 
 
+def judge_structure(structure: dict[str, Any]) -> Iterator[Finding]:
+    """Do latents add up and reverse? Never a failed check: most methods do not ask for it."""
+    for record in (r for r in structure["records"] if r["role"] == "model"):
+        if record["void"]:
+            yield "note", f"Structure of the latent ({record['name']}): void, {record['void']}."
+            continue
+        last = record["horizons"][-1]
+        addition, reversal = (last[name]["relative"]["mean"] for name in ("addition", "reversal"))
+        yield (
+            "note",
+            f"Structure of the latent ({record['name']}): over {last['t']} strides of {structure['stride_seconds']:g} s, sums of short "
+            f"latents miss the long one by {addition:.0%} of its length, and the way back misses the way there by {reversal:.0%}.",
+        )
+
+
 def verdict(
     reconstruction: list[ReconstructionScore],
     shown: Clip,
@@ -115,9 +131,12 @@ def verdict(
     test: Clip,
     labels: int,
     code_warnings: list[str],
+    structure: dict[str, Any] | None = None,
 ) -> list[Finding]:
     """What every evaluation says. ``shown``: the transitions that were decoded; ``test``: those translated."""
-    found = [*judge_reconstruction(reconstruction, shown), *judge_translation(translation, test, labels)]
+    found = [*judge_reconstruction(reconstruction, shown)] if reconstruction else []
+    found += judge_translation(translation, test, labels)
+    found += judge_structure(structure) if structure else []
     found += [("warn", f"{text[0].upper()}{text[1:]}.") for text in code_warnings]
     return found
 

@@ -1,0 +1,134 @@
+"""Every structural probe of one subject on held-out video, as one JSON-able record: what `lamina evaluate` and the claims report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from lamina.data import DataConfig, feature_width, gather
+from lamina.lam import LAM, LatentActionModel, Provenance
+from lamina.probes.algebra import Structure, horizons, structure
+from lamina.probes.encoders import Place, Subject, of_model
+from lamina.probes.horizon import Scores, elsewhere, reconstruct_horizons, transfer
+from lamina.probes.intervals import bootstrap_mean
+from lamina.probes.use import LatentUse, latent_use
+from lamina.shapes import Clip
+
+STRIDES = 5
+STATE = "observation.state"
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What the structural probes look at: windows of STRIDES strides, and triplets with gaps as in training."""
+
+    windows: Clip
+    triplets: Clip
+    stride: float  # seconds
+    seen: int  # strides that training has met
+
+
+def held_out(
+    data: DataConfig, trained: Provenance, limit: int = 256, split: str = "test", stride: float | None = None
+) -> HeldOut:
+    """Windows and triplets of a split. ``stride``: seconds; default: the middle of the training gaps.
+
+    Raises LaminaError where no episode is long enough for a window.
+    """
+    stride = stride or trained.label_gap
+    proprio = STATE if feature_width(data, STATE) is not None else None
+    plain = replace(data, action=None, paired=None, targets=(), workers=0)
+    windows = gather(replace(plain, frames=STRIDES + 1, gap=(stride, stride)), split, limit)
+    triplets = gather(replace(plain, frames=3, gap=trained.gap_seconds, proprio=proprio), split, limit)
+    longest = trained.gap_seconds[1] * (trained.frames - 1)
+    return HeldOut(windows, triplets, stride, int(longest / stride + 1e-6))
+
+
+def places(model: LatentActionModel) -> tuple[Place, ...]:
+    """Where a model's latents can be read: a model without a quantiser has one place."""
+    return ("post",) if model.lam.bottleneck.codebook_size is None else ("pre", "post")
+
+
+def measure(subject: Subject, held: HeldOut) -> dict[str, Any]:
+    """The record of one subject. ``void``: why its structure is worth nothing; null where it is worth something."""
+    w, t = held.windows, held.triplets
+    found = structure(subject, t.frames, t.episode, t.proprio)
+    use = latent_use(subject, w.frames[:, 0], w.frames[:, 1], w.episode) if subject.predict else None
+    steps = (
+        {h.t: h for h in reconstruct_horizons(subject, w.frames, held.seen)}
+        if subject.predict and subject.pictures
+        else {}
+    )
+    record: dict[str, Any] = {
+        "name": subject.name,
+        "void": void(found, use),
+        "use": None if use is None else {name: getattr(use, name).to_dict() for name in ("another", "mean", "copy")},
+        "spread": found.spread,
+        **{name: getattr(found, name).to_dict() for name in ("composition", "identity", "inverse")},
+        "displacement": None if found.displacement is None else found.displacement.to_dict(),
+        "horizons": [
+            {
+                "t": h.t,
+                "seen": h.seen,
+                "addition": h.addition.to_dict(),
+                "reversal": h.reversal.to_dict(),
+                "length": h.length.to_dict(),
+                **{
+                    way: _means(getattr(steps[h.t], way), w.episode)
+                    for way in ("direct", "cumulative", "copy")
+                    if h.t in steps
+                },
+            }
+            for h in horizons(subject, w.frames, w.episode, held.seen)
+        ],
+    }
+    if steps:
+        moved = transfer(subject, t.frames, t.frames[elsewhere(t.episode, t.episode), 0])
+        names = ("agreement", "by_chance", "margin", "moved")
+        record["transfer"] = {name: bootstrap_mean(getattr(moved, name), t.episode).to_dict() for name in names}
+    return record
+
+
+def void(found: Structure, use: LatentUse | None) -> str | None:
+    """Why there is no structure to score; None where there is."""
+    if found.collapsed:
+        return "collapsed: every transition has the same latent"
+    if use is not None and not use.used:
+        return use.told()
+    return None
+
+
+def _means(scores: Scores, episode: torch.Tensor) -> Mapping[str, Any]:
+    return {name: bootstrap_mean(values, episode).to_dict() for name, values in scores.items()}
+
+
+def measure_model(model: LatentActionModel, held: HeldOut) -> list[dict[str, Any]]:
+    """A checkpoint before and after its quantiser, and an untrained encoder of the same shape beside each, as a control."""
+    records = []
+    torch.manual_seed(1)
+    random = LatentActionModel(model.config, model.provenance)
+    random.lam = LAM(model.config)
+    for place in places(model):
+        told = (
+            {"pre": "before the quantiser", "post": "after the quantiser"}[place]
+            if len(places(model)) > 1
+            else "latent"
+        )
+        records.append({"place": place, "role": "model", **measure(of_model(model, place, name=told), held)})
+        bare = replace(of_model(random.eval(), place), predict=None, name=f"random-weights encoder, {told}")
+        records.append({"place": place, "role": "control", **measure(bare, held)})
+    return records
+
+
+def relative(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of the structure table of a report: the scale-free form of each metric, then the raw one."""
+    rows = []
+    for r in records:
+        row = {"name": r["name"], "role": r["role"], "k": None, "displacement": r["displacement"]}
+        for name in ("composition", "identity", "inverse"):
+            row |= {name: r[name]["relative"], f"{name}_raw": r[name]["raw"]}
+        rows.append(row)
+    return rows
