@@ -1,0 +1,279 @@
+"""What the experiments on structured latents share: data, LAMs on one backbone, and the structural record of each; all made once.
+
+Every LAM of a setup has the same encoder, decoder and number of slots, sees the same clips in the same order for as many steps, and is
+measured on the same held-out windows. Methods of pairs train on the two neighbouring pairs of a triplet.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from lamina import pretrain
+from lamina.claims.experiment import Experiment
+from lamina.claims.intervals import interval, paired_difference
+from lamina.data import DataConfig, collect
+from lamina.errors import LaminaError
+from lamina.files import write_text
+from lamina.lam import LatentActionModel
+from lamina.methods import ac_lam, alam, lapa, univla, villa_x
+from lamina.probes import structural
+from lamina.probes.encoders import Place, Subject, of_model
+from lamina.probes.structural import HeldOut
+from lamina.train import TrainConfig
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Episodes of scripted experts to collect."""
+
+    world: str
+    frames: int
+    noise: float = 0.4
+    hold: int = 12
+    size: tuple[int, int] = (64, 64)
+    seed: int = 7
+
+
+@dataclass(frozen=True)
+class Setup:
+    """One scale."""
+
+    data: Recipe
+    environments: tuple[Recipe, ...]  # of the leakage probe, beside the two cameras of ``data``
+    options: dict[str, Any]  # of every LAM
+    train: TrainConfig  # of every LAM; half of the steps each in the two stages of a LAM that has two
+    gap: tuple[float, float]  # seconds, of training triplets
+    stride: float  # seconds, of the probes: k; training meets 2 k
+    windows: int  # held-out windows and triplets
+    leakage: int  # latents of each environment
+    split: str = "test"
+
+    @property
+    def seen(self) -> int:
+        """Strides that training meets."""
+        return int(2 * self.gap[1] / self.stride + 1e-6)
+
+
+BACKBONE = {"encoder": "conv", "decoder": "unet", "frames": 3}
+SETUPS = {
+    "smoke": Setup(
+        Recipe("metaworld/reach-v3", 500, size=(32, 32)),
+        (Recipe("grid", 300, hold=1, size=(32, 32)),),
+        {"size": "debug", "image": (32, 32), "slots": 4, **BACKBONE},
+        TrainConfig(steps=6, batch=8, lr=1e-3, device="cpu", checkpoint_every=6, validate_every=6),
+        gap=(0.03, 0.06), stride=0.06, windows=24, leakage=40,
+    ),
+    "cpu": Setup(
+        Recipe("metaworld-suite", 14_000),
+        (Recipe("cheetah", 4000, hold=1), Recipe("my_way_home", 4000, hold=1)),
+        {"size": "tiny", "image": (32, 32), "slots": 8, **BACKBONE},
+        TrainConfig(steps=5000, batch=32, lr=2e-3, ema=0.99, device="cpu", checkpoint_every=250, validate_every=250),
+        gap=(0.1, 0.2), stride=0.2, windows=384, leakage=1000,
+    ),
+    "gpu": Setup(
+        Recipe("metaworld-suite", 200_000),
+        (Recipe("cheetah", 40_000, hold=1), Recipe("my_way_home", 40_000, hold=1)),
+        {"size": "small", "image": (64, 64), "slots": 16, **BACKBONE},
+        TrainConfig(steps=40_000, batch=128, lr=5e-4, device="cuda", precision="bf16", checkpoint_every=2000),
+        gap=(0.1, 0.2), stride=0.2, windows=2048, leakage=3200,
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Model:
+    """Which LAM: its name in tables, a method, the options that differ from the setup's, a seed."""
+
+    label: str
+    method: ModuleType
+    seed: int
+    options: tuple[tuple[str, Any], ...] = ()
+    place: Place = "post"  # where its latents are read
+
+    @property
+    def name(self) -> str:
+        return self.method.__name__.rpartition(".")[2]
+
+
+def alam_model(seed: int, structured: bool = True) -> Model:
+    """ALAM, or the same encoder on the same clips without the two losses; read before the quantiser, as in the paper.
+
+    Many narrow slots, as in the paper (256): a few wide ones of seven codes each can hardly add up.
+    """
+    weight = 0.01 if structured else 0.0
+    options = {"composition": weight, "reversal": weight, "decoded": "one", "slots": 32, "code_dim": 4}
+    return Model("ALAM" if structured else "without the losses", alam, seed, tuple(sorted(options.items())), "pre")
+
+
+def ac_lam_model(seed: int, form: str = "fdm") -> Model:
+    """AC-LAM, or one of its ablations."""
+    names = {
+        "fdm": "AC-LAM", "fdm-pre": "pre-VQ", "idm": "IDM", "idm-stop-direct": "IDM, sg on z_ik", "idm-stop-sum": "IDM, sg on the sum"
+    }  # fmt: skip
+    return Model(names[form], ac_lam, seed, (("form", form),))
+
+
+def rivals(seed: int) -> tuple[Model, ...]:
+    """LAPA, UniVLA and villa-X in style: their objectives and codes on the common backbone."""
+    return (
+        Model("LAPA", lapa, seed, (("whiten", "first"),)),
+        Model("UniVLA", univla, seed, (("stage", 2),)),
+        Model("villa-X", villa_x, seed),
+    )
+
+
+class Lab:
+    """An experiment with its setup: data, models and records, each made at most once and found again."""
+
+    def __init__(self, experiment: Experiment, setup: Setup | None = None):
+        self.experiment = experiment
+        self.setup = setup or SETUPS[experiment.scale]
+
+    # ---------------------------------------------------------------------------------------------------------- data
+
+    def dataset(self, recipe: Recipe) -> Path:
+        """Episodes, collected once."""
+
+        def build(path: Path) -> None:
+            collect.collect(
+                recipe.world, path / "data", frames=recipe.frames, noise=recipe.noise, size=recipe.size, seed=recipe.seed,
+                hold=recipe.hold, progress=False,
+            )  # fmt: skip
+
+        return self.experiment.cached({"collected": recipe}, (collect,), build) / "data"
+
+    def data(self, mixture: bool = False, **changes: Any) -> DataConfig:
+        """The training clips: of the setup's data, or of every environment of the leakage probe in equal shares."""
+        s = self.setup
+        size = s.options["image"]
+        if not mixture:
+            return replace(DataConfig((str(self.dataset(s.data)),), size, 3, s.gap, workers=0), **changes)
+        paths = [
+            f"{self.dataset(recipe)}:{share}" for recipe, share in ((s.data, 2), *((e, 1) for e in s.environments))
+        ]
+        return replace(DataConfig(tuple(paths), size, 3, s.gap, camera="all", action=None, workers=0), **changes)
+
+    def held(self) -> HeldOut:
+        """The held-out windows and triplets, the same for every model."""
+        s = self.setup
+        return _held(self.data(), s.gap, s.stride, s.windows, s.split)
+
+    # -------------------------------------------------------------------------------------------------------- models
+
+    def _key(self, model: Model, mixture: bool) -> dict[str, Any]:
+        s = self.setup
+        key: dict[str, Any] = {
+            "method": model.name, "options": {**s.options, **dict(model.options)}, "train": s.train, "seed": model.seed,
+            "data": s.data, "gap": s.gap,
+        }  # fmt: skip
+        return key | ({"environments": s.environments} if mixture else {})
+
+    def run(self, model: Model, mixture: bool = False) -> Path:
+        """The run folder of a LAM. One whose latents collapsed or exploded has no model but a line in stopped.txt: :meth:`stopped`."""
+        s = self.setup
+        data = self.data(mixture)
+        options = {**s.options, **dict(model.options)}
+        stage = options.get("stage")  # of a method that has two: each gets half of the steps
+        before = self.run(replace(model, options=(("stage", 1),)), mixture) if stage == 2 else None
+        training = replace(s.train, seed=model.seed, resume=True, steps=s.train.steps // 2 if stage else s.train.steps)
+
+        def build(path: Path) -> None:
+            known, asked = pretrain.with_proprio(model.method.Config(**options), data)
+            plan = pretrain.recipe(model.name, model.method, known)
+            try:
+                pretrain.pretrain(path, plan, asked, training, before)
+            except LaminaError as error:
+                if not str(error).startswith(("collapse", "explosion")):
+                    raise
+                write_text(path / "stopped.txt", f"{error}\n")
+
+        self.experiment.progress(f"{model.label}{' on every environment' if mixture else ''}, seed {model.seed}")
+        return self.experiment.cached(self._key(model, mixture), (pretrain, model.method), build)
+
+    def stopped(self, model: Model) -> str | None:
+        """ "collapse" or "explosion" where the training was stopped for it; None where it came to its end."""
+        path = self.run(model) / "stopped.txt"
+        return path.read_text().partition(":")[0] if path.exists() else None
+
+    def load(self, model: Model, mixture: bool = False) -> LatentActionModel:
+        return LatentActionModel.from_pretrained(str(self.run(model, mixture)))
+
+    def subject(self, model: Model, loaded: LatentActionModel, action: bool = False) -> Subject:
+        """A model as the probes see it; ``action``: only the slots that are the latent action, where a method has others."""
+        slots = None
+        if action and model.method is univla:
+            slots = range(univla.task_slots(univla.Config(slots=loaded.config.slots)))
+        return of_model(loaded, model.place, slots, model.label)
+
+    # ------------------------------------------------------------------------------------------------------- records
+
+    def record(self, model: Model) -> dict[str, Any]:
+        """The structural record of a trained LAM (:func:`lamina.probes.structural.measure`)."""
+        s = self.setup
+        run = self.run(model)
+        key = {
+            "structure of": self._key(model, False),
+            "windows": s.windows,
+            "stride": s.stride,
+            "split": s.split,
+            "place": model.place,
+        }
+
+        def build(path: Path) -> None:
+            loaded = LatentActionModel.from_pretrained(str(run))
+            found = structural.measure(self.subject(model, loaded), self.held())
+            if model.method is univla:  # the structure of its task-centric half; whether it is used, of the whole code
+                part = structural.measure(self.subject(model, loaded, action=True), self.held())
+                found = {**part, "use": found["use"], "void": part["void"] or found["void"]}
+            write_text(path / "record.json", json.dumps(found) + "\n")
+
+        folder = self.experiment.cached(key, (structural, model.method), build)
+        return json.loads((folder / "record.json").read_text())
+
+
+@lru_cache(maxsize=2)
+def _held(data: DataConfig, gap: tuple[float, float], stride: float, windows: int, split: str) -> HeldOut:
+    return structural.held_out(data, pretrain.Provenance(gap_seconds=gap, frames=3), windows, split, stride)
+
+
+# ------------------------------------------------------------------------------------------------------------ decisions
+
+
+def below(ours: Sequence[float], theirs: Sequence[float]) -> bool:
+    """Ours are below theirs beyond the 95% interval of the differences, paired by seed."""
+    gap = paired_difference(ours, theirs)
+    return gap.high is not None and gap.high < 0
+
+
+def told(metrics: Mapping[str, Mapping[str, Sequence[float]]], metric: str, digits: int) -> str:
+    """Every method's mean of a metric, in words."""
+    return ", ".join(f"{name} {interval(values[metric]).mean:.{digits}f}" for name, values in metrics.items())
+
+
+def voids(records: dict[str, list[dict[str, Any]]]) -> dict[str, str]:
+    """The methods whose structure is void for at least one seed, and why (the first reason)."""
+    found = {}
+    for name, of_seeds in records.items():
+        reasons = [record["void"] for record in of_seeds if record["void"]]
+        if reasons:
+            found[name] = f"{len(reasons)} of {len(of_seeds)} seeds: {reasons[0]}"
+    return found
+
+
+def void_text(found: dict[str, str]) -> str:
+    """A sentence that names what is void; empty without any."""
+    return "".join(f" Void: {name} ({why})." for name, why in found.items())
+
+
+def gains(records: list[dict[str, Any]]) -> dict[str, list[float]]:
+    """What the right latent is worth in dB, seed by seed; NaN where it can't be told."""
+    names = {"gain over another latent, dB": "another", "gain over the mean latent, dB": "mean"}
+    return {title: [r["use"][name]["mean"] if r["use"] else np.nan for r in records] for title, name in names.items()}
