@@ -13,7 +13,6 @@ from lamina.claims.experiment import Experiment
 from lamina.claims.record import read_record
 from lamina.claims.structure import SETUPS, Lab, Recipe, ac_lam_model, alam_model, rivals
 from lamina.errors import LaminaError
-from lamina.lam import LAM
 from lamina.worlds import make
 
 RUNNABLE = [claim.id for claim in CLAIMS.values() if claim.run and claim.id.startswith(("alam/", "ac_lam/"))]

@@ -91,7 +91,7 @@ def environments(experiment: Experiment) -> Outcome:
     lab = Lab(experiment)
     s = lab.setup
     arm = str(lab.dataset(s.data))
-    places = [(arm, camera) for camera in open_source(arm).cameras]
+    places: list[tuple[str, str | None]] = [(arm, camera) for camera in open_source(arm).cameras]
     places += [(str(lab.dataset(recipe)), None) for recipe in s.environments]
     clips = [
         gather(DataConfig((path,), s.options["image"], 2, s.gap, camera, action=None, workers=0), s.split, s.leakage)

@@ -51,7 +51,7 @@ def algebra(experiment: Experiment) -> Outcome:
         (kind, t) for (name, kind, form, t) in errors if name == ours and form == "raw" and (kind, t) != ("addition", 1)
     ]
     ratio = {
-        key: np.mean(errors[plain, key[0], "raw", key[1]]) / np.mean(errors[ours, key[0], "raw", key[1]])
+        key: float(np.mean(errors[plain, key[0], "raw", key[1]]) / np.mean(errors[ours, key[0], "raw", key[1]]))
         for key in tested
     }
     lower = [

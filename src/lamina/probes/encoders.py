@@ -28,7 +28,7 @@ BATCH = 128
 @dataclass(frozen=True)
 class Subject:
     """``encode(o_i, o_j)`` gives z as vectors. ``predict(o_i, z)`` gives the predicted o_j as the model knows it (pixels in [-1, 1], or
-    features), ``observe`` turns frames into the same; without them only what needs no decoder is measured. ``pictures``: predictions
+    features), ``observe`` turns frames into what is to be predicted; without them only what needs no decoder is measured. ``pictures``: predictions
     are pixels.
     """
 
@@ -75,11 +75,11 @@ def of_model(
 
     @torch.no_grad()
     def observe(frames: Images) -> Float[Tensor, "n c h w"]:
-        return lam.space(model._checked(frames))
+        return lam.space.target(model._checked(frames))
 
     @torch.no_grad()
     def predict(src: Images, z: Vectors) -> Float[Tensor, "n c h w"]:
-        seen = observe(src)
+        seen = lam.space(model._checked(src))
         slotted = z.to(seen.device).view(len(z), model.config.slots, lam.dim)
         if place == "pre":
             slotted = lam.bottleneck(slotted).post
