@@ -12,6 +12,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,9 @@ from lamina.draws import Draws
 from lamina.encoder import TransformerEncoder
 from lamina.lam import LAM, LAMConfig
 from lamina.layers import patchify
+from lamina.methods import alam, lapa
+from lamina.objectives import total
+from lamina.shapes import Clip
 
 WINDOWS, FRAMES, SIDE, WIDTH, HEADS, LAYERS, SLOTS = 2, 8, 64, 384, 6, 3, 16
 PAIRS = [(i, i + 1) for i in range(FRAMES - 1)]
@@ -94,6 +98,36 @@ def lamina(decoder: type[nn.Module]) -> LAM:
     )
 
 
+def triplets() -> None:
+    """A training step of ALAM with the four pairs of a triplet against one with one pair, at the same batch (target: at most 2.2 times)."""
+    print(f"\n{'one training step of 16 samples':<52} {'CPU-s':>8} {'of one pair':>12}")
+    options: dict[str, Any] = {
+        "width": WIDTH,
+        "heads": HEADS,
+        "layers": LAYERS,
+        "image": (SIDE, SIDE),
+        "encoder": "transformer",
+    }
+    base = 0.0
+    for label, method, config in (
+        ("one pair", lapa, lapa.Config(**options | {"slots": 32, "code_dim": 4, "codebook_size": 7})),
+        ("four pairs of a triplet, one of them decoded", alam, alam.Config(**options, decoded="one")),
+        ("four pairs of a triplet, three of them decoded", alam, alam.Config(**options)),
+    ):
+        lam = LAM(method.build(config)).train()
+        shape = (16, config.frames)
+        pictures = torch.randint(0, 256, (*shape, 3, SIDE, SIDE), dtype=torch.uint8)
+        clip = Clip(
+            pictures, torch.zeros(shape), torch.zeros(shape, dtype=torch.long), torch.zeros(16, dtype=torch.long)
+        )
+        losses, weights = method.losses(config), method.weights(config)
+        seconds = cpu_seconds(
+            training_step(lam, lambda lam=lam, clip=clip, f=losses, w=weights: total(f(lam, clip, Draws(0)), w))  # type: ignore[misc]
+        )
+        base = base or seconds
+        print(f"{label:<52} {seconds:>8.3f} {seconds / base:>12.2f}", flush=True)
+
+
 def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -131,6 +165,7 @@ def main() -> None:
             lambda peer=peer: peer.encode(src, dst),  # type: ignore[misc]
             lambda peer=peer: peer.loss(src, dst),  # type: ignore[misc]
         )
+    triplets()
     for dtype in (torch.float32, torch.bfloat16):
         print(f"matrix products of this processor, one thread, {dtype}: {matrix_speed(dtype):.0f} GFLOP/s")
 

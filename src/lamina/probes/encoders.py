@@ -28,8 +28,8 @@ BATCH = 128
 @dataclass(frozen=True)
 class Subject:
     """``encode(o_i, o_j)`` gives z as vectors. ``predict(o_i, z)`` gives the predicted o_j as the model knows it (pixels in [-1, 1], or
-    features), ``observe`` turns frames into what is to be predicted; without them only what needs no decoder is measured. ``pictures``: predictions
-    are pixels.
+    features), ``observe`` turns frames into what is to be predicted; without them only what needs no decoder is measured.
+    ``pictures``: predictions are pixels.
     """
 
     name: str
