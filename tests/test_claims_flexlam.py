@@ -16,7 +16,7 @@ from lamina.claims import reproduce
 from lamina.claims.experiment import Experiment
 from lamina.claims.figures import BarPlot, save
 from lamina.claims.flexlam import lab
-from lamina.claims.flexlam.lab import SETUPS, Lab, Labels, draw_labels, fixed, flex
+from lamina.claims.flexlam.lab import SETUPS, FlexLab, Labels, draw_labels, fixed, flex
 from lamina.claims.intervals import Interval, below
 from lamina.claims.record import read_record
 from lamina.lam import LAM
@@ -103,12 +103,12 @@ def test_every_claim_runs_at_smoke_scale(claim: str, workdir: Path) -> None:
 @pytest.mark.sim
 def test_a_second_claim_trains_nothing_twice_and_held_out_frames_stay_held_out(workdir: Path) -> None:
     said: list[str] = []
-    laboratory = Lab(Experiment("smoke", (0,), workdir, said.append))
+    laboratory = FlexLab(Experiment("smoke", (0,), workdir, said.append))
     first, second = laboratory.run(flex(0)), laboratory.run(flex(0))
     assert first == second and any("from the cache" in line for line in said)
     assert json.loads((first / "config.json").read_text())["method"] == "flexlam"
     train, test = (laboratory.latents(flex(0), split) for split in ("train", "test"))
     assert not set(train.episode.tolist()) & set(test.episode.tolist())
     assert len(set(laboratory.task_of(test))) == 9 and methods.names()
-    other = replace(laboratory.setup, collection=8)
-    assert Lab(laboratory.experiment, other).recipe != laboratory.recipe
+    other = replace(laboratory.setup, data=replace(laboratory.setup.data, seed=8))
+    assert FlexLab(laboratory.experiment, other).key(flex(0)) != laboratory.key(flex(0))

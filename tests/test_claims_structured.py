@@ -11,7 +11,8 @@ import pytest
 from lamina.claims import CLAIMS, ac_lam, reproduce, structure
 from lamina.claims.experiment import Experiment
 from lamina.claims.record import read_record
-from lamina.claims.structure import SETUPS, Lab, Recipe, ac_lam_model, alam_model, rivals
+from lamina.claims.lab import Recipe
+from lamina.claims.structure import SETUPS, StructureLab, ac_lam_model, alam_model, rivals
 from lamina.errors import LaminaError
 from lamina.worlds import make
 
@@ -72,7 +73,7 @@ def test_every_claim_runs_at_smoke_scale(claim: str, workdir: Path) -> None:
 @pytest.mark.sim
 def test_a_run_that_explodes_is_a_result_and_not_an_error(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lamina.pretrain.EXPLODED", 1e-6)
-    lab = Lab(Experiment("smoke", (5,), workdir, lambda line: None))
+    lab = StructureLab(Experiment("smoke", (5,), workdir, lambda line: None))
     model = ac_lam_model(5, "idm-stop-sum")
     assert lab.stopped(model) == "explosion"
     monkeypatch.undo()
@@ -81,7 +82,7 @@ def test_a_run_that_explodes_is_a_result_and_not_an_error(workdir: Path, monkeyp
 
 
 def test_data_is_named_by_its_recipe(tmp_path: Path) -> None:
-    lab = Lab(Experiment("smoke", (0,), tmp_path, lambda line: None))
-    other = Lab(lab.experiment, replace(lab.setup, data=Recipe("grid", 10)))
-    assert lab._key(ac_lam_model(0), False) != other._key(ac_lam_model(0), False)
-    assert lab._key(ac_lam_model(0), False) != lab._key(ac_lam_model(0), True)
+    lab = StructureLab(Experiment("smoke", (0,), tmp_path, lambda line: None))
+    other = StructureLab(lab.experiment, replace(lab.setup, data=Recipe("grid", 10)))
+    assert lab.key(ac_lam_model(0)) != other.key(ac_lam_model(0))
+    assert lab.key(ac_lam_model(0)) != lab.key(ac_lam_model(0), True)

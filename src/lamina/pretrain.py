@@ -146,6 +146,14 @@ def check_run(run: Path, settings: dict[str, Any], resume: bool) -> None:
         raise LaminaError(f"{run}: was started with other settings ({what}); resume with the same ones")
 
 
+class Degenerate(LaminaError):
+    """Training was stopped because the latents came to nothing: ``kind`` is collapse or explosion."""
+
+    def __init__(self, kind: str, how: str):
+        super().__init__(f"{kind}: {how}")
+        self.kind = kind
+
+
 #: Gain in dB over another transition's latent, or the mean latent, below which the decoder is said to ignore it: 1% of its loss.
 IGNORED = 10 * math.log10(1.01)
 #: Mean length, in units of the untrained encoder's, below which an ignored latent has collapsed and above which it has exploded.
@@ -161,7 +169,7 @@ def validator(lam: LAM, clip: Clip, seed: int) -> Callable[[LAM], Validation]:
     """A function ``validate(lam)``: is the latent used, and how long is it; ``lam``: the same model before training.
 
     Reconstruction loss with the right latent, with another transition's and with the mean latent, and the gains over those in dB;
-    use of the codes; mean length of the latent. It raises LaminaError, which ends the run, where the latent has collapsed (its length
+    use of the codes; mean length of the latent. It raises Degenerate, which ends the run, where the latent has collapsed (its length
     is a hundredth of the untrained encoder's, and the decoder ignores it) or exploded (it is a hundred times as long).
     """
 
@@ -211,12 +219,13 @@ def validator(lam: LAM, clip: Clip, seed: int) -> Callable[[LAM], Validation]:
                 "frames is visible at --image size"
             )
         if ignored and length < COLLAPSED * before:
-            raise LaminaError(
-                f"collapse: latents have length {length:.2g}, {before:.2g} before training, and the decoder ignores them"
+            raise Degenerate(
+                "collapse",
+                f"latents have length {length:.2g}, {before:.2g} before training, and the decoder ignores them",
             )
         if latent_length(latent.post) > EXPLODED * before:
-            raise LaminaError(
-                f"explosion: latents have length {latent_length(latent.post):.2g}, {before:.2g} before training"
+            raise Degenerate(
+                "explosion", f"latents have length {latent_length(latent.post):.2g}, {before:.2g} before training"
             )
         return figures, told
 

@@ -9,8 +9,8 @@ import torch
 
 from lamina.claims.experiment import Claim, Experiment, Outcome
 from lamina.claims.figures import BarPlot, LinePlot
-from lamina.claims.intervals import Interval, interval
-from lamina.claims.structure import Lab, Model, ac_lam_model, below, gains, rivals, told, void_text, voids
+from lamina.claims.intervals import Interval, below, interval
+from lamina.claims.structure import Contender, StructureLab, ac_lam_model, gains, rivals, told, void_text, voids
 from lamina.data import DataConfig, gather, open_source
 from lamina.errors import LaminaError
 from lamina.lam import LAM, LatentActionModel
@@ -26,7 +26,7 @@ SCALES = ("smoke", "cpu", "gpu")
 TABLE = {"composition": True, "identity": True, "inverse": True, "displacement": False}
 
 
-def contenders(seed: int) -> tuple[Model, ...]:
+def contenders(seed: int) -> tuple[Contender, ...]:
     """AC-LAM, then its rivals."""
     return (ac_lam_model(seed), *rivals(seed))
 
@@ -55,7 +55,7 @@ def table(records: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, list[
     return metrics
 
 
-def compared(lab: Lab, seeds: tuple[int, ...]) -> dict[str, list[dict[str, Any]]]:
+def compared(lab: StructureLab, seeds: tuple[int, ...]) -> dict[str, list[dict[str, Any]]]:
     """The records of every contender."""
     return {
         models[0].label: [lab.record(model) for model in models] for models in zip(*map(contenders, seeds), strict=True)
@@ -64,7 +64,7 @@ def compared(lab: Lab, seeds: tuple[int, ...]) -> dict[str, list[dict[str, Any]]
 
 def structure(experiment: Experiment) -> Outcome:
     """Table 1 on one backbone: Eq. 7 to 10 for AC-LAM, LAPA, UniVLA and villa-X."""
-    lab = Lab(experiment)
+    lab = StructureLab(experiment)
     records = compared(lab, experiment.seeds)
     metrics, unused = table(records), voids(records)
     ours, *others = metrics
@@ -88,9 +88,9 @@ def structure(experiment: Experiment) -> Outcome:
 
 def environments(experiment: Experiment) -> Outcome:
     """An XGBoost classifier reads the environment off the latents of LAMs trained on all of them (Table 2)."""
-    lab = Lab(experiment)
+    lab = StructureLab(experiment)
     s = lab.setup
-    arm = str(lab.dataset(s.data))
+    arm = str(lab.dataset())
     places: list[tuple[str, str | None]] = [(arm, camera) for camera in open_source(arm).cameras]
     places += [(str(lab.dataset(recipe)), None) for recipe in s.environments]
     clips = [
@@ -154,7 +154,7 @@ def environments(experiment: Experiment) -> Outcome:
 
 def design(experiment: Experiment) -> Outcome:
     """Table 5: where and how composition is asked for; which variants collapse, explode or ignore their latent."""
-    lab = Lab(experiment)
+    lab = StructureLab(experiment)
     forms = ("fdm", "fdm-pre", "idm", "idm-stop-direct", "idm-stop-sum")
     metrics: dict[str, dict[str, list[float]]] = {}
     fate: dict[str, list[str]] = {}
@@ -196,9 +196,9 @@ def design(experiment: Experiment) -> Outcome:
     )
 
 
-def trajectories(lab: Lab, model: Model, loaded: LatentActionModel, limit: int = 24) -> list[Trajectory]:
+def trajectories(lab: StructureLab, model: Contender, loaded: LatentActionModel, limit: int = 24) -> list[Trajectory]:
     """The norm trajectories of held-out episodes."""
-    source = open_source(lab.dataset(lab.setup.data))
+    source = open_source(lab.dataset())
     subject = lab.subject(model, loaded, action=True)
     height, width = lab.setup.options["image"]
     spread = np.concatenate([source.column(e, STATE) for e in source.episodes]).std(0)
@@ -212,7 +212,7 @@ def trajectories(lab: Lab, model: Model, loaded: LatentActionModel, limit: int =
 
 def norms(experiment: Experiment) -> Outcome:
     """|f(o_0, o_t)| against |s_t - s_0| along held-out episodes (Fig. 1, 3)."""
-    lab = Lab(experiment)
+    lab = StructureLab(experiment)
     metrics: dict[str, dict[str, list[float]]] = {}
     shown: dict[str, Trajectory] = {}
     for seed in experiment.seeds:
@@ -244,7 +244,7 @@ def norms(experiment: Experiment) -> Outcome:
 
 def motion_transfer(experiment: Experiment) -> Outcome:
     """F(o', z_ik) against F(o', z_ij + z_jk) from a frame o' of another episode (App. E.1)."""
-    lab = Lab(experiment)
+    lab = StructureLab(experiment)
     records = compared(lab, experiment.seeds)
     metrics = {
         name: {

@@ -9,8 +9,8 @@ import torch
 
 from lamina.claims.experiment import Claim, Experiment, Outcome
 from lamina.claims.figures import LinePlot
-from lamina.claims.intervals import interval, paired_difference
-from lamina.claims.structure import Lab, Model, alam_model, below, gains, told, void_text, voids
+from lamina.claims.intervals import below, interval, paired_difference
+from lamina.claims.structure import Contender, StructureLab, alam_model, gains, told, void_text, voids
 from lamina.data import open_source
 from lamina.pictures import composed_picture
 from lamina.probes.horizon import elsewhere, transfer
@@ -21,7 +21,7 @@ SCALES = ("smoke", "cpu", "gpu")
 RATIO, LOSS = 10.0, 0.1
 
 
-def pair(lab: Lab, seeds: tuple[int, ...]) -> dict[str, list[dict[str, Any]]]:
+def pair(lab: StructureLab, seeds: tuple[int, ...]) -> dict[str, list[dict[str, Any]]]:
     """Records of ALAM and of the same encoder without its two losses."""
     models = [[alam_model(seed, structured) for seed in seeds] for structured in (True, False)]
     return {of_seeds[0].label: [lab.record(model) for model in of_seeds] for of_seeds in models}
@@ -29,7 +29,7 @@ def pair(lab: Lab, seeds: tuple[int, ...]) -> dict[str, list[dict[str, Any]]]:
 
 def algebra(experiment: Experiment) -> Outcome:
     """Add(t) and Rev(t) for t = k to 5k, raw and by the latent's length, with and without the two losses (§4.1, Fig. 4A)."""
-    lab = Lab(experiment)
+    lab = StructureLab(experiment)
     records = pair(lab, experiment.seeds)
     ours, plain = records
     errors: dict[tuple[str, str, str, int], list[float]] = {}
@@ -92,7 +92,7 @@ def algebra(experiment: Experiment) -> Outcome:
 
 def horizon(experiment: Experiment) -> Outcome:
     """Change of PSNR and SSIM from each model's own score at k, direct and cumulative (§4.1, Fig. 4B)."""
-    lab = Lab(experiment)
+    lab = StructureLab(experiment)
     records = pair(lab, experiment.seeds)
     ours, plain = records
     metrics: dict[str, dict[str, list[float]]] = {name: gains(of_seeds) for name, of_seeds in records.items()}
@@ -139,7 +139,7 @@ def horizon(experiment: Experiment) -> Outcome:
     )
 
 
-def moved(lab: Lab, models: tuple[Model, ...]) -> dict[str, list[float]]:
+def moved(lab: StructureLab, models: tuple[Contender, ...]) -> dict[str, list[float]]:
     """Agreement of direct and composed latents decoded from a frame of another task, and the controls, seed by seed (dB)."""
     held = lab.held().triplets
     tasks = [open_source(lab.data().data[0]).episodes[int(e)].task for e in held.episode]
@@ -156,7 +156,7 @@ def moved(lab: Lab, models: tuple[Model, ...]) -> dict[str, list[float]]:
 
 def across(experiment: Experiment) -> Outcome:
     """z_ab + z_bc against z_ac, both taken in one task and decoded from a frame of another (§4.1, App. E)."""
-    lab = Lab(experiment)
+    lab = StructureLab(experiment)
     models = {s: tuple(alam_model(seed, s) for seed in experiment.seeds) for s in (True, False)}
     metrics = {of_seeds[0].label: moved(lab, of_seeds) for of_seeds in models.values()}
     ours, plain = metrics

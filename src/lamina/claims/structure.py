@@ -11,16 +11,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from lamina import pretrain
 from lamina.claims.experiment import Experiment
-from lamina.claims.intervals import interval, paired_difference
-from lamina.data import DataConfig, collect
-from lamina.errors import LaminaError
+from lamina.claims.intervals import interval
+from lamina.claims.lab import STOPPED, Lab, Model, Recipe
+from lamina.data import DataConfig
 from lamina.files import write_text
 from lamina.lam import LatentActionModel
 from lamina.methods import ac_lam, alam, lapa, univla, villa_x
@@ -28,18 +27,6 @@ from lamina.probes import structural
 from lamina.probes.encoders import Place, Subject, of_model
 from lamina.probes.structural import HeldOut
 from lamina.train import TrainConfig
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Episodes of scripted experts to collect."""
-
-    world: str
-    frames: int
-    noise: float = 0.4
-    hold: int = 12
-    size: tuple[int, int] = (64, 64)
-    seed: int = 7
 
 
 @dataclass(frozen=True)
@@ -65,22 +52,22 @@ class Setup:
 BACKBONE = {"encoder": "conv", "decoder": "unet", "frames": 3}
 SETUPS = {
     "smoke": Setup(
-        Recipe("metaworld/reach-v3", 500, size=(32, 32)),
-        (Recipe("grid", 300, hold=1, size=(32, 32)),),
+        Recipe("metaworld/reach-v3", 500, noise=0.4, hold=12, size=(32, 32)),
+        (Recipe("grid", 300, noise=0.4, size=(32, 32)),),
         {"size": "debug", "image": (32, 32), "slots": 4, **BACKBONE},
         TrainConfig(steps=6, batch=8, lr=1e-3, device="cpu", checkpoint_every=6, validate_every=6),
         gap=(0.03, 0.06), stride=0.06, windows=24, leakage=40,
     ),
     "cpu": Setup(
-        Recipe("metaworld-suite", 14_000),
-        (Recipe("cheetah", 4000, hold=1), Recipe("my_way_home", 4000, hold=1)),
+        Recipe("metaworld-suite", 14_000, noise=0.4, hold=12),
+        (Recipe("cheetah", 4000, noise=0.4), Recipe("my_way_home", 4000, noise=0.4)),
         {"size": "tiny", "image": (32, 32), "slots": 8, **BACKBONE},
         TrainConfig(steps=5000, batch=32, lr=2e-3, ema=0.99, device="cpu", checkpoint_every=250, validate_every=250),
         gap=(0.1, 0.2), stride=0.2, windows=384, leakage=1000,
     ),
     "gpu": Setup(
-        Recipe("metaworld-suite", 200_000),
-        (Recipe("cheetah", 40_000, hold=1), Recipe("my_way_home", 40_000, hold=1)),
+        Recipe("metaworld-suite", 200_000, noise=0.4, hold=12),
+        (Recipe("cheetah", 40_000, noise=0.4), Recipe("my_way_home", 40_000, noise=0.4)),
         {"size": "small", "image": (64, 64), "slots": 16, **BACKBONE},
         TrainConfig(steps=40_000, batch=128, lr=5e-4, device="cuda", precision="bf16", checkpoint_every=2000),
         gap=(0.1, 0.2), stride=0.2, windows=2048, leakage=3200,
@@ -89,73 +76,54 @@ SETUPS = {
 
 
 @dataclass(frozen=True)
-class Model:
-    """Which LAM: its name in tables, a method, the options that differ from the setup's, a seed."""
+class Contender(Model):
+    """A LAM with its name in tables, and where its latents are read."""
 
-    label: str
-    method: ModuleType
-    seed: int
-    options: tuple[tuple[str, Any], ...] = ()
-    place: Place = "post"  # where its latents are read
-
-    @property
-    def name(self) -> str:
-        return self.method.__name__.rpartition(".")[2]
+    label: str = ""
+    place: Place = "post"
 
 
-def alam_model(seed: int, structured: bool = True) -> Model:
+def alam_model(seed: int, structured: bool = True) -> Contender:
     """ALAM, or the same encoder on the same clips without the two losses; read before the quantiser, as in the paper.
 
     Many narrow slots, as in the paper (256): a few wide ones of seven codes each can hardly add up.
     """
     weight = 0.01 if structured else 0.0
     options = {"composition": weight, "reversal": weight, "decoded": "one", "slots": 32, "code_dim": 4}
-    return Model("ALAM" if structured else "without the losses", alam, seed, tuple(sorted(options.items())), "pre")
+    return Contender(alam, seed, tuple(sorted(options.items())), "ALAM" if structured else "without the losses", "pre")
 
 
-def ac_lam_model(seed: int, form: str = "fdm") -> Model:
+def ac_lam_model(seed: int, form: str = "fdm") -> Contender:
     """AC-LAM, or one of its ablations."""
     names = {
         "fdm": "AC-LAM", "fdm-pre": "pre-VQ", "idm": "IDM", "idm-stop-direct": "IDM, sg on z_ik", "idm-stop-sum": "IDM, sg on the sum"
     }  # fmt: skip
-    return Model(names[form], ac_lam, seed, (("form", form),))
+    return Contender(ac_lam, seed, (("form", form),), names[form])
 
 
-def rivals(seed: int) -> tuple[Model, ...]:
+def rivals(seed: int) -> tuple[Contender, ...]:
     """LAPA, UniVLA and villa-X in style: their objectives and codes on the common backbone."""
     return (
-        Model("LAPA", lapa, seed, (("whiten", "first"),)),
-        Model("UniVLA", univla, seed, (("stage", 2),)),
-        Model("villa-X", villa_x, seed),
+        Contender(lapa, seed, (("whiten", "first"),), "LAPA"),
+        Contender(univla, seed, (("stage", 2),), "UniVLA"),
+        Contender(villa_x, seed, (), "villa-X"),
     )
 
 
-class Lab:
-    """An experiment with its setup: data, models and records, each made at most once and found again."""
+class StructureLab(Lab[Setup]):
+    """Data, models and records of one scale, each made at most once and found again."""
 
     def __init__(self, experiment: Experiment, setup: Setup | None = None):
-        self.experiment = experiment
-        self.setup = setup or SETUPS[experiment.scale]
+        super().__init__(experiment, setup or SETUPS[experiment.scale])
 
     # ---------------------------------------------------------------------------------------------------------- data
-
-    def dataset(self, recipe: Recipe) -> Path:
-        """Episodes, collected once."""
-
-        def build(path: Path) -> None:
-            collect.collect(
-                recipe.world, path / "data", frames=recipe.frames, noise=recipe.noise, size=recipe.size, seed=recipe.seed,
-                hold=recipe.hold, progress=False,
-            )  # fmt: skip
-
-        return self.experiment.cached({"collected": recipe}, (collect,), build) / "data"
 
     def data(self, mixture: bool = False, **changes: Any) -> DataConfig:
         """The training clips: of the setup's data, or of every environment of the leakage probe in equal shares."""
         s = self.setup
         size = s.options["image"]
         if not mixture:
-            return replace(DataConfig((str(self.dataset(s.data)),), size, 3, s.gap, workers=0), **changes)
+            return replace(DataConfig((str(self.dataset()),), size, 3, s.gap, workers=0), **changes)
         paths = [
             f"{self.dataset(recipe)}:{share}" for recipe, share in ((s.data, 2), *((e, 1) for e in s.environments))
         ]
@@ -168,45 +136,30 @@ class Lab:
 
     # -------------------------------------------------------------------------------------------------------- models
 
-    def _key(self, model: Model, mixture: bool) -> dict[str, Any]:
+    def key(self, model: Model, mixture: bool = False) -> dict[str, Any]:
         s = self.setup
-        key: dict[str, Any] = {
-            "method": model.name, "options": {**s.options, **dict(model.options)}, "train": s.train, "seed": model.seed,
-            "data": s.data, "gap": s.gap,
-        }  # fmt: skip
-        return key | ({"environments": s.environments} if mixture else {})
+        return super().key(model) | {"gap": s.gap} | ({"environments": s.environments} if mixture else {})
 
     def run(self, model: Model, mixture: bool = False) -> Path:
-        """The run folder of a LAM. One whose latents collapsed or exploded has no model but a line in stopped.txt: :meth:`stopped`."""
-        s = self.setup
-        data = self.data(mixture)
-        options = {**s.options, **dict(model.options)}
+        """The run folder of a LAM; ``mixture``: trained on every environment of the leakage probe."""
+        options = model.within(self.setup.options)
         stage = options.get("stage")  # of a method that has two: each gets half of the steps
         before = self.run(replace(model, options=(("stage", 1),)), mixture) if stage == 2 else None
-        training = replace(s.train, seed=model.seed, resume=True, steps=s.train.steps // 2 if stage else s.train.steps)
-
-        def build(path: Path) -> None:
-            known, asked = pretrain.with_proprio(model.method.Config(**options), data)
-            plan = pretrain.recipe(model.name, model.method, known)
-            try:
-                pretrain.pretrain(path, plan, asked, training, before)
-            except LaminaError as error:
-                if not str(error).startswith(("collapse", "explosion")):
-                    raise
-                write_text(path / "stopped.txt", f"{error}\n")
-
-        self.experiment.progress(f"{model.label}{' on every environment' if mixture else ''}, seed {model.seed}")
-        return self.experiment.cached(self._key(model, mixture), (pretrain, model.method), build)
+        steps = self.setup.train.steps // (2 if stage else 1)
+        self.experiment.progress(
+            f"{model.name} {dict(model.options)}{' on every environment' * mixture}, seed {model.seed}"
+        )
+        return self.trained(model, options, self.data(mixture), self.key(model, mixture), before, steps)
 
     def stopped(self, model: Model) -> str | None:
         """ "collapse" or "explosion" where the training was stopped for it; None where it came to its end."""
-        path = self.run(model) / "stopped.txt"
-        return path.read_text().partition(":")[0] if path.exists() else None
+        path = self.run(model) / STOPPED
+        return path.read_text().strip() if path.exists() else None
 
     def load(self, model: Model, mixture: bool = False) -> LatentActionModel:
         return LatentActionModel.from_pretrained(str(self.run(model, mixture)))
 
-    def subject(self, model: Model, loaded: LatentActionModel, action: bool = False) -> Subject:
+    def subject(self, model: Contender, loaded: LatentActionModel, action: bool = False) -> Subject:
         """A model as the probes see it; ``action``: only the slots that are the latent action, where a method has others."""
         slots = None
         if action and model.method is univla:
@@ -215,12 +168,12 @@ class Lab:
 
     # ------------------------------------------------------------------------------------------------------- records
 
-    def record(self, model: Model) -> dict[str, Any]:
+    def record(self, model: Contender) -> dict[str, Any]:
         """The structural record of a trained LAM (:func:`lamina.probes.structural.measure`)."""
         s = self.setup
         run = self.run(model)
         key = {
-            "structure of": self._key(model, False),
+            "structure of": self.key(model),
             "windows": s.windows,
             "stride": s.stride,
             "split": s.split,
@@ -245,12 +198,6 @@ def _held(data: DataConfig, gap: tuple[float, float], stride: float, windows: in
 
 
 # ------------------------------------------------------------------------------------------------------------ decisions
-
-
-def below(ours: Sequence[float], theirs: Sequence[float]) -> bool:
-    """Ours are below theirs beyond the 95% interval of the differences, paired by seed."""
-    gap = paired_difference(ours, theirs)
-    return gap.high is not None and gap.high < 0
 
 
 def told(metrics: Mapping[str, Mapping[str, Sequence[float]]], metric: str, digits: int) -> str:

@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from lamina import align, pretrain
+from lamina import align
 from lamina.align import Labelled, TranslatorConfig
 from lamina.claims.experiment import Experiment, Outcome
 from lamina.claims.figures import BarPlot
 from lamina.claims.intervals import below, interval, paired_difference
-from lamina.data import DataConfig, collect, gather
+from lamina.claims.lab import Lab, Model, Recipe
+from lamina.data import DataConfig, gather
 from lamina.files import write_text
 from lamina.lam import LatentActionModel
 from lamina.methods import lapo
@@ -47,9 +48,7 @@ TOP = 1000.0  # the suite's largest return
 
 @dataclass(frozen=True)
 class Setup:
-    world: str
-    episodes: int
-    noise: float  # share of random actions in the data
+    data: Recipe
     options: dict[str, Any]  # of every LAM
     train: TrainConfig
     labels: float  # share of the training transitions whose action the translator sees
@@ -59,7 +58,6 @@ class Setup:
     parallel: int
     tested: int  # transitions that probes are scored on
     steps: int | None = None  # of an episode of a policy; none: all of the world's
-    collection: int = 11  # seed of the data
 
 
 def _options(**others: Any) -> dict[str, Any]:
@@ -68,72 +66,43 @@ def _options(**others: Any) -> dict[str, Any]:
 
 SETUPS = {
     "smoke": Setup(  # random actions: planning would take most of the time
-        "cheetah/0.5,0.05", 3, 1.0, _options(size="debug", image=(32, 32)),
+        Recipe("cheetah/0.5,0.05", episodes=3, noise=1.0, size=(32, 32), seed=11), _options(size="debug", image=(32, 32)),
         TrainConfig(steps=4, batch=16, lr=1e-3, device="cpu", checkpoint_every=4, validate_every=4),
         labels=0.1, heads=10, policy=10, played=1, parallel=1, tested=64, steps=10,
     ),
     "cpu": Setup(
-        "cheetah/0.5,0.05", 60, 0.15, _options(size="tiny", image=(64, 64)),
+        Recipe("cheetah/0.5,0.05", episodes=60, seed=11), _options(size="tiny", image=(64, 64)),
         TrainConfig(steps=2500, batch=64, lr=1e-3, device="cpu", checkpoint_every=250, validate_every=250),
         labels=0.01, heads=600, policy=1000, played=5, parallel=5, tested=2048,
     ),
     "gpu": Setup(
-        "cheetah/0.5,0.05", 500, 0.15, _options(size="small", image=(64, 64)),
+        Recipe("cheetah/0.5,0.05", episodes=500, seed=11), _options(size="small", image=(64, 64)),
         TrainConfig(steps=20_000, batch=256, lr=5e-4, device="cuda", precision="bf16", checkpoint_every=2000),
         labels=0.01, heads=2000, policy=5000, played=10, parallel=10, tested=4096,
     ),
 }  # fmt: skip
 
 
-class PixelLab:
+def variant_of(variant: str, seed: int) -> Model:
+    """LAPO with what the variant changes."""
+    return Model(lapo, seed, tuple(sorted(VARIANTS[variant].items())))
+
+
+class PixelLab(Lab[Setup]):
     """Data, LAMs and policies of one scale; each made at most once."""
 
     def __init__(self, experiment: Experiment):
-        self.experiment = experiment
-        self.setup = SETUPS[experiment.scale]
+        super().__init__(experiment, SETUPS[experiment.scale])
 
-    @property
-    def recipe(self) -> dict[str, Any]:
-        s = self.setup
-        return {
-            "world": s.world,
-            "episodes": s.episodes,
-            "noise": s.noise,
-            "size": s.options["image"],
-            "seed": s.collection,
-        }
-
-    @cached_property
-    def dataset(self) -> Path:
-        s = self.setup
-
-        def build(path: Path) -> None:
-            collect.collect(
-                s.world, path / "data", episodes=s.episodes, noise=s.noise, size=s.options["image"], seed=s.collection, progress=False
-            )  # fmt: skip
-
-        return self.experiment.cached(self.recipe, (collect,), build) / "data"
-
-    def key(self, variant: str, seed: int) -> dict[str, Any]:
-        s = self.setup
-        return {"lapo": {**s.options, **VARIANTS[variant]}, "train": vars(s.train), "seed": seed, "data": self.recipe}
-
-    def run(self, variant: str, seed: int) -> Path:
-        s = self.setup
-        config = lapo.Config(**{**s.options, **VARIANTS[variant]})
-        data = DataConfig((str(self.dataset),), s.options["image"], gap=(GAP, GAP))
-        options, data = pretrain.completed(config, data)
-
-        def build(path: Path) -> None:
-            training = replace(s.train, seed=seed, resume=True)
-            pretrain.pretrain(path, pretrain.recipe("lapo", lapo, options), data, training)
-
-        self.experiment.progress(f"{variant}, seed {seed}")
-        return self.experiment.cached(self.key(variant, seed), (pretrain, lapo), build)
+    def run(self, model: Model) -> Path:
+        options = model.within(self.setup.options)
+        data = DataConfig((str(self.dataset()),), options["image"], gap=(GAP, GAP))
+        self.experiment.progress(f"{model.name} {dict(model.options)}, seed {model.seed}")
+        return self.trained(model, options, data, self.key(model))
 
     def clip(self, split: str, limit: int | None) -> Clip:
         data = DataConfig(
-            (str(self.dataset),), self.setup.options["image"], gap=(GAP, GAP), paired="observation.images.paired"
+            (str(self.dataset()),), self.setup.options["image"], gap=(GAP, GAP), paired="observation.images.paired"
         )
         return gather(data, split, limit, require_action=True)
 
@@ -151,9 +120,10 @@ class PixelLab:
 
     def scores(self, variant: str, seed: int) -> dict[str, float]:
         """Probe NMSE, the exogenous share of the latent, and the return of the latent policy (share of 1,000)."""
-        s, run = self.setup, self.run(variant, seed)
+        s, lam = self.setup, variant_of(variant, seed)
+        run = self.run(lam)
         key = {
-            "scores of": self.key(variant, seed), "labels": s.labels, "heads": s.heads, "policy": s.policy, "played": s.played,
+            "scores of": self.key(lam), "labels": s.labels, "heads": s.heads, "policy": s.policy, "played": s.played,
             "tested": s.tested,
         }  # fmt: skip
 
@@ -162,7 +132,7 @@ class PixelLab:
             train, held, test = (
                 align.labelled(model.lam, x) for x in (self.train_clip, self.held_clip, self.test_clip)
             )
-            spec = align.action_spec(DataConfig((str(self.dataset),)))
+            spec = align.action_spec(DataConfig((str(self.dataset()),)))
             nmse = linear_probe(
                 train.z.flatten(1), train.action, test.z.flatten(1), test.action, test.episode, spec
             ).nmse.mean  # fmt: skip
@@ -191,18 +161,18 @@ class PixelLab:
     def play(self, policy: behaviour.FramePolicy, seed: int) -> float:
         s = self.setup
         record = rollout.rollout_worlds(
-            policy, [s.world], s.played, s.parallel, seed=1000 + seed, max_steps=s.steps, size=s.options["image"], progress=False
+            policy, [s.data.world], s.played, s.parallel, seed=1000 + seed, max_steps=s.steps, size=s.options["image"], progress=False
         )  # fmt: skip
-        return float(record["worlds"][s.world]["mean"]) / TOP
+        return float(record["worlds"][s.data.world]["mean"]) / TOP
 
     def bound(self, seed: int) -> float:
         """The return of behaviour cloning on every action (share of 1,000)."""
         s = self.setup
-        key = {"cloning": s.options, "policy": s.policy, "played": s.played, "data": self.recipe, "seed": seed}
+        key = {"cloning": s.options, "policy": s.policy, "played": s.played, "data": s.data, "seed": seed}
 
         def build(path: Path) -> None:
             config = lapo.build(lapo.Config(**s.options))
-            spec = align.action_spec(DataConfig((str(self.dataset),)))
+            spec = align.action_spec(DataConfig((str(self.dataset()),)))
             train, held = (unencoded(clip) for clip in (self.train_clip, self.held_clip))
             policy = behaviour.cloning(config, train, held, spec, self.heads(seed), batch=s.parallel)
             write_text(path / "return.json", json.dumps(self.play(policy, seed)) + "\n")
@@ -263,7 +233,7 @@ def swap(experiment: Experiment) -> Outcome:
     found: dict[str, dict[str, list[float]]] = {}
     picture = None
     for seed in experiment.seeds:
-        model = LatentActionModel.from_pretrained(str(lab.run("vanilla", seed)))
+        model = lab.load(variant_of("vanilla", seed))
         score = exogenous.swap(model, lab.test_clip)
         rows = {
             "reconstruction": score.reconstruction, "augmented reconstruction": score.augmented,

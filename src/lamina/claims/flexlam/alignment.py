@@ -9,8 +9,9 @@ from scipy.stats import spearmanr
 
 from lamina.claims.experiment import Experiment, Outcome
 from lamina.claims.figures import BarPlot, LinePlot
-from lamina.claims.flexlam.lab import Lab, Labels, Model, fixed, flex
+from lamina.claims.flexlam.lab import FlexLab, Labels, fixed, flex
 from lamina.claims.intervals import Interval, below, interval
+from lamina.claims.lab import Model
 
 Values = dict[str, list[float]]  # one value a seed
 
@@ -26,7 +27,7 @@ def as_metrics(**named: Mapping[str, Sequence[float]]) -> dict[str, dict[str, Se
     return {m: {metric: values[m] for metric, values in named.items() if m in values} for m in methods}
 
 
-def budget_losses(lab: Lab, labels: Labels, without: Sequence[str] = ()) -> tuple[Values, Values]:
+def budget_losses(lab: FlexLab, labels: Labels, without: Sequence[str] = ()) -> tuple[Values, Values]:
     """Held-out losses of FlexLAM@k and of each Fixed-Kk, for every seed."""
     ours: Values = {f"FlexLAM@{k}": [] for k in lab.setup.budgets}
     theirs: Values = {f"Fixed-K{k}": [] for k in lab.setup.budgets}
@@ -40,7 +41,7 @@ def budget_losses(lab: Lab, labels: Labels, without: Sequence[str] = ()) -> tupl
 
 def label_scaling(experiment: Experiment) -> Outcome:
     """Held-out loss over the number of labels (Fig. 3, left)."""
-    lab = Lab(experiment)
+    lab = FlexLab(experiment)
     counts, budgets = lab.setup.curve, lab.setup.budgets
     curves: dict[str, list[Values]] = {}
     gaps: dict[int, list[float]] = {}
@@ -81,7 +82,7 @@ def label_scaling(experiment: Experiment) -> Outcome:
 
 def narrow_source(experiment: Experiment) -> Outcome:
     """Labels from one task, scored on all the others, against as many labels from all tasks (Fig. 4)."""
-    lab = Lab(experiment)
+    lab = FlexLab(experiment)
     source, last = lab.source(), lab.setup.budgets[-1]
     labels, played = (Labels(number, tasks=(source,)) for number in (lab.setup.labels, lab.setup.played))
     narrow, wide = (_both(budget_losses(lab, x, (source,))) for x in (labels, Labels(lab.setup.labels)))
@@ -116,7 +117,7 @@ def _both(pair: tuple[Values, Values]) -> Values:
 
 def prefix_scaling(experiment: Experiment) -> Outcome:
     """Held-out loss over every k of one model, and the controls (Fig. 7)."""
-    lab = Lab(experiment)
+    lab = FlexLab(experiment)
     slots = lab.setup.budgets[-1]
     ks = tuple(range(1, slots + 1))
     losses: dict[int, list[float]] = {k: [] for k in ks}
@@ -158,7 +159,7 @@ def prefix_scaling(experiment: Experiment) -> Outcome:
 
 def joint_alignment(experiment: Experiment) -> Outcome:
     """Inverse dynamics, Fixed-K and FlexLAM, frozen and tuned jointly (Fig. 8)."""
-    lab = Lab(experiment)
+    lab = FlexLab(experiment)
     slots = lab.setup.budgets[-1]
     frozen: Values = {"IDM": [], f"Fixed-K{slots}": [], f"FlexLAM@{slots}": []}
     joint: Values = {name: [] for name in frozen if name != "IDM"}
@@ -202,7 +203,7 @@ def _yes(value: bool) -> str:
 
 def translator_conditioning(experiment: Experiment) -> Outcome:
     """Three translators on the same labels: z, z and the previous action, both and the frame (Fig. 10)."""
-    lab = Lab(experiment)
+    lab = FlexLab(experiment)
     slots = lab.setup.budgets[-1]
     what = {
         "z": "latent",
@@ -230,7 +231,7 @@ def translator_conditioning(experiment: Experiment) -> Outcome:
 
 def prefix_distribution(experiment: Experiment) -> Outcome:
     """FlexLAM trained with p(k) uniform, biased short and biased long (App. A.7)."""
-    lab = Lab(experiment)
+    lab = FlexLab(experiment)
     slots = lab.setup.budgets[-1]
     ks = tuple(range(1, slots + 1))
     laws = ("short", "uniform", "long")

@@ -11,7 +11,7 @@ from lamina.align import Translator
 from lamina.claims.experiment import Experiment, Outcome
 from lamina.claims.figures import BarPlot
 from lamina.claims.flexlam.alignment import Values, as_metrics, budget_losses, told
-from lamina.claims.flexlam.lab import Lab, Labels, fixed, flex
+from lamina.claims.flexlam.lab import FlexLab, Labels, fixed, flex
 from lamina.claims.intervals import below, interval, paired_difference
 from lamina.lam import LatentActionModel
 from lamina.methods import flexlam
@@ -26,7 +26,7 @@ def above(ours: Sequence[float], theirs: Sequence[float]) -> bool:
     return below(theirs, ours)
 
 
-def budget_returns(lab: Lab, labels: Labels) -> tuple[Values, Values, Values]:
+def budget_returns(lab: FlexLab, labels: Labels) -> tuple[Values, Values, Values]:
     """Normalized returns of FlexLAM@k and of each Fixed-Kk for every seed (0 = random actions, 100 = expert), and percent of the expert."""
     ours: Values = {f"FlexLAM@{k}": [] for k in lab.setup.budgets}
     theirs: Values = {f"Fixed-K{k}": [] for k in lab.setup.budgets}
@@ -42,7 +42,7 @@ def budget_returns(lab: Lab, labels: Labels) -> tuple[Values, Values, Values]:
 
 def matched_budget(experiment: Experiment) -> Outcome:
     """FlexLAM@k against a separately trained Fixed-Kk, with scarce labels: held-out loss and closed-loop return (Fig. 3)."""
-    lab = Lab(experiment)
+    lab = FlexLab(experiment)
     labels = Labels(lab.setup.labels)
     losses, rigid_losses = budget_losses(lab, labels)
     played = Labels(lab.setup.played)
@@ -95,7 +95,7 @@ def _list(ks: Sequence[int]) -> str:
 
 def token_budget(experiment: Experiment) -> Outcome:
     """What a quarter of the tokens keeps of the return, and what it saves of the time of a decision (Table 2)."""
-    lab = Lab(experiment)
+    lab = FlexLab(experiment)
     *_, quarter, full = lab.setup.budgets
     labels = Labels(lab.setup.played)
     returns: Values = {f"FlexLAM@{k}": [] for k in lab.setup.budgets}

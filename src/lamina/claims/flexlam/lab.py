@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,8 @@ from torch import Tensor
 from lamina import align, pretrain
 from lamina.align import Condition, Labelled, Translator, TranslatorConfig
 from lamina.claims.experiment import Experiment
-from lamina.data import DataConfig, collect, gather, open_source
+from lamina.claims.lab import Lab, Model, Recipe
+from lamina.data import DataConfig, gather, open_source
 from lamina.files import write_text
 from lamina.lam import LatentActionModel
 from lamina.methods import fixed_k, flexlam
@@ -40,16 +40,12 @@ from lamina.worlds import SUITES
 class Setup:
     """One scale: its data, models, labels and budgets."""
 
-    world: str
-    frames: int  # collected
-    noise: float  # share of random actions in the data
+    data: Recipe
     options: dict[str, Any]  # of every LAM
     train: TrainConfig  # of every LAM
     budgets: tuple[int, ...]  # k of the matched-budget comparison; the last one is K
     labels: int  # scarce: half a percent of the training transitions
-    played: (
-        int  # labels of the translators that play: with the scarce ones every policy is at the level of random actions
-    )
+    played: int  # labels of translators that play: with the scarce ones all policies are at the level of random actions
     curve: tuple[int, ...]  # numbers of labels
     draws: int  # of labels; what is reported for a seed is their mean
     heads: int  # steps of a translator
@@ -65,7 +61,6 @@ class Setup:
     parallel: int
     timed: int  # decisions whose latency is measured
     temperature: float = 0.0  # of the generated codes
-    collection: int = 7  # seed of the data
     split: str = "test"
 
 
@@ -75,7 +70,7 @@ NORMALIZED = tuple(world for world in SUITES["doom-suite"] if world != "deadly_c
 #: At cpu scale the decoder is a U-Net: a rectified flow needs more steps than two cores give.
 SETUPS = {
     "smoke": Setup(
-        "doom-suite", 1500, 0.15, {"size": "debug", "image": (32, 32), "slots": 4, "decoder": "unet"},
+        Recipe("doom-suite", 1500, size=(32, 32)), {"size": "debug", "image": (32, 32), "slots": 4, "decoder": "unet"},
         TrainConfig(steps=12, batch=16, lr=1e-3, device="cpu", checkpoint_every=12, validate_every=12),
         budgets=(1, 4), labels=48, played=48, curve=(24, 48), draws=1, heads=20,
         joint_labels=48, joint=TrainConfig(steps=4, batch=16, lr=3e-4, ema=0.0, device="cpu", checkpoint_every=4, validate_every=2),
@@ -85,7 +80,7 @@ SETUPS = {
         worlds=("predict_position",), episodes=2, parallel=2, timed=3,
     ),
     "cpu": Setup(
-        "doom-suite", 32_000, 0.15, {"size": "tiny", "image": (32, 32), "slots": 16, "decoder": "unet"},
+        Recipe("doom-suite", 32_000, size=(32, 32)), {"size": "tiny", "image": (32, 32), "slots": 16, "decoder": "unet"},
         TrainConfig(steps=4000, batch=64, lr=2e-3, device="cpu", checkpoint_every=400, validate_every=400),
         budgets=(1, 4, 16), labels=128, played=2048, curve=(32, 128, 512, 2048), draws=3, heads=600,
         joint_labels=1024,
@@ -96,7 +91,7 @@ SETUPS = {
         worlds=NORMALIZED, episodes=17, parallel=16, timed=100,
     ),
     "gpu": Setup(
-        "doom-suite", 800_000, 0.15, {"size": "small", "image": (64, 64), "slots": 64, "decoder": "flow"},
+        Recipe("doom-suite", 800_000), {"size": "small", "image": (64, 64), "slots": 64, "decoder": "flow"},
         TrainConfig(steps=60_000, batch=256, lr=3e-4, device="cuda", precision="bf16", compile=True, checkpoint_every=2000),
         budgets=(4, 16, 64), labels=3200, played=3200, curve=(128, 512, 1024, 3200, 12_800, 51_200), draws=3, heads=2000,
         joint_labels=3200,
@@ -107,19 +102,6 @@ SETUPS = {
         worlds=NORMALIZED, episodes=50, parallel=16, timed=100,
     ),
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Model:
-    """Which LAM: a method, the options that differ from the setup's, a seed."""
-
-    method: ModuleType
-    seed: int
-    options: tuple[tuple[str, Any], ...] = ()
-
-    @property
-    def name(self) -> str:
-        return self.method.__name__.rpartition(".")[2]
 
 
 def flex(seed: int, **options: Any) -> Model:
@@ -156,38 +138,14 @@ class Scores:
         return float(np.mean([v for task, v in self.loss[k].items() if task not in without]))
 
 
-class Lab:
-    """An experiment with its setup: data, models, translators; each made at most once, and found again."""
+class FlexLab(Lab[Setup]):
+    """Data, models, translators and policies of one scale; each made at most once, and found again."""
 
     def __init__(self, experiment: Experiment, setup: Setup | None = None):
-        self.experiment = experiment
-        self.setup = setup or SETUPS[experiment.scale]
+        super().__init__(experiment, setup or SETUPS[experiment.scale])
         self._latents: dict[tuple[str, str], Labelled] = {}
 
     # ---------------------------------------------------------------------------------------------------------- data
-
-    @property
-    def recipe(self) -> dict[str, Any]:
-        """What the data is made of."""
-        s = self.setup
-        return {
-            "world": s.world,
-            "frames": s.frames,
-            "noise": s.noise,
-            "size": s.options["image"],
-            "seed": s.collection,
-        }
-
-    def dataset(self) -> Path:
-        """Episodes of scripted experts, collected once."""
-        s = self.setup
-
-        def build(path: Path) -> None:
-            collect.collect(
-                s.world, path / "data", frames=s.frames, noise=s.noise, size=s.options["image"], seed=s.collection, progress=False
-            )  # fmt: skip
-
-        return self.experiment.cached(self.recipe, (collect,), build) / "data"
 
     def source(self) -> str:
         """The task that gives the labels of the narrow source."""
@@ -209,30 +167,11 @@ class Lab:
 
     # -------------------------------------------------------------------------------------------------------- models
 
-    def _key(self, model: Model) -> dict[str, Any]:
-        options = {**self.setup.options, **dict(model.options)}
-        return {
-            "method": model.name, "options": options, "train": vars(self.setup.train), "seed": model.seed, "data": self.recipe
-        }  # fmt: skip
-
-    def _recipe(self, model: Model) -> pretrain.Recipe:
-        config = model.method.Config(**{**self.setup.options, **dict(model.options)})
-        return pretrain.recipe(model.name, model.method, config)
-
     def run(self, model: Model) -> Path:
-        """The run folder of a LAM."""
-        data, plan = self.dataset(), self._recipe(model)
-        _, *size = plan.lam.image
-        training = replace(self.setup.train, seed=model.seed, resume=True)
-
-        def build(path: Path) -> None:
-            pretrain.pretrain(path, plan, DataConfig((str(data),), tuple(size)), training)  # type: ignore[arg-type]
-
+        options = model.within(self.setup.options)
+        data = DataConfig((str(self.dataset()),), options["image"])
         self.experiment.progress(f"{model.name} {dict(model.options)}, seed {model.seed}")
-        return self.experiment.cached(self._key(model), (pretrain, model.method), build)
-
-    def load(self, model: Model) -> LatentActionModel:
-        return LatentActionModel.from_pretrained(str(self.run(model)))
+        return self.trained(model, options, data, self.key(model))
 
     def latents(self, model: Model, split: str) -> Labelled:
         """Every transition of a split, encoded by a model; kept in memory."""
@@ -254,7 +193,7 @@ class Lab:
     def aligned(self, model: Model, labels: Labels) -> tuple[Path, Scores]:
         """A translator on those labels (folder), and its losses on the held-out split."""
         s = self.setup
-        key = {"lam": self._key(model), "labels": asdict(labels), "heads": s.heads, "split": s.split}
+        key = {"lam": self.key(model), "labels": asdict(labels), "heads": s.heads, "split": s.split}
         key |= {"joint": vars(s.joint)} if labels.joint else {}
         run = self.run(model)
 
@@ -267,7 +206,8 @@ class Lab:
                 few, test = (replace(x, observation=align.observe(loaded.lam, x.clip)) for x in (few, test))  # type: ignore[arg-type]
             train, held = align.split_labels(few, labels.draw)
             if labels.joint:
-                plan, training = self._recipe(model), replace(s.joint, seed=labels.draw, resume=True)
+                plan = pretrain.recipe(model.name, model.method, model.method.Config(**model.within(s.options)))
+                training = replace(s.joint, seed=labels.draw, resume=True)
                 video = replace(data, gap=loaded.provenance.gap_seconds, action=None)
                 translator, validation = align.train_joint(
                     loaded.lam,
@@ -312,7 +252,7 @@ class Lab:
     def rivals(self, model: Model, labels: Labels) -> dict[str, float]:
         """Held-out loss of every control and reference on the first draw of labels: copy-frame, shuffled latents, ..., IDM."""
         key = {
-            "rivals of": self._key(model),
+            "rivals of": self.key(model),
             "labels": asdict(labels),
             "heads": self.setup.heads,
             "split": self.setup.split,
@@ -339,7 +279,7 @@ class Lab:
     def supervised(self, seed: int) -> float:
         """Held-out loss of inverse dynamics trained on every label: what the pictures tell of the action at most."""
         s = self.setup
-        key = {"supervised": s.supervised, "data": self.recipe, "options": s.options, "seed": seed, "split": s.split}
+        key = {"supervised": s.supervised, "data": s.data, "options": s.options, "seed": seed, "split": s.split}
         run = self.run(flex(0))  # for its sizes and label gap alone
 
         def build(path: Path) -> None:
@@ -361,7 +301,7 @@ class Lab:
     def policy(self, model: Model) -> Path:
         """A folder with a LAM and the token model of its codes."""
         s = self.setup
-        key = {"lam": self._key(model), "tokens": asdict(s.tokens), "policy": vars(s.policy)}
+        key = {"lam": self.key(model), "tokens": asdict(s.tokens), "policy": vars(s.policy)}
         run = self.run(model)
 
         def build(path: Path) -> None:
@@ -376,7 +316,7 @@ class Lab:
         """The record of a closed-loop evaluation with k generated tokens a decision, its worlds named by their tasks."""
         s = self.setup
         key = {
-            "lam": self._key(model), "tokens": asdict(s.tokens), "policy": vars(s.policy), "labels": asdict(labels), "heads": s.heads,
+            "lam": self.key(model), "tokens": asdict(s.tokens), "policy": vars(s.policy), "labels": asdict(labels), "heads": s.heads,
             "worlds": s.worlds, "episodes": s.episodes, "k": k, "temperature": s.temperature,
         }  # fmt: skip
         folder, (head, _) = self.policy(model), self.aligned(model, labels)

@@ -8,8 +8,9 @@ import torch
 from lamina.claims.experiment import Experiment, Outcome
 from lamina.claims.figures import LinePlot
 from lamina.claims.flexlam.alignment import told
-from lamina.claims.flexlam.lab import Lab, Model, flex
+from lamina.claims.flexlam.lab import FlexLab, flex
 from lamina.claims.intervals import interval, paired_difference
+from lamina.claims.lab import Model
 from lamina.evaluate import prefixes_of
 from lamina.lam import LatentActionModel
 from lamina.methods import lapo
@@ -23,7 +24,7 @@ def vq32(seed: int) -> Model:
     return Model(lapo, seed, (("code_dim", 32), ("codebook_size", 32), ("encoder", "auto"), ("slots", 1)))
 
 
-def spread_over_tasks(lab: Lab, clip: Clip, count: int) -> Clip:
+def spread_over_tasks(lab: FlexLab, clip: Clip, count: int) -> Clip:
     """``count`` transitions, as many from each task, evenly spread over its episodes."""
     tasks = lab.task_of(clip)
     names = list(dict.fromkeys(tasks))
@@ -37,7 +38,7 @@ def spread_over_tasks(lab: Lab, clip: Clip, count: int) -> Clip:
 
 def reconstruction(experiment: Experiment) -> Outcome:
     """PSNR and SSIM over prefixes, against a LAM with one VQ token of 32 codes and the same encoder and decoder (Table 1)."""
-    lab = Lab(experiment)
+    lab = FlexLab(experiment)
     slots = lab.setup.budgets[-1]
     budgets = (max(1, slots // 16), max(2, slots // 4), slots)  # the paper's 5, 20, 80 of 80
     names = [f"FlexLAM@{k}" for k in budgets]
@@ -88,7 +89,7 @@ def reconstruction(experiment: Experiment) -> Outcome:
 
 def round_trip(experiment: Experiment) -> Outcome:
     """Out of one scene into another and back: Dec(o_src, Enc(o_tgt, Dec(o_tgt, z))) against o_{t+1} (§6.1, Fig. 6)."""
-    lab = Lab(experiment)
+    lab = FlexLab(experiment)
     scores: dict[str, list[float]] = {
         "round trip": [],
         "round trip of another latent": [],

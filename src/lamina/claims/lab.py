@@ -1,0 +1,121 @@
+"""What experiments on trained LAMs share: data and models that are made at most once, and found again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Generic, Protocol, TypeVar
+
+from lamina import pretrain
+from lamina.claims.experiment import Experiment
+from lamina.data import DataConfig, collect
+from lamina.files import write_text
+from lamina.lam import LatentActionModel
+from lamina.train import TrainConfig
+from lamina.worlds.base import Size
+
+STOPPED = "stopped.txt"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Episodes of scripted experts to collect: so many frames, or so many episodes."""
+
+    world: str
+    frames: int | None = None
+    episodes: int | None = None
+    noise: float = 0.15  # share of random actions
+    hold: int = 1  # steps a random action is held
+    size: Size = (64, 64)
+    seed: int = 7
+
+
+@dataclass(frozen=True)
+class Model:
+    """Which LAM: a method, the options that differ from the setup's, a seed."""
+
+    method: ModuleType
+    seed: int
+    options: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def name(self) -> str:
+        return self.method.__name__.rpartition(".")[2]
+
+    def within(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """All its options, given the setup's."""
+        return {**options, **dict(self.options)}
+
+
+class LamSetup(Protocol):
+    """What a setup must say."""
+
+    @property
+    def data(self) -> Recipe: ...
+    @property
+    def options(self) -> dict[str, Any]: ...  # of every LAM
+    @property
+    def train(self) -> TrainConfig: ...  # of every LAM
+
+
+S = TypeVar("S", bound=LamSetup)
+
+
+class Lab(Generic[S]):
+    """An experiment with its setup."""
+
+    def __init__(self, experiment: Experiment, setup: S):
+        self.experiment = experiment
+        self.setup = setup
+
+    def dataset(self, recipe: Recipe | None = None) -> Path:
+        """Episodes (the setup's, if no recipe is given), collected once."""
+        recipe = recipe or self.setup.data
+
+        def build(path: Path) -> None:
+            collect.collect(
+                recipe.world, path / "data", frames=recipe.frames, episodes=recipe.episodes, noise=recipe.noise, size=recipe.size,
+                seed=recipe.seed, hold=recipe.hold, progress=False,
+            )  # fmt: skip
+
+        return self.experiment.cached({"collected": recipe}, (collect,), build) / "data"
+
+    def key(self, model: Model) -> dict[str, Any]:
+        """All that a model depends on."""
+        s = self.setup
+        return {
+            "method": model.name, "options": model.within(s.options), "train": s.train, "seed": model.seed, "data": s.data
+        }  # fmt: skip
+
+    def trained(
+        self,
+        model: Model,
+        options: dict[str, Any],
+        data: DataConfig,
+        key: dict[str, Any],
+        init: Path | None = None,
+        steps: int | None = None,
+    ) -> Path:
+        """The run folder of a LAM with these options (what data and method need is filled in), trained once for ``key``.
+
+        One whose latents collapsed or exploded has no model: it says so in stopped.txt.
+        """
+        training = replace(self.setup.train, seed=model.seed, resume=True, steps=steps or self.setup.train.steps)
+
+        def build(path: Path) -> None:
+            known, asked = pretrain.completed(model.method.Config(**options), data)
+            try:
+                pretrain.pretrain(path, pretrain.recipe(model.name, model.method, known), asked, training, init)
+            except pretrain.Degenerate as error:
+                write_text(path / STOPPED, f"{error.kind}\n")
+
+        return self.experiment.cached(key, (pretrain, model.method), build)
+
+    def run(self, model: Model) -> Path:
+        """The run folder of a LAM."""
+        raise NotImplementedError
+
+    def load(self, model: Model) -> LatentActionModel:
+        return LatentActionModel.from_pretrained(str(self.run(model)))
