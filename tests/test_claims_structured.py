@@ -10,8 +10,8 @@ import pytest
 
 from lamina.claims import CLAIMS, ac_lam, reproduce, structure
 from lamina.claims.experiment import Experiment
-from lamina.claims.record import read_record
 from lamina.claims.lab import Recipe
+from lamina.claims.record import read_record
 from lamina.claims.structure import SETUPS, StructureLab, ac_lam_model, alam_model, rivals
 from lamina.errors import LaminaError
 from lamina.worlds import make
