@@ -64,7 +64,7 @@ def compared(lab: StructureLab, seeds: tuple[int, ...]) -> dict[str, list[dict[s
 
 def structure(experiment: Experiment) -> Outcome:
     """Table 1 on one backbone: Eq. 7 to 10 for AC-LAM, LAPA, UniVLA and villa-X."""
-    lab = StructureLab(experiment)
+    lab = StructureLab(experiment, many=True)
     records = compared(lab, experiment.seeds)
     metrics, unused = table(records), voids(records)
     ours, *others = metrics
@@ -88,7 +88,7 @@ def structure(experiment: Experiment) -> Outcome:
 
 def environments(experiment: Experiment) -> Outcome:
     """An XGBoost classifier reads the environment off the latents of LAMs trained on all of them (Table 2)."""
-    lab = StructureLab(experiment)
+    lab = StructureLab(experiment, many=True)
     s = lab.setup
     arm = str(lab.dataset())
     places: list[tuple[str, str | None]] = [(arm, camera) for camera in open_source(arm).cameras]
@@ -154,7 +154,7 @@ def environments(experiment: Experiment) -> Outcome:
 
 def design(experiment: Experiment) -> Outcome:
     """Table 5: where and how composition is asked for; which variants collapse, explode or ignore their latent."""
-    lab = StructureLab(experiment)
+    lab = StructureLab(experiment, many=True)
     forms = ("fdm", "fdm-pre", "idm", "idm-stop-direct", "idm-stop-sum")
     metrics: dict[str, dict[str, list[float]]] = {}
     fate: dict[str, list[str]] = {}
@@ -212,7 +212,7 @@ def trajectories(lab: StructureLab, model: Contender, loaded: LatentActionModel,
 
 def norms(experiment: Experiment) -> Outcome:
     """|f(o_0, o_t)| against |s_t - s_0| along held-out episodes (Fig. 1, 3)."""
-    lab = StructureLab(experiment)
+    lab = StructureLab(experiment, many=True)
     metrics: dict[str, dict[str, list[float]]] = {}
     shown: dict[str, Trajectory] = {}
     for seed in experiment.seeds:
@@ -244,7 +244,7 @@ def norms(experiment: Experiment) -> Outcome:
 
 def motion_transfer(experiment: Experiment) -> Outcome:
     """F(o', z_ik) against F(o', z_ij + z_jk) from a frame o' of another episode (App. E.1)."""
-    lab = StructureLab(experiment)
+    lab = StructureLab(experiment, many=True)
     records = compared(lab, experiment.seeds)
     metrics = {
         name: {

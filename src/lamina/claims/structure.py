@@ -37,6 +37,7 @@ class Setup:
     environments: tuple[Recipe, ...]  # of the leakage probe, beside the two cameras of ``data``
     options: dict[str, Any]  # of every LAM
     train: TrainConfig  # of every LAM; half of the steps each in the two stages of a LAM that has two
+    shorter: int  # steps instead, where a claim compares many LAMs
     gap: tuple[float, float]  # seconds, of training triplets
     stride: float  # seconds, of the probes: k; training meets 2 k
     windows: int  # held-out windows and triplets
@@ -56,21 +57,21 @@ SETUPS = {
         (Recipe("grid", 300, noise=0.4, size=(32, 32)),),
         {"size": "debug", "image": (32, 32), "slots": 4, **BACKBONE},
         TrainConfig(steps=6, batch=8, lr=1e-3, device="cpu", checkpoint_every=6, validate_every=6),
-        gap=(0.03, 0.06), stride=0.06, windows=24, leakage=40,
+        shorter=6, gap=(0.03, 0.06), stride=0.06, windows=24, leakage=40,
     ),
     "cpu": Setup(
         Recipe("metaworld-suite", 14_000, noise=0.4, hold=12),
         (Recipe("cheetah", 4000, noise=0.4), Recipe("my_way_home", 4000, noise=0.4)),
         {"size": "tiny", "image": (32, 32), "slots": 8, **BACKBONE},
         TrainConfig(steps=5000, batch=32, lr=2e-3, ema=0.99, device="cpu", checkpoint_every=250, validate_every=250),
-        gap=(0.1, 0.2), stride=0.2, windows=384, leakage=1000,
+        shorter=2500, gap=(0.1, 0.2), stride=0.2, windows=384, leakage=1000,
     ),
     "gpu": Setup(
         Recipe("metaworld-suite", 200_000, noise=0.4, hold=12),
         (Recipe("cheetah", 40_000, noise=0.4), Recipe("my_way_home", 40_000, noise=0.4)),
         {"size": "small", "image": (64, 64), "slots": 16, **BACKBONE},
         TrainConfig(steps=40_000, batch=128, lr=5e-4, device="cuda", precision="bf16", checkpoint_every=2000),
-        gap=(0.1, 0.2), stride=0.2, windows=2048, leakage=3200,
+        shorter=40_000, gap=(0.1, 0.2), stride=0.2, windows=2048, leakage=3200,
     ),
 }  # fmt: skip
 
@@ -111,10 +112,11 @@ def rivals(seed: int) -> tuple[Contender, ...]:
 
 
 class StructureLab(Lab[Setup]):
-    """Data, models and records of one scale, each made at most once and found again."""
+    """Data, models and records of one scale, each made at most once and found again; ``many``: of many LAMs, each trained for less."""
 
-    def __init__(self, experiment: Experiment, setup: Setup | None = None):
-        super().__init__(experiment, setup or SETUPS[experiment.scale])
+    def __init__(self, experiment: Experiment, setup: Setup | None = None, many: bool = False):
+        setup = setup or SETUPS[experiment.scale]
+        super().__init__(experiment, replace(setup, train=replace(setup.train, steps=setup.shorter)) if many else setup)
 
     # ---------------------------------------------------------------------------------------------------------- data
 
