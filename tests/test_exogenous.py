@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lamina.errors import LaminaError
 from lamina.probes.exogenous import same_states, swap
+from lamina.probes.exogenous import views as latent_views
 from lamina.probes.verdict import judge_exogenous
 from lamina.shapes import Clip, Latent
 
@@ -63,7 +64,7 @@ def test_a_latent_that_copies_the_next_frame_is_found_out():
     noise[:, :, 8:] = True
     expected = z.var(0)[noise.flatten()].sum() / z.var(0).sum()
     assert share.mean == pytest.approx(float(expected), rel=0.05) and share.mean > 0.5
-    levels = [level for level, _ in judge_exogenous(score, clip, same_states(clip), labels=100)]
+    levels = [level for level, _ in judge_exogenous(score, clip, same_states(clip), True)]
     assert levels == ["bad"]
 
 
@@ -72,7 +73,7 @@ def test_a_latent_of_the_agents_doing_alone_passes():
     score = swap(Seer(), clip)
     assert score.future_share(clip.episode).mean == score.inconsistency(clip.episode).mean == 0
     np.testing.assert_array_equal(score.reconstruction, score.swap)
-    ((level, text),) = judge_exogenous(score, clip, same_states(clip), labels=0)
+    ((level, text),) = judge_exogenous(score, clip, same_states(clip), False)
     assert level == "good" and "0% of the latent's variance" in text
 
 
@@ -92,8 +93,21 @@ def test_views_of_the_same_states_are_told_from_views_of_others():
     assert clip.paired is not None
     shifted = dataclasses.replace(clip, paired=clip.paired.roll(37, 0))
     assert same_states(shifted).low < 0.01
-    verdicts = list(judge_exogenous(swap(Seer(), clip), clip, same_states(shifted), 0))
+    verdicts = list(judge_exogenous(swap(Seer(), clip), clip, same_states(shifted), False))
     assert verdicts[0][0] == "bad" and "same states" in verdicts[0][1]
+
+
+@pytest.mark.parametrize(("actions", "remedy"), [(True, "action labels allow"), (False, "--target flow")])
+def test_the_verdict_names_the_remedy_that_the_data_allows(actions: bool, remedy: str):
+    clip = views()
+    seen = swap(Copier(), clip)
+    ((_, blind),) = judge_exogenous(None, clip, None, actions)
+    ((_, paired),) = judge_exogenous(seen, clip, None, actions)
+    assert remedy in blind and remedy in paired
+    assert "--cross-exogenous" in paired and "--cross-exogenous" not in blind and "can't be told" in blind
+    # A model that predicts no pictures is judged by its latents.
+    ((level, text),) = judge_exogenous(latent_views(Copier(), clip), clip, None, actions)
+    assert level == "bad" and "dB" not in text
 
 
 def test_what_cannot_be_compared_is_refused():

@@ -136,6 +136,31 @@ def test_evaluate_writes_verdict_controls_and_pictures(home: Path) -> None:
     assert "Exogenous state" in html and (run / "pictures" / "swap.png").exists()
 
 
+def test_a_model_of_features_is_judged_without_pictures(home: Path) -> None:
+    run = home / "features"
+    small = [
+        "--size",
+        "debug",
+        "--image",
+        "32",
+        "32",
+        "--slots",
+        "2",
+        "--steps",
+        "2",
+        "--batch",
+        "8",
+        "--device",
+        "cpu",
+    ]
+    assert main(["train", "lapo", "--space", "ema", "--data", str(home / "data"), "--out", str(run), *small]) == 0
+    assert main(["evaluate", str(run), "--data", str(home / "data"), "--structure", "0"]) == 0
+    record = json.loads((run / "evaluation.json").read_text())
+    assert [row["name"].split()[0] for row in record["exogenous"]] == ["another", "another"] and not record["pictures"]
+    assert any("of the latent's variance" in item["text"] for item in record["verdict"])
+    assert "Share of the latent" in (run / "report.html").read_text()
+
+
 def test_a_run_decides_in_closed_loop(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "returns.json"
     call = [

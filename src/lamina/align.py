@@ -27,7 +27,7 @@ from lamina.data import ClipStream, DataConfig, count_transitions, gather, open_
 from lamina.draws import Draws
 from lamina.encoder import ENCODERS
 from lamina.errors import LaminaError
-from lamina.files import disk_errors, sync, write_text
+from lamina.files import disk_errors, partial_path, sync, write_text
 from lamina.lam import LAM, LAMConfig, LatentActionModel, load_weights, part_kind
 from lamina.shapes import ActionSpec, Clip, to_float
 from lamina.sizes import SizeName
@@ -302,7 +302,7 @@ class Best:
         if loss < self.loss:
             self.loss = loss
             state = {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
-            partial = self.path.with_name(f".{self.path.name}.partial")
+            partial = partial_path(self.path)
             with disk_errors(self.path):
                 save_file(state, partial, metadata={"loss": repr(loss)})
                 sync(partial)

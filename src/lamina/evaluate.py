@@ -31,7 +31,7 @@ from lamina.files import checkpoint_hash, write_text
 from lamina.lam import LAM, LatentActionModel, model_folder
 from lamina.pictures import composed_picture, prefix_picture, swap_picture, transfer_picture
 from lamina.probes.encoders import of_model
-from lamina.probes.exogenous import LEAST, SwapScore, same_states, swap
+from lamina.probes.exogenous import LEAST, SwapScore, Views, same_states, swap, views
 from lamina.probes.intervals import Estimate, bootstrap_mean, bootstrap_ratio
 from lamina.probes.linear import LinearScore, linear_probe, pixel_features
 from lamina.probes.reconstruction import ReconstructionScore, reconstruct
@@ -77,6 +77,12 @@ COMPOSED = {
     "title": "Two latents added up",
     "caption": "From left: three frames of a held-out episode, the last one decoded from its own latent, and from the sum of the two "
     "short ones; then both from a frame of another episode.",
+}
+SWAP = {
+    "file": "pictures/swap.png",
+    "title": "The next frame's exogenous state, swapped",
+    "caption": "Each transition under two exogenous states. The swap is decoded from the frame and the latent of the frame and the "
+    "PAIRED next frame: it should look like the next frame, not like the paired one.",
 }
 
 
@@ -166,41 +172,38 @@ def evaluate(run: Path, path: str, config: EvaluateConfig) -> Path:
     findings = verdict(
         reconstruction, small, translation, test, record.get("labels", 0), record["codes"]["warnings"], structure
     )
+    seen = None
     if paired:
-        score = swap(model, small)
-        alike = same_states(test) if len(test) >= LEAST else None
-        swap_picture(score, run / "pictures" / "swap.png")
-        record["exogenous"] = exogenous_rows(score, small)
-        record["pictures"].append(
-            {
-                "file": "pictures/swap.png",
-                "title": "The next frame's exogenous state, swapped",
-                "caption": "Each transition under two exogenous states. The swap is decoded from the frame and the latent of the frame "
-                "and the PAIRED next frame: it should look like the next frame, not like the paired one.",
-            }
-        )
-        findings += judge_exogenous(score, small, alike, record.get("labels", 0))
+        seen = swap(model, small) if pictures else views(model, small)
+        record["exogenous"] = exogenous_rows(seen, small)
+    if isinstance(seen, SwapScore):
+        swap_picture(seen, run / "pictures" / "swap.png")
+        record["pictures"].append(SWAP)
+    alike = same_states(test) if paired and len(test) >= LEAST else None
+    findings += judge_exogenous(seen, small, alike, test.action is not None)
     record["verdict"] = in_order(findings)
     write_text(run / "evaluation.json", json.dumps(record, indent=1) + "\n")
     model.write_metrics(folder, headline(reconstruction, translation))
     return run / "evaluation.json"
 
 
-def exogenous_rows(score: SwapScore, clip: Clip) -> list[dict[str, Any]]:
-    """The PSNRs of the swap, and what part of the latent's variance is exogenous, as rows of the record."""
-    psnrs = {
-        "reconstruction": score.reconstruction,
-        "augmented reconstruction": score.augmented,
-        "swap, against the next frame": score.swap,
-        "swap, against the paired next frame": score.swap_as_paired,
-    }
+def exogenous_rows(seen: Views, clip: Clip) -> list[dict[str, Any]]:
+    """What part of the latent's variance is exogenous, and the PSNRs of the swap where there are pictures, as rows of the record."""
+    psnrs = {}
+    if isinstance(seen, SwapScore):
+        psnrs = {
+            "reconstruction": seen.reconstruction,
+            "augmented reconstruction": seen.augmented,
+            "swap, against the next frame": seen.swap,
+            "swap, against the paired next frame": seen.swap_as_paired,
+        }
     rows: list[dict[str, Any]] = [
         {"name": name, "role": "model", "k": None, "psnr": bootstrap_mean(values, clip.episode).to_dict()}
         for name, values in psnrs.items()
     ]
     shares = {
-        "another exogenous state of the next frame": score.future_share(clip.episode),
-        "another exogenous state of both frames": score.inconsistency(clip.episode),
+        "another exogenous state of the next frame": seen.future_share(clip.episode),
+        "another exogenous state of both frames": seen.inconsistency(clip.episode),
     }
     return rows + [{"name": n, "role": "model", "k": None, "share": e.to_dict()} for n, e in shares.items()]
 

@@ -24,6 +24,11 @@ def disk_errors(path: Path) -> Iterator[None]:
         raise LaminaError(f"{path}: cannot be written ({reason}); free some space or choose another place") from error
 
 
+def partial_path(path: Path) -> Path:
+    """Where ``path`` is put together: a hidden neighbour, so that the last step is a rename."""
+    return path.with_name(f".{path.name}.partial")
+
+
 def sync(path: Path) -> None:
     """Flush a file, or the entries of a folder, to the disk."""
     handle = os.open(path, os.O_RDONLY)
@@ -43,7 +48,7 @@ def write_bytes(path: Path, content: bytes) -> Path:
 
     Raises LaminaError when the folder can't be written or the disk is full; the old file is then still in place.
     """
-    partial = path.with_name(f".{path.name}.partial")
+    partial = partial_path(path)
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -62,7 +67,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
     What an exception leaves, or a process that was killed here before, is removed. Raises LaminaError when the disk refuses.
     """
-    partial = path.with_name(f".{path.name}.partial")
+    partial = partial_path(path)
     with disk_errors(path):
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)

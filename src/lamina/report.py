@@ -423,7 +423,8 @@ def _exogenous(record: dict[str, Any]) -> Html | None:
     rows = _rows(record, "exogenous", metrics)
     if not rows:
         return None
-    tables = [_table([row for row in rows if row.values[m.key]], (m,), f"Exogenous state, {m.name}") for m in metrics]
+    with_metric = [(m, [row for row in rows if row.values[m.key]]) for m in metrics]
+    tables = [_table(rows, (m,), f"Exogenous state, {m.name}") for m, rows in with_metric if rows]
     return _section(
         "exogenous",
         "Does the latent hold what the agent did not do?",

@@ -35,7 +35,6 @@ from lamina.data.writer import (
     column_type,
     dataset_info,
     episode_table,
-    partial_path,
     statistics_columns,
     tasks_table,
     to_arrow,
@@ -45,7 +44,7 @@ from lamina.data.writer import (
     writing,
 )
 from lamina.errors import LaminaError, LaminaWarning
-from lamina.files import sync
+from lamina.files import partial_path, sync
 
 VALID = "latent_action.valid"  # rows where it is False are left out of the other labels' statistics
 CAMERA = "observation.images.video"  # what the one camera of plain video is called in a LeRobot dataset

@@ -22,7 +22,7 @@ from jaxtyping import UInt8
 from lamina.data.episodes import SPLITS
 from lamina.data.statistics import Statistics, column_statistics, merge_statistics, pixel_histogram, pixel_statistics
 from lamina.errors import LaminaError
-from lamina.files import disk_errors, sync, write_text
+from lamina.files import disk_errors, partial_path, sync, write_text
 
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
@@ -44,11 +44,6 @@ def writing(path: Path) -> Iterator[None]:
             yield
         except av.error.FFmpegError as error:
             raise OSError(error.errno, error.strerror) from error
-
-
-def partial_path(path: Path) -> Path:
-    """Where ``path`` is put together: a hidden neighbour, so that the last step is a rename."""
-    return path.parent / f".{path.name}.partial"
 
 
 def check_new(root: Path) -> None:

@@ -41,7 +41,7 @@ from lamina.align import Best
 from lamina.bottleneck import FSQ
 from lamina.draws import Draws
 from lamina.errors import LaminaError
-from lamina.files import disk_errors, sync, write_text
+from lamina.files import disk_errors, partial_path, sync, write_text
 from lamina.lam import LAM, LatentActionModel, load_weights
 from lamina.layers import ConvBlock, position_embedding
 from lamina.policy.qwen import Plan, Qwen, QwenConfig
@@ -440,7 +440,7 @@ def save_tokens(folder: Path, model: TokenModel, note: dict[str, Any]) -> None:
         **note,
     }
     path = folder / "model.safetensors"
-    partial = path.with_name(f".{path.name}.partial")
+    partial = partial_path(path)
     with disk_errors(path):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").unlink(missing_ok=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from lamina.probes.exogenous import SwapScore
+from lamina.probes.exogenous import SwapScore, Views
 from lamina.probes.intervals import Estimate, bootstrap_mean
 from lamina.probes.reconstruction import ReconstructionScore
 from lamina.probes.translation import TranslationScore
@@ -80,30 +80,48 @@ def judge_translation(scores: list[TranslationScore], clip: Clip, labels: int) -
             )
 
 
-def judge_exogenous(score: SwapScore, clip: Clip, alike: Estimate | None, labels: int) -> Iterator[Finding]:
-    """How much of the latent is exogenous, and which remedy fits? ``alike``: whether the paired views show the same states."""
+def judge_exogenous(views: Views | None, clip: Clip, alike: Estimate | None, actions: bool) -> Iterator[Finding]:
+    """How much of the latent is exogenous, and which remedy fits the data at hand?
+
+    ``views``: none without paired views, and a SwapScore where the model predicts pictures; ``alike``: whether the paired views show
+    the same states; ``actions``: whether the data has labels.
+    """
+    target = (
+        "--robust-target 1, which a few of your action labels allow"
+        if actions
+        else "--robust-target 1 --target flow, which needs no labels"
+    )
+    if views is None:
+        yield (
+            "note",
+            "How much of the latent is not the agent's doing can't be told without paired views of the same states (--paired). Where "
+            f"background or camera move by themselves, train with {target}.",
+        )
+        return
     if alike is not None and alike.low <= 0:
         yield (
             "bad",
             "The paired views do not seem to show the same states: the change in one tells nothing of the change in the other. "
             "Trust nothing below about exogenous states, and train on no pairs of them.",
         )
-    share, whole = score.future_share(clip.episode), score.inconsistency(clip.episode)
-    lost = bootstrap_mean(score.reconstruction - score.swap, clip.episode)
-    copied = bootstrap_mean(score.swap_as_paired - score.swap, clip.episode)
-    found = (
-        f"{share.mean:.0%} of the latent's variance is the next frame's exogenous state ({whole.mean:.0%} with both frames'); "
-        f"under another one the prediction loses {lost.mean:.1f} dB"
-    )
-    if share.low > 0.5 or copied.low > 0:
-        looks = " and looks more like that other frame than like its own" if copied.low > 0 else ""
-        remedy = "Train with --cross-exogenous 1, which paired views allow"
-        remedy += f", or with --robust-target 1, which your {labels} action labels allow." if labels else "."
-        yield "bad", f"The latent copies what the agent did not do: {found}{looks}. {remedy}"
+    share, whole = views.future_share(clip.episode), views.inconsistency(clip.episode)
+    found = f"{share.mean:.0%} of the latent's variance is the next frame's exogenous state ({whole.mean:.0%} with both frames')"
+    copied = False
+    if isinstance(views, SwapScore):
+        lost = bootstrap_mean(views.reconstruction - views.swap, clip.episode)
+        copied = bootstrap_mean(views.swap_as_paired - views.swap, clip.episode).low > 0
+        found += f"; under another one the prediction loses {lost.mean:.1f} dB"
+        found += " and looks more like that other frame than like its own" if copied else ""
+    if share.low > 0.5 or copied:
+        yield (
+            "bad",
+            f"The latent copies what the agent did not do: {found}. Train with --cross-exogenous 1, which paired views allow, or with "
+            f"{target}.",
+        )
     elif share.low > 0.1:
         yield (
             "warn",
-            f"Part of the latent is not the agent's doing: {found}. --cross-exogenous 1 or --robust-target 1 may help.",
+            f"Part of the latent is not the agent's doing: {found}. --cross-exogenous 1 (paired views), or {target}, may help.",
         )
     else:
         yield "good", f"The latent holds little that is not the agent's doing: {found}."
