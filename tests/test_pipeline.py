@@ -108,7 +108,8 @@ def test_a_folder_of_video_gets_one_row_a_frame(home: Path) -> None:
 def test_evaluate_writes_verdict_controls_and_pictures(home: Path) -> None:
     run = home / "run"
     weights = (run / "model" / "model.safetensors").read_bytes()
-    assert main(["evaluate", str(run), "--data", str(home / "data"), "--reconstructions", "32"]) == 0
+    place = ["--environments", f"{home / 'data'}:observation.images.paired"]
+    assert main(["evaluate", str(run), "--data", str(home / "data"), "--reconstructions", "32", *place]) == 0
     record = json.loads((run / "evaluation.json").read_text())
     names = {row["name"] for row in record["translator"]}
     assert {"shuffled latents", "copy-frame", "observation-only", "random-weights encoder"} <= names
@@ -122,8 +123,13 @@ def test_evaluate_writes_verdict_controls_and_pictures(home: Path) -> None:
     assert {r["role"] for r in structure["rows"]} == {"model", "control"} and len(
         structure["records"][0]["horizons"]
     ) == 5
+    (path, *_) = structure["trajectories"]  # the grid tells no state: a length and no displacement
+    assert path["length"][0] <= max(path["length"]) == 1 and not path["displacement"] and path["r"] is None
+    assert [row["name"] for row in record["leakage"]][-1] == "chance" and record["leakage"][-1]["leak"]["mean"] == 0.5
+    assert any("names the environment" in item["text"] for item in record["verdict"])
     assert any("Structure of the latent" in item["text"] for item in record["verdict"])
     html = (run / "report.html").read_text()
+    assert "Does the latent say where it was taken?" in html and "how far from its first frame" in html
     assert "Do the latents add up?" in html and "composition residual" in html
     assert "data:image/png;base64" in html and record["verdict"][0]["text"].split(":")[0] in html
     assert (run / "model" / "model.safetensors").read_bytes() == weights

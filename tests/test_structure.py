@@ -20,6 +20,7 @@ from lamina.probes.horizon import elsewhere, reconstruct_horizons, transfer
 from lamina.probes.intervals import bootstrap_correlation
 from lamina.probes.leakage import leakage
 from lamina.probes.structural import HeldOut, measure, places
+from lamina.probes.trajectory import trajectory
 from lamina.probes.use import latent_use
 from lamina.shapes import Clip
 
@@ -127,10 +128,11 @@ def test_a_weighted_correlation_is_numpys() -> None:
 
 def test_a_norm_trajectory_follows_the_displacement_or_says_that_it_does_not() -> None:
     frames, state = FRAMES[0], STATE[0].numpy()
-    got = algebra.trajectory(ADDITIVE, frames, state, fps=2.0)
+    seconds = np.arange(6) / 2
+    got = trajectory(ADDITIVE, frames, state, seconds)
     assert got.r == pytest.approx(1.0) and got.length == pytest.approx(got.displacement)
     assert got.seconds.tolist() == [0.0, 0.5, 1.0, 1.5, 2.0, 2.5] and got.length[0] == 0 and got.length[-1] == 1
-    assert math.isnan(algebra.trajectory(CONSTANT, frames, state, fps=2.0).r)
+    assert math.isnan(trajectory(CONSTANT, frames, state, seconds).r)
 
 
 # The gate

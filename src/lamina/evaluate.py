@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,19 +26,21 @@ from lamina.align import (
     observe,
     probe_data,
 )
-from lamina.data import DataConfig, gather, open_source
+from lamina.data import DataConfig, feature_width, gather, open_source
 from lamina.errors import LaminaError
 from lamina.files import checkpoint_hash, write_text
 from lamina.lam import LAM, LatentActionModel, model_folder
 from lamina.pictures import composed_picture, prefix_picture, swap_picture, transfer_picture
-from lamina.probes.encoders import of_model
+from lamina.probes.encoders import of_model, untrained
 from lamina.probes.exogenous import LEAST, SwapScore, Views, same_states, swap, views
 from lamina.probes.intervals import Estimate, bootstrap_mean, bootstrap_ratio
+from lamina.probes.leakage import leakages
 from lamina.probes.linear import LinearScore, linear_probe, pixel_features
 from lamina.probes.reconstruction import ReconstructionScore, reconstruct
-from lamina.probes.structural import held_out, measure_model, places, relative
+from lamina.probes.structural import STATE, held_out, measure_model, places, relative
+from lamina.probes.trajectory import Trajectory, trajectories
 from lamina.probes.translation import TranslationScore, controls, score_translator
-from lamina.probes.verdict import in_order, judge_exogenous, verdict
+from lamina.probes.verdict import in_order, judge_exogenous, judge_leakage, verdict
 from lamina.shapes import ActionSpec, Clip, to_float
 
 
@@ -53,12 +56,16 @@ class EvaluateConfig:
     """training transitions whose actions the linear probe may see"""
     structure: int = 256
     """test windows for the probes of the latent's structure; 0 leaves them out"""
+    environments: tuple[str, ...] = ()
+    """other places than --data, for the leakage probe: datasets or videos, or DATASET:CAMERA"""
     camera: str | None = None
     paired: str | None = None
     """camera that shows the same states under another exogenous state; default: the one called paired, where there is one"""
     action: str = "action"
 
 
+#: Episodes whose norm trajectory is drawn, and at how many frames.
+EPISODES, POINTS = 3, 60
 #: What the pictures of a run show.
 PICTURES = [
     {
@@ -119,6 +126,7 @@ def evaluate(run: Path, path: str, config: EvaluateConfig) -> Path:
     bar.update()
     structure = structural_probes(model, data, config.structure, run / "pictures", notes)
     bar.update()
+    leaks = leakage_probes(model, data, config.environments, config.transitions)
 
     record: dict[str, Any] = {
         "format": 1,
@@ -141,6 +149,7 @@ def evaluate(run: Path, path: str, config: EvaluateConfig) -> Path:
         "codes": code_statistics(model, test),
         "reconstruction": [_reconstruction_row(s, small) for s in reconstruction],
         "structure": structure,
+        "leakage": leaks,
         "training": training_curve(run / "log.jsonl"),
     }
     bar.update()
@@ -180,6 +189,7 @@ def evaluate(run: Path, path: str, config: EvaluateConfig) -> Path:
         swap_picture(seen, run / "pictures" / "swap.png")
         record["pictures"].append(SWAP)
     alike = same_states(test) if paired and len(test) >= LEAST else None
+    findings += judge_leakage(leaks)
     findings += judge_exogenous(seen, small, alike, test.action is not None)
     record["verdict"] = in_order(findings)
     write_text(run / "evaluation.json", json.dumps(record, indent=1) + "\n")
@@ -222,7 +232,56 @@ def structural_probes(
     if model.config.space == "pixels":
         composed_picture(of_model(model, places(model)[0]), held.triplets, pictures / "composed.png")
     records = measure_model(model, held)
-    return {"stride_seconds": held.stride, "seen": held.seen, "rows": relative(records), "records": records}
+    source = open_source(data.data[0])
+    state = STATE if feature_width(data, STATE) is not None else None
+    paths = trajectories(
+        of_model(model), source, model.config.image[1:], data.camera, state, limit=EPISODES, points=POINTS
+    )  # type: ignore[arg-type]
+    return {
+        "stride_seconds": held.stride, "seen": held.seen, "rows": relative(records), "records": records,
+        "trajectories": [_trajectory_row(path) for path in paths],
+    }  # fmt: skip
+
+
+def _trajectory_row(path: Trajectory) -> dict[str, Any]:
+    lines = {"seconds": path.seconds, "length": path.length, "displacement": path.displacement}
+    row: dict[str, Any] = {name: [] if v is None else np.round(v, 4).tolist() for name, v in lines.items()}
+    return row | {"r": None if np.isnan(path.r) else path.r}
+
+
+def leakage_probes(
+    model: LatentActionModel, data: DataConfig, environments: Sequence[str], limit: int
+) -> list[dict[str, Any]]:
+    """How well a classifier tells where a latent is from, and the controls, as rows of the record; empty without other environments.
+
+    Raises LaminaError without xgboost, or where a place has no test split of its own.
+    """
+    if not environments:
+        return []
+    places = [(data.data[0], data.camera), *map(_place, environments)]
+    plain = dataclasses.replace(data, action=None, paired=None)
+    clips = [gather(dataclasses.replace(plain, data=(path,), camera=camera), "test", limit) for path, camera in places]
+    found = leakages([of_model(model), untrained(model)], clips)
+    roles = dict(zip(found, ("model", "control", "reference"), strict=True))
+    rows: list[dict[str, Any]] = [
+        {
+            "name": name,
+            "role": roles[name],
+            "k": None,
+            "leak": got.accuracy.to_dict(),
+            "leak_unseen": _maybe(got.unseen),
+        }
+        for name, got in found.items()
+    ]
+    chance = 1 / len(places)
+    level = {"mean": chance, "low": chance, "high": chance}
+    return [*rows, {"name": "chance", "role": "control", "k": None, "leak": level, "leak_unseen": level}]
+
+
+def _place(text: str) -> tuple[str, str | None]:
+    """DATASET or DATASET:CAMERA."""
+    path, _, camera = text.rpartition(":")
+    return (path, camera) if path and Path(path).exists() and not Path(text).exists() else (text, None)
 
 
 def headline(reconstruction: list[ReconstructionScore], translation: list[TranslationScore]) -> dict[str, float]:

@@ -73,6 +73,11 @@ STRUCTURE = (
     Metric("inverse_raw", "inverse error, raw", "depends on scale"),
 )
 
+LEAKAGE = (
+    Metric("leak", "a random fifth", "lower is better", percent=True),
+    Metric("leak_unseen", "episodes never seen", "lower is better", percent=True),
+)
+
 
 class _Malformed(Exception):
     """Where a record differs from what it should hold."""
@@ -477,6 +482,7 @@ def _structure(record: dict[str, Any], run: Path) -> Html | None:
         _over_horizons(measured, "Prediction over growing horizons", "PSNR, dB (higher is better)",
                        {"direct": "one latent", "cumulative": "sum of latents", "copy": "copy-frame"}, "psnr"),
     ]  # fmt: skip
+    charts += [_trajectory(n, raw) for n, raw in enumerate(_objects(structure, "trajectories", "structure."), 1)]
     drawn = [chart for chart in charts if chart]
     stride, seen = structure.get("stride_seconds"), structure.get("seen")
     return _section(
@@ -515,6 +521,40 @@ def _over_horizons(
                 lines.append(Line(name, [t for t, _ in found], [e.mean for e in values], low, high))
                 marks = [float(t) for t, _ in found]
     return line_chart(lines, title, "horizon, strides", y_label, marks) if lines else None
+
+
+def _trajectory(number: int, raw: dict[str, Any]) -> Html | None:
+    """The latent's length along one held-out episode, beside how far its state has gone."""
+    where = "structure.trajectories."
+    seconds = _numbers(raw, "seconds", where)
+    lines = [
+        Line(words, seconds, values)
+        for words, key in (("length of the latent", "length"), ("displacement", "displacement"))
+        if (values := _numbers(raw, key, where))
+    ]
+    if any(len(line.values) != len(seconds) for line in lines):
+        raise _Malformed(f"{where}{number}: its lines have other lengths than its seconds")
+    r = raw.get("r")
+    title = f"Episode {number}: how far from its first frame" + (f" (r = {r:.2f})" if _is_number(r) else "")
+    return line_chart(lines, title, "seconds", "share of the largest value")
+
+
+def _leakage(record: dict[str, Any]) -> Html | None:
+    """Where other environments were named; nothing elsewhere."""
+    rows = _rows(record, "leakage", LEAKAGE)
+    if not rows:
+        return None
+    return _section(
+        "leakage",
+        "Does the latent say where it was taken?",
+        tag(
+            "p",
+            "A classifier (XGBoost) is asked for the environment, given the latent. A latent of motion alone says what motion says of the "
+            "place; how much there is to be known, the first frame's pixels show. Only episodes that the classifier never saw tell "
+            "environments from episodes.",
+        ),
+        _table(rows, LEAKAGE, "Accuracy of the environment, with controls"),
+    )
 
 
 def _codes(record: dict[str, Any]) -> Html:
@@ -633,6 +673,7 @@ def _page(record: dict[str, Any], run: Path) -> str:
         ("actions", "Actions", _actions(record)),
         ("reconstruction", "Next frame", _reconstruction(record, run)),
         ("structure", "Structure", _structure(record, run)),
+        ("leakage", "Environment", _leakage(record)),
         ("linear", "Linear probe", _linear(record)),
         ("exogenous", "Exogenous state", _exogenous(record)),
         ("codes", "Codes", _codes(record)),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
 
 from lamina.claims.experiment import Claim, Experiment, Outcome
 from lamina.claims.figures import BarPlot, LinePlot
@@ -13,12 +12,11 @@ from lamina.claims.intervals import Interval, below, interval
 from lamina.claims.structure import Contender, StructureLab, ac_lam_model, gains, rivals, told, void_text, voids
 from lamina.data import DataConfig, gather, open_source
 from lamina.errors import LaminaError
-from lamina.lam import LAM, LatentActionModel
 from lamina.pictures import composed_picture
-from lamina.probes.algebra import Trajectory, trajectory
-from lamina.probes.encoders import of_model
-from lamina.probes.leakage import leakage
+from lamina.probes.encoders import untrained
+from lamina.probes.leakage import leakages
 from lamina.probes.structural import STATE
+from lamina.probes.trajectory import Trajectory, trajectories
 
 PAPER = "AC-LAM"
 SCALES = ("smoke", "cpu", "gpu")
@@ -97,41 +95,15 @@ def environments(experiment: Experiment) -> Outcome:
         gather(DataConfig((path,), s.options["image"], 2, s.gap, camera, action=None, workers=0), s.split, s.leakage)
         for path, camera in places
     ]
-    least = min(map(len, clips))
-    clips = [clip[torch.linspace(0, len(clip) - 1, least).long()] for clip in clips]
-    label = np.repeat(np.arange(len(clips)), least)
-    episode = np.concatenate([clip.episode.numpy() + 100_000 * n for n, clip in enumerate(clips)])
     metrics: dict[str, dict[str, list[float]]] = {}
-
-    def add(name: str, z: np.ndarray, seed: int) -> None:
-        found = leakage(z, label, episode, seed)
-        own = metrics.setdefault(name, {"accuracy": [], "accuracy, unseen episodes": []})
-        own["accuracy"].append(found.accuracy.mean)
-        own["accuracy, unseen episodes"].append(found.unseen.mean if found.unseen else float("nan"))
-
     for seed in experiment.seeds:
-        for model in contenders(seed):
-            loaded = lab.load(model, mixture=True)
-            subject = lab.subject(model, loaded, action=True)
-            add(
-                model.label,
-                np.concatenate([subject.latents(c.frames[:, 0], c.frames[:, 1]).numpy() for c in clips]),
-                seed,
-            )
-        torch.manual_seed(seed)
-        random = LatentActionModel(loaded.config)
-        random.lam = LAM(loaded.config)
-        subject = of_model(random.eval())
-        add(
-            "random-weights encoder",
-            np.concatenate([subject.latents(c.frames[:, 0], c.frames[:, 1]).numpy() for c in clips]),
-            seed,
-        )
-        pixels = [
-            torch.nn.functional.interpolate(c.frames[:, 0].float(), (8, 8), mode="area").flatten(1).numpy()
-            for c in clips
-        ]
-        add("pixels of the first frame", np.concatenate(pixels), seed)
+        loaded = {model: lab.load(model, mixture=True) for model in contenders(seed)}
+        subjects = [lab.subject(model, trained, action=True) for model, trained in loaded.items()]
+        bare = untrained(next(iter(loaded.values())), seed=seed)
+        for name, found in leakages([*subjects, bare], clips, seed).items():
+            own = metrics.setdefault(name, {"accuracy": [], "accuracy, unseen episodes": []})
+            own["accuracy"].append(found.accuracy.mean)
+            own["accuracy, unseen episodes"].append(found.unseen.mean if found.unseen else float("nan"))
     ours, *others = [model.label for model in contenders(0)]
     lower = [name for name in others if below(metrics[ours]["accuracy"], metrics[name]["accuracy"])]
     text = (
@@ -196,28 +168,16 @@ def design(experiment: Experiment) -> Outcome:
     )
 
 
-def trajectories(lab: StructureLab, model: Contender, loaded: LatentActionModel, limit: int = 24) -> list[Trajectory]:
-    """The norm trajectories of held-out episodes."""
-    source = open_source(lab.dataset())
-    subject = lab.subject(model, loaded, action=True)
-    height, width = lab.setup.options["image"]
-    spread = np.concatenate([source.column(e, STATE) for e in source.episodes]).std(0)
-    found = []
-    for episode in [e for e in source.episodes if e.splits[0][0] == lab.setup.split][:limit]:
-        frames = source.frames(episode, source.cameras[0], 0, episode.length, (height, width))
-        state = source.column(episode, STATE) / np.maximum(spread, 1e-6)
-        found.append(trajectory(subject, torch.from_numpy(frames).permute(0, 3, 1, 2).contiguous(), state, episode.fps))
-    return found
-
-
 def norms(experiment: Experiment) -> Outcome:
     """|f(o_0, o_t)| against |s_t - s_0| along held-out episodes (Fig. 1, 3)."""
     lab = StructureLab(experiment, many=True)
+    source = open_source(lab.dataset())
     metrics: dict[str, dict[str, list[float]]] = {}
     shown: dict[str, Trajectory] = {}
     for seed in experiment.seeds:
         for model in contenders(seed):
-            found = trajectories(lab, model, lab.load(model))
+            subject = lab.subject(model, lab.load(model), action=True)
+            found = trajectories(subject, source, lab.setup.options["image"], state=STATE, split=lab.setup.split)
             own = metrics.setdefault(model.label, {"r per episode": []})
             # A norm that never moves follows nothing.
             own["r per episode"].append(float(np.mean([0.0 if np.isnan(t.r) else t.r for t in found])))
@@ -226,6 +186,7 @@ def norms(experiment: Experiment) -> Outcome:
     ahead = [name for name in others if below(metrics[name]["r per episode"], metrics[ours]["r per episode"])]
     first = next(iter(shown.values()))
     every = slice(None, None, max(1, len(first.seconds) // 40))
+    assert first.displacement is not None  # MetaWorld tells its state
     lines = {"displacement": first.displacement, **{name: t.length for name, t in shown.items()}}
     return Outcome(
         metrics=metrics,

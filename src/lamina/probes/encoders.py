@@ -7,7 +7,7 @@ subject = Subject("theirs", lambda src, dst: f(src, dst))   # a foreign encoder
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -15,7 +15,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from lamina.draws import Draws
-from lamina.lam import LatentActionModel
+from lamina.lam import LAM, LatentActionModel
 from lamina.shapes import to_uint8
 
 Images = UInt8[Tensor, "n c h w"]
@@ -90,3 +90,13 @@ def of_model(
     if slots is not None:
         return Subject(name, encode)
     return Subject(name, encode, predict, observe, model.config.space == "pixels")
+
+
+def untrained(
+    model: LatentActionModel, place: Place = "post", seed: int = 1, name: str = "random-weights encoder"
+) -> Subject:
+    """An encoder of the same shape with random weights, as a control; it has no decoder."""
+    torch.manual_seed(seed)
+    random = LatentActionModel(model.config, model.provenance)
+    random.lam = LAM(model.config)
+    return replace(of_model(random.eval(), place, name=name), predict=None)

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from lamina.data import DataConfig, feature_width, gather
-from lamina.lam import LAM, LatentActionModel, Provenance
+from lamina.lam import LatentActionModel, Provenance
 from lamina.probes.algebra import Structure, horizons, structure
-from lamina.probes.encoders import Place, Subject, of_model
+from lamina.probes.encoders import Place, Subject, of_model, untrained
 from lamina.probes.horizon import Scores, elsewhere, reconstruct_horizons, transfer
 from lamina.probes.intervals import bootstrap_mean
 from lamina.probes.use import LatentUse, latent_use
@@ -108,17 +108,11 @@ def _means(scores: Scores, episode: torch.Tensor) -> Mapping[str, Any]:
 def measure_model(model: LatentActionModel, held: HeldOut) -> list[dict[str, Any]]:
     """A checkpoint before and after its quantiser, and an untrained encoder of the same shape beside each, as a control."""
     records = []
-    torch.manual_seed(1)
-    random = LatentActionModel(model.config, model.provenance)
-    random.lam = LAM(model.config)
+    words = {"pre": "before the quantiser", "post": "after the quantiser"}
     for place in places(model):
-        told = (
-            {"pre": "before the quantiser", "post": "after the quantiser"}[place]
-            if len(places(model)) > 1
-            else "latent"
-        )
+        told = words[place] if len(places(model)) > 1 else "latent"
+        bare = untrained(model, place, name=f"random-weights encoder, {told}")
         records.append({"place": place, "role": "model", **measure(of_model(model, place, name=told), held)})
-        bare = replace(of_model(random.eval(), place), predict=None, name=f"random-weights encoder, {told}")
         records.append({"place": place, "role": "control", **measure(bare, held)})
     return records
 

@@ -127,6 +127,21 @@ def judge_exogenous(views: Views | None, clip: Clip, alike: Estimate | None, act
         yield "good", f"The latent holds little that is not the agent's doing: {found}."
 
 
+def judge_leakage(rows: list[dict[str, Any]]) -> Iterator[Finding]:
+    """Does the latent say where it was taken? Never a failed check: motion alone can tell much of the place."""
+    if not rows:
+        return
+    key = "leak_unseen" if all(row["leak_unseen"] for row in rows) else "leak"
+    told = {row["name"]: row[key]["mean"] for row in rows}
+    (own,) = (row["name"] for row in rows if row["role"] == "model")
+    others = ", ".join(f"{name} {value:.0%}" for name, value in told.items() if name != own)
+    seen = " of episodes that it never saw" if key == "leak_unseen" else ""
+    yield (
+        "note",
+        f"A classifier{seen} names the environment from the latent in {told[own]:.0%} of the cases ({others}).",
+    )
+
+
 def judge_structure(structure: dict[str, Any]) -> Iterator[Finding]:
     """Do latents add up and reverse? Never a failed check: most methods do not ask for it."""
     for record in (r for r in structure["records"] if r["role"] == "model"):
