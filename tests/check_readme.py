@@ -1,8 +1,8 @@
-"""Checks that README.md tells the truth: `python tests/check_readme.py`, status 1 and one line for each lie.
+"""Checks that README.md and the pages of docs and bench tell the truth: `python tests/check_readme.py`, status 1 and one line for each lie.
 
 - Every `lamina ...` command in a ```bash block is one that the command line accepts, every `make ...` target exists.
 - Relative links and pictures exist, and so do the headings that links within the page name.
-- The file tree (the ``` block that shows src/lamina) names only what exists, and every module there is.
+- README.md's file tree (the ``` block that shows src/lamina) names only what exists, and every module there is.
 """
 
 from __future__ import annotations
@@ -130,15 +130,21 @@ def check_tree(text: str, root: Path) -> list[str]:
 
 
 def check(root: Path, parse: Parse) -> list[str]:
-    """Every lie of ROOT/README.md, one line each."""
-    text = (root / "README.md").read_text(encoding="utf-8")
+    """Every lie of the pages under ROOT, one line each."""
     makefile = (root / "Makefile").read_text(encoding="utf-8")
-    return [*check_commands(text, makefile, parse), *check_links(text, root), *check_tree(text, root)]
+    readme = root / "README.md"
+    wrong = []
+    for page in (readme, *sorted(root.glob("docs/**/*.md")), *sorted(root.glob("bench/*.md"))):
+        text = page.read_text(encoding="utf-8")
+        lies = check_commands(text, makefile, parse) + check_links(text, page.parent)
+        lies += check_tree(text, root) if page == readme else []
+        wrong += [f"{page.relative_to(root)}: {lie}" for lie in lies]
+    return wrong
 
 
 if __name__ == "__main__":
     from lamina.cli import parse
 
     wrong = check(Path(__file__).resolve().parent.parent, parse)
-    print("\n".join(f"README.md: {line}" for line in wrong) or "README.md: every command, link and path is right")
+    print("\n".join(wrong) or "every command, link and path of README.md, docs and bench is right")
     sys.exit(bool(wrong))

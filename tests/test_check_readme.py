@@ -89,6 +89,13 @@ def test_a_lie_is_found(root: Path, old: str, new: str, said: str) -> None:
     assert [line for line in check(root, parse) if said in line]
 
 
+def test_other_pages_are_checked_too(root: Path) -> None:
+    (root / "docs" / "guide.md").write_text("[picture](a.png) [gone](docs/a.png)\n\n```bash\nlamina fly\n```\n")
+    lies = check(root, parse)
+    assert len(lies) == 2 and all(lie.startswith("docs/guide.md: ") for lie in lies)
+    assert "lamina fly" in lies[0] and "docs/a.png" in lies[1]
+
+
 def test_commands_are_cut_as_a_shell_would() -> None:
     assert commands("A=1 make x; lamina --list | head -n 'a b'  # not this\n\n# nor this\n") == [
         ["make", "x"],
