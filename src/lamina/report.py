@@ -485,6 +485,7 @@ def _structure(record: dict[str, Any], run: Path) -> Html | None:
     charts += [_trajectory(n, raw) for n, raw in enumerate(_objects(structure, "trajectories", "structure."), 1)]
     drawn = [chart for chart in charts if chart]
     stride, seen = structure.get("stride_seconds"), structure.get("seen")
+    told = f"{stride:g}" if _is_number(stride) else MISSING
     return _section(
         "structure",
         "Do the latents add up?",
@@ -495,7 +496,7 @@ def _structure(record: dict[str, Any], run: Path) -> Html | None:
             "latent's length, so that an encoder which shrinks every latent does not win. Few methods ask for this structure; without "
             "it latents can be good, but not be added.",
         ),
-        tag("p", f"One stride is {stride} s; training has met horizons of up to {seen} strides.", class_="soft"),
+        tag("p", f"One stride is {told} s; training has met horizons of up to {seen} strides.", class_="soft"),
         tag("ul", *voids, class_="warnings") if voids else None,
         *pictures,
         tag("div", *drawn, class_="charts") if drawn else None,
@@ -528,7 +529,7 @@ def _trajectory(number: int, raw: dict[str, Any]) -> Html | None:
     where = "structure.trajectories."
     seconds = _numbers(raw, "seconds", where)
     lines = [
-        Line(words, seconds, values)
+        Line(words, seconds, values, marks=False)
         for words, key in (("length of the latent", "length"), ("displacement", "displacement"))
         if (values := _numbers(raw, key, where))
     ]
