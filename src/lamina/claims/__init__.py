@@ -120,12 +120,12 @@ def _verdicts(claim: Claim, folders: Sequence[Path]) -> str:
 def list_claims(folders: Sequence[Path] | None = None) -> str:
     """Every claim with its state, whether it held (from the records in ``folders``), and its statement; plain text."""
     folders = results_folders() if folders is None else folders
-    wide = max(map(len, CLAIMS)) + 2
+    wide, state = max(map(len, CLAIMS)) + 2, max(len(claim.state) for claim in CLAIMS.values()) + 2
     lines = []
     for paper in PAPERS:
         lines.append(paper.PAPER)
         for claim in paper.CLAIMS:
-            lines.append(f"  {claim.id:{wide}}{claim.state:24}{_verdicts(claim, folders)}".rstrip())
+            lines.append(f"  {claim.id:{wide}}{claim.state:{state}}{_verdicts(claim, folders)}".rstrip())
             lines += textwrap.wrap(claim.statement, 100, initial_indent="      ", subsequent_indent="      ")
         lines.append("")
     runnable = sum(claim.run is not None for claim in CLAIMS.values())
