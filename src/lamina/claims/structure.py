@@ -59,7 +59,7 @@ SETUPS = {
         (Recipe("grid", 300, noise=0.4, size=(32, 32)),),
         {"size": "debug", "image": (32, 32), "slots": 4, **BACKBONE},
         TrainConfig(steps=6, batch=8, lr=1e-3, device="cpu", checkpoint_every=6, validate_every=6),
-        shorter=6, gap=(0.03, 0.06), stride=0.06, windows=24, leakage=40, smaller=(),
+        shorter=6, gap=(0.03, 0.06), stride=0.06, windows=24, leakage=40, smaller=("debug",),
     ),
     "cpu": Setup(
         Recipe("metaworld-suite", 14_000, noise=0.4, hold=12),
