@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from lamina.errors import LaminaError
-from lamina.probes.exogenous import same_states, swap
+from lamina.paired import same_states
+from lamina.probes.exogenous import swap
 from lamina.probes.exogenous import views as latent_views
 from lamina.probes.verdict import judge_exogenous
 from lamina.shapes import Clip, Latent

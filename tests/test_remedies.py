@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -22,6 +24,9 @@ from lamina.objectives import total
 from lamina.pretrain import completed, recipe
 from lamina.remedies import added, known, target_of
 from lamina.shapes import Clip, to_float
+from lamina.worlds.base import Observation
+from lamina.worlds.grid import CELLS as GRID_CELLS
+from lamina.worlds.grid import ROWS, Grid
 
 torch.set_num_threads(1)
 REMEDIES = {
@@ -225,3 +230,57 @@ def test_without_paired_views_the_data_is_refused(tmp_path):
     data = DataConfig((str(write_planted(tmp_path / "data")),), (16, 16))
     with pytest.raises(LaminaError, match="needs paired views"):
         completed(methods.load("lapo").Config(cross_exogenous=1.0), data)
+
+
+STEPS_OF_ONE = [
+    "--size",
+    "debug",
+    "--image",
+    "16",
+    "16",
+    "--slots",
+    "2",
+    "--steps",
+    "1",
+    "--batch",
+    "8",
+    "--device",
+    "cpu",
+]
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_training_on_views_of_other_states_warns(same, tmp_path, monkeypatch, capsys):
+    if not same:
+        elsewhere = Grid(size=(16, 16))
+        rng = np.random.default_rng(0)
+
+        def observe(world: Grid) -> Observation:
+            elsewhere._noise, elsewhere.position = rng, tuple(rng.integers((ROWS, GRID_CELLS)))
+            return Observation({"grid": world._picture(), "paired": elsewhere._picture()})
+
+        monkeypatch.setattr(Grid, "_observe", observe)
+    data = str(tmp_path / "data")
+    assert main(["collect", "grid", "--out", data, "--episodes", "20", "--size", "16", "16"]) == 0
+    run = str(tmp_path / "run")
+    assert main(["train", "lapo", "--data", data, "--out", run, "--cross-exogenous", "1", *STEPS_OF_ONE]) == 0
+    assert ("does not seem to show the same states" in capsys.readouterr().err) is not same
+
+
+def test_a_paired_view_that_ends_earlier_is_one_line(grid, tmp_path, capsys):
+    data = tmp_path / "data"
+    shutil.copytree(grid, data)
+    for video in data.glob("videos/*.paired/**/*.mp4"):
+        with av.open(str(video)) as source:
+            frames = [frame.to_ndarray(format="rgb24") for frame in source.decode(video=0)]
+            rate = source.streams.video[0].average_rate
+        with av.open(str(video), "w") as sink:
+            stream = sink.add_stream("libx264", rate=rate)
+            stream.height, stream.width, stream.pix_fmt = *frames[0].shape[:2], "yuv420p"
+            for pixels in frames[: len(frames) // 3]:
+                sink.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+            sink.mux(stream.encode())
+    run = tmp_path / "run"
+    assert main(["train", "lapo", "--data", str(data), "--out", str(run), "--cross-exogenous", "1", *STEPS_OF_ONE]) == 2
+    mistakes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("lamina: ")]
+    assert len(mistakes) == 1 and "paired" in mistakes[0] and not run.exists()

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from lamina import LatentActionModel
+from lamina.bootstrap import bootstrap_correlation
 from lamina.errors import LaminaError
 from lamina.methods import ac_lam, univla
 from lamina.probes import algebra
 from lamina.probes.encoders import Subject, of_model
 from lamina.probes.horizon import elsewhere, reconstruct_horizons, transfer
-from lamina.probes.intervals import bootstrap_correlation
 from lamina.probes.leakage import leakage
 from lamina.probes.structural import HeldOut, measure, places
 from lamina.probes.trajectory import trajectory

@@ -26,14 +26,15 @@ from lamina.align import (
     observe,
     probe_data,
 )
+from lamina.bootstrap import Estimate, bootstrap_mean, bootstrap_ratio
 from lamina.data import DataConfig, feature_width, gather, open_source
 from lamina.errors import LaminaError
 from lamina.files import checkpoint_hash, write_text
 from lamina.lam import LAM, LatentActionModel, model_folder
+from lamina.paired import LEAST, same_states
 from lamina.pictures import composed_picture, prefix_picture, swap_picture, transfer_picture
 from lamina.probes.encoders import of_model, untrained
-from lamina.probes.exogenous import LEAST, SwapScore, Views, same_states, swap, views
-from lamina.probes.intervals import Estimate, bootstrap_mean, bootstrap_ratio
+from lamina.probes.exogenous import SwapScore, Views, swap, views
 from lamina.probes.leakage import leakages
 from lamina.probes.linear import LinearScore, linear_probe, pixel_features
 from lamina.probes.reconstruction import ReconstructionScore, reconstruct

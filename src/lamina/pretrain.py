@@ -29,6 +29,7 @@ from lamina.errors import LaminaError, LaminaWarning
 from lamina.files import disk_errors, whole_folder, write_text
 from lamina.lam import LAM, LAMConfig, LatentActionModel, Provenance
 from lamina.motion import FLOW_WIDTH
+from lamina.paired import LEAST, same_states
 from lamina.remedies import added
 from lamina.shapes import Clip, Latent, to_float
 from lamina.train import Losses, TrainConfig, Validation, World, fit
@@ -272,6 +273,12 @@ def pretrain(run: Path, recipe: Recipe, data: DataConfig, config: TrainConfig, i
     if init is not None:
         start_from(lam, init)
     held = gather(data, "validation", limit=256)
+    if held.paired is not None and len(held) >= LEAST and same_states(held).low <= 0:
+        text = (
+            f"{', '.join(data.data)}: {data.paired} does not seem to show the same states: the change in one view tells nothing of the "
+            "change in the other, held out"
+        )
+        warnings.warn(text, LaminaWarning, stacklevel=2)
     if world.rank == 0 and not (run / "config.json").exists():
         with disk_errors(run):
             run.mkdir(parents=True, exist_ok=True)

@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from lamina.bootstrap import Estimate, bootstrap_correlation, bootstrap_mean, bootstrap_ratio
 from lamina.probes.encoders import Subject, Vectors
-from lamina.probes.intervals import Estimate, bootstrap_correlation, bootstrap_mean, bootstrap_ratio
 
 #: Share of a latent's mean length that varies over transitions, below which an encoder is called collapsed.
 COLLAPSED = 0.01

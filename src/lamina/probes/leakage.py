@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lamina.bootstrap import Estimate, bootstrap_mean
 from lamina.errors import LaminaError
 from lamina.probes.encoders import Subject
-from lamina.probes.intervals import Estimate, bootstrap_mean
 from lamina.shapes import Clip
 
 TEST = 0.2

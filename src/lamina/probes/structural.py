@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
+from lamina.bootstrap import bootstrap_mean
 from lamina.data import DataConfig, feature_width, gather
 from lamina.lam import LatentActionModel, Provenance
 from lamina.probes.algebra import Structure, horizons, structure
 from lamina.probes.encoders import Place, Subject, of_model, untrained
 from lamina.probes.horizon import Scores, elsewhere, reconstruct_horizons, transfer
-from lamina.probes.intervals import bootstrap_mean
 from lamina.probes.use import LatentUse, latent_use
 from lamina.shapes import Clip
 

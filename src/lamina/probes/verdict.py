@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from lamina.bootstrap import Estimate, bootstrap_mean
 from lamina.probes.exogenous import SwapScore, Views
-from lamina.probes.intervals import Estimate, bootstrap_mean
 from lamina.probes.reconstruction import ReconstructionScore
 from lamina.probes.translation import TranslationScore
 from lamina.shapes import Clip
