@@ -27,12 +27,12 @@ def pair(lab: Lab, seeds: tuple[int, ...]) -> dict[str, list[dict[str, Any]]]:
     return {of_seeds[0].label: [lab.record(model) for model in of_seeds] for of_seeds in models}
 
 
-def algebra(experiment: Experiment) -> Outcome:
-    """Add(t) and Rev(t) for t = k to 5k, raw and by the latent's length, with and without the two losses (§4.1, Fig. 4A)."""
-    lab = Lab(experiment)
-    records = pair(lab, experiment.seeds)
-    ours, plain = records
-    errors: dict[tuple[str, str, str, int], list[float]] = {}
+Errors = dict[tuple[str, str, str, int], list[float]]  # of each seed, by (LAM, kind, form, t)
+
+
+def algebra_errors(records: dict[str, list[dict[str, Any]]]) -> tuple[Errors, dict[str, dict[str, list[float]]]]:
+    """Add(t) and Rev(t) of each LAM, for the rule and as metrics of the record."""
+    errors: Errors = {}
     metrics: dict[str, dict[str, list[float]]] = {}
     for name, of_seeds in records.items():
         metrics[name] = gains(of_seeds)
@@ -46,33 +46,54 @@ def algebra(experiment: Experiment) -> Outcome:
                     metrics[name][f"{title}({t}) {form}, {words}"] = values
             metrics[name][f"length({t})"] = [h["length"]["mean"] for h in at]
             metrics[name][f"psnr({t})"] = [h["direct"]["psnr"]["mean"] for h in at]
-    # Add(1) is zero by construction.
-    tested = [
-        (kind, t) for (name, kind, form, t) in errors if name == ours and form == "raw" and (kind, t) != ("addition", 1)
+    return errors, metrics
+
+
+def ratios(errors: Errors) -> dict[tuple[str, int], float]:
+    """How many times lower the raw errors are with the two losses, by (kind, t). Add(1) is zero by construction and left out."""
+    ours, plain = dict.fromkeys(name for name, *_ in errors)
+    keys = [
+        (kind, t) for name, kind, form, t in errors if name == ours and form == "raw" and (kind, t) != ("addition", 1)
     ]
-    ratio = {
-        key: float(np.mean(errors[plain, key[0], "raw", key[1]]) / np.mean(errors[ours, key[0], "raw", key[1]]))
-        for key in tested
+    return {
+        (kind, t): float(np.mean(errors[plain, kind, "raw", t]) / np.mean(errors[ours, kind, "raw", t]))
+        for kind, t in keys
     }
+
+
+def algebra(experiment: Experiment) -> Outcome:
+    """Add(t) and Rev(t) for t = k to 5k, raw and by the latent's length, with and without the two losses (§4.1, Fig. 4A)."""
+    lab = Lab(experiment)
+    records = pair(lab, experiment.seeds)
+    ours, plain = records
+    errors, metrics = algebra_errors(records)
+    ratio = ratios(errors)
     lower = [
         key
-        for key in tested
+        for key in ratio
         if below(errors[ours, key[0], "relative", key[1]], errors[plain, key[0], "relative", key[1]])
     ]
     kept = paired_difference(metrics[ours]["psnr(1)"], metrics[plain]["psnr(1)"])
     unused = voids(records)
-    last = tested[-1][1]
+    last = max(t for _, t in ratio)
+    trend = ""
+    for size in lab.setup.smaller:
+        small, found = algebra_errors(pair(lab.of_size(size), experiment.seeds))
+        less = ratios(small)
+        lost = paired_difference(found[ours]["psnr(1)"], found[plain]["psnr(1)"])
+        trend += f" At size {size}: {min(less.values()):.1f} to {max(less.values()):.1f} times, {lost.mean:+.2f} dB."
+        metrics |= {f"{name}, {size}": values for name, values in found.items()}
     text = (
         f"Raw errors are {min(ratio.values()):.1f} to {max(ratio.values()):.1f} times lower with the two losses; at {last}k "
         f"{ratio['addition', last]:.1f} (addition) and {ratio['reversal', last]:.1f} (reversal). Divided by the latent's length they "
-        f"are lower beyond doubt in {len(lower)} of {len(tested)} cases. PSNR at k changes by {kept.mean:+.2f} dB.{void_text(unused)}"
+        f"are lower beyond doubt in {len(lower)} of {len(ratio)} cases. PSNR at k changes by {kept.mean:+.2f} dB.{trend}{void_text(unused)}"
     )
     strides = [h["t"] for h in records[ours][0]["horizons"]]
     return Outcome(
         metrics=metrics,
         holds=not unused
         and min(ratio.values()) >= RATIO
-        and len(lower) == len(tested)
+        and len(lower) == len(ratio)
         and kept.low is not None
         and kept.low > -LOSS,
         explanation=text,

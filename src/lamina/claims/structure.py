@@ -27,6 +27,7 @@ from lamina.methods import ac_lam, alam, lapa, univla, villa_x
 from lamina.probes import structural
 from lamina.probes.encoders import Place, Subject, of_model
 from lamina.probes.structural import HeldOut
+from lamina.sizes import SizeName
 from lamina.train import TrainConfig
 
 
@@ -54,6 +55,7 @@ class Setup:
     stride: float  # seconds, of the probes: k; training meets 2 k
     windows: int  # held-out windows and triplets
     leakage: int  # latents of each environment
+    smaller: tuple[SizeName, ...]  # sizes below that of the options, to show a trend
     split: str = "test"
 
     @property
@@ -69,21 +71,21 @@ SETUPS = {
         (Recipe("grid", 300, hold=1, size=(32, 32)),),
         {"size": "debug", "image": (32, 32), "slots": 4, **BACKBONE},
         TrainConfig(steps=6, batch=8, lr=1e-3, device="cpu", checkpoint_every=6, validate_every=6),
-        gap=(0.03, 0.06), stride=0.06, windows=24, leakage=40,
+        gap=(0.03, 0.06), stride=0.06, windows=24, leakage=40, smaller=(),
     ),
     "cpu": Setup(
         Recipe("metaworld-suite", 14_000),
         (Recipe("cheetah", 4000, hold=1), Recipe("my_way_home", 4000, hold=1)),
         {"size": "tiny", "image": (32, 32), "slots": 8, **BACKBONE},
         TrainConfig(steps=5000, batch=32, lr=2e-3, ema=0.99, device="cpu", checkpoint_every=250, validate_every=250),
-        gap=(0.1, 0.2), stride=0.2, windows=384, leakage=1000,
+        gap=(0.1, 0.2), stride=0.2, windows=384, leakage=1000, smaller=("debug",),
     ),
     "gpu": Setup(
         Recipe("metaworld-suite", 200_000),
         (Recipe("cheetah", 40_000, hold=1), Recipe("my_way_home", 40_000, hold=1)),
         {"size": "small", "image": (64, 64), "slots": 16, **BACKBONE},
         TrainConfig(steps=40_000, batch=128, lr=5e-4, device="cuda", precision="bf16", checkpoint_every=2000),
-        gap=(0.1, 0.2), stride=0.2, windows=2048, leakage=3200,
+        gap=(0.1, 0.2), stride=0.2, windows=2048, leakage=3200, smaller=("debug", "tiny"),
     ),
 }  # fmt: skip
 
@@ -136,6 +138,10 @@ class Lab:
     def __init__(self, experiment: Experiment, setup: Setup | None = None):
         self.experiment = experiment
         self.setup = setup or SETUPS[experiment.scale]
+
+    def of_size(self, size: SizeName) -> Lab:
+        """The same laboratory with LAMs of another size."""
+        return Lab(self.experiment, replace(self.setup, options=self.setup.options | {"size": size}))
 
     # ---------------------------------------------------------------------------------------------------------- data
 
