@@ -9,7 +9,7 @@ import torch
 
 from lamina.claims.experiment import Claim, Experiment, Outcome
 from lamina.claims.figures import LinePlot
-from lamina.claims.intervals import interval, paired_difference
+from lamina.claims.intervals import Interval, interval, paired_difference
 from lamina.claims.structure import Lab, Model, alam_model, below, gains, told, void_text, voids
 from lamina.data import open_source
 from lamina.pictures import composed_picture
@@ -81,12 +81,13 @@ def algebra(experiment: Experiment) -> Outcome:
         small, found = algebra_errors(pair(lab.of_size(size), experiment.seeds))
         less = ratios(small)
         lost = paired_difference(found[ours]["psnr(1)"], found[plain]["psnr(1)"])
-        trend += f" At size {size}: {min(less.values()):.1f} to {max(less.values()):.1f} times, {lost.mean:+.2f} dB."
+        trend += f" At size {size}: {min(less.values()):.1f} to {max(less.values()):.1f} times, {_with_interval(lost)} dB."
         metrics |= {f"{name}, {size}": values for name, values in found.items()}
     text = (
         f"Raw errors are {min(ratio.values()):.1f} to {max(ratio.values()):.1f} times lower with the two losses; at {last}k "
         f"{ratio['addition', last]:.1f} (addition) and {ratio['reversal', last]:.1f} (reversal). Divided by the latent's length they "
-        f"are lower beyond doubt in {len(lower)} of {len(ratio)} cases. PSNR at k changes by {kept.mean:+.2f} dB.{trend}{void_text(unused)}"
+        f"are lower beyond doubt in {len(lower)} of {len(ratio)} cases. PSNR at k changes by "
+        f"{_with_interval(kept)} dB.{trend}{void_text(unused)}"
     )
     strides = [h["t"] for h in records[ours][0]["horizons"]]
     return Outcome(
@@ -134,12 +135,12 @@ def horizon(experiment: Experiment) -> Outcome:
     last = strides[-1]
     slower = {way: below(change[plain, way, last], change[ours, way, last]) for way in ("direct", "cumulative")}
     leads = {
-        way: paired_difference(change[ours, way, last], change[plain, way, last]).mean
+        way: _with_interval(paired_difference(change[ours, way, last], change[plain, way, last]))
         for way in ("direct", "cumulative")
     }
     unused = voids(records)
     text = (
-        f"At {last}k ALAM has lost {leads['direct']:+.2f} dB (direct) and {leads['cumulative']:+.2f} dB (cumulative) less than the same "
+        f"At {last}k ALAM has lost {leads['direct']} dB (direct) and {leads['cumulative']} dB (cumulative) less than the same "
         f"encoder without the two losses, each from its own score at k.{void_text(unused)}"
     )
     return Outcome(
@@ -158,6 +159,11 @@ def horizon(experiment: Experiment) -> Outcome:
             },
         ),
     )
+
+
+def _with_interval(gap: Interval) -> str:
+    between = "" if gap.low is None or gap.high is None else f" ({gap.low:+.2f} to {gap.high:+.2f})"
+    return f"{gap.mean:+.2f}{between}"
 
 
 def moved(lab: Lab, models: tuple[Model, ...]) -> dict[str, list[float]]:
