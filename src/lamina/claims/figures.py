@@ -93,20 +93,24 @@ def _lines(axes: Axes, plot: LinePlot) -> None:
 
 
 def _bars(axes: Axes, plot: BarPlot) -> None:
+    means = [i.mean for intervals in plot.bars.values() for i in intervals if math.isfinite(i.mean)]
+    # Bars are read from 0 on: where they would hardly differ, points on an axis of their own show more and mislead no one.
+    close = bool(means) and min(means) > 0.5 * max(means)
     wide = 0.8 / len(plot.bars)
-    values = []
-    for n, ((name, intervals), colour) in enumerate(zip(plot.bars.items(), COLOURS * 9, strict=False)):
+    for n, ((name, intervals), colour, marker) in enumerate(
+        zip(plot.bars.items(), COLOURS * 9, MARKERS * 9, strict=False)
+    ):
         places = [i + (n - (len(plot.bars) - 1) / 2) * wide for i in range(len(plot.names))]
         below = [i.mean - (i.mean if i.low is None else i.low) for i in intervals]
         above = [(i.mean if i.high is None else i.high) - i.mean for i in intervals]
-        means = [i.mean for i in intervals]
-        axes.bar(places, means, 0.9 * wide, yerr=(below, above), color=colour, label=name, capsize=3, ecolor="#444444")
-        values += [m for m in means if math.isfinite(m)]
+        heights = [i.mean for i in intervals]
+        if close:
+            axes.errorbar(places, heights, (below, above), color=colour, label=name, fmt=marker, capsize=3)
+        else:
+            axes.bar(
+                places, heights, 0.9 * wide, yerr=(below, above), color=colour, label=name, capsize=3, ecolor="#444444"
+            )
     axes.set_xticks(range(len(plot.names)), plot.names, rotation=20 if max(map(len, plot.names)) > 12 else 0)
-    if values and min(values) > 0.5 * max(
-        values
-    ):  # bars that differ little: begin the axis below the smallest, not at 0
-        axes.set_ylim(bottom=max(0.0, min(values) - 0.5 * (max(values) - min(values)) - 0.05 * max(values)))
 
 
 def save(plot: Plot, path: Path) -> Path:
