@@ -230,14 +230,13 @@ def structural_probes(
     except LaminaError as error:
         notes.append(f"The latent's structure was not measured: {error}.")
         return None
+    subject = of_model(model, places(model)[0])
     if model.config.space == "pixels":
-        composed_picture(of_model(model, places(model)[0]), held.triplets, pictures / "composed.png")
+        composed_picture(subject, held.triplets, pictures / "composed.png")
     records = measure_model(model, held)
     source = open_source(data.data[0])
     state = STATE if feature_width(data, STATE) is not None else None
-    paths = trajectories(
-        of_model(model), source, model.config.image[1:], data.camera, state, limit=EPISODES, points=POINTS
-    )  # type: ignore[arg-type]
+    paths = trajectories(subject, source, model.config.image[1:], data.camera, state, limit=EPISODES, points=POINTS)
     return {
         "stride_seconds": held.stride, "seen": held.seen, "rows": relative(records), "records": records,
         "trajectories": [_trajectory_row(path) for path in paths],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -63,7 +64,7 @@ class LamSetup(Protocol):
 S = TypeVar("S", bound=LamSetup)
 
 
-class Lab(Generic[S]):
+class Lab(ABC, Generic[S]):
     """An experiment with its setup."""
 
     def __init__(self, experiment: Experiment, setup: S):
@@ -113,9 +114,14 @@ class Lab(Generic[S]):
 
         return self.experiment.cached(key, (pretrain, model.method), build)
 
+    @abstractmethod
+    def data(self) -> DataConfig:
+        """The clips that LAMs train on."""
+
     def run(self, model: Model) -> Path:
         """The run folder of a LAM."""
-        raise NotImplementedError
+        self.experiment.progress(f"{model.name} {dict(model.options)}, seed {model.seed}")
+        return self.trained(model, model.within(self.setup.options), self.data(), self.key(model))
 
     def load(self, model: Model) -> LatentActionModel:
         return LatentActionModel.from_pretrained(str(self.run(model)))

@@ -44,6 +44,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 REMEDIES = ("cross-exogenous", "action target", "flow target", "EMA encoder")  # those that the paper's appendix names
 TOP = 1000.0  # the suite's largest return
+GAP = 0.12  # seconds between the frames of a pair: three decisions, in which the legs visibly move
 
 
 @dataclass(frozen=True)
@@ -94,17 +95,11 @@ class PixelLab(Lab[Setup]):
     def __init__(self, experiment: Experiment):
         super().__init__(experiment, SETUPS[experiment.scale])
 
-    def run(self, model: Model) -> Path:
-        options = model.within(self.setup.options)
-        data = DataConfig((str(self.dataset()),), options["image"], gap=(GAP, GAP))
-        self.experiment.progress(f"{model.name} {dict(model.options)}, seed {model.seed}")
-        return self.trained(model, options, data, self.key(model))
+    def data(self) -> DataConfig:
+        return DataConfig((str(self.dataset()),), self.setup.options["image"], gap=(GAP, GAP))
 
     def clip(self, split: str, limit: int | None) -> Clip:
-        data = DataConfig(
-            (str(self.dataset()),), self.setup.options["image"], gap=(GAP, GAP), paired="observation.images.paired"
-        )
-        return gather(data, split, limit, require_action=True)
+        return gather(replace(self.data(), paired="observation.images.paired"), split, limit, require_action=True)
 
     @cached_property
     def train_clip(self) -> Clip:
@@ -179,9 +174,6 @@ class PixelLab(Lab[Setup]):
 
         self.experiment.progress(f"behaviour cloning, seed {seed}")
         return json.loads((self.experiment.cached(key, (behaviour, rollout), build) / "return.json").read_text())
-
-
-GAP = 0.12  # seconds between the frames of a pair: three decisions, in which the legs visibly move
 
 
 def unencoded(clip: Clip) -> Labelled:

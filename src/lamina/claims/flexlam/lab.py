@@ -153,6 +153,9 @@ class FlexLab(Lab[Setup]):
 
         return SCENARIOS[self.setup.source].task
 
+    def data(self) -> DataConfig:
+        return DataConfig((str(self.dataset()),), self.setup.options["image"])
+
     def config(self, model: LatentActionModel) -> DataConfig:
         return align.probe_data(model, str(self.dataset()))
 
@@ -166,12 +169,6 @@ class FlexLab(Lab[Setup]):
         return [episodes[int(e)].task for e in items.episode]
 
     # -------------------------------------------------------------------------------------------------------- models
-
-    def run(self, model: Model) -> Path:
-        options = model.within(self.setup.options)
-        data = DataConfig((str(self.dataset()),), options["image"])
-        self.experiment.progress(f"{model.name} {dict(model.options)}, seed {model.seed}")
-        return self.trained(model, options, data, self.key(model))
 
     def latents(self, model: Model, split: str) -> Labelled:
         """Every transition of a split, encoded by a model; kept in memory."""
