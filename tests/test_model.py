@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from lamina import LatentActionModel
 from lamina.bottleneck import FSQ, VQ, Identity
-from lamina.decoders.unet import advect, displacements
+from lamina.decoders.unet import Blend, advect, displacements
 from lamina.draws import Draws
 from lamina.encoder import ENCODERS
 from lamina.errors import LaminaError
@@ -137,6 +137,14 @@ def moved(images: torch.Tensor, dy: int, dx: int) -> torch.Tensor:
     height, width = images.shape[-2:]
     rows, columns = (torch.arange(height) + dy).clamp(0, height - 1), (torch.arange(width) + dx).clamp(0, width - 1)
     return images[..., rows, :][..., columns]
+
+
+def test_advection_gives_back_the_gradients_of_what_it_computes():
+    moves = [(0, 0), (0, 2), (-1, 0), (3, 0)]
+    images, weights = torch.randn(2, 3, 4, 6, dtype=torch.double), torch.rand(len(moves), 2, 2, 3, dtype=torch.double)
+    torch.autograd.gradcheck(
+        lambda i, w: Blend.apply(i, w, moves, 2), (images.requires_grad_(), weights.requires_grad_())
+    )
 
 
 def test_advection_takes_each_cell_from_where_its_weights_say():
