@@ -22,7 +22,7 @@ from lamina.claims.lab import STOPPED, Lab, Model, Recipe
 from lamina.data import DataConfig
 from lamina.files import write_text
 from lamina.lam import LatentActionModel
-from lamina.methods import ac_lam, alam, lapa, univla, villa_x
+from lamina.methods import ac_lam, alam, fixed_k, flexlam, lapa, lapo, univla, villa_x
 from lamina.probes import structural
 from lamina.probes.encoders import Place, Subject, of_model
 from lamina.probes.structural import HeldOut
@@ -108,6 +108,17 @@ def rivals(seed: int) -> tuple[Contender, ...]:
         Contender(lapa, seed, (("whiten", "first"),), "LAPA"),
         Contender(univla, seed, (("stage", 2),), "UniVLA"),
         Contender(villa_x, seed, (), "villa-X"),
+    )
+
+
+def beyond_the_paper(seed: int) -> tuple[Contender, ...]:
+    """The methods that AC-LAM's paper does not compare, and AC-LAM without its model of the robot's state."""
+    return (
+        Contender(lapo, seed, (), "LAPO"),
+        Contender(fixed_k, seed, (), "Fixed-K"),
+        Contender(flexlam, seed, (), "FlexLAM"),
+        alam_model(seed),
+        Contender(ac_lam, seed, (("proprio", None),), "AC-LAM, no state"),
     )
 
 
