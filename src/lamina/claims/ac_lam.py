@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Any
 
@@ -66,19 +67,31 @@ def table(records: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, list[
     return metrics
 
 
-def compared(lab: StructureLab, seeds: tuple[int, ...], every: bool = False) -> dict[str, list[dict[str, Any]]]:
-    """The records of every contender; ``every``: and of the methods that the paper does not compare."""
+def everyone(seed: int) -> tuple[Contender, ...]:
+    """And the methods that the paper does not compare."""
+    return (*contenders(seed), *beyond_the_paper(seed))
+
+
+def compared(
+    lab: StructureLab,
+    seeds: tuple[int, ...],
+    models: Callable[[int], tuple[Contender, ...]] = contenders,
+    only: Collection[str] = (),
+) -> dict[str, list[dict[str, Any]]]:
+    """The records of the models of each seed; ``only``: those with these labels."""
     found: dict[str, list[dict[str, Any]]] = {}
     for seed in seeds:
-        for model in (*contenders(seed), *(beyond_the_paper(seed) if every else ())):
-            found.setdefault(model.label, []).append(lab.record(model))
+        for model in models(seed):
+            if not only or model.label in only:
+                found.setdefault(model.label, []).append(lab.record(model))
     return found
 
 
 def structure(experiment: Experiment) -> Outcome:
-    """Table 1 on one backbone: Eq. 7 to 10 for AC-LAM, LAPA, UniVLA and villa-X, which decide, and for every other method."""
+    """Table 1 on one backbone: Eq. 7 to 10 for AC-LAM, LAPA, UniVLA and villa-X, which decide, and for every other method; then
+    for AC-LAM and its closest rival at smaller sizes."""
     lab = StructureLab(experiment, many=True)
-    records = compared(lab, experiment.seeds, every=True)
+    records = compared(lab, experiment.seeds, everyone)
     metrics, unused = table(records), voids(records)
     ours, *others = [model.label for model in contenders(0)]
     valid = [name for name in others if name not in unused]
@@ -86,9 +99,15 @@ def structure(experiment: Experiment) -> Outcome:
     text = " ".join(f"{m.capitalize()}: {told(metrics, m, 3)}." for m in TABLE)
     text += f" AC-LAM is better beyond doubt than {', '.join(others)} in {sum(map(len, won.values()))} of "
     text += f"{len(TABLE) * len(valid)} comparisons.{void_text(unused)}"
+    closest = min(valid, key=lambda name: interval(metrics[name]["composition"]).mean, default=ours)
+    trend: dict[str, dict[str, list[float]]] = {}
+    for size in lab.setup.smaller:
+        small = table(compared(lab.of_size(size), experiment.seeds, only=(ours, closest)))
+        text += f" At size {size}, composition: {told(small, 'composition', 3)}; displacement: {told(small, 'displacement', 3)}."
+        trend |= {f"{name}, {size}": values for name, values in small.items()}
     errors = [m for m in TABLE if TABLE[m]]
     return Outcome(
-        metrics=metrics,
+        metrics=metrics | trend,
         holds=ours not in unused and bool(valid) and all(won[m] == valid for m in TABLE),
         explanation=text,
         plot=BarPlot(
