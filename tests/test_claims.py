@@ -125,9 +125,9 @@ def package(tmp_path: Path) -> Path:
     """A package of its own: method -> core.loss -> core.base, and a file that nothing imports."""
     root = tmp_path / "pack"
     (root / "core").mkdir(parents=True)
-    (root / "__init__.py").write_text("from pack.other import unrelated\n")
+    (root / "__init__.py").write_text("from pack.other import unrelated\nVERSION = 1\n")
     (root / "core" / "__init__.py").write_text("")
-    (root / "core" / "base.py").write_text("WIDTH = 4\n")
+    (root / "core" / "base.py").write_text("from pack import VERSION\nWIDTH = 4\n")
     (root / "core" / "loss.py").write_text("from . import base\n\ndef loss(x):\n    return x * base.WIDTH\n")
     (root / "method.py").write_text("def build():\n    from pack.core.loss import loss\n    return loss\n")
     (root / "other.py").write_text("unrelated = 1\n")
@@ -194,7 +194,7 @@ def test_a_run_is_built_once_per_config_and_code(package: Path, tmp_path: Path) 
     assert len({first, run(replace(Config(), width=8)), run(Config(), seed=1)}) == 3 and build.calls == 3
     (package / "core" / "base.py").write_text("WIDTH = 5\n")
     assert run(Config()) != first and build.calls == 4
-    (package / "core" / "base.py").write_text("WIDTH = 4\n")
+    (package / "core" / "base.py").write_text("from pack import VERSION\nWIDTH = 4\n")
     assert run(Config()) == first and build.calls == 4
     assert not list(folder.glob("*.partial"))
 

@@ -70,8 +70,8 @@ def code_digest(modules: Iterable[str], package: Path = PACKAGE) -> str:
     """SHA-256 (hex) of the code of ``modules`` and of all modules of ``package`` that they import, directly or not.
 
     Imports are read from the source, so a module that is imported by a computed name must be named in ``modules``.
-    A parent package counts only where it is itself imported: ``lamina/__init__.py`` offers everything, and would tie
-    every run to every file. Raises ValueError for a name that is no module of the package.
+    A parent package counts only where it is itself imported, and ``lamina/__init__.py`` never: who asks it for the version would
+    be tied to everything that it offers. Raises ValueError for a name that is no module of the package.
     """
     code: dict[str, str] = {}
     waiting = list(modules)
@@ -81,7 +81,7 @@ def code_digest(modules: Iterable[str], package: Path = PACKAGE) -> str:
     while waiting:
         module = waiting.pop()
         path = _file(module, package)
-        if path is None or module in code:
+        if path is None or module in code or module == package.name:
             continue
         imported, code[module] = _read(path, module, path.stat().st_mtime_ns)
         waiting.extend(imported)
