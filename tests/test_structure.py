@@ -5,26 +5,37 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from data_files import write_dataset
 from torch import Tensor
 
-from lamina import LatentActionModel
+from lamina import LatentActionModel, pretrain
 from lamina.bootstrap import bootstrap_correlation
+from lamina.data import DataConfig
 from lamina.errors import LaminaError
-from lamina.methods import ac_lam, univla
+from lamina.lam import Provenance
+from lamina.methods import ac_lam, lapa, univla
 from lamina.probes import algebra
-from lamina.probes.encoders import Subject, of_model
+from lamina.probes.encoders import Subject, of_model, pixel_change
 from lamina.probes.horizon import elsewhere, reconstruct_horizons, transfer
 from lamina.probes.leakage import leakage
-from lamina.probes.structural import HeldOut, measure, places
+from lamina.probes.structural import HeldOut, held_out, horizon_rows, measure, places
 from lamina.probes.trajectory import trajectory
 from lamina.probes.use import latent_use
-from lamina.shapes import Clip
+from lamina.shapes import Clip, to_float
 
 N, T = 40, 6
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("structure") / "set"
+    write_dataset(root, [30] * 4)
+    return root
 
 
 def code(frames: Tensor) -> Tensor:
@@ -200,6 +211,43 @@ def test_the_record_of_a_good_subject_and_of_void_ones() -> None:
     collapsed = measure(CONSTANT, held())
     assert "collapsed" in collapsed["void"] and collapsed["use"] is None and "direct" not in collapsed["horizons"][0]
     assert measure(LEAKING, held())["void"] is None  # a foreign encoder without a decoder: its use can't be told
+
+
+def test_a_foreign_model_needs_no_care_about_gradients_or_arrays() -> None:
+    line, paint = torch.nn.Linear(2, 2), torch.nn.Linear(2, 12 * 12)
+
+    def encode(src: Tensor, dst: Tensor) -> Tensor:
+        return line(code(dst) - code(src))
+
+    def predict(src: Tensor, z: Tensor) -> Tensor:
+        return to_float(src) + paint(z).view(-1, 1, 12, 12)
+
+    record = measure(Subject("theirs", encode, predict, to_float), held())
+    assert record["use"] is not None and record["transfer"]["moved"]["mean"] < 60
+    array = measure(Subject("array", lambda i, j: (code(j) - code(i)).numpy()), held())  # type: ignore[arg-type,return-value]
+    assert array["inverse"] == measure(ADDITIVE, held())["inverse"]
+    with pytest.raises(LaminaError, match=r"observe\(\)"):
+        Subject("theirs", encode, predict)
+
+
+def test_the_change_of_pixels_has_perfect_algebra() -> None:
+    record = measure(pixel_change(), held())
+    assert max(record[name]["relative"]["mean"] for name in ("composition", "identity", "inverse")) < 1e-5
+    rows = horizon_rows([{**record, "role": "reference"}])
+    assert [row["k"] for row in rows] == [1, 2, 3, 4, 5] and max(row["addition"]["mean"] for row in rows) < 1e-5
+
+
+@pytest.mark.parametrize(("group", "seen"), [(2, 1), (3, 2)])
+def test_horizons_are_seen_as_far_as_the_objective_reaches(dataset: Path, group: int, seen: int) -> None:
+    data = DataConfig((str(dataset),), (16, 16), frames=4, workers=0)
+    found = held_out(data, Provenance(gap_seconds=(0.1, 0.2), frames=group), 8, "train", stride=0.2)
+    assert found.seen == seen and found.windows.frames.shape[1] == 6 and found.triplets.frames.shape[1] == 3
+    assert (
+        pretrain.recipe(
+            "m", {2: lapa, 3: ac_lam}[group], {2: lapa, 3: ac_lam}[group].Config(size="debug", frames=4)
+        ).group
+        == group
+    )
 
 
 def test_a_checkpoint_is_read_before_and_after_its_quantiser() -> None:

@@ -298,6 +298,30 @@ def test_a_collapse_and_an_explosion_are_named_and_stop_the_run(factor: float, n
         validate(lam.eval())
 
 
+def test_latents_that_come_to_one_point_are_a_collapse_however_long_they_are() -> None:
+    lam = lam_of(ac_lam, whiten="none")
+    validate = pretrain.validator(lam, clip((16, 16)), 0)
+    with torch.no_grad():
+        lam.encoder.head[-1].weight.mul_(1e-4)
+        lam.encoder.head[-1].bias.fill_(1.0)
+    with pytest.raises(LaminaError, match="collapse"):
+        validate(lam.eval())
+
+
+def test_a_lam_that_reads_words_is_validated_with_them() -> None:
+    lam, batch = lam_of(univla), clip((16, 16))
+    with torch.no_grad():
+        for parameter in lam.decoder.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))  # an untrained decoder reads nothing
+    told = [pretrain.validator(lam, batch, 0)(lam.eval())[0]]
+    told.append(
+        pretrain.validator(lam, dataclasses.replace(batch, task=torch.randn_like(batch.task)), 0)(lam.eval())[0]
+    )
+    assert (
+        told[0]["latent_length"] == told[1]["latent_length"] and told[0]["reconstruction"] != told[1]["reconstruction"]
+    )
+
+
 # Data
 
 

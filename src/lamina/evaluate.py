@@ -38,7 +38,7 @@ from lamina.probes.exogenous import SwapScore, Views, swap, views
 from lamina.probes.leakage import leakages
 from lamina.probes.linear import LinearScore, linear_probe, pixel_features
 from lamina.probes.reconstruction import ReconstructionScore, reconstruct
-from lamina.probes.structural import STATE, held_out, measure_model, places, relative
+from lamina.probes.structural import STATE, held_out, horizon_rows, measure_model, places, structure_rows
 from lamina.probes.trajectory import Trajectory, trajectories
 from lamina.probes.translation import TranslationScore, controls, score_translator
 from lamina.probes.verdict import in_order, judge_exogenous, judge_leakage, verdict
@@ -238,7 +238,8 @@ def structural_probes(
     state = STATE if feature_width(data, STATE) is not None else None
     paths = trajectories(subject, source, model.config.image[1:], data.camera, state, limit=EPISODES, points=POINTS)
     return {
-        "stride_seconds": held.stride, "seen": held.seen, "rows": relative(records), "records": records,
+        "stride_seconds": held.stride, "seen": held.seen, "rows": structure_rows(records),
+        "over_horizons": horizon_rows(records), "records": records,
         "trajectories": [_trajectory_row(path) for path in paths],
     }  # fmt: skip
 

@@ -114,6 +114,18 @@ class LAM(nn.Module):
         """Channels of one slot."""
         return self.bottleneck.dim  # type: ignore[return-value]
 
+    def worded(self, latent: Latent, words: Float[Tensor, "b w"] | None) -> Latent:
+        """The latent as the decoder gets it: the words of the task fill the first slots of a LAM that reads them (config.task).
+
+        Raises LaminaError if it reads words and the data gives none.
+        """
+        if self.task is None:
+            return latent
+        if words is None:
+            raise LaminaError("this LAM reads the words of the task, and this data names none")
+        first = self.task(words).unflatten(1, (-1, self.dim))
+        return dataclasses.replace(latent, post=torch.cat([first, latent.post[:, first.shape[1] :]], dim=1))
+
     def encode(self, frames: Float[Tensor, "b t c h w"], pairs: Sequence[Pair]) -> dict[Pair, Latent]:
         """The latent of every pair (i, j) of positions on the time axis, in one batched call; each frame is embedded once."""
         b = len(frames)
@@ -218,7 +230,7 @@ class Provenance:
     code_version: str = __version__
     steps: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
-    frames: int = 2  # of a training sample, each a gap after the one before
+    frames: int = 2  # that its objective ties together: 2 of a pair, 3 of a triplet, each a gap after the one before
 
     @property
     def label_gap(self) -> float:

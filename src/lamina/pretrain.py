@@ -58,6 +58,7 @@ class Recipe:
     lam: LAMConfig
     losses: Losses
     weights: Mapping[str, float]
+    group: int  # frames that the objective ties together
 
 
 def recipe(name: str, method: Any, options: Any) -> Recipe:
@@ -67,7 +68,7 @@ def recipe(name: str, method: Any, options: Any) -> Recipe:
     """
     lam = method.build(options)
     losses, weights = added(options, method.losses(options), method.weights(options))
-    return Recipe(name, dataclasses.asdict(options), lam, losses, weights)
+    return Recipe(name, dataclasses.asdict(options), lam, losses, weights, getattr(method, "GROUP", 2))
 
 
 def completed(options: Any, data: DataConfig) -> tuple[Any, DataConfig]:
@@ -157,13 +158,14 @@ class Degenerate(LaminaError):
 
 #: Gain in dB over another transition's latent, or the mean latent, below which the decoder is said to ignore it: 1% of its loss.
 IGNORED = 10 * math.log10(1.01)
-#: Mean length, in units of the untrained encoder's, below which an ignored latent has collapsed and above which it has exploded.
+#: Length and spread, in units of those at the start, below which an ignored latent has collapsed; and length above which it has exploded.
 COLLAPSED, EXPLODED = 0.01, 100.0
 
 
-def latent_length(latent: Float[Tensor, "b k d"]) -> float:
-    """Mean length of latents."""
-    return float(latent.detach().float().flatten(1).norm(dim=1).mean())
+def length_and_spread(latent: Float[Tensor, "b k d"]) -> tuple[float, float]:
+    """Mean length of latents, and their mean distance from their mean."""
+    flat = latent.detach().float().flatten(1)
+    return float(flat.norm(dim=1).mean()), float((flat - flat.mean(0)).norm(dim=1).mean())
 
 
 def validator(lam: LAM, clip: Clip, seed: int) -> Callable[[LAM], Validation]:
@@ -171,7 +173,7 @@ def validator(lam: LAM, clip: Clip, seed: int) -> Callable[[LAM], Validation]:
 
     Reconstruction loss with the right latent, with another transition's and with the mean latent, and the gains over those in dB;
     use of the codes; mean length of the latent. It raises Degenerate, which ends the run, where the latent has collapsed (its length
-    is a hundredth of the untrained encoder's, and the decoder ignores it) or exploded (it is a hundred times as long).
+    or its spread is a hundredth of what it was at the start, and the decoder ignores it) or exploded (it is a hundred times as long).
     """
 
     @torch.no_grad()
@@ -180,8 +182,10 @@ def validator(lam: LAM, clip: Clip, seed: int) -> Callable[[LAM], Validation]:
         return frames, lam.encode(frames, [(0, 1)])[0, 1]
 
     was_training = lam.training
-    before = latent_length(encode(lam.eval())[1].pre)
+    before = length_and_spread(encode(lam.eval())[1].pre)
     lam.train(was_training)
+    if lam.config.whiten != "none":  # what the first batch will be scaled to: variance 1 in every channel
+        before = (math.sqrt(lam.config.slots * lam.dim),) * 2
 
     @torch.no_grad()
     def validate(lam: LAM) -> Validation:
@@ -189,17 +193,23 @@ def validator(lam: LAM, clip: Clip, seed: int) -> Callable[[LAM], Validation]:
         full = torch.full((len(frames),), lam.config.slots, device=frames.device)
         rivals = {
             "": latent,
-            "_with_another_latent": latent[torch.arange(len(frames)).roll(1)],
+            # Half the set away: neighbours are of one episode, and move alike.
+            "_with_another_latent": latent[torch.arange(len(frames)).roll(len(frames) // 2)],
             "_with_the_mean_latent": replace(latent, post=latent.post.mean(0, keepdim=True).expand_as(latent.post)),
         }
         # Draws of the same address: a flow gets the same noise each time.
+        words = None if clip.task is None else clip.task.to(frames.device)
         loss = {
-            name: float(lam.reconstruction(frames, {(0, 1): z}, full, Draws(seed, device=frames.device)).mean())
+            name: float(
+                lam.reconstruction(
+                    frames, {(0, 1): lam.worded(z, words)}, full, Draws(seed, device=frames.device)
+                ).mean()
+            )
             for name, z in rivals.items()
         }
         right, other, mean = loss.values()
         gains = [10 * math.log10(max(rival, 1e-12) / max(right, 1e-12)) for rival in (other, mean)]
-        length = latent_length(latent.pre)
+        length, spread = length_and_spread(latent.pre)
         figures = {f"reconstruction{name}": value for name, value in loss.items()}
         figures |= {
             "gain_over_another_latent_db": gains[0],
@@ -219,15 +229,15 @@ def validator(lam: LAM, clip: Clip, seed: int) -> Callable[[LAM], Validation]:
                 f"{gains[1]:+.2f} dB better than the mean latent. Lengthen --gap, train longer, or check that what happens between two "
                 "frames is visible at --image size"
             )
-        if ignored and length < COLLAPSED * before:
+        if ignored and (length < COLLAPSED * before[0] or spread < COLLAPSED * before[1]):
             raise Degenerate(
                 "collapse",
-                f"latents have length {length:.2g}, {before:.2g} before training, and the decoder ignores them",
+                f"latents have length {length:.2g} and spread {spread:.2g}, {before[0]:.2g} and {before[1]:.2g} before training, and the "
+                "decoder ignores them",
             )
-        if latent_length(latent.post) > EXPLODED * before:
-            raise Degenerate(
-                "explosion", f"latents have length {latent_length(latent.post):.2g}, {before:.2g} before training"
-            )
+        longest = length_and_spread(latent.post)[0]
+        if longest > EXPLODED * before[0]:
+            raise Degenerate("explosion", f"latents have length {longest:.2g}, {before[0]:.2g} before training")
         return figures, told
 
     return validate
@@ -299,7 +309,7 @@ def pretrain(run: Path, recipe: Recipe, data: DataConfig, config: TrainConfig, i
     )
     folder = run / "model"
     if world.rank == 0:
-        provenance = Provenance(recipe.method, data.data, data.gap, __version__, config.steps, frames=data.frames)
+        provenance = Provenance(recipe.method, data.data, data.gap, __version__, config.steps, frames=recipe.group)
         model = LatentActionModel(recipe.lam, provenance)
         model.lam.load_state_dict(state)
         with whole_folder(folder) as partial:

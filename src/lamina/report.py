@@ -71,6 +71,18 @@ STRUCTURE = (
     Metric("composition_raw", "composition residual, raw", "depends on scale"),
     Metric("identity_raw", "identity error, raw", "depends on scale"),
     Metric("inverse_raw", "inverse error, raw", "depends on scale"),
+    Metric("gain_another", "right latent above another's, dB", "higher is better"),
+    Metric("gain_mean", "... above the mean latent, dB", "higher is better"),
+    Metric("margin", "composed transfer above chance, dB", "higher is better"),
+)
+
+HORIZONS = (
+    Metric("addition", "sum of short latents", "lower is better"),
+    Metric("reversal", "way back", "lower is better"),
+    Metric("addition_raw", "sum of short latents, raw", "depends on scale"),
+    Metric("reversal_raw", "way back, raw", "depends on scale"),
+    Metric("direct", "PSNR of the long latent, dB", "higher is better"),
+    Metric("cumulative", "PSNR of the sum, dB", "higher is better"),
 )
 
 LEAKAGE = (
@@ -193,8 +205,8 @@ def _percent(row: Row, metric: Metric) -> Estimate | None:
     return None if value is None else Estimate(value.mean * scale, value.low * scale, value.high * scale)
 
 
-def _table(rows: Sequence[Row], metrics: Sequence[Metric], label: str) -> Html:
-    """Methods and budgets down, metrics across; a metric that nothing has is named below instead."""
+def _table(rows: Sequence[Row], metrics: Sequence[Metric], label: str, budget: str = "k") -> Html:
+    """Methods and budgets (or what else ``k`` counts) down, metrics across; a metric that nothing has is named below instead."""
     shown = [m for m in metrics if any(row.values[m.key] for row in rows)]
     absent = [m.name for m in metrics if m not in shown]
     if not shown:
@@ -203,7 +215,7 @@ def _table(rows: Sequence[Row], metrics: Sequence[Metric], label: str) -> Html:
     decimals = {key: _decimals([e for e in column if e]) for key, column in columns.items()}
     main = shown[0]
     spread = [v for e in columns[main.key] if e for v in (e.mean, e.low, e.high) if math.isfinite(v)]
-    head = [tag("th", "Method", scope="col"), tag("th", "k", scope="col")]
+    head = [tag("th", "Method", scope="col"), tag("th", budget, scope="col")]
     head += [tag("th", m.name, tag("small", m.better), scope="col") for m in shown]
     head.append(tag("th", "At a glance", tag("small", main.name), scope="col", class_="mark-cell"))
     body = []
@@ -472,7 +484,7 @@ def _structure(record: dict[str, Any], run: Path) -> Html | None:
     structure = _get(record, "structure", dict)
     if not structure:
         return None
-    rows = _rows(structure, "rows", STRUCTURE)
+    rows, over = _rows(structure, "rows", STRUCTURE), _rows(structure, "over_horizons", HORIZONS)
     measured = [r for r in _objects(structure, "records", "structure.") if r.get("role") == "model"]
     voids = [tag("li", f"{r.get('name')}: void, {r['void']}.") for r in measured if r.get("void")]
     pictures = [_picture(raw, run) for raw in _objects(record, "structure_pictures")]
@@ -501,6 +513,7 @@ def _structure(record: dict[str, Any], run: Path) -> Html | None:
         *pictures,
         tag("div", *drawn, class_="charts") if drawn else None,
         _table(rows, STRUCTURE, "Structure of the latent, with controls") if rows else _missing(),
+        _table(over, HORIZONS, "Errors and predictions over horizons, with controls", "strides") if over else None,
     )
 
 

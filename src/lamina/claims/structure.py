@@ -46,11 +46,6 @@ class Setup:
     smaller: tuple[SizeName, ...]  # sizes below that of the options, to show a trend
     split: str = "test"
 
-    @property
-    def seen(self) -> int:
-        """Strides that training meets."""
-        return int(2 * self.gap[1] / self.stride + 1e-6)
-
 
 BACKBONE = {"encoder": "conv", "decoder": "unet", "frames": 3}
 SETUPS = {

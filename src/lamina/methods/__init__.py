@@ -2,7 +2,8 @@
 
 Each file has: a docstring (paper, section, the exact command, every deviation), ``Config`` (its options), ``build(config) -> LAMConfig``,
 ``losses(config) -> f(lam, clip, draws) -> {term: [b]}`` and ``weights(config) -> {term: float}``. A Config that has ``proprio``
-(a feature's name) and ``proprio_width`` gets proprioception where the data has it.
+(a feature's name) and ``proprio_width`` gets proprioception where the data has it. ``GROUP``: how many frames the objective ties together,
+where it is more than two.
 """
 
 from __future__ import annotations

@@ -40,6 +40,9 @@ from lamina.train import Losses
 Form = Literal["fdm", "fdm-pre", "idm", "idm-stop-direct", "idm-stop-sum"]
 
 
+GROUP = 3
+
+
 @dataclass(frozen=True)
 class Config(Backbone):
     decoder: DecoderName = "pixel"

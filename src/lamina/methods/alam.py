@@ -35,6 +35,8 @@ from lamina.shapes import Clip, Latent, to_float
 from lamina.sizes import Backbone, DecoderName
 from lamina.train import Losses
 
+GROUP = 3
+
 
 @dataclass(frozen=True)
 class Config(Backbone):

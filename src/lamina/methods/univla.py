@@ -25,7 +25,7 @@ from lamina.bottleneck import SplitVQ, Whitening
 from lamina.draws import Draws
 from lamina.errors import LaminaError
 from lamina.lam import LAM, LAMConfig, pair_losses
-from lamina.shapes import Clip, Latent, to_float
+from lamina.shapes import Clip, to_float
 from lamina.sizes import Backbone, DecoderName, EncoderName
 from lamina.train import Losses
 
@@ -68,16 +68,9 @@ def losses(config: Config) -> Losses:
 
 def worded_losses(lam: LAM, clip: Clip, draws: Draws) -> dict[str, Float[Tensor, "b"]]:
     """Stage 1: the task's words fill the first half of the slots."""
-    if clip.task is None:
-        raise LaminaError("stage 1 of univla reads the words of the task, and this data names none")
-    assert lam.task is not None
     frames = to_float(clip.frames)
     latents = lam.encode(frames, [(i, i + 1) for i in range(frames.shape[1] - 1)])
-    words = lam.task(clip.task).view(len(frames), -1, lam.dim)
-    worded = {
-        pair: Latent(latent.pre, torch.cat([words, latent.post[:, words.shape[1] :]], dim=1))
-        for pair, latent in latents.items()
-    }
+    worded = {pair: lam.worded(latent, clip.task) for pair, latent in latents.items()}
     commitment = torch.stack([latent.aux["commitment_1"] for latent in latents.values()]).mean(0)
     keep = lam.prefix.draw(draws, len(frames))
     return {"reconstruction": lam.reconstruction(frames, worded, keep, draws), "commitment_1": commitment}

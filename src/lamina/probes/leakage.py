@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lamina.bootstrap import Estimate, bootstrap_mean
@@ -79,7 +79,7 @@ def leakage(
 
 def _episodes_apart(
     label: Int[np.ndarray, "n"], episode: Int[np.ndarray, "n"], rng: np.random.Generator
-) -> Float[np.ndarray, "n"] | None:
+) -> Bool[np.ndarray, "n"] | None:
     """Rows of a fifth of each class's episodes, at least one of each."""
     test = np.zeros(len(label), bool)
     for number in range(label.max() + 1):
@@ -94,7 +94,7 @@ def _accuracy(
     z: Float[np.ndarray, "n d"],
     label: Int[np.ndarray, "n"],
     episode: Int[np.ndarray, "n"],
-    test: Float[np.ndarray, "n"],
+    test: Bool[np.ndarray, "n"],
     seed: int,
 ) -> Estimate:
     try:

@@ -142,11 +142,24 @@ def judge_leakage(rows: list[dict[str, Any]]) -> Iterator[Finding]:
     )
 
 
+def judge_use(structure: dict[str, Any]) -> Iterator[Finding]:
+    """Is the latent used? By the structural probes' own gate, for models that predict no pictures."""
+    first = next(record for record in structure["records"] if record["role"] == "model")
+    if first["void"]:
+        yield "bad", f"{first['void'][0].upper()}{first['void'][1:]}. Trust nothing below. Lengthen --gap or train longer."
+    elif first["use"]:
+        gain = first["use"]["another"]["mean"]
+        yield (
+            "good",
+            f"The latent is used: the right latent predicts what follows {gain:.2f} dB better than another transition's.",
+        )
+
+
 def judge_structure(structure: dict[str, Any]) -> Iterator[Finding]:
-    """Do latents add up and reverse? Never a failed check: most methods do not ask for it."""
+    """Do latents add up and reverse? Never a failed check, for most methods do not ask for it, unless they are void."""
     for record in (r for r in structure["records"] if r["role"] == "model"):
         if record["void"]:
-            yield "note", f"Structure of the latent ({record['name']}): void, {record['void']}."
+            yield "warn", f"Structure of the latent ({record['name']}): void, {record['void']}."
             continue
         last = record["horizons"][-1]
         addition, reversal = (last[name]["relative"]["mean"] for name in ("addition", "reversal"))
@@ -167,7 +180,13 @@ def verdict(
     structure: dict[str, Any] | None = None,
 ) -> list[Finding]:
     """What every evaluation says. ``shown``: the transitions that were decoded; ``test``: those translated."""
-    found = [*judge_reconstruction(reconstruction, shown)] if reconstruction else []
+    found = (
+        [*judge_reconstruction(reconstruction, shown)]
+        if reconstruction
+        else [*judge_use(structure)]
+        if structure
+        else []
+    )
     found += judge_translation(translation, test, labels)
     found += judge_structure(structure) if structure else []
     found += [("warn", f"{text[0].upper()}{text[1:]}.") for text in code_warnings]
