@@ -58,11 +58,11 @@ class Experiment:
     progress: Callable[[str], None] = print
     _reused: dict[Path, float] = field(default_factory=dict, repr=False)
 
-    def cached(self, key: dict[str, Any], code: tuple[ModuleType, ...], build: Callable[[Path], None]) -> Path:
+    def cached(self, key: dict[str, Any], code: tuple[ModuleType | str, ...], build: Callable[[Path], None]) -> Path:
         """The folder that ``build(path)`` fills, built at most once for this ``key`` and this code.
 
         ``key``: every value that the result depends on (method, config, data recipe, seed); ``code``: the modules
-        whose code it depends on (what they import is found), among them any that is imported by a computed name.
+        (or their names) whose code it depends on (what they import is found), among them any that is imported by a computed name.
         ``build`` may be called on a folder that an interrupted run left: it resumes. Name data in ``key`` by its
         recipe, not by its path, or another work folder would train everything again.
         """
@@ -72,7 +72,9 @@ class Experiment:
             built.append(path)
             build(path)
 
-        run = cached(self.workdir / "cache", key, [m.__name__ for m in code], counted, self.progress)
+        run = cached(
+            self.workdir / "cache", key, [m if isinstance(m, str) else m.__name__ for m in code], counted, self.progress
+        )
         if not built:
             self._reused[run] = build_seconds(run)
             self.progress(f"{run}: from the cache")

@@ -47,9 +47,9 @@ class BarPlot:
 
 @dataclass(frozen=True)
 class Panels:
-    """Line plots side by side, over the same lines or not; each has its legend."""
+    """Plots side by side, over the same lines or not; each has its legend."""
 
-    plots: Sequence[LinePlot]
+    plots: Sequence[LinePlot | BarPlot]
 
 
 Plot = LinePlot | BarPlot | Panels

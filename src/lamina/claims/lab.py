@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Generic, Protocol, TypeVar
 
-from lamina import pretrain
+from lamina import pretrain, worlds
 from lamina.claims.experiment import Experiment
 from lamina.data import DataConfig, collect
 from lamina.files import write_text
@@ -81,7 +81,11 @@ class Lab(ABC, Generic[S]):
                 seed=recipe.seed, hold=recipe.hold, progress=False,
             )  # fmt: skip
 
-        return self.experiment.cached({"collected": recipe}, (collect,), build) / "data"
+        return self.experiment.cached({"collected": recipe}, self.code(recipe), build) / "data"
+
+    def code(self, recipe: Recipe) -> tuple[ModuleType | str, ...]:
+        """The modules that collected episodes depend on; worlds are imported by a computed name."""
+        return collect, worlds.module_of(recipe.world)
 
     def key(self, model: Model) -> dict[str, Any]:
         """All that a model depends on."""

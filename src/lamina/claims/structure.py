@@ -24,7 +24,7 @@ from lamina.files import write_text
 from lamina.lam import LatentActionModel
 from lamina.methods import ac_lam, alam, fixed_k, flexlam, lapa, lapo, univla, villa_x
 from lamina.probes import structural
-from lamina.probes.encoders import Place, Subject, of_model
+from lamina.probes.encoders import Place, Subject, of_model, pixel_change, untrained
 from lamina.probes.structural import HeldOut
 from lamina.sizes import SizeName
 from lamina.train import TrainConfig
@@ -47,6 +47,7 @@ class Setup:
     split: str = "test"
 
 
+RANDOM, PIXELS = "random weights", "change of the pixels"
 BACKBONE = {"encoder": "conv", "decoder": "unet", "frames": 3}
 SETUPS = {
     "smoke": Setup(
@@ -208,6 +209,11 @@ class StructureLab(Lab[Setup]):
 
         folder = self.experiment.cached(key, (structural, model.method), build)
         return json.loads((folder / "record.json").read_text())
+
+    def controls(self, models: Sequence[Contender]) -> dict[str, list[dict[str, Any]]]:
+        """The structural records, a model each, of an untrained encoder of its shape, and of the change of the pixels."""
+        bare = [structural.measure(untrained(self.load(m), m.place, m.seed, RANDOM), self.held()) for m in models]
+        return {RANDOM: bare, PIXELS: [structural.measure(pixel_change(PIXELS), self.held())] * len(models)}
 
 
 @lru_cache(maxsize=2)

@@ -191,10 +191,12 @@ class Plan:
             raise LaminaError(f"{source.root}: has no video; Lamina reads features of dtype 'video'")
         wanted, paired = self.config.camera, self.config.paired
         _check_name(source, "camera", paired, source.cameras)
+        if paired is not None and (wanted == paired or source.cameras == (paired,)):
+            raise LaminaError(
+                f"{source.root}: camera '{paired}' would be paired with itself; name another by --camera or --paired"
+            )
         views = tuple(c for c in source.cameras if c != paired)
         if wanted == "all" or (wanted is None and views):
-            if not views:
-                raise LaminaError(f"{source.root}: has no camera besides the paired one, '{paired}'")
             return views if wanted == "all" else views[:1]
         _check_name(source, "camera", wanted, source.cameras)
         return (wanted or source.cameras[0],)

@@ -37,7 +37,8 @@ class Views:
 
     def future_share(self, episode: Tensor) -> Estimate:
         """The part of the latent's variance that another exogenous state of the NEXT frame changes: half of
-        E|z(o, o') - z(o, o~')|^2 over E|z - mean z|^2. 0: none of it; 1: all of it. (§4.2 divides by |z|^2.)"""
+        E|z(o, o') - z(o, o~')|^2 over E|z - mean z|^2. 0: none of it; 1: all of it; NaN for a latent that never varies.
+        (§4.2 divides by |z|^2.)"""
         return _share(self.own, self.crossed, episode)
 
     def inconsistency(self, episode: Tensor) -> Estimate:
@@ -61,7 +62,9 @@ def _share(z: Float[Tensor, "n k d"], other: Float[Tensor, "n k d"], episode: Te
     centre = torch.cat([z, other]).mean(0)
     moved = (z - other).square().sum(1) / 2
     spread = ((z - centre).square().sum(1) + (other - centre).square().sum(1)) / 2
-    return bootstrap_ratio(moved.numpy(), spread.clamp_min(1e-12).numpy(), episode.numpy())
+    if spread.mean() <= 1e-12 * z.square().sum(1).mean():  # rounding alone
+        spread = torch.zeros_like(spread)
+    return bootstrap_ratio(moved.numpy(), spread.numpy(), episode.numpy())
 
 
 def views(model: LatentActionModel, clip: Clip, batch: int = 256) -> Views:

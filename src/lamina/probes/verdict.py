@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -86,10 +87,11 @@ def judge_exogenous(views: Views | None, clip: Clip, alike: Estimate | None, act
     ``views``: none without paired views, and a SwapScore where the model predicts pictures; ``alike``: whether the paired views show
     the same states; ``actions``: whether the data has labels.
     """
+    apart = alike is not None and alike.low <= 0
     target = (
         "--robust-target 1, which a few of your action labels allow"
         if actions
-        else "--robust-target 1 --target flow, which needs no labels"
+        else "--robust-target 1 --target flow, which needs no labels and helps where the camera stands still"
     )
     if views is None:
         yield (
@@ -98,13 +100,20 @@ def judge_exogenous(views: Views | None, clip: Clip, alike: Estimate | None, act
             f"background or camera move by themselves, train with {target}.",
         )
         return
-    if alike is not None and alike.low <= 0:
+    if apart:
         yield (
             "bad",
-            "The paired views do not seem to show the same states: the change in one tells nothing of the change in the other. "
-            "Trust nothing below about exogenous states, and train on no pairs of them.",
+            "The paired views do not seem to show the same states: the change in one tells nothing of the change in the other. What a "
+            f"latent holds of their exogenous states can't be told, and they are nothing to train on; {target}, needs none.",
         )
+        return
     share, whole = views.future_share(clip.episode), views.inconsistency(clip.episode)
+    if math.isnan(share.mean):
+        yield (
+            "bad",
+            "The latent is the same for every transition: it holds neither what the agent did nor anything else.",
+        )
+        return
     found = f"{share.mean:.0%} of the latent's variance is the next frame's exogenous state ({whole.mean:.0%} with both frames')"
     copied = False
     if isinstance(views, SwapScore):
@@ -146,7 +155,10 @@ def judge_use(structure: dict[str, Any]) -> Iterator[Finding]:
     """Is the latent used? By the structural probes' own gate, for models that predict no pictures."""
     first = next(record for record in structure["records"] if record["role"] == "model")
     if first["void"]:
-        yield "bad", f"{first['void'][0].upper()}{first['void'][1:]}. Trust nothing below. Lengthen --gap or train longer."
+        yield (
+            "bad",
+            f"{first['void'][0].upper()}{first['void'][1:]}. Trust nothing below. Lengthen --gap or train longer.",
+        )
     elif first["use"]:
         gain = first["use"]["another"]["mean"]
         yield (

@@ -48,6 +48,11 @@ SUITES = {
 EXTRAS = {"vizdoom": "doom", "metaworld": "sim", "mujoco": "sim", "dm_control": "sim"}
 
 
+def module_of(world: str) -> str:
+    """The name of the module that makes a world, or the worlds of a suite. Imports nothing."""
+    return WORLDS[SUITES.get(world, (world,))[0].partition("/")[0]]
+
+
 def make(world: str, size: Size | None = (64, 64)) -> World:
     """The world called NAME or NAME/VARIANT (``metaworld/reach-v3``, ``grid/0.5``), pictures of ``size`` (height, width).
 

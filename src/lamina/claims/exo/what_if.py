@@ -16,7 +16,7 @@ from lamina.claims.exo.lab import Grid
 from lamina.claims.figures import Plot, save
 from lamina.errors import LaminaError
 from lamina.linear import closed_form, scores
-from lamina.linear.lam import OBJECTIVES, LinearLAM, Objective, loss
+from lamina.linear.lam import OBJECTIVES, LinearLAM, Objective, check_width, loss
 from lamina.worlds.linear import LinearWorld
 
 Figure = Literal["leakage", "sensitivity", "remedies", "cca"]
@@ -92,9 +92,17 @@ def answer(question: Question) -> str:
         *table([heads, *rows]),
         "",
         f"Least reconstruction loss {_told(least)}; of a latent that does not depend on xi' {_told(blind)}, "
-        f"{float((blind / least).mean()) - 1:.1%} more: what reconstruction gains by leaking.",
+        f"{_more(question, question.p_switch)} more; without any switching, where nothing can leak, it is {_more(question, 0.0)} more.",
     ]
     return "\n".join(lines)
+
+
+def _more(question: Question, p: float) -> str:
+    """How much more the best latent that does not depend on xi' loses than the best of all, in percent."""
+    grid = question.grid(p=(p,))
+    best = loss(closed_form.solve(grid.exact, Objective(), question.latent), grid.exact, Objective())
+    blind = closed_form.blind_loss(grid.exact, grid.emission, grid.world.states, question.latent)
+    return f"{float((blind / best).mean()) - 1:.1%}"
 
 
 def _told(values: Float[Tensor, "k x p"]) -> str:
@@ -126,6 +134,7 @@ def figure(question: Question, name: Figure) -> Plot:
         got_by = {n: grid.measure(m, grid.exact, grid.exact) for n, m in _solved(question, grid).items()}
         change = {n: (got["nmse"] - got_by[plain]["nmse"])[:, 0] for n, got in got_by.items() if n != plain}
         return linear.remedies_plot(grid.p, change, {n: got["context"][:, 0] for n, got in got_by.items()})
+    check_width(question.latent, grid.exact)
     pairs = closed_form.transitions(grid.exact)
     found = closed_form.canonical(pairs("u", "u"), pairs("u", "~u"), pairs("~u", "~u")).correlations[:, 0]
     some = min(2 * question.latent, found.shape[-1])
