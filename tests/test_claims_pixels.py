@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 import torch
 
 from lamina.claims import find_claim, reproduce
-from lamina.claims.exo.pixels import REMEDIES, SETUPS, VARIANTS, few_of
+from lamina.claims.exo.pixels import REMEDIES, SETUPS, VARIANTS, PixelLab
+from lamina.claims.experiment import Experiment
+from lamina.claims.lab import STOPPED
 from lamina.lam import LAM
 from lamina.methods import lapo
 
@@ -34,22 +37,32 @@ def test_a_claim_on_pictures_runs_whole_at_smoke_scale(claim: str, workdir: Path
     assert out.with_suffix(".png" if claim == "exo/swap" else ".svg").exists()
 
 
-def test_the_variants_differ_in_their_remedy_alone() -> None:
-    plain, *others = (
-        dict(
-            LAM(
-                lapo.build(lapo.Config(**{**SETUPS["smoke"].options, **VARIANTS[v], "target_width": 6}))
-            ).named_parameters()
-        )
-        for v in ("vanilla", "cross-exogenous", "action target")
-    )
-    shapes = {name: p.shape for name, p in plain.items()}
-    for other in others:
-        assert {n: p.shape for n, p in other.items() if not n.startswith("target.")} == shapes
+@pytest.mark.parametrize("variant", [v for v in VARIANTS if v != "vanilla"])
+def test_the_variants_differ_in_their_remedy_alone(variant: str) -> None:
+    def shapes(name: str) -> dict[str, torch.Size]:
+        config = lapo.Config(**{**SETUPS["smoke"].options, **VARIANTS[name], "target_width": 6})
+        return {
+            n: p.shape for n, p in LAM(lapo.build(config)).named_parameters() if not n.startswith(("target.", "space."))
+        }
+
+    plain, other = shapes("vanilla"), shapes(variant)
+    assert other.keys() == plain.keys()
+    reads = {n for n in plain if plain[n] != other[n]}  # layers that read or write channels of features
+    assert bool(reads) is ("space" in VARIANTS[variant]) and len(reads) < 8
+
+
+def test_every_remedy_is_a_variant_and_every_scale_has_a_setup() -> None:
     assert set(REMEDIES) < set(VARIANTS) and all(c in find_claim("exo/cheetah").scales for c in SETUPS)
 
 
-def test_few_labels_are_a_share_of_all_and_another_seed_has_others() -> None:
-    rows = few_of(10_000, 0.01, seed=0)
-    assert len(rows.unique()) == 100 and len(few_of(300, 0.01, 0)) == 16
-    assert len(set(rows.tolist()) & set(few_of(10_000, 0.01, 1).tolist())) < 20
+def test_a_lam_that_came_to_nothing_has_no_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab = PixelLab(Experiment("smoke", (0,), tmp_path))
+    (tmp_path / STOPPED).write_text("collapse\n")
+    monkeypatch.setattr(lab, "run", lambda model: tmp_path)
+    assert all(math.isnan(value) for value in lab.scores("vanilla", 0).values())
+
+
+def test_the_action_target_sees_the_labels_that_every_translator_sees() -> None:
+    lab = PixelLab(Experiment("smoke", (0,), Path("nowhere")))
+    shares = [dict(lab.variant(v, 0).options).get("target_share") for v in VARIANTS]
+    assert [s for s in shares if s is not None] == [lab.setup.labels]

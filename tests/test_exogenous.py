@@ -1,6 +1,7 @@
 """Probes of the exogenous state on models whose answer is known by hand."""
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -94,8 +95,21 @@ def test_views_of_the_same_states_are_told_from_views_of_others():
     assert clip.paired is not None
     shifted = dataclasses.replace(clip, paired=clip.paired.roll(37, 0))
     assert same_states(shifted).low < 0.01
-    verdicts = list(judge_exogenous(swap(Seer(), clip), clip, same_states(shifted), False))
-    assert verdicts[0][0] == "bad" and "same states" in verdicts[0][1]
+    ((level, text),) = judge_exogenous(swap(Seer(), clip), clip, same_states(shifted), False)
+    assert level == "bad" and "same states" in text and "--cross-exogenous" not in text
+
+
+def test_a_constant_latent_is_not_praised_for_holding_nothing():
+    class Constant(Copier):
+        def encode(self, src: Tensor, dst: Tensor) -> Latent:
+            z = torch.full((len(src), 1, 768), 0.3)
+            return Latent(z, z)
+
+    clip = views(80)
+    seen = swap(Constant(), clip)
+    assert math.isnan(seen.future_share(clip.episode).mean)
+    ((level, text),) = judge_exogenous(seen, clip, same_states(clip), False)
+    assert level == "bad" and "same for every transition" in text
 
 
 @pytest.mark.parametrize(("actions", "remedy"), [(True, "action labels allow"), (False, "--target flow")])

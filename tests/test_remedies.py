@@ -207,12 +207,36 @@ def test_a_run_with_remedies_trains_aligns_jointly_and_is_evaluated(grid, tmp_pa
     assert {"cross_exogenous", "robust_target"} <= {key.rpartition("/")[2] for key in rows[0]}
     quick = ["--steps", "2", "--batch", "8", "--device", "cpu"]
     assert main(["align", run, "--data", str(grid), "--labels", "20", "--joint", *quick]) == 0
+    assert (
+        main(
+            [
+                "evaluate",
+                run,
+                "--data",
+                str(grid),
+                "--transitions",
+                "64",
+                "--reconstructions",
+                "16",
+                "--structure",
+                "16",
+            ]
+        )
+        == 0
+    )
+    record = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert {row["name"].partition(",")[0] for row in record["exogenous"]} >= {"reconstruction", "swap"}
 
 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
         (["--cross-exogenous", "1", "--paired", "mirror"], "has no camera 'mirror'"),
+        (["--cross-exogenous", "1", "--camera", "observation.images.paired"], "paired with itself"),
+        (
+            ["--cross-exogenous", "1", "--camera", "observation.images.grid", "--paired", "observation.images.grid"],
+            "paired with itself",
+        ),
         (["--cross-exogenous", "-1"], "must not be negative"),
         (["--robust-target", "1", "--target", "mood"], "no feature 'mood'"),
         (["--robust-target", "1", "--target-share", "0"], "target-share"),

@@ -447,6 +447,22 @@ def test_an_exogenous_state_changes_the_picture_and_never_the_truth():
 
 
 @pytest.mark.sim
+def test_the_cheetahs_expert_is_a_function_of_its_state_and_its_search_is_repeatable():
+    open_world("cheetah").close()
+    from lamina.worlds.cheetah import GAIT
+    from lamina.worlds.gait import Runs, search
+
+    with open_world("cheetah") as world:
+        seen = world.reset(5)
+        torques = [world.expert(np.random.default_rng(seed)) for seed in (0, 1)]
+    np.testing.assert_array_equal(*torques)
+    np.testing.assert_allclose(torques[0], np.clip(GAIT @ np.append(seen.proprio, 1), -1, 1), atol=1e-4)
+    good, none = Runs()(np.stack([GAIT, 0 * GAIT]), [0, 0])[0]
+    assert good > 300 > 10 > none
+    np.testing.assert_array_equal(search(0), search(0))
+
+
+@pytest.mark.sim
 def test_an_exogenous_state_of_no_strength_is_the_plain_picture():
     for a, b in zip(film("cheetah", 4), film("cheetah/0,0", 4), strict=True):
         for picture in b.frames.values():
