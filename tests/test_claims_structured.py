@@ -22,10 +22,13 @@ RUNNABLE = [claim.id for claim in CLAIMS.values() if claim.run and claim.id.star
 @pytest.mark.parametrize("scale", ["cpu", "gpu"])
 def test_rivals_share_the_backbone_and_differ_in_code_and_objective(scale: str) -> None:
     options = SETUPS[scale].options
-    models = (alam_model(0), alam_model(0, False), ac_lam_model(0), *rivals(0))
+    models = (alam_model(0), alam_model(0, False), ac_lam_model(0), *rivals(0), *structure.beyond_the_paper(0))
     configs = [m.method.build(m.method.Config(**{**options, **dict(m.options)})) for m in models]
     assert len({c.encoder for c in configs}) == len({c.decoder for c in configs}) == 1
-    assert configs[0].slots == configs[1].slots and len({c.slots for c in configs[2:]}) == 1
+    slots = {m.label: c.slots for m, c in zip(models, configs, strict=True)}
+    assert slots["ALAM"] == slots["without the losses"] == slots["ALAM, before VQ"]
+    assert len({n for label, n in slots.items() if not label.startswith(("ALAM", "without"))}) == 1
+    assert all(c.whiten != "none" for c in configs)
     assert len({m.label for m in models}) == len(models)
     ours, plain = (m.method.Config(**{**options, **dict(m.options)}) for m in models[:2])
     assert (ours.composition, ours.reversal) != (0, 0) == (plain.composition, plain.reversal)

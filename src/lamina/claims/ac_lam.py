@@ -119,7 +119,7 @@ def structure(experiment: Experiment) -> Outcome:
             "Structure of the latent (lower is better)",
             "error over the latent's length",
             errors,
-            {name: [interval(v[m]) for m in errors] for name, v in metrics.items() if name not in unused},
+            {name + " (void)" * (name in unused): [interval(v[m]) for m in errors] for name, v in metrics.items()},
         ),
     )
 
@@ -247,7 +247,7 @@ def norms(experiment: Experiment) -> Outcome:
     first = next(iter(shown.values()))
     every = slice(None, None, max(1, len(first.seconds) // 40))
     assert first.displacement is not None  # MetaWorld tells its state
-    drawn = {name: t.length for name, t in shown.items() if name not in unused and name != RANDOM}
+    drawn = {name + " (void)" * (name in unused): t.length for name, t in shown.items() if name != RANDOM}
     lines = {"displacement": first.displacement, **drawn}
     return Outcome(
         metrics=metrics,
