@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
-from lamina.claims import CLAIMS, ac_lam, reproduce, structure
-from lamina.claims.experiment import Experiment
+from lamina.claims import CLAIMS, ac_lam, alam, reproduce, structure
+from lamina.claims.experiment import Experiment, Outcome
 from lamina.claims.lab import Recipe
 from lamina.claims.record import read_record
-from lamina.claims.structure import SETUPS, StructureLab, ac_lam_model, alam_model, rivals
+from lamina.claims.structure import SETUPS, Contender, StructureLab, ac_lam_model, alam_model, rivals
 from lamina.errors import LaminaError
 from lamina.worlds import make
 
@@ -89,3 +92,136 @@ def test_data_is_named_by_its_recipe(tmp_path: Path) -> None:
     other = StructureLab(lab.experiment, replace(lab.setup, data=Recipe("grid", 10)))
     assert lab.key(ac_lam_model(0)) != other.key(ac_lam_model(0))
     assert lab.key(ac_lam_model(0)) != lab.key(ac_lam_model(0), True)
+
+
+# The rules, on records made up: each claim holds where it should, and every clause of its rule can fail it
+
+
+Change = Callable[[str, dict[str, Any]], Any]
+
+
+def made_up(label: str, seed: int) -> dict[str, Any]:
+    """A structural record as ``probes.structural.measure`` gives it, with which every claim holds; seeds differ a little."""
+    good, near = label in ("ALAM", "AC-LAM"), 1 + 0.01 * seed
+
+    def mean(value: float) -> dict[str, float]:
+        return {"mean": value * near}
+
+    def error(value: float) -> dict[str, dict[str, float]]:
+        return {"raw": mean(value if good else 20 * value), "relative": mean(value if good else 2 * value)}
+
+    return {
+        "void": None,
+        "use": {"another": mean(3.0), "mean": mean(2.0)},
+        "spread": 1.0,
+        **{name: error(0.1) for name in ("composition", "identity", "inverse")},
+        "displacement": mean(0.8 if good else 0.3),
+        "horizons": [
+            {
+                "t": t, "seen": t <= 2, "addition": error(0.1 * (t > 1)), "reversal": error(0.1), "length": mean(1.0),
+                "direct": {"psnr": mean(30.0 - t * (1 if good else 2))},
+                "cumulative": {"psnr": mean(30.0 - t * (1 if good else 3))},
+            }
+            for t in range(1, 6)
+        ],
+        "transfer": {
+            "agreement": mean(30.0), "by_chance": mean(20.0), "margin": mean(10.0 if good else 4.0), "moved": mean(20.0)
+        },
+    }  # fmt: skip
+
+
+def decided(
+    claim: Callable[[Experiment], Outcome], monkeypatch: pytest.MonkeyPatch, change: Change, tmp_path: Path
+) -> bool:
+    """What a claim says of made-up records of three seeds, each changed by ``change(label, record)``."""
+
+    def record(lab: StructureLab, model: Contender) -> dict[str, Any]:
+        found = made_up(model.label, model.seed)
+        change(model.label, found)
+        return found
+
+    monkeypatch.setattr(StructureLab, "record", record)
+    monkeypatch.setattr(StructureLab, "controls", lambda lab, models: {})
+    monkeypatch.setattr(
+        StructureLab, "stopped", lambda lab, model: "explosion" if model.label == "IDM, sg on the sum" else None
+    )
+    for name in ("load", "subject", "held"):
+        monkeypatch.setattr(StructureLab, name, lambda *args, **more: Mock())
+    monkeypatch.setattr(ac_lam, "composed_picture", lambda *args, **more: None)
+    return claim(Experiment("smoke", (0, 1, 2), tmp_path)).holds
+
+
+def horizon_of(record: dict[str, Any], t: int) -> dict[str, Any]:
+    return record["horizons"][t - 1]
+
+
+def design_as_in_the_paper(label: str, record: dict[str, Any]) -> None:
+    if label == "IDM":
+        record["void"] = "collapsed"
+
+
+RULES: dict[str, tuple[Callable[[Experiment], Outcome], Change, dict[str, Change]]] = {
+    "algebra": (
+        alam.algebra,
+        lambda label, r: [h["direct"]["psnr"].update(mean=30.0) for h in r["horizons"]],
+        {
+            "not ten times lower at 5k": lambda label, r: label == "ALAM" and horizon_of(r, 5)["reversal"]["raw"].update(mean=0.3),
+            "not lower by length": lambda label, r: label == "ALAM" and horizon_of(r, 3)["addition"]["relative"].update(mean=0.3),
+            "half a decibel lost": lambda label, r: label == "ALAM" and horizon_of(r, 1)["direct"]["psnr"].update(mean=29.5),
+            "ignored": lambda label, r: label == "ALAM" and r.update(void="the latent is ignored"),
+        },
+    ),
+    "horizon": (
+        alam.horizon,
+        lambda label, r: None,
+        {
+            "direct no slower": lambda label, r: label == "ALAM" and horizon_of(r, 5)["direct"]["psnr"].update(mean=10.0),
+            "cumulative no slower": lambda label, r: label == "ALAM" and horizon_of(r, 5)["cumulative"]["psnr"].update(mean=10.0),
+            "the other is ignored": lambda label, r: label != "ALAM" and r.update(void="the latent is ignored"),
+        },
+    ),
+    "structure": (
+        ac_lam.structure,
+        lambda label, r: None,
+        {
+            "one rival in one column": lambda label, r: label == "villa-X" and r["inverse"]["relative"].update(mean=0.05),
+            "length tells no more": lambda label, r: label == "LAPA" and r["displacement"].update(mean=0.9),
+            "ignored": lambda label, r: label == "AC-LAM" and r.update(void="the latent is ignored"),
+            "no rival counts": lambda label, r: label != "AC-LAM" and r.update(void="the latent is ignored"),
+        },
+    ),
+    "motion-transfer": (
+        ac_lam.motion_transfer,
+        lambda label, r: None,
+        {
+            "no better than chance": lambda label, r: label == "AC-LAM" and r["transfer"]["by_chance"].update(mean=40.0),
+            "a rival leads": lambda label, r: label == "LAPA" and r["transfer"]["margin"].update(mean=12.0),
+            "ignored": lambda label, r: label == "AC-LAM" and r.update(void="the latent is ignored"),
+        },
+    ),
+    "design": (
+        ac_lam.design,
+        design_as_in_the_paper,
+        {
+            "IDM is stable": lambda label, r: label == "IDM" and r.update(void=None),
+            "better before the quantiser": lambda label, r: label == "pre-VQ" and r["composition"]["relative"].update(mean=0.01),
+            "sg on z_ik is no weaker": lambda label, r: label == "IDM, sg on z_ik" and r["displacement"].update(mean=0.9),
+            "the default is ignored": lambda label, r: label == "AC-LAM" and r.update(void="the latent is ignored"),
+        },
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_claim_holds_where_it_should_and_each_clause_can_fail_it(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    claim, usual, breaks = RULES[name]
+    assert decided(claim, monkeypatch, usual, tmp_path)
+    for said, broken in breaks.items():
+
+        def change(label: str, record: dict[str, Any], broken: Change = broken) -> None:
+            usual(label, record)
+            broken(label, record)
+
+        assert not decided(claim, monkeypatch, change, tmp_path), said
