@@ -5,9 +5,9 @@
 Triplets i < j < k of one trajectory, gaps in seconds. The three forward pairs are reconstructed; and o_k once more from o_i and the SUM
 z_ij + z_jk of the quantised latents (Eq. 5). Where the data has proprioception, an MLP predicts q_j from (q_i, z_ij).
 
-`--form` gives the ablations of Table 5: `fdm` is the default; `fdm-pre` sums before the quantiser; `idm` asks for z_ik = z_ij + z_jk
-directly (Eq. 4); `idm-stop-direct` stops the gradient at z_ik, `idm-stop-sum` at z_ij + z_jk. A run whose latents collapse or explode is
-stopped by the validation, which names what happened.
+`--form` gives the ablations of Table 5: `fdm` is the default; `fdm-pre` sums before the quantiser, and the decoder reads that sum as it
+is; `idm` asks for z_ik = z_ij + z_jk directly (Eq. 4); `idm-stop-direct` stops the gradient at z_ik, `idm-stop-sum` at z_ij + z_jk. A run
+whose latents collapse or explode is stopped by the validation, which names what happened.
 
 Deviations:
 - `--rotation 3 4 5` names the columns of the state that hold roll, pitch and yaw; triples that turn by more than `--max-rotation` radians
