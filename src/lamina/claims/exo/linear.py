@@ -62,6 +62,11 @@ def excess(model: LinearLAM, best: LinearLAM, moments: Moments, objective: Objec
     return loss(model, moments, objective) / loss(best, moments, objective) - 1
 
 
+def angle_between(model: LinearLAM, best: LinearLAM) -> Values:
+    """The largest principal angle, in radians, between the subspaces that two LAMs' latents move predictions in."""
+    return closed_form.principal_angles(model.B, best.B)[..., -1]
+
+
 def rises(x: Sequence[float], values: Float[Tensor, "k n"]) -> tuple[list[float], bool]:
     """Spearman's correlation with x for each seed, and whether it is above 0 beyond its interval.
 
@@ -83,7 +88,7 @@ def leakage(experiment: Experiment) -> Outcome:
     ours, theirs = (grid.measure(model, fit, test) for model in (trained, best))
     as_trained = scores.nmse(raw.latents(fit), raw.latents(test))[:, 0]
     over = excess(raw, best, fit, objective)[:, 0]
-    angle = closed_form.principal_angles(raw.B, best.B)[:, 0, :, -1]
+    angle = angle_between(raw, best)[:, 0]
     blind = closed_form.blind_loss(fit, grid.emission, grid.world.states, lab.setup.width)
     price = (blind / loss(best, fit, objective) - 1)[:, 0]
     switching = [i for i, p in enumerate(grid.p) if p > 0]
@@ -91,7 +96,8 @@ def leakage(experiment: Experiment) -> Outcome:
     leaks, leaks_rise = rises(grid.p, ours["leakage"][:, 0])
     errors, errors_rise = rises(grid.p, ours["nmse"][:, 0])
     # Where nothing switches nothing leaks: the price there is that of using only what all exogenous states show alike.
-    meets, pays = bool((over.abs() < NEAR).all()), bool((price[:, switching] > price[:, :1]).all())
+    meets = bool((over.abs() < NEAR).all() and (angle < AIM).all())
+    pays = bool((price[:, switching] > price[:, :1]).all())
     last = len(grid.p) - 1
     peaks = [grid.p[int(ours[name].mean((0, 1)).argmax())] for name in ("leakage", "nmse")]
     text = (
@@ -149,7 +155,7 @@ def sensitivity(experiment: Experiment) -> Outcome:
     best = closed_form.solve(fit, objective, lab.setup.width)
     trained = closed_form.least_energy(raw, fit, objective)
     ours, theirs = (grid.measure(model, fit, test)["nmse"] for model in (trained, best))
-    over = excess(raw, best, fit, objective)
+    over, angle = excess(raw, best, fit, objective), angle_between(raw, best)
 
     by_alpha, alpha_rises = zip(*(rises(grid.alpha, ours[..., i]) for i in range(len(grid.p))), strict=True)
     by_p, p_rises = rises(grid.p, ours.mean(1)) if len(grid.p) > 1 else ([math.nan] * len(grid.seeds), False)
@@ -157,7 +163,8 @@ def sensitivity(experiment: Experiment) -> Outcome:
     shown = [f"{ours[:, x, i].mean():.3f}" for x in (0, -1) for i in (0, -1)]
     text = (
         f"Action NMSE at alpha = {grid.alpha[0]:g}: {shown[0]} at p_switch {grid.p[0]:g}, {shown[1]} at {grid.p[-1]:g}; "
-        f"at alpha = {grid.alpha[-1]:g}: {shown[2]} and {shown[3]}. Trained loss at most {over.max():.2%} above the closed form's."
+        f"at alpha = {grid.alpha[-1]:g}: {shown[2]} and {shown[3]}. Trained loss at most {over.max():.2%} above the closed form's, "
+        f"principal angle at most {angle.max():.4f} rad."
     )
     return Outcome(
         metrics={
@@ -165,6 +172,7 @@ def sensitivity(experiment: Experiment) -> Outcome:
                 f"trained, p = {p:g}": {
                     **per_point("NMSE", "alpha", grid.alpha, ours[..., i]),
                     **per_point("loss above closed form", "alpha", grid.alpha, over[..., i]),
+                    **per_point("principal angle", "alpha", grid.alpha, angle[..., i]),
                     "rank correlation with alpha": by_alpha[i],
                 }
                 for i, p in enumerate(grid.p)
@@ -196,6 +204,7 @@ def remedies(experiment: Experiment) -> Outcome:
     best = {name: closed_form.solve(fit, objective, lab.setup.width) for name, objective in OBJECTIVES.items()}
     ours, theirs = ({name: grid.measure(m, fit, test) for name, m in group.items()} for group in (models, best))
     over = {name: excess(models[name], best[name], fit, objective)[:, 0] for name, objective in OBJECTIVES.items()}
+    angle = {name: angle_between(models[name], best[name])[:, 0] for name in OBJECTIVES}
     plain, *auxiliary = OBJECTIVES
     change = {name: (ours[name]["nmse"] - ours[plain]["nmse"])[:, 0] for name in auxiliary}
     switching = [i for i, p in enumerate(grid.p) if p > 0]
@@ -210,7 +219,8 @@ def remedies(experiment: Experiment) -> Outcome:
     )
     text += (
         f". Lower NMSE at every p_switch above 0: {_named(lower)}; more consistent: {_named(steadier)}. Trained losses at most "
-        f"{max(float(x.max()) for x in over.values()):.2%} above the closed form's."
+        f"{max(float(x.max()) for x in over.values()):.2%} above the closed form's, principal angles at most "
+        f"{max(float(x.max()) for x in angle.values()):.4f} rad."
     )
     return Outcome(
         metrics={
@@ -219,6 +229,7 @@ def remedies(experiment: Experiment) -> Outcome:
                 **per_point("variance at (s, a)", "p", grid.p, ours[name]["context"][:, 0]),
                 **per_point("NMSE, closed form", "p", grid.p, theirs[name]["nmse"][:, 0]),
                 **per_point("loss above closed form", "p", grid.p, over[name]),
+                **per_point("principal angle", "p", grid.p, angle[name]),
                 **({} if name == plain else per_point("change of NMSE", "p", grid.p, change[name])),
             }
             for name in OBJECTIVES
@@ -277,6 +288,13 @@ def cca(experiment: Experiment) -> Outcome:
                 **per_point("principal angle", "p", grid.p, values["angle"]),
                 **per_point("principal angle of the twin", "p", grid.p, values["twin angle"]),
                 **per_point("loss above closed form", "p", grid.p, values["loss"]),
+                **{
+                    key: column
+                    for n in range(some)
+                    for key, column in per_point(
+                        f"canonical correlation {n + 1}", "p", grid.p, values["solved"][..., n]
+                    ).items()
+                },
             }
             for name, values in found.items()
         },
