@@ -48,14 +48,14 @@ class RandomFeatures(Space):
         super().__init__()
         self.channels = features
         generator = torch.Generator().manual_seed(0)
-        for name, (outputs, inputs) in {"first": (16, channels), "second": (features, 16)}.items():
-            weight = torch.randn(outputs, inputs, 5, 5, generator=generator) * math.sqrt(2 / (inputs * 25))
+        for name, inputs, wide in (("first", channels, 5), ("second", features, 3)):
+            weight = torch.randn(features, inputs, wide, wide, generator=generator) * math.sqrt(2 / (inputs * wide**2))
             # Filters that sum to zero see edges and motion, and not how bright the picture is.
             self.register_buffer(name, weight - weight.mean(dim=(1, 2, 3), keepdim=True))
 
     def forward(self, frames: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d h w"]:
         x = F.gelu(2 * F.conv2d(frames, self.first, padding=2))  # type: ignore[arg-type]
-        return torch.tanh(2 * F.conv2d(x, self.second, padding=2))  # type: ignore[arg-type]
+        return torch.tanh(2 * F.conv2d(x, self.second, padding=1))  # type: ignore[arg-type]
 
 
 class MovingFeatures(Space):
@@ -74,7 +74,7 @@ class MovingFeatures(Space):
 
         def convolutions() -> nn.Sequential:
             return nn.Sequential(
-                nn.Conv2d(channels, 16, 5, padding=2), nn.GELU(), nn.Conv2d(16, features, 5, padding=2),
+                nn.Conv2d(channels, features, 5, padding=2), nn.GELU(), nn.Conv2d(features, features, 3, padding=1),
                 nn.BatchNorm2d(features, affine=False), nn.Tanh(),
             )  # fmt: skip
 
