@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from einops import rearrange
 from huggingface_hub import ModelCard, ModelCardData, PyTorchModelHubMixin, hf_hub_download
 from jaxtyping import Float, Int, UInt8
 from safetensors import SafetensorError
@@ -28,11 +27,12 @@ from lamina.errors import LaminaError
 from lamina.files import write_text
 from lamina.prefix import PrefixLaw, RetainedPrefix
 from lamina.shapes import Clip, Latent, to_float, to_uint8
-from lamina.space import SPACES, SpaceName
+from lamina.space import SPACES, Observed, Space, SpaceName
 from lamina.state import StateDynamics
 
 FORMAT = 1  # of config.json and model.safetensors; raised when an old file can no longer be read
 Pair = tuple[int, int]
+Clips = Float[Tensor, "b t c h w"] | Observed
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class LAM(nn.Module):
         self.config = config
         self.bottleneck = BOTTLENECKS[part_kind(config.bottleneck)](**dataclasses.asdict(config.bottleneck))
         dim: int = self.bottleneck.dim  # type: ignore[assignment]
-        self.space = SPACES[config.space](config.image[0])
+        self.space: Space = SPACES[config.space](config.image[0])
         observed = (self.space.channels, *config.image[1:])
         self.encoder = ENCODERS[part_kind(config.encoder)](config.encoder, observed, config.slots, dim)
         self.decoder = DECODERS[part_kind(config.decoder)](config.decoder, observed, config.slots, dim)
@@ -126,14 +126,23 @@ class LAM(nn.Module):
         first = self.task(words).unflatten(1, (-1, self.dim))
         return dataclasses.replace(latent, post=torch.cat([first, latent.post[:, first.shape[1] :]], dim=1))
 
-    def encode(self, frames: Float[Tensor, "b t c h w"], pairs: Sequence[Pair]) -> dict[Pair, Latent]:
+    def observed(self, frames: Clips) -> Observed:
+        """Clips as this LAM observes them; give the same to :meth:`encode` and :meth:`attempts`, and features are computed once."""
+        return frames if isinstance(frames, Observed) else Observed(self.space, frames)
+
+    def encode(self, frames: Clips, pairs: Sequence[Pair]) -> dict[Pair, Latent]:
         """The latent of every pair (i, j) of positions on the time axis, in one batched call; each frame is embedded once."""
-        b = len(frames)
-        used = sorted({i for pair in pairs for i in pair})
-        pictures = rearrange(frames[:, used], "b t c h w -> (t b) c h w")
-        seen = self.encoder.embed(self.space(pictures))  # type: ignore[operator]
-        ahead = self.encoder.embed(self.space.target(pictures)) if self.space.moving else seen  # type: ignore[operator]
-        firsts, seconds = (dict(zip(used, x.chunk(len(used)), strict=True)) for x in (seen, ahead))
+        b, view = len(frames), self.observed(frames)
+
+        def embedded(look: Callable[[Sequence[int]], Tensor], positions: set[int]) -> dict[int, Tensor]:
+            order = sorted(positions)
+            return dict(zip(order, self.encoder.embed(look(order)).chunk(len(order)), strict=True))  # type: ignore[operator]
+
+        starts, ends = ({pair[side] for pair in pairs} for side in (0, 1))
+        if self.space.moving:
+            firsts, seconds = embedded(view.seen, starts), embedded(view.ahead, ends)
+        else:
+            firsts = seconds = embedded(view.seen, starts | ends)
         first, second = torch.cat([firsts[i] for i, _ in pairs]), torch.cat([seconds[j] for _, j in pairs])
         slots = self.encoder.compare(first, second)  # type: ignore[operator]
         latent = self.bottleneck(self.whiten(slots.flatten(1)).view_as(slots))
@@ -152,15 +161,14 @@ class LAM(nn.Module):
             self._recorded = before
 
     def attempts(
-        self, frames: Float[Tensor, "b t c h w"], latents: Mapping[Pair, Latent], keep: Int[Tensor, "b"], draws: Draws
+        self, frames: Clips, latents: Mapping[Pair, Latent], keep: Int[Tensor, "b"], draws: Draws
     ) -> tuple[Float[Tensor, "b p"], Float[Tensor, "n c h w"], Float[Tensor, "n c h w"]]:
         """decoder.loss(o_i, prefix of z_ij, o_j) of each sample and pair; the guesses and the truth, n = b p pictures.
 
         ``keep``: one k for each sample.
         """
-        pairs = list(latents)
-        src = self.space(torch.cat([frames[:, i] for i, _ in pairs]))
-        dst = self.space.target(torch.cat([frames[:, j] for _, j in pairs]))
+        pairs, view = list(latents), self.observed(frames)
+        src, dst = view.seen([i for i, _ in pairs]), view.ahead([j for _, j in pairs])
         z = self.prefix(torch.cat([latents[pair].post for pair in pairs]), keep.repeat(len(pairs)))
         # Draws split the batch by shard, so the pairs of one shard must stay together: [pairs, b] -> [b, pairs].
         order = torch.arange(len(src), device=src.device).view(len(pairs), -1).T.flatten()
@@ -168,7 +176,7 @@ class LAM(nn.Module):
         return loss.view(-1, len(pairs)), guess, dst[order]
 
     def reconstruction(
-        self, frames: Float[Tensor, "b t c h w"], latents: Mapping[Pair, Latent], keep: Int[Tensor, "b"], draws: Draws
+        self, frames: Clips, latents: Mapping[Pair, Latent], keep: Int[Tensor, "b"], draws: Draws
     ) -> Float[Tensor, "b"]:
         """decoder.loss(o_i, prefix of z_ij, o_j) of each sample, averaged over the pairs. ``keep``: one k for each sample."""
         return self.attempts(frames, latents, keep, draws)[0].mean(1)
@@ -213,7 +221,7 @@ def pair_losses(lam: LAM, clip: Clip, draws: Draws) -> dict[str, Float[Tensor, "
 
     The whole objective of every LAM that adds nothing to it (FlexLAM Eq. 1; LAPO, LAPA, villa-X).
     """
-    frames = to_float(clip.frames)
+    frames = lam.observed(to_float(clip.frames))
     latents = lam.encode(frames, neighbours(frames.shape[1]))
     keep = lam.prefix.draw(draws, len(frames))
     reconstruction = lam.reconstruction(frames, latents, keep, draws)

@@ -32,6 +32,7 @@ from lamina.motion import FLOW_WIDTH
 from lamina.paired import LEAST, same_states
 from lamina.remedies import added
 from lamina.shapes import Clip, Latent, to_float
+from lamina.space import Observed
 from lamina.train import Losses, TrainConfig, Validation, World, fit
 
 #: Training options that a resumed run may change without becoming another experiment.
@@ -177,8 +178,8 @@ def validator(lam: LAM, clip: Clip, seed: int) -> Callable[[LAM], Validation]:
     """
 
     @torch.no_grad()
-    def encode(lam: LAM) -> tuple[Float[Tensor, "b t c h w"], Latent]:
-        frames = to_float(clip.to(next(lam.parameters()).device).frames)
+    def encode(lam: LAM) -> tuple[Observed, Latent]:
+        frames = lam.observed(to_float(clip.to(next(lam.parameters()).device).frames))
         return frames, lam.encode(frames, [(0, 1)])[0, 1]
 
     was_training = lam.training
@@ -190,7 +191,8 @@ def validator(lam: LAM, clip: Clip, seed: int) -> Callable[[LAM], Validation]:
     @torch.no_grad()
     def validate(lam: LAM) -> Validation:
         frames, latent = encode(lam)
-        full = torch.full((len(frames),), lam.config.slots, device=frames.device)
+        device = frames.frames.device
+        full = torch.full((len(frames),), lam.config.slots, device=device)
         rivals = {
             "": latent,
             # Half the set away: neighbours are of one episode, and move alike.
@@ -198,12 +200,10 @@ def validator(lam: LAM, clip: Clip, seed: int) -> Callable[[LAM], Validation]:
             "_with_the_mean_latent": replace(latent, post=latent.post.mean(0, keepdim=True).expand_as(latent.post)),
         }
         # Draws of the same address: a flow gets the same noise each time.
-        words = None if clip.task is None else clip.task.to(frames.device)
+        words = None if clip.task is None else clip.task.to(device)
         loss = {
             name: float(
-                lam.reconstruction(
-                    frames, {(0, 1): lam.worded(z, words)}, full, Draws(seed, device=frames.device)
-                ).mean()
+                lam.reconstruction(frames, {(0, 1): lam.worded(z, words)}, full, Draws(seed, device=device)).mean()
             )
             for name, z in rivals.items()
         }

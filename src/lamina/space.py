@@ -6,6 +6,7 @@ Features here keep the picture's height and width, so that every encoder and dec
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -25,6 +26,40 @@ class Space(nn.Module):
     def target(self, frames: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d h w"]:
         """What a frame is as something to be predicted."""
         return self(frames)
+
+
+class Observed:
+    """Clips as a LAM observes them: what a position on the time axis looks like is computed when it is asked for, and once."""
+
+    def __init__(self, space: Space, frames: Float[Tensor, "b t c h w"]):
+        self.space, self.frames = space, frames
+        self._seen: dict[int, Tensor] = {}
+        self._ahead: dict[int, Tensor] = {}
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of the frames, [b t c h w]."""
+        return self.frames.shape
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def seen(self, positions: Sequence[int]) -> Float[Tensor, "n d h w"]:
+        """What is read at these positions, one after the other: n = positions b."""
+        return self._taken(self._seen, self.space, positions)
+
+    def ahead(self, positions: Sequence[int]) -> Float[Tensor, "n d h w"]:
+        """What is to be predicted there; the same where the space does not move."""
+        return self._taken(self._ahead, self.space.target, positions) if self.space.moving else self.seen(positions)
+
+    def _taken(
+        self, known: dict[int, Tensor], look: Callable[[Tensor], Tensor], positions: Sequence[int]
+    ) -> Float[Tensor, "n d h w"]:
+        new = [i for i in dict.fromkeys(positions) if i not in known]
+        if new:
+            features = look(torch.cat([self.frames[:, i] for i in new]))
+            known.update(zip(new, features.chunk(len(new)), strict=True))
+        return torch.cat([known[i] for i in positions])
 
 
 class Pixels(Space):

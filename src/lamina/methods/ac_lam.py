@@ -30,7 +30,7 @@ from torch import Tensor
 from lamina.bottleneck import VQ, Whitening
 from lamina.draws import Draws
 from lamina.errors import LaminaError
-from lamina.lam import LAM, LAMConfig, mean_aux, state_loss, triplets
+from lamina.lam import LAM, Clips, LAMConfig, mean_aux, state_loss, triplets
 from lamina.objectives import composition
 from lamina.shapes import Clip, Latent, to_float
 from lamina.sizes import Backbone, DecoderName
@@ -86,7 +86,7 @@ def weights(config: Config) -> dict[str, float]:
 
 def losses(config: Config) -> Losses:
     def terms(lam: LAM, clip: Clip, draws: Draws) -> dict[str, Float[Tensor, "b"]]:
-        frames = to_float(clip.frames)
+        frames = lam.observed(to_float(clip.frames))
         groups = triplets(frames.shape[1])
         latents = lam.encode(frames, list(dict.fromkeys(p for i, j, k in groups for p in ((i, j), (j, k), (i, k)))))
         keep = lam.prefix.draw(draws, len(frames))
@@ -109,7 +109,7 @@ def losses(config: Config) -> Losses:
 def _composition(
     form: Form,
     lam: LAM,
-    frames: Float[Tensor, "b t c h w"],
+    frames: Clips,
     steps: tuple[Latent, Latent, Latent],
     ends: tuple[int, int],
     keep: Tensor,

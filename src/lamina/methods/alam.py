@@ -28,7 +28,7 @@ from torch import Tensor
 
 from lamina.bottleneck import VQ, Whitening
 from lamina.draws import Draws
-from lamina.lam import LAM, LAMConfig, mean_aux, triplets
+from lamina.lam import LAM, Clips, LAMConfig, mean_aux, triplets
 from lamina.objectives import composition, reversal
 from lamina.perceptual import DISTANCES, PerceptualName
 from lamina.shapes import Clip, Latent, to_float
@@ -77,16 +77,17 @@ def losses(config: Config) -> Losses:
     distance = DISTANCES[config.perceptual]
 
     def terms(lam: LAM, clip: Clip, draws: Draws) -> dict[str, Float[Tensor, "b"]]:
-        frames = to_float(clip.frames)
+        frames = lam.observed(to_float(clip.frames))
         groups = triplets(frames.shape[1])
         forward = list(dict.fromkeys(pair for a, b, c in groups for pair in ((a, b), (b, c), (a, c))))
         latents = lam.encode(frames, [*forward, *((b, a) for a, b, _ in groups)])
         z = {pair: latent.pre for pair, latent in latents.items()}
         keep = lam.prefix.draw(draws, len(frames))
         decoded = {pair: latents[pair] for pair in forward}
+        shown: Clips = frames
         if config.decoded == "one":
-            frames, decoded = drawn(frames, decoded, draws)
-        loss, guess, truth = lam.attempts(frames, decoded, keep, draws)
+            shown, decoded = drawn(frames.frames, decoded, draws)
+        loss, guess, truth = lam.attempts(shown, decoded, keep, draws)
         return {
             "reconstruction": loss.mean(1),
             "perception": distance(guess, truth).view_as(loss).mean(1),

@@ -68,7 +68,7 @@ def losses(config: Config) -> Losses:
 
 def worded_losses(lam: LAM, clip: Clip, draws: Draws) -> dict[str, Float[Tensor, "b"]]:
     """Stage 1: the task's words fill the first half of the slots."""
-    frames = to_float(clip.frames)
+    frames = lam.observed(to_float(clip.frames))
     latents = lam.encode(frames, [(i, i + 1) for i in range(frames.shape[1] - 1)])
     worded = {pair: lam.worded(latent, clip.task) for pair, latent in latents.items()}
     commitment = torch.stack([latent.aux["commitment_1"] for latent in latents.values()]).mean(0)
