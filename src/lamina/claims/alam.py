@@ -45,7 +45,8 @@ def algebra_errors(records: dict[str, list[dict[str, Any]]]) -> tuple[Errors, di
                     errors[name, kind, form, t] = values
                     metrics[name][f"{title}({t}) {form}, {words}"] = values
             metrics[name][f"length({t})"] = [h["length"]["mean"] for h in at]
-            metrics[name][f"psnr({t})"] = [h["direct"]["psnr"]["mean"] for h in at]
+            if "direct" in at[0]:  # a control has no decoder
+                metrics[name][f"psnr({t})"] = [h["direct"]["psnr"]["mean"] for h in at]
     return errors, metrics
 
 
@@ -78,10 +79,14 @@ def algebra(experiment: Experiment) -> Outcome:
     last = max(t for _, t in ratio)
     trend = ""
     for size in lab.setup.smaller:
-        small, found = algebra_errors(pair(lab.of_size(size), experiment.seeds))
+        of_size = pair(lab.of_size(size), experiment.seeds)
+        small, found = algebra_errors(of_size)
         less = ratios(small)
         lost = paired_difference(found[ours]["psnr(1)"], found[plain]["psnr(1)"])
-        trend += f" At size {size}: {min(less.values()):.1f} to {max(less.values()):.1f} times, {_with_interval(lost)} dB."
+        trend += (
+            f" At size {size}: {min(less.values()):.1f} to {max(less.values()):.1f} times, {_with_interval(lost)} dB."
+        )
+        trend += void_text(voids(of_size))
         metrics |= {f"{name}, {size}": values for name, values in found.items()}
     text = (
         f"Raw errors are {min(ratio.values()):.1f} to {max(ratio.values()):.1f} times lower with the two losses; at {last}k "
@@ -90,8 +95,11 @@ def algebra(experiment: Experiment) -> Outcome:
         f"{_with_interval(kept)} dB.{trend}{void_text(unused)}"
     )
     strides = [h["t"] for h in records[ours][0]["horizons"]]
+    controls, beside = algebra_errors(lab.controls([alam_model(seed) for seed in experiment.seeds]))
+    level = {name: interval(controls[name, "addition", "relative", last]).mean for name in beside}
+    text += f" Controls, addition at {last}k by length: {', '.join(f'{n} {v:.2f}' for n, v in level.items())}."
     return Outcome(
-        metrics=metrics,
+        metrics=metrics | beside,
         holds=not unused
         and min(ratio.values()) >= RATIO
         and len(lower) == len(ratio)

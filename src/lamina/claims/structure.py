@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import torch
 
 from lamina import pretrain
 from lamina.claims.experiment import Experiment
@@ -27,6 +28,7 @@ from lamina.methods import ac_lam, alam, lapa, univla, villa_x
 from lamina.probes import structural
 from lamina.probes.encoders import Place, Subject, of_model
 from lamina.probes.structural import HeldOut
+from lamina.shapes import to_float
 from lamina.sizes import SizeName
 from lamina.train import TrainConfig
 
@@ -243,6 +245,20 @@ class Lab:
 
         folder = self.experiment.cached(key, (structural, model.method), build)
         return json.loads((folder / "record.json").read_text())
+
+
+    def controls(self, models: Sequence[Model]) -> dict[str, list[dict[str, Any]]]:
+        """The structural records, a model each, of an untrained encoder of its shape, and of the change of the pixels."""
+
+        def bare(model: Model) -> Subject:
+            loaded = self.load(model)
+            torch.manual_seed(model.seed)
+            random = LatentActionModel(loaded.config, loaded.provenance).eval()
+            return replace(of_model(random, model.place, name="random weights"), predict=None)
+
+        pixels = Subject("change of the pixels", lambda src, dst: to_float(dst) - to_float(src))
+        found = [structural.measure(bare(m), self.held()) for m in models]
+        return {"random weights": found, pixels.name: [structural.measure(pixels, self.held())] * len(models)}
 
 
 @lru_cache(maxsize=2)
