@@ -120,7 +120,7 @@ def test_evaluate_writes_verdict_controls_and_pictures(home: Path) -> None:
     assert record["verdict"] and all(item["text"] for item in record["verdict"])
     assert record["labels"] == 40 and len(record["codes"]["slots"]) == 4
     structure = record["structure"]
-    assert {r["role"] for r in structure["rows"]} == {"model", "control"} and len(
+    assert {r["role"] for r in structure["rows"]} == {"model", "control", "reference"} and len(
         structure["records"][0]["horizons"]
     ) == 5
     (path, *_) = structure["trajectories"]  # the grid tells no state: a length and no displacement
