@@ -522,13 +522,15 @@ def _over_horizons(
 ) -> Html | None:
     """A line for each record and kind, over the horizon in strides."""
     lines, marks = [], []
-    for record in records:
+    for number, record in enumerate(records):
         steps = _objects(record, "horizons", "structure.records.")
         for kind, words in kinds.items():
+            if kind == "copy" and number:
+                continue  # the same for every place that latents are read at
             found = [
                 (s["t"], e) for s in steps if (e := _estimate(_get(s, kind, dict).get(key), f"horizons.{kind}.{key}"))
             ]
-            name = words if len(records) == 1 else f"{words}, {record.get('name')}"
+            name = words if len(records) == 1 or kind == "copy" else f"{words}, {record.get('name')}"
             if found:
                 values = [e for _, e in found]
                 low, high = [e.low for e in values], [e.high for e in values]
