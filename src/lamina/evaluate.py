@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,19 +26,22 @@ from lamina.align import (
     observe,
     probe_data,
 )
-from lamina.data import DataConfig, gather, open_source
+from lamina.bootstrap import Estimate, bootstrap_mean, bootstrap_ratio
+from lamina.data import DataConfig, feature_width, gather, open_source
 from lamina.errors import LaminaError
 from lamina.files import checkpoint_hash, write_text
 from lamina.lam import LAM, LatentActionModel, model_folder
+from lamina.paired import LEAST, same_states
 from lamina.pictures import composed_picture, prefix_picture, swap_picture, transfer_picture
-from lamina.probes.encoders import of_model
-from lamina.probes.exogenous import LEAST, SwapScore, same_states, swap
-from lamina.probes.intervals import Estimate, bootstrap_mean, bootstrap_ratio
+from lamina.probes.encoders import of_model, untrained
+from lamina.probes.exogenous import SwapScore, Views, swap, views
+from lamina.probes.leakage import leakages
 from lamina.probes.linear import LinearScore, linear_probe, pixel_features
 from lamina.probes.reconstruction import ReconstructionScore, reconstruct
-from lamina.probes.structural import held_out, measure_model, places, relative
+from lamina.probes.structural import STATE, held_out, horizon_rows, measure_model, places, structure_rows
+from lamina.probes.trajectory import Trajectory, trajectories
 from lamina.probes.translation import TranslationScore, controls, score_translator
-from lamina.probes.verdict import in_order, judge_exogenous, verdict
+from lamina.probes.verdict import in_order, judge_exogenous, judge_leakage, verdict
 from lamina.shapes import ActionSpec, Clip, to_float
 
 
@@ -53,12 +57,16 @@ class EvaluateConfig:
     """training transitions whose actions the linear probe may see"""
     structure: int = 256
     """test windows for the probes of the latent's structure; 0 leaves them out"""
+    environments: tuple[str, ...] = ()
+    """other places than --data, for the leakage probe: datasets or videos, or DATASET:CAMERA"""
     camera: str | None = None
     paired: str | None = None
     """camera that shows the same states under another exogenous state; default: the one called paired, where there is one"""
     action: str = "action"
 
 
+#: Episodes whose norm trajectory is drawn, and at how many frames.
+EPISODES, POINTS = 3, 60
 #: What the pictures of a run show.
 PICTURES = [
     {
@@ -77,6 +85,12 @@ COMPOSED = {
     "title": "Two latents added up",
     "caption": "From left: three frames of a held-out episode, the last one decoded from its own latent, and from the sum of the two "
     "short ones; then both from a frame of another episode.",
+}
+SWAP = {
+    "file": "pictures/swap.png",
+    "title": "The next frame's exogenous state, swapped",
+    "caption": "Each transition under two exogenous states. The swap is decoded from the frame and the latent of the frame and the "
+    "PAIRED next frame: it should look like the next frame, not like the paired one.",
 }
 
 
@@ -113,6 +127,7 @@ def evaluate(run: Path, path: str, config: EvaluateConfig) -> Path:
     bar.update()
     structure = structural_probes(model, data, config.structure, run / "pictures", notes)
     bar.update()
+    leaks = leakage_probes(model, data, config.environments, config.transitions)
 
     record: dict[str, Any] = {
         "format": 1,
@@ -135,6 +150,7 @@ def evaluate(run: Path, path: str, config: EvaluateConfig) -> Path:
         "codes": code_statistics(model, test),
         "reconstruction": [_reconstruction_row(s, small) for s in reconstruction],
         "structure": structure,
+        "leakage": leaks,
         "training": training_curve(run / "log.jsonl"),
     }
     bar.update()
@@ -166,41 +182,39 @@ def evaluate(run: Path, path: str, config: EvaluateConfig) -> Path:
     findings = verdict(
         reconstruction, small, translation, test, record.get("labels", 0), record["codes"]["warnings"], structure
     )
+    seen = None
     if paired:
-        score = swap(model, small)
-        alike = same_states(test) if len(test) >= LEAST else None
-        swap_picture(score, run / "pictures" / "swap.png")
-        record["exogenous"] = exogenous_rows(score, small)
-        record["pictures"].append(
-            {
-                "file": "pictures/swap.png",
-                "title": "The next frame's exogenous state, swapped",
-                "caption": "Each transition under two exogenous states. The swap is decoded from the frame and the latent of the frame "
-                "and the PAIRED next frame: it should look like the next frame, not like the paired one.",
-            }
-        )
-        findings += judge_exogenous(score, small, alike, record.get("labels", 0))
+        seen = swap(model, small) if pictures else views(model, small)
+        record["exogenous"] = exogenous_rows(seen, small)
+    if isinstance(seen, SwapScore):
+        swap_picture(seen, run / "pictures" / "swap.png")
+        record["pictures"].append(SWAP)
+    alike = same_states(test) if paired and len(test) >= LEAST else None
+    findings += judge_leakage(leaks)
+    findings += judge_exogenous(seen, small, alike, test.action is not None)
     record["verdict"] = in_order(findings)
     write_text(run / "evaluation.json", json.dumps(record, indent=1) + "\n")
     model.write_metrics(folder, headline(reconstruction, translation))
     return run / "evaluation.json"
 
 
-def exogenous_rows(score: SwapScore, clip: Clip) -> list[dict[str, Any]]:
-    """The PSNRs of the swap, and what part of the latent's variance is exogenous, as rows of the record."""
-    psnrs = {
-        "reconstruction": score.reconstruction,
-        "augmented reconstruction": score.augmented,
-        "swap, against the next frame": score.swap,
-        "swap, against the paired next frame": score.swap_as_paired,
-    }
+def exogenous_rows(seen: Views, clip: Clip) -> list[dict[str, Any]]:
+    """What part of the latent's variance is exogenous, and the PSNRs of the swap where there are pictures, as rows of the record."""
+    psnrs = {}
+    if isinstance(seen, SwapScore):
+        psnrs = {
+            "reconstruction": seen.reconstruction,
+            "augmented reconstruction": seen.augmented,
+            "swap, against the next frame": seen.swap,
+            "swap, against the paired next frame": seen.swap_as_paired,
+        }
     rows: list[dict[str, Any]] = [
         {"name": name, "role": "model", "k": None, "psnr": bootstrap_mean(values, clip.episode).to_dict()}
         for name, values in psnrs.items()
     ]
     shares = {
-        "another exogenous state of the next frame": score.future_share(clip.episode),
-        "another exogenous state of both frames": score.inconsistency(clip.episode),
+        "another exogenous state of the next frame": seen.future_share(clip.episode),
+        "another exogenous state of both frames": seen.inconsistency(clip.episode),
     }
     return rows + [{"name": n, "role": "model", "k": None, "share": e.to_dict()} for n, e in shares.items()]
 
@@ -216,10 +230,59 @@ def structural_probes(
     except LaminaError as error:
         notes.append(f"The latent's structure was not measured: {error}.")
         return None
+    subject = of_model(model, places(model)[0])
     if model.config.space == "pixels":
-        composed_picture(of_model(model, places(model)[0]), held.triplets, pictures / "composed.png")
+        composed_picture(subject, held.triplets, pictures / "composed.png")
     records = measure_model(model, held)
-    return {"stride_seconds": held.stride, "seen": held.seen, "rows": relative(records), "records": records}
+    source = open_source(data.data[0])
+    state = STATE if feature_width(data, STATE) is not None else None
+    paths = trajectories(subject, source, model.config.image[1:], data.camera, state, limit=EPISODES, points=POINTS)
+    return {
+        "stride_seconds": held.stride, "seen": held.seen, "rows": structure_rows(records),
+        "over_horizons": horizon_rows(records), "records": records,
+        "trajectories": [_trajectory_row(path) for path in paths],
+    }  # fmt: skip
+
+
+def _trajectory_row(path: Trajectory) -> dict[str, Any]:
+    lines = {"seconds": path.seconds, "length": path.length, "displacement": path.displacement}
+    row: dict[str, Any] = {name: [] if v is None else np.round(v, 4).tolist() for name, v in lines.items()}
+    return row | {"r": None if np.isnan(path.r) else path.r}
+
+
+def leakage_probes(
+    model: LatentActionModel, data: DataConfig, environments: Sequence[str], limit: int
+) -> list[dict[str, Any]]:
+    """How well a classifier tells where a latent is from, and the controls, as rows of the record; empty without other environments.
+
+    Raises LaminaError without xgboost, or where a place has no test split of its own.
+    """
+    if not environments:
+        return []
+    places = [(data.data[0], data.camera), *map(_place, environments)]
+    plain = dataclasses.replace(data, action=None, paired=None)
+    clips = [gather(dataclasses.replace(plain, data=(path,), camera=camera), "test", limit) for path, camera in places]
+    found = leakages([of_model(model), untrained(model)], clips)
+    roles = dict(zip(found, ("model", "control", "reference"), strict=True))
+    rows: list[dict[str, Any]] = [
+        {
+            "name": name,
+            "role": roles[name],
+            "k": None,
+            "leak": got.accuracy.to_dict(),
+            "leak_unseen": _maybe(got.unseen),
+        }
+        for name, got in found.items()
+    ]
+    chance = 1 / len(places)
+    level = {"mean": chance, "low": chance, "high": chance}
+    return [*rows, {"name": "chance", "role": "control", "k": None, "leak": level, "leak_unseen": level}]
+
+
+def _place(text: str) -> tuple[str, str | None]:
+    """DATASET or DATASET:CAMERA."""
+    path, _, camera = text.rpartition(":")
+    return (path, camera) if path and Path(path).exists() and not Path(text).exists() else (text, None)
 
 
 def headline(reconstruction: list[ReconstructionScore], translation: list[TranslationScore]) -> dict[str, float]:

@@ -71,6 +71,23 @@ STRUCTURE = (
     Metric("composition_raw", "composition residual, raw", "depends on scale"),
     Metric("identity_raw", "identity error, raw", "depends on scale"),
     Metric("inverse_raw", "inverse error, raw", "depends on scale"),
+    Metric("gain_another", "right latent above another's, dB", "higher is better"),
+    Metric("gain_mean", "... above the mean latent, dB", "higher is better"),
+    Metric("margin", "composed transfer above chance, dB", "higher is better"),
+)
+
+HORIZONS = (
+    Metric("addition", "sum of short latents", "lower is better"),
+    Metric("reversal", "way back", "lower is better"),
+    Metric("addition_raw", "sum of short latents, raw", "depends on scale"),
+    Metric("reversal_raw", "way back, raw", "depends on scale"),
+    Metric("direct", "PSNR of the long latent, dB", "higher is better"),
+    Metric("cumulative", "PSNR of the sum, dB", "higher is better"),
+)
+
+LEAKAGE = (
+    Metric("leak", "a random fifth", "lower is better", percent=True),
+    Metric("leak_unseen", "episodes never seen", "lower is better", percent=True),
 )
 
 
@@ -188,8 +205,8 @@ def _percent(row: Row, metric: Metric) -> Estimate | None:
     return None if value is None else Estimate(value.mean * scale, value.low * scale, value.high * scale)
 
 
-def _table(rows: Sequence[Row], metrics: Sequence[Metric], label: str) -> Html:
-    """Methods and budgets down, metrics across; a metric that nothing has is named below instead."""
+def _table(rows: Sequence[Row], metrics: Sequence[Metric], label: str, budget: str = "k") -> Html:
+    """Methods and budgets (or what else ``k`` counts) down, metrics across; a metric that nothing has is named below instead."""
     shown = [m for m in metrics if any(row.values[m.key] for row in rows)]
     absent = [m.name for m in metrics if m not in shown]
     if not shown:
@@ -198,7 +215,7 @@ def _table(rows: Sequence[Row], metrics: Sequence[Metric], label: str) -> Html:
     decimals = {key: _decimals([e for e in column if e]) for key, column in columns.items()}
     main = shown[0]
     spread = [v for e in columns[main.key] if e for v in (e.mean, e.low, e.high) if math.isfinite(v)]
-    head = [tag("th", "Method", scope="col"), tag("th", "k", scope="col")]
+    head = [tag("th", "Method", scope="col"), tag("th", budget, scope="col")]
     head += [tag("th", m.name, tag("small", m.better), scope="col") for m in shown]
     head.append(tag("th", "At a glance", tag("small", main.name), scope="col", class_="mark-cell"))
     body = []
@@ -423,7 +440,8 @@ def _exogenous(record: dict[str, Any]) -> Html | None:
     rows = _rows(record, "exogenous", metrics)
     if not rows:
         return None
-    tables = [_table([row for row in rows if row.values[m.key]], (m,), f"Exogenous state, {m.name}") for m in metrics]
+    with_metric = [(m, [row for row in rows if row.values[m.key]]) for m in metrics]
+    tables = [_table(rows, (m,), f"Exogenous state, {m.name}") for m, rows in with_metric if rows]
     return _section(
         "exogenous",
         "Does the latent hold what the agent did not do?",
@@ -466,7 +484,7 @@ def _structure(record: dict[str, Any], run: Path) -> Html | None:
     structure = _get(record, "structure", dict)
     if not structure:
         return None
-    rows = _rows(structure, "rows", STRUCTURE)
+    rows, over = _rows(structure, "rows", STRUCTURE), _rows(structure, "over_horizons", HORIZONS)
     measured = [r for r in _objects(structure, "records", "structure.") if r.get("role") == "model"]
     voids = [tag("li", f"{r.get('name')}: void, {r['void']}.") for r in measured if r.get("void")]
     pictures = [_picture(raw, run) for raw in _objects(record, "structure_pictures")]
@@ -476,8 +494,10 @@ def _structure(record: dict[str, Any], run: Path) -> Html | None:
         _over_horizons(measured, "Prediction over growing horizons", "PSNR, dB (higher is better)",
                        {"direct": "one latent", "cumulative": "sum of latents", "copy": "copy-frame"}, "psnr"),
     ]  # fmt: skip
+    charts += [_trajectory(n, raw) for n, raw in enumerate(_objects(structure, "trajectories", "structure."), 1)]
     drawn = [chart for chart in charts if chart]
     stride, seen = structure.get("stride_seconds"), structure.get("seen")
+    told = f"{stride:g}" if _is_number(stride) else MISSING
     return _section(
         "structure",
         "Do the latents add up?",
@@ -488,11 +508,12 @@ def _structure(record: dict[str, Any], run: Path) -> Html | None:
             "latent's length, so that an encoder which shrinks every latent does not win. Few methods ask for this structure; without "
             "it latents can be good, but not be added.",
         ),
-        tag("p", f"One stride is {stride} s; training has met horizons of up to {seen} strides.", class_="soft"),
+        tag("p", f"One stride is {told} s; training has met horizons of up to {seen} strides.", class_="soft"),
         tag("ul", *voids, class_="warnings") if voids else None,
         *pictures,
         tag("div", *drawn, class_="charts") if drawn else None,
         _table(rows, STRUCTURE, "Structure of the latent, with controls") if rows else _missing(),
+        _table(over, HORIZONS, "Errors and predictions over horizons, with controls", "strides") if over else None,
     )
 
 
@@ -514,6 +535,40 @@ def _over_horizons(
                 lines.append(Line(name, [t for t, _ in found], [e.mean for e in values], low, high))
                 marks = [float(t) for t, _ in found]
     return line_chart(lines, title, "horizon, strides", y_label, marks) if lines else None
+
+
+def _trajectory(number: int, raw: dict[str, Any]) -> Html | None:
+    """The latent's length along one held-out episode, beside how far its state has gone."""
+    where = "structure.trajectories."
+    seconds = _numbers(raw, "seconds", where)
+    lines = [
+        Line(words, seconds, values, marks=False)
+        for words, key in (("length of the latent", "length"), ("displacement", "displacement"))
+        if (values := _numbers(raw, key, where))
+    ]
+    if any(len(line.values) != len(seconds) for line in lines):
+        raise _Malformed(f"{where}{number}: its lines have other lengths than its seconds")
+    r = raw.get("r")
+    title = f"Episode {number}: how far from its first frame" + (f" (r = {r:.2f})" if _is_number(r) else "")
+    return line_chart(lines, title, "seconds", "share of the largest value")
+
+
+def _leakage(record: dict[str, Any]) -> Html | None:
+    """Where other environments were named; nothing elsewhere."""
+    rows = _rows(record, "leakage", LEAKAGE)
+    if not rows:
+        return None
+    return _section(
+        "leakage",
+        "Does the latent say where it was taken?",
+        tag(
+            "p",
+            "A classifier (XGBoost) is asked for the environment, given the latent. A latent of motion alone says what motion says of the "
+            "place; how much there is to be known, the first frame's pixels show. Only episodes that the classifier never saw tell "
+            "environments from episodes.",
+        ),
+        _table(rows, LEAKAGE, "Accuracy of the environment, with controls"),
+    )
 
 
 def _codes(record: dict[str, Any]) -> Html:
@@ -632,6 +687,7 @@ def _page(record: dict[str, Any], run: Path) -> str:
         ("actions", "Actions", _actions(record)),
         ("reconstruction", "Next frame", _reconstruction(record, run)),
         ("structure", "Structure", _structure(record, run)),
+        ("leakage", "Environment", _leakage(record)),
         ("linear", "Linear probe", _linear(record)),
         ("exogenous", "Exogenous state", _exogenous(record)),
         ("codes", "Codes", _codes(record)),

@@ -24,8 +24,9 @@ from lamina.files import write_text
 from lamina.lam import LatentActionModel
 from lamina.methods import ac_lam, alam, fixed_k, flexlam, lapa, lapo, univla, villa_x
 from lamina.probes import structural
-from lamina.probes.encoders import Place, Subject, of_model
+from lamina.probes.encoders import Place, Subject, of_model, pixel_change, untrained
 from lamina.probes.structural import HeldOut
+from lamina.sizes import SizeName
 from lamina.train import TrainConfig
 
 
@@ -42,14 +43,11 @@ class Setup:
     stride: float  # seconds, of the probes: k; training meets 2 k
     windows: int  # held-out windows and triplets
     leakage: int  # latents of each environment
+    smaller: tuple[SizeName, ...]  # sizes below that of the options, to show a trend
     split: str = "test"
 
-    @property
-    def seen(self) -> int:
-        """Strides that training meets."""
-        return int(2 * self.gap[1] / self.stride + 1e-6)
 
-
+RANDOM, PIXELS = "random weights", "change of the pixels"
 BACKBONE = {"encoder": "conv", "decoder": "unet", "frames": 3}
 SETUPS = {
     "smoke": Setup(
@@ -57,21 +55,21 @@ SETUPS = {
         (Recipe("grid", 300, noise=0.4, size=(32, 32)),),
         {"size": "debug", "image": (32, 32), "slots": 4, **BACKBONE},
         TrainConfig(steps=6, batch=8, lr=1e-3, device="cpu", checkpoint_every=6, validate_every=6),
-        shorter=6, gap=(0.03, 0.06), stride=0.06, windows=24, leakage=40,
+        shorter=6, gap=(0.03, 0.06), stride=0.06, windows=24, leakage=40, smaller=("debug",),
     ),
     "cpu": Setup(
         Recipe("metaworld-suite", 14_000, noise=0.4, hold=12),
         (Recipe("cheetah", 4000, noise=0.4), Recipe("my_way_home", 4000, noise=0.4)),
         {"size": "tiny", "image": (32, 32), "slots": 8, **BACKBONE},
         TrainConfig(steps=5000, batch=32, lr=2e-3, ema=0.99, device="cpu", checkpoint_every=250, validate_every=250),
-        shorter=2500, gap=(0.1, 0.2), stride=0.2, windows=384, leakage=1000,
+        shorter=2500, gap=(0.1, 0.2), stride=0.2, windows=384, leakage=1000, smaller=("debug",),
     ),
     "gpu": Setup(
         Recipe("metaworld-suite", 200_000, noise=0.4, hold=12),
         (Recipe("cheetah", 40_000, noise=0.4), Recipe("my_way_home", 40_000, noise=0.4)),
         {"size": "small", "image": (64, 64), "slots": 16, **BACKBONE},
         TrainConfig(steps=40_000, batch=128, lr=5e-4, device="cuda", precision="bf16", checkpoint_every=2000),
-        shorter=40_000, gap=(0.1, 0.2), stride=0.2, windows=2048, leakage=3200,
+        shorter=40_000, gap=(0.1, 0.2), stride=0.2, windows=2048, leakage=3200, smaller=("debug", "tiny"),
     ),
 }  # fmt: skip
 
@@ -132,6 +130,10 @@ class StructureLab(Lab[Setup]):
     def __init__(self, experiment: Experiment, setup: Setup | None = None, many: bool = False):
         setup = setup or SETUPS[experiment.scale]
         super().__init__(experiment, replace(setup, train=replace(setup.train, steps=setup.shorter)) if many else setup)
+
+    def of_size(self, size: SizeName) -> StructureLab:
+        """The same laboratory with LAMs of another size."""
+        return StructureLab(self.experiment, replace(self.setup, options=self.setup.options | {"size": size}))
 
     # ---------------------------------------------------------------------------------------------------------- data
 
@@ -207,6 +209,11 @@ class StructureLab(Lab[Setup]):
 
         folder = self.experiment.cached(key, (structural, model.method), build)
         return json.loads((folder / "record.json").read_text())
+
+    def controls(self, models: Sequence[Contender]) -> dict[str, list[dict[str, Any]]]:
+        """The structural records, a model each, of an untrained encoder of its shape, and of the change of the pixels."""
+        bare = [structural.measure(untrained(self.load(m), m.place, m.seed, RANDOM), self.held()) for m in models]
+        return {RANDOM: bare, PIXELS: [structural.measure(pixel_change(PIXELS), self.held())] * len(models)}
 
 
 @lru_cache(maxsize=2)

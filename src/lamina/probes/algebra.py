@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from lamina.bootstrap import Estimate, bootstrap_correlation, bootstrap_mean, bootstrap_ratio
 from lamina.probes.encoders import Subject, Vectors
-from lamina.probes.intervals import Estimate, bootstrap_correlation, bootstrap_mean, bootstrap_ratio
 
 #: Share of a latent's mean length that varies over transitions, below which an encoder is called collapsed.
 COLLAPSED = 0.01
@@ -145,28 +145,3 @@ def correlation(
 ) -> Estimate:
     """Pearson's r of latent length and displacement, balanced over displacements (Eq. 8, 11); NaN if either never varies."""
     return bootstrap_correlation(length, magnitude, balance(magnitude), episode)
-
-
-# ---------------------------------------------------------------------------------------------------- norm trajectories
-
-
-@dataclass(frozen=True)
-class Trajectory:
-    """|f(o_0, o_t)| over an episode beside the displacement |s_t - s_0| (AC-LAM Fig. 1, 3), both divided by their largest value."""
-
-    seconds: Float[np.ndarray, "t"]
-    length: Float[np.ndarray, "t"]
-    displacement: Float[np.ndarray, "t"]
-    r: float  # Pearson's, NaN where either never varies
-
-
-def trajectory(
-    subject: Subject, frames: UInt8[Tensor, "t c h w"], state: Float[np.ndarray, "t q"], fps: float
-) -> Trajectory:
-    """The norm trajectory of one episode. Channels of the state count by their spread over the episode's data: pass them in like units."""
-    length = subject.latents(frames[:1].expand_as(frames), frames).norm(dim=1).double().numpy()
-    displacement = np.linalg.norm(state - state[0], axis=1)
-    flat = np.ptp(length) == 0 or np.ptp(displacement) == 0
-    r = float("nan") if flat else float(np.corrcoef(length, displacement)[0, 1])
-    tops = [max(float(v.max()), 1e-12) for v in (length, displacement)]
-    return Trajectory(np.arange(len(frames)) / fps, length / tops[0], displacement / tops[1], r)

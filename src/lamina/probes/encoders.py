@@ -1,13 +1,14 @@
 """What the structural probes measure: any function of two frames, ours or a foreign one, as vectors; with a decoder if there is one.
 
-subject = of_model(model, "post")                      # a checkpoint of ours
-subject = Subject("theirs", lambda src, dst: f(src, dst))   # a foreign encoder
+subject = of_model(model, "post")                          # a checkpoint of ours
+subject = Subject("theirs", f)                              # a foreign encoder: uint8 [n c h w] twice -> [n ...]
+subject = Subject("theirs", f, predict=g, observe=to_float)   # ... with its decoder g(o_i, z) -> o_j in [-1, 1]
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -15,8 +16,9 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from lamina.draws import Draws
+from lamina.errors import LaminaError
 from lamina.lam import LatentActionModel
-from lamina.shapes import to_uint8
+from lamina.shapes import to_float, to_uint8
 
 Images = UInt8[Tensor, "n c h w"]
 Vectors = Float[Tensor, "n d"]
@@ -38,18 +40,25 @@ class Subject:
     observe: Callable[[Images], Float[Tensor, "n c h w"]] | None = None
     pictures: bool = True
 
+    def __post_init__(self) -> None:
+        if self.predict is not None and self.observe is None:
+            raise LaminaError(f"{self.name}: predictions need an observe() that turns frames into what is predicted")
+
+    @torch.no_grad()
     def latents(self, src: Images, dst: Images) -> Vectors:
         """z of every pair, a batch at a time."""
         parts = zip(src.split(BATCH), dst.split(BATCH), strict=True)
-        return torch.cat([self.encode(a, b).detach().flatten(1).float().cpu() for a, b in parts])
+        return torch.cat([torch.as_tensor(self.encode(a, b)).flatten(1).float().cpu() for a, b in parts])
 
+    @torch.no_grad()
     def error(self, src: Images, z: Vectors, dst: Images) -> Float[Tensor, "n"]:
         """Mean squared error of each prediction, in the model's own space."""
-        assert self.predict is not None and self.observe is not None
+        assert self.predict is not None and self.observe is not None  # else nothing is to be predicted
         parts = zip(src.split(BATCH), z.split(BATCH), dst.split(BATCH), strict=True)
         errors = [(self.predict(a, v) - self.observe(b)).square().flatten(1).mean(1) for a, v, b in parts]
         return torch.cat(errors).double().cpu()
 
+    @torch.no_grad()
     def draw(self, src: Images, z: Vectors) -> Images:
         """Predicted pictures, uint8."""
         assert self.predict is not None and self.pictures
@@ -67,17 +76,14 @@ def of_model(
     """
     lam = model.lam
 
-    @torch.no_grad()
     def encode(src: Images, dst: Images) -> Vectors:
         latent = model.encode(src, dst)
         z = latent.pre if place == "pre" else latent.post
         return z if slots is None else z[:, list(slots)]
 
-    @torch.no_grad()
     def observe(frames: Images) -> Float[Tensor, "n c h w"]:
         return lam.space.target(model._checked(frames))
 
-    @torch.no_grad()
     def predict(src: Images, z: Vectors) -> Float[Tensor, "n c h w"]:
         seen = lam.space(model._checked(src))
         slotted = z.to(seen.device).view(len(z), model.config.slots, lam.dim)
@@ -90,3 +96,17 @@ def of_model(
     if slots is not None:
         return Subject(name, encode)
     return Subject(name, encode, predict, observe, model.config.space == "pixels")
+
+
+def untrained(
+    model: LatentActionModel, place: Place = "post", seed: int = 1, name: str = "random-weights encoder"
+) -> Subject:
+    """An encoder of the same shape with random weights, as a control; it has no decoder."""
+    torch.manual_seed(seed)
+    random = LatentActionModel(model.config, model.provenance).eval()
+    return replace(of_model(random, place, name=name), predict=None)
+
+
+def pixel_change(name: str = "change of the pixels") -> Subject:
+    """z = o_j - o_i, as a reference: it adds up and reverses exactly and knows nothing of actions, so that no error says much by itself."""
+    return Subject(name, lambda src, dst: to_float(dst) - to_float(src))

@@ -17,19 +17,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
-from sklearn.linear_model import RidgeCV
 from torch import Tensor
 
+from lamina.bootstrap import Estimate, bootstrap_ratio
 from lamina.errors import LaminaError
 from lamina.lam import LatentActionModel
-from lamina.probes.intervals import Estimate, bootstrap_mean, bootstrap_ratio
 from lamina.probes.reconstruction import Images, psnr
-from lamina.shapes import Clip, to_float
-
-SIDE = 12  # pixels of the small pictures that tell whether two views show the same states
-LEAST = 64  # transitions that it takes to tell
+from lamina.shapes import Clip
 
 
 @dataclass(frozen=True)
@@ -42,7 +37,8 @@ class Views:
 
     def future_share(self, episode: Tensor) -> Estimate:
         """The part of the latent's variance that another exogenous state of the NEXT frame changes: half of
-        E|z(o, o') - z(o, o~')|^2 over E|z - mean z|^2. 0: none of it; 1: all of it. (§4.2 divides by |z|^2.)"""
+        E|z(o, o') - z(o, o~')|^2 over E|z - mean z|^2. 0: none of it; 1: all of it; NaN for a latent that never varies.
+        (§4.2 divides by |z|^2.)"""
         return _share(self.own, self.crossed, episode)
 
     def inconsistency(self, episode: Tensor) -> Estimate:
@@ -66,7 +62,9 @@ def _share(z: Float[Tensor, "n k d"], other: Float[Tensor, "n k d"], episode: Te
     centre = torch.cat([z, other]).mean(0)
     moved = (z - other).square().sum(1) / 2
     spread = ((z - centre).square().sum(1) + (other - centre).square().sum(1)) / 2
-    return bootstrap_ratio(moved.numpy(), spread.clamp_min(1e-12).numpy(), episode.numpy())
+    if spread.mean() <= 1e-12 * z.square().sum(1).mean():  # rounding alone
+        spread = torch.zeros_like(spread)
+    return bootstrap_ratio(moved.numpy(), spread.numpy(), episode.numpy())
 
 
 def views(model: LatentActionModel, clip: Clip, batch: int = 256) -> Views:
@@ -106,34 +104,3 @@ def swap(model: LatentActionModel, clip: Clip, batch: int = 64, shown: int = 4) 
         psnr(swapped, next_).numpy(), psnr(swapped, other_next).numpy(),
         {name: x[:shown] for name, x in pictures.items()},
     )  # fmt: skip
-
-
-def same_states(clip: Clip, seed: int = 0) -> Estimate:
-    """Do the paired views show the same states? How much better the change in one view tells the change in the other than it would if
-    the views were of other moments: squared errors of a ridge regression, the latter minus the former over the latter, held out.
-
-    Clearly above 0: they do. Fitted on every second sample, scored on the others; the other moments are half the samples away.
-    Raises LaminaError without paired views, or with too few samples to tell.
-    """
-    if clip.paired is None:
-        raise LaminaError("this data has no paired views to compare")
-    if len(clip) < LEAST:
-        raise LaminaError(f"{len(clip)} transitions are too few to tell whether paired views show the same states")
-    x, y = (_change(to_float(frames)) for frames in (clip.frames, clip.paired))
-    fit, held = torch.arange(0, len(clip), 2), torch.arange(1, len(clip), 2)
-
-    def error(target: Float[Tensor, "n f"]) -> Float[np.ndarray, "m"]:
-        ridge = RidgeCV(alphas=[1.0, 10.0, 100.0, 1000.0, 10_000.0]).fit(x[fit].numpy(), target[fit].numpy())
-        return np.square(ridge.predict(x[held].numpy()) - target[held].numpy()).sum(1)
-
-    right, wrong = error(y), error(y.roll(len(y) // 2, 0))
-    # Each error over its own target's spread: the shifted targets are the same numbers in other places.
-    spread = float((y - y.mean(0)).square().sum(1).mean())
-    return bootstrap_mean((wrong - right) / max(spread, 1e-12), clip.episode[held].numpy(), seed)
-
-
-def _change(frames: Float[Tensor, "n t c h w"]) -> Float[Tensor, "n f"]:
-    """The first pair's difference, grey and small, for each sample of one length: views differ in colour and contrast."""
-    grey = frames[:, :2].mean(2)
-    change = F.interpolate((grey[:, 1] - grey[:, 0])[:, None], (SIDE, SIDE), mode="area").flatten(1).double()
-    return change / change.norm(dim=1, keepdim=True).clamp_min(1e-6)

@@ -6,15 +6,22 @@ know at most (the pixels of the first frame) and on an untrained encoder's laten
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
 
+from lamina.bootstrap import Estimate, bootstrap_mean
 from lamina.errors import LaminaError
-from lamina.probes.intervals import Estimate, bootstrap_mean
+from lamina.probes.encoders import Subject
+from lamina.shapes import Clip
 
 TEST = 0.2
+PIXELS = "pixels of the first frame"
 
 
 @dataclass(frozen=True)
@@ -27,6 +34,26 @@ class Leakage:
     accuracy: Estimate
     unseen: Estimate | None
     chance: float
+
+
+def leakages(subjects: Sequence[Subject], clips: Sequence[Clip], seed: int = 0) -> dict[str, Leakage]:
+    """What each subject's latents of the clips' first pairs tell of the clip they are from, and what the first frame's pixels do.
+
+    ``clips``: one an environment, of one frame size; as many transitions of each as the smallest has, evenly spread.
+    """
+    least = min(map(len, clips))
+    clips = [clip[torch.linspace(0, len(clip) - 1, least).long()] for clip in clips]
+    label = np.repeat(np.arange(len(clips)), least)
+    # Episodes of two clips are two episodes, also where they have the same number.
+    _, episode = np.unique(
+        np.c_[label, np.concatenate([clip.episode.numpy() for clip in clips])], axis=0, return_inverse=True
+    )
+
+    def read(z: Iterable[Tensor]) -> Leakage:
+        return leakage(np.concatenate([part.flatten(1).numpy() for part in z]), label, episode.ravel(), seed)
+
+    found = {s.name: read(s.latents(c.frames[:, 0], c.frames[:, 1]) for c in clips) for s in subjects}
+    return found | {PIXELS: read(F.interpolate(c.frames[:, 0].float(), (8, 8), mode="area") for c in clips)}
 
 
 def leakage(
@@ -52,7 +79,7 @@ def leakage(
 
 def _episodes_apart(
     label: Int[np.ndarray, "n"], episode: Int[np.ndarray, "n"], rng: np.random.Generator
-) -> Float[np.ndarray, "n"] | None:
+) -> Bool[np.ndarray, "n"] | None:
     """Rows of a fifth of each class's episodes, at least one of each."""
     test = np.zeros(len(label), bool)
     for number in range(label.max() + 1):
@@ -67,7 +94,7 @@ def _accuracy(
     z: Float[np.ndarray, "n d"],
     label: Int[np.ndarray, "n"],
     episode: Int[np.ndarray, "n"],
-    test: Float[np.ndarray, "n"],
+    test: Bool[np.ndarray, "n"],
     seed: int,
 ) -> Estimate:
     try:

@@ -11,7 +11,7 @@ from sklearn.linear_model import RidgeCV
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from lamina.probes.intervals import Estimate, bootstrap_mean, bootstrap_ratio
+from lamina.bootstrap import Estimate, bootstrap_mean, bootstrap_ratio
 from lamina.shapes import ActionSpec
 
 

@@ -65,7 +65,7 @@ def load_lpips() -> Perceptual | None:
 def reconstruct(
     model: LatentActionModel, clip: Clip, prefixes: tuple[int, ...], batch: int = 64
 ) -> list[ReconstructionScore]:
-    """Scores of every prefix and of the controls on the first pair of each sample. Another transition = the next sample's."""
+    """Scores of every prefix and of the controls on the first pair of each sample. Another transition = the one half the set away."""
     lpips = load_lpips()
     src, dst = clip.frames[:, 0], clip.frames[:, 1]
     rows = range(0, len(clip), batch)

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
+from lamina.bootstrap import bootstrap_mean
 from lamina.data import DataConfig, feature_width, gather
-from lamina.lam import LAM, LatentActionModel, Provenance
+from lamina.lam import LatentActionModel, Provenance
 from lamina.probes.algebra import Structure, horizons, structure
-from lamina.probes.encoders import Place, Subject, of_model
+from lamina.probes.encoders import Place, Subject, of_model, pixel_change, untrained
 from lamina.probes.horizon import Scores, elsewhere, reconstruct_horizons, transfer
-from lamina.probes.intervals import bootstrap_mean
 from lamina.probes.use import LatentUse, latent_use
 from lamina.shapes import Clip
 
@@ -106,29 +106,52 @@ def _means(scores: Scores, episode: torch.Tensor) -> Mapping[str, Any]:
 
 
 def measure_model(model: LatentActionModel, held: HeldOut) -> list[dict[str, Any]]:
-    """A checkpoint before and after its quantiser, and an untrained encoder of the same shape beside each, as a control."""
+    """A checkpoint before and after its quantiser, and beside each, as a control, an untrained encoder of the same shape; as a reference
+    the change of the pixels, whose algebra is perfect."""
     records = []
-    torch.manual_seed(1)
-    random = LatentActionModel(model.config, model.provenance)
-    random.lam = LAM(model.config)
+    words = {"pre": "before the quantiser", "post": "after the quantiser"}
     for place in places(model):
-        told = (
-            {"pre": "before the quantiser", "post": "after the quantiser"}[place]
-            if len(places(model)) > 1
-            else "latent"
-        )
+        told = words[place] if len(places(model)) > 1 else "latent"
+        bare = untrained(model, place, name=f"random-weights encoder, {told}")
         records.append({"place": place, "role": "model", **measure(of_model(model, place, name=told), held)})
-        bare = replace(of_model(random.eval(), place), predict=None, name=f"random-weights encoder, {told}")
         records.append({"place": place, "role": "control", **measure(bare, held)})
+    records.append({"place": None, "role": "reference", **measure(pixel_change(), held)})
     return records
 
 
-def relative(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of the structure table of a report: the scale-free form of each metric, then the raw one."""
+def both_forms(found: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """The scale-free form of each error, and the raw one."""
+    return {f"{name}{end}": found[name][form] for form, end in (("relative", ""), ("raw", "_raw")) for name in names}
+
+
+def structure_rows(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of the structure table of a report, with what the latent is worth to its decoder and to a composed transfer."""
     rows = []
     for r in records:
-        row = {"name": r["name"], "role": r["role"], "k": None, "displacement": r["displacement"]}
-        for name in ("composition", "identity", "inverse"):
-            row |= {name: r[name]["relative"], f"{name}_raw": r[name]["raw"]}
-        rows.append(row)
+        errors = both_forms(r, ("composition", "identity", "inverse"))
+        use = {"gain_another": r["use"]["another"], "gain_mean": r["use"]["mean"]} if r["use"] else {}
+        margin = {"margin": r["transfer"]["margin"]} if r["use"] and "transfer" in r else {}
+        rows.append(
+            {
+                "name": r["name"],
+                "role": r["role"],
+                "k": None,
+                "displacement": r["displacement"],
+                **errors,
+                **use,
+                **margin,
+            }
+        )
+    return rows
+
+
+def horizon_rows(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of the table over horizons: ``k`` is the horizon in strides."""
+    rows = []
+    for r in records:
+        for h in r["horizons"]:
+            psnr = {way: h[way]["psnr"] for way in ("direct", "cumulative") if way in h}
+            rows.append(
+                {"name": r["name"], "role": r["role"], "k": h["t"], **both_forms(h, ("addition", "reversal")), **psnr}
+            )
     return rows

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from lamina.bootstrap import Estimate, bootstrap_mean
 from lamina.probes.encoders import Images, Subject
-from lamina.probes.intervals import Estimate, bootstrap_mean
 
 #: Gain in dB that the interval of both gains must lie above.
 ENOUGH = 0.1

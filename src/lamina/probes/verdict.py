@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
-from lamina.probes.exogenous import SwapScore
-from lamina.probes.intervals import Estimate, bootstrap_mean
+from lamina.bootstrap import Estimate, bootstrap_mean
+from lamina.probes.exogenous import SwapScore, Views
 from lamina.probes.reconstruction import ReconstructionScore
 from lamina.probes.translation import TranslationScore
 from lamina.shapes import Clip
@@ -80,40 +81,97 @@ def judge_translation(scores: list[TranslationScore], clip: Clip, labels: int) -
             )
 
 
-def judge_exogenous(score: SwapScore, clip: Clip, alike: Estimate | None, labels: int) -> Iterator[Finding]:
-    """How much of the latent is exogenous, and which remedy fits? ``alike``: whether the paired views show the same states."""
-    if alike is not None and alike.low <= 0:
+def judge_exogenous(views: Views | None, clip: Clip, alike: Estimate | None, actions: bool) -> Iterator[Finding]:
+    """How much of the latent is exogenous, and which remedy fits the data at hand?
+
+    ``views``: none without paired views, and a SwapScore where the model predicts pictures; ``alike``: whether the paired views show
+    the same states; ``actions``: whether the data has labels.
+    """
+    apart = alike is not None and alike.low <= 0
+    target = (
+        "--robust-target 1, which a few of your action labels allow"
+        if actions
+        else "--robust-target 1 --target flow, which needs no labels and helps where the camera stands still"
+    )
+    if views is None:
+        yield (
+            "note",
+            "How much of the latent is not the agent's doing can't be told without paired views of the same states (--paired). Where "
+            f"background or camera move by themselves, train with {target}.",
+        )
+        return
+    if apart:
         yield (
             "bad",
-            "The paired views do not seem to show the same states: the change in one tells nothing of the change in the other. "
-            "Trust nothing below about exogenous states, and train on no pairs of them.",
+            "The paired views do not seem to show the same states: the change in one tells nothing of the change in the other. What a "
+            f"latent holds of their exogenous states can't be told, and they are nothing to train on; {target}, needs none.",
         )
-    share, whole = score.future_share(clip.episode), score.inconsistency(clip.episode)
-    lost = bootstrap_mean(score.reconstruction - score.swap, clip.episode)
-    copied = bootstrap_mean(score.swap_as_paired - score.swap, clip.episode)
-    found = (
-        f"{share.mean:.0%} of the latent's variance is the next frame's exogenous state ({whole.mean:.0%} with both frames'); "
-        f"under another one the prediction loses {lost.mean:.1f} dB"
-    )
-    if share.low > 0.5 or copied.low > 0:
-        looks = " and looks more like that other frame than like its own" if copied.low > 0 else ""
-        remedy = "Train with --cross-exogenous 1, which paired views allow"
-        remedy += f", or with --robust-target 1, which your {labels} action labels allow." if labels else "."
-        yield "bad", f"The latent copies what the agent did not do: {found}{looks}. {remedy}"
+        return
+    share, whole = views.future_share(clip.episode), views.inconsistency(clip.episode)
+    if math.isnan(share.mean):
+        yield (
+            "bad",
+            "The latent is the same for every transition: it holds neither what the agent did nor anything else.",
+        )
+        return
+    found = f"{share.mean:.0%} of the latent's variance is the next frame's exogenous state ({whole.mean:.0%} with both frames')"
+    copied = False
+    if isinstance(views, SwapScore):
+        lost = bootstrap_mean(views.reconstruction - views.swap, clip.episode)
+        copied = bootstrap_mean(views.swap_as_paired - views.swap, clip.episode).low > 0
+        found += f"; under another one the prediction loses {lost.mean:.1f} dB"
+        found += " and looks more like that other frame than like its own" if copied else ""
+    if share.low > 0.5 or copied:
+        yield (
+            "bad",
+            f"The latent copies what the agent did not do: {found}. Train with --cross-exogenous 1, which paired views allow, or with "
+            f"{target}.",
+        )
     elif share.low > 0.1:
         yield (
             "warn",
-            f"Part of the latent is not the agent's doing: {found}. --cross-exogenous 1 or --robust-target 1 may help.",
+            f"Part of the latent is not the agent's doing: {found}. --cross-exogenous 1 (paired views), or {target}, may help.",
         )
     else:
         yield "good", f"The latent holds little that is not the agent's doing: {found}."
 
 
+def judge_leakage(rows: list[dict[str, Any]]) -> Iterator[Finding]:
+    """Does the latent say where it was taken? Never a failed check: motion alone can tell much of the place."""
+    if not rows:
+        return
+    key = "leak_unseen" if all(row["leak_unseen"] for row in rows) else "leak"
+    told = {row["name"]: row[key]["mean"] for row in rows}
+    (own,) = (row["name"] for row in rows if row["role"] == "model")
+    others = ", ".join(f"{name} {value:.0%}" for name, value in told.items() if name != own)
+    seen = " of episodes that it never saw" if key == "leak_unseen" else ""
+    yield (
+        "note",
+        f"A classifier{seen} names the environment from the latent in {told[own]:.0%} of the cases ({others}).",
+    )
+
+
+def judge_use(structure: dict[str, Any]) -> Iterator[Finding]:
+    """Is the latent used? By the structural probes' own gate, for models that predict no pictures."""
+    first = next(record for record in structure["records"] if record["role"] == "model")
+    if first["void"]:
+        yield (
+            "bad",
+            f"{first['void'][0].upper()}{first['void'][1:]}. Trust nothing below. Lengthen --gap or train longer.",
+        )
+    elif first["use"]:
+        gain = first["use"]["another"]["mean"]
+        yield (
+            "good",
+            f"The latent is used: the right latent predicts what follows {gain:.2f} dB better than another transition's.",
+        )
+
+
 def judge_structure(structure: dict[str, Any]) -> Iterator[Finding]:
-    """Do latents add up and reverse? Never a failed check: most methods do not ask for it."""
+    """Do latents add up and reverse? Never a failed check, for most methods do not ask for it, unless they are void."""
     for record in (r for r in structure["records"] if r["role"] == "model"):
         if record["void"]:
-            yield "note", f"Structure of the latent ({record['name']}): void, {record['void']}."
+            yield "warn", f"Structure of the latent ({record['name']}): void, {record['void']}."
             continue
         last = record["horizons"][-1]
         addition, reversal = (last[name]["relative"]["mean"] for name in ("addition", "reversal"))
@@ -134,7 +192,13 @@ def verdict(
     structure: dict[str, Any] | None = None,
 ) -> list[Finding]:
     """What every evaluation says. ``shown``: the transitions that were decoded; ``test``: those translated."""
-    found = [*judge_reconstruction(reconstruction, shown)] if reconstruction else []
+    found = (
+        [*judge_reconstruction(reconstruction, shown)]
+        if reconstruction
+        else [*judge_use(structure)]
+        if structure
+        else []
+    )
     found += judge_translation(translation, test, labels)
     found += judge_structure(structure) if structure else []
     found += [("warn", f"{text[0].upper()}{text[1:]}.") for text in code_warnings]
