@@ -80,8 +80,11 @@ def _draw(axes: Axes, plot: LinePlot | BarPlot) -> None:
 
 
 def _lines(axes: Axes, plot: LinePlot) -> None:
-    for (name, intervals), colour, marker in zip(plot.lines.items(), COLOURS * 9, MARKERS * 9, strict=False):
-        axes.plot(plot.x, [i.mean for i in intervals], color=colour, marker=marker, label=name)
+    for n, ((name, intervals), colour, marker) in enumerate(
+        zip(plot.lines.items(), COLOURS * 9, MARKERS * 9, strict=False)
+    ):
+        dashes = ("-", "--", ":")[n // len(COLOURS) % 3]  # when colours begin anew
+        axes.plot(plot.x, [i.mean for i in intervals], dashes, color=colour, marker=marker, label=name)
         low = [math.nan if i.low is None else i.low for i in intervals]
         high = [math.nan if i.high is None else i.high for i in intervals]
         axes.fill_between(plot.x, low, high, color=colour, alpha=0.18, linewidth=0)
@@ -108,8 +111,9 @@ def _bars(axes: Axes, plot: BarPlot) -> None:
             axes.errorbar(places, heights, (below, above), color=colour, label=name, fmt=marker, capsize=3)
         else:
             axes.bar(
-                places, heights, 0.9 * wide, yerr=(below, above), color=colour, label=name, capsize=3, ecolor="#444444"
-            )
+                places, heights, 0.9 * wide, yerr=(below, above), color=colour, label=name, capsize=3, ecolor="#444444",
+                hatch=("", "///", "...")[n // len(COLOURS) % 3], edgecolor="white",
+            )  # fmt: skip
     axes.set_xticks(range(len(plot.names)), plot.names, rotation=20 if max(map(len, plot.names)) > 12 else 0)
 
 
