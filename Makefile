@@ -24,7 +24,7 @@ demo: $(BIN)/demo-is-here
 	$(BIN)/python demo.py
 
 test: $(BIN)/dev-is-here
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 lint: $(BIN)/dev-is-here
 	$(BIN)/ruff check .
