@@ -54,7 +54,7 @@ class SwapScore(Views):
     augmented: Float[np.ndarray, "n"]  # of o~', by z(o~, o~')
     swap: Float[np.ndarray, "n"]  # of o', by z(o, o~')
     swap_as_paired: Float[np.ndarray, "n"]  # of o~', by z(o, o~')
-    pictures: dict[str, Images]  # of the first transitions
+    pictures: dict[str, Images]  # of a few transitions, evenly spread
 
 
 def _share(z: Float[Tensor, "n k d"], other: Float[Tensor, "n k d"], episode: Tensor) -> Estimate:
@@ -102,5 +102,5 @@ def swap(model: LatentActionModel, clip: Clip, batch: int = 64, shown: int = 4) 
         latents.own, latents.paired, latents.crossed,
         psnr(predicted, next_).numpy(), psnr(augmented, other_next).numpy(),
         psnr(swapped, next_).numpy(), psnr(swapped, other_next).numpy(),
-        {name: x[:shown] for name, x in pictures.items()},
+        {name: x[torch.linspace(0, len(x) - 1, min(shown, len(x))).long()] for name, x in pictures.items()},
     )  # fmt: skip
