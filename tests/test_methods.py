@@ -12,15 +12,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from planted import write_planted
 
 import lamina
-from lamina import LatentActionModel, methods
+from lamina import LatentActionModel, methods, pretrain
+from lamina.data import DataConfig
 from lamina.data.episodes import TASK_WIDTH
 from lamina.draws import Draws
 from lamina.errors import LaminaError
 from lamina.lam import LAM, LAMConfig
 from lamina.objectives import total
 from lamina.shapes import Clip
+from lamina.space import MovingFeatures
 from lamina.train import TrainConfig, fit
 
 torch.set_num_threads(1)
@@ -92,17 +95,31 @@ def test_what_moves_is_predicted_without_gradient_and_follows_the_encoder():
     torch.manual_seed(0)
     lam = LAM(module.build(module.Config(size="debug", image=(16, 16), space="ema"))).train()
     frames = torch.randn(4, 3, 16, 16)
-    target = lam.space.target(frames)
-    assert not target.requires_grad and lam.space(frames).requires_grad
     weight, average = lam.space.online[0].weight, lam.space.average[0].weight
     with torch.no_grad():
         weight += 1.0
     before = average.clone()
-    for _ in range(3):  # a step asks several times, and the average moves once
-        lam.space.target(frames)
+    target = lam.space.target(frames)
+    assert not target.requires_grad and lam.space(frames).requires_grad
+    assert torch.equal(average, before)  # asking moves nothing
+    lam.space.after_step()
     torch.testing.assert_close(average, before + 0.01 * (weight - before))
-    lam.eval().space.target(frames)
-    torch.testing.assert_close(average, before + 0.01 * (weight - before))  # nothing moves but in training
+
+
+def test_the_average_moves_once_a_step_of_training_whatever_is_added_to_a_step(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(MovingFeatures, "after_step", lambda space: calls.append(space))
+    module = methods.load("lapo")
+    config = module.Config(size="debug", image=(16, 16), space="ema", cross_exogenous=1.0)
+    plan = pretrain.recipe("lapo", module, config)
+    data = DataConfig((str(write_planted(tmp_path / "data")),), (16, 16), workers=0)
+
+    def with_a_view(lam, clip, draws):
+        return plan.losses(lam, dataclasses.replace(clip, paired=clip.frames), draws)
+
+    training = TrainConfig(steps=3, batch=4, device="cpu", checkpoint_every=3)
+    pretrain.pretrain(tmp_path / "run", dataclasses.replace(plan, losses=with_a_view), data, training)
+    assert len(calls) == 3
 
 
 @every_method

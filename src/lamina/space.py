@@ -115,20 +115,19 @@ class MovingFeatures(Space):
 
         self.online, self.average = convolutions(), convolutions().requires_grad_(False)
         self.average.load_state_dict(self.online.state_dict())
-        self._followed = -1  # the state of the online weights that the average has followed
 
     def forward(self, frames: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d h w"]:
         return self.online(frames)
 
     @torch.no_grad()
     def target(self, frames: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d h w"]:
-        # Once an optimiser's step, however often a step asks for targets; every change in place counts a tensor's version up.
-        state = sum(parameter._version for parameter in self.online.parameters())
-        if self.training and state != self._followed:
-            self._followed = state
-            for ours, theirs in zip(self.average.parameters(), self.online.parameters(), strict=True):
-                ours.lerp_(theirs, 1 - self.decay)
         return self.average(frames)
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """The average follows, once an optimiser's step (:func:`lamina.train.fit` calls it), however often a step asks for targets."""
+        for ours, theirs in zip(self.average.parameters(), self.online.parameters(), strict=True):
+            ours.lerp_(theirs, 1 - self.decay)
 
 
 SPACES: dict[str, type[Space]] = {"pixels": Pixels, "features": RandomFeatures, "ema": MovingFeatures}

@@ -322,6 +322,7 @@ def fit(
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
+    following: list[Any] = [part for part in module.modules() if hasattr(part, "after_step")]
     optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.99), foreach=True)
     wrapped = step_module if sharded else accelerator.prepare_model(step_module)
 
@@ -367,6 +368,8 @@ def fit(
         norm = torch.nn.utils.clip_grad_norm_(trained, config.clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        for part in following:
+            part.after_step()
         number = step + 1
         if average:
             _average(average, module, min(config.ema, (1 + step) / (10 + step)))

@@ -289,11 +289,9 @@ def cca(experiment: Experiment) -> Outcome:
                 **per_point("principal angle of the twin", "p", grid.p, values["twin angle"]),
                 **per_point("loss above closed form", "p", grid.p, values["loss"]),
                 **{
-                    key: column
+                    f"canonical correlation {n + 1} at p = {p:g}": values["solved"][:, i, n].tolist()
                     for n in range(some)
-                    for key, column in per_point(
-                        f"canonical correlation {n + 1}", "p", grid.p, values["solved"][..., n]
-                    ).items()
+                    for i, p in enumerate(grid.p)
                 },
             }
             for name, values in found.items()
