@@ -447,6 +447,21 @@ def test_an_exogenous_state_changes_the_picture_and_never_the_truth():
 
 
 @pytest.mark.sim
+def test_an_exogenous_state_that_switches_is_drawn_anew_at_that_share_of_steps():
+    steps = 200
+    drifting, switching = (film(name, steps) for name in ("cheetah/0.5,0.05", "cheetah/0.5,0.05,0.25"))
+    jumps = {}
+    for camera in ("side", "paired"):
+        moved = [np.abs(b.frames[camera].astype(int) - a.frames[camera]).mean() for a, b in pairwise(switching)]
+        usual = [np.abs(b.frames[camera].astype(int) - a.frames[camera]).mean() for a, b in pairwise(drifting)]
+        jumps[camera] = np.array(moved) > 1.5 * max(usual)
+        assert 0.12 < jumps[camera].mean() < 0.35
+    assert (jumps["side"] != jumps["paired"]).any()  # each view by itself
+    for a, b in zip(drifting, switching, strict=True):
+        np.testing.assert_array_equal(a.proprio, b.proprio)
+
+
+@pytest.mark.sim
 def test_the_cheetahs_expert_is_a_function_of_its_state_and_its_search_is_repeatable():
     open_world("cheetah").close()
     from lamina.worlds.cheetah import GAIT
@@ -477,7 +492,7 @@ def test_a_camera_alone_moves_and_colours_alone_do_not_move_it():
 
 
 @pytest.mark.sim
-@pytest.mark.parametrize("variant", ["0.5", "a,b", "0.5,0.05,1", "2,0", "0,-0.1", "nan,0"])
+@pytest.mark.parametrize("variant", ["0.5", "a,b", "0.5,0.05,1,1", "2,0", "0,-0.1", "nan,0", "0,0,2"])
 def test_a_distraction_that_makes_no_sense_is_refused(variant):
     open_world("cheetah").close()
     with pytest.raises(LaminaError, match=r"COLOUR,CAMERA|between 0 and 1"):

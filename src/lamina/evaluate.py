@@ -187,7 +187,7 @@ def evaluate(run: Path, path: str, config: EvaluateConfig) -> Path:
         seen = swap(model, small) if pictures else views(model, small)
         record["exogenous"] = exogenous_rows(seen, small)
     if isinstance(seen, SwapScore):
-        swap_picture(seen, run / "pictures" / "swap.png")
+        swap_picture({"": seen}, run / "pictures" / "swap.png")
         record["pictures"].append(SWAP)
     alike = same_states(test) if paired and len(test) >= LEAST else None
     findings += judge_leakage(leaks)

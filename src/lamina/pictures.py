@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -22,8 +23,8 @@ from matplotlib.figure import Figure
 Images = UInt8[Tensor, "n c h w"]
 
 
-def grid(path: Path, columns: list[str], pictures: list[Images], caption: str = "") -> None:
-    """A grid of pictures, one column a tensor [rows c h w], as a PNG."""
+def grid(path: Path, columns: list[str], pictures: list[Images], caption: str = "", names: Sequence[str] = ()) -> None:
+    """A grid of pictures, one column a tensor [rows c h w], as a PNG; ``names`` of the rows, if any."""
     rows, count = len(pictures[0]), len(columns)
     figure = Figure(figsize=(1.25 * count, 1.25 * rows + 0.3), dpi=110, layout="constrained")
     axes = figure.subplots(rows, count, squeeze=False)
@@ -31,7 +32,10 @@ def grid(path: Path, columns: list[str], pictures: list[Images], caption: str = 
         axes[0][j].set_title(title, fontsize=9)
         for i in range(rows):
             axes[i][j].imshow(column[i].permute(1, 2, 0).cpu().numpy(), interpolation="nearest")
-            axes[i][j].axis("off")
+            axes[i][j].set(xticks=[], yticks=[])
+            axes[i][j].spines[:].set_visible(False)
+    for i, name in enumerate(names):
+        axes[i][0].set_ylabel(name, fontsize=8)
     if caption:
         figure.supxlabel(caption, fontsize=8)
     with disk_errors(path):
@@ -68,9 +72,12 @@ def transfer_picture(model: LatentActionModel, clip: Clip, path: Path, rows: int
     grid(path, columns, [src, dst, other, moved, change])
 
 
-def swap_picture(score: SwapScore, path: Path) -> None:
-    """The same transitions under two exogenous states, their reconstructions, and the prediction after a swap."""
-    grid(path, list(score.pictures), list(score.pictures.values()))
+def swap_picture(scores: Mapping[str, SwapScore], path: Path) -> None:
+    """The same transitions under two exogenous states, their reconstructions, and the prediction after a swap; a name for each score."""
+    shown = [score.pictures for score in scores.values()]
+    columns = list(shown[0])
+    names = [name for name, score in scores.items() for _ in score.pictures["swap"]]
+    grid(path, columns, [torch.cat([pictures[column] for pictures in shown]) for column in columns], names=names)
 
 
 def composed_picture(subject: Subject, clip: Clip, path: Path, rows: int = 4) -> None:

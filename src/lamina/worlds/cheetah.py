@@ -5,7 +5,7 @@ The expert is a linear gait: torques that depend on the present state alone, so 
 added over those steps: an episode's return is between 0 and 1000.
 
 ``cheetah/COLOUR,CAMERA`` draws it under an exogenous state that drifts (``worlds/distraction.py``; 0.5,0.05 is the paper's); its camera
-``paired`` shows the same states under another one.
+``paired`` shows the same states under another one. ``cheetah/COLOUR,CAMERA,P_SWITCH`` draws each state anew with that probability a step.
 """
 
 from __future__ import annotations
@@ -99,14 +99,15 @@ class Cheetah(World):
 
 
 def make(name: str, variant: str, size: Size | None) -> Cheetah:
-    """``cheetah``, or ``cheetah/COLOUR,CAMERA``. Raises LaminaError for a variant that isn't two numbers between 0 and 1."""
+    """``cheetah``, or ``cheetah/COLOUR,CAMERA[,P_SWITCH]``. Raises LaminaError for a variant that isn't numbers between 0 and 1."""
     strength = None
     if variant:
         try:
-            colour, camera = map(float, variant.split(","))
+            colour, camera, *p_switch = map(float, variant.split(","))
+            (switch,) = p_switch or [0.0]
         except ValueError:
             raise LaminaError(
-                f"'{name}/{variant}': the variant of '{name}' is COLOUR,CAMERA, two numbers, as in '{name}/0.5,0.05'"
+                f"'{name}/{variant}': the variant of '{name}' is COLOUR,CAMERA or COLOUR,CAMERA,P_SWITCH, as in '{name}/0.5,0.05'"
             ) from None
-        strength = Strength(colour, camera)
+        strength = Strength(colour, camera, switch)
     return Cheetah(size or (64, 64), strength)

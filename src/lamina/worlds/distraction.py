@@ -4,7 +4,7 @@
 the scale of the camera's pose and zoom. Both drift. The paper says no more; here, as in the Distracting Control Suite, a
 camera of scale c turns about what it looks at by up to c pi/2 sideways, up or down and about its own axis, and comes nearer by up to c/2 or
 goes away by up to 3c/2 of its distance. Behind the scene, where the suite shows videos (which cannot be had here), a smooth pattern of the
-colour's strength drifts.
+colour's strength drifts. With ``p_switch`` the state is at some steps drawn wholly anew, as in the paper's linear world.
 """
 
 from __future__ import annotations
@@ -31,11 +31,12 @@ class Strength:
 
     colour: float = 0.5  # of a channel whose range is 1
     camera: float = 0.05
+    p_switch: float = 0.0  # probability that a step draws the state anew instead of moving it a little
 
     def __post_init__(self) -> None:
-        if not 0 <= self.colour <= 1 or not 0 <= self.camera <= 1:
+        if not all(0 <= part <= 1 for part in (self.colour, self.camera, self.p_switch)):
             raise LaminaError(
-                f"a distraction's colour and camera must be between 0 and 1, got {self.colour} and {self.camera}"
+                f"a distraction's colour, camera and p_switch must be between 0 and 1, got {self.colour}, {self.camera} and {self.p_switch}"
             )
 
 
@@ -43,17 +44,24 @@ class Exogenous:
     """One exogenous state, which draws the scene as it looks under it. Its path is a function of ``rng`` alone."""
 
     def __init__(self, model: mujoco.MjModel, camera: Camera, strength: Strength, size: Size, rng: np.random.Generator):
-        self._model, self._camera, self._strength, self._rng = model, camera, strength, rng
+        self._model, self._camera, self._strength, self._size, self._rng = model, camera, strength, size, rng
+        self._draw()
+
+    def _draw(self) -> None:
+        rng, model = self._rng, self._model
         self._view = rng.uniform(-1, 1, 4)  # turn sideways, turn up, roll, distance
         self._tint = rng.uniform(-1, 1, (model.nmat + model.nlight, 3))
         angle, length = rng.uniform(0, 2 * np.pi, WAVES), rng.uniform(0.5, 2.0, WAVES)  # wavelengths: waves a picture
-        y, x = (np.linspace(0, 1, n)[:, None, None] for n in size)
+        y, x = (np.linspace(0, 1, n)[:, None, None] for n in self._size)
         self._place = 2 * np.pi * length * (np.cos(angle) * x.transpose(1, 0, 2) + np.sin(angle) * y)  # [h w waves]
         self._phase = rng.uniform(0, 2 * np.pi, (WAVES, 3))
         self._pace = rng.uniform(-SPEED, SPEED, (WAVES, 3))
 
     def drift(self) -> None:
-        """One step on: a random walk that turns back at the bounds."""
+        """One step on: a random walk that turns back at the bounds, or a new state."""
+        if self._strength.p_switch and self._rng.random() < self._strength.p_switch:
+            self._draw()
+            return
         for state in (self._view, self._tint):
             moved = state + self._rng.normal(0, DRIFT, state.shape)
             state[:] = np.where(np.abs(moved) > 1, np.sign(moved) * (2 - np.abs(moved)), moved)
