@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from lamina.chart import Html, Line, line_chart, log_ticks, tag, ticks
 from lamina.errors import LaminaError
 from lamina.report import write_report
+from lamina.report.chart import Html, Line, line_chart, log_ticks, tag, ticks
 
 BUDGETS = (1, 2, 4, 8, 16)
 
