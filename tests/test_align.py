@@ -463,7 +463,7 @@ def aligning(joint: bool, dataset: Path) -> Callable[..., Path]:
 
     def work(run: Path, **changes) -> Path:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("lamina.align.quick", lambda steps, seed: quick(5, seed))
+            patch.setattr("lamina.align.joint.quick", lambda steps, seed: quick(5, seed))
             return align(run, str(dataset), config, training(**changes), **more)
 
     return work

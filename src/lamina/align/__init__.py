@@ -1,0 +1,55 @@
+"""Stage 2: tie latent actions to real ones with few labels (FlexLAM §4.2, §6.3).
+
+The translator is an Hourglass MLP on the flattened, null-filled K slots and the previous action, trained over the model's own p(k).
+The inverse dynamics model (IDM) is the same head on an encoder of its own, without a bottleneck.
+"""
+
+from lamina.align.fitting import Best, fit_head, idm_losses, quick, train_idm, train_translator, translator_losses
+from lamina.align.heads import ActionHead, Condition, Hourglass, InverseDynamics, Translator, TranslatorConfig
+from lamina.align.joint import Joint, JointBatch, joint_losses, train_joint
+from lamina.align.labels import (
+    Labelled,
+    Minibatches,
+    action_spec,
+    encode_clip,
+    labelled,
+    observe,
+    parse_labels,
+    probe_data,
+    split_labels,
+)
+from lamina.align.stage import AlignConfig, align, load_translator, note_of, save_translator
+
+__all__ = [
+    "ActionHead",
+    "AlignConfig",
+    "Best",
+    "Condition",
+    "Hourglass",
+    "InverseDynamics",
+    "Joint",
+    "JointBatch",
+    "Labelled",
+    "Minibatches",
+    "Translator",
+    "TranslatorConfig",
+    "action_spec",
+    "align",
+    "encode_clip",
+    "fit_head",
+    "idm_losses",
+    "joint_losses",
+    "labelled",
+    "load_translator",
+    "note_of",
+    "observe",
+    "parse_labels",
+    "probe_data",
+    "quick",
+    "save_translator",
+    "split_labels",
+    "train_idm",
+    "train_joint",
+    "train_translator",
+    "translator_losses",
+]

@@ -1,0 +1,107 @@
+"""A LAM and its translator tuned together (FlexLAM §6.3)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from lamina.align.fitting import fit_head, quick, train_translator
+from lamina.align.heads import Translator, TranslatorConfig
+from lamina.align.labels import Labelled, Minibatches
+from lamina.data import ClipStream, DataConfig
+from lamina.draws import Draws
+from lamina.lam import LAM
+from lamina.shapes import ActionSpec, Clip, to_float
+from lamina.train import Losses, TrainConfig
+
+
+class Joint(nn.Module):
+    """A LAM and its translator, trained together: the action loss reaches encoder and bottleneck (§6.3)."""
+
+    def __init__(self, lam: LAM, translator: Translator):
+        super().__init__()
+        self.lam, self.translator = lam, translator
+
+
+@dataclass(frozen=True)
+class JointBatch:
+    """Labelled transitions for the action loss, unlabelled ones that keep the LAM a LAM."""
+
+    labels: Labelled
+    video: Clip | None = None
+
+    def to(self, device: Any) -> JointBatch:
+        return JointBatch(self.labels.to(device), self.video.to(device) if self.video else None)
+
+
+class JointStream:
+    """Pairs of labelled minibatch and unlabelled batch."""
+
+    def __init__(self, labels: Minibatches, video: ClipStream):
+        self.labels, self.video = labels, video
+
+    def __iter__(self) -> Iterator[JointBatch]:
+        for labels, video in zip(self.labels, self.video, strict=False):
+            yield JointBatch(labels, video)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"labels": self.labels.state_dict(), "video": self.video.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.labels.load_state_dict(state["labels"])
+        self.video.load_state_dict(state["video"])
+
+    def close(self) -> None:
+        """Stop the processes that decode."""
+        self.video.close()
+
+
+def joint_losses(reconstruction: Losses) -> Losses:
+    """The action loss through encoder, bottleneck and drawn prefix, beside the method's own losses on unlabelled video."""
+
+    def losses(module: Joint, batch: JointBatch, draws: Draws) -> dict[str, Tensor]:
+        lam, labels = module.lam, batch.labels
+        assert labels.clip is not None
+        z = lam.encode(to_float(labels.clip.frames), [(0, 1)])[0, 1].post
+        output = module.translator(lam.prefix(z, lam.prefix.draw(draws, len(z))), labels.previous)
+        terms = {"action": module.translator.action.loss(output, labels.action)}
+        return terms | (reconstruction(lam, batch.video, draws) if batch.video else {})
+
+    return losses
+
+
+def train_joint(
+    lam: LAM,
+    train: Labelled,
+    held: Labelled,
+    spec: ActionSpec,
+    config: TranslatorConfig,
+    training: TrainConfig,
+    losses: Losses,
+    weights: dict[str, float],
+    video: DataConfig,
+    run: Path,
+) -> tuple[Translator, float]:
+    """A translator and the LAM (changed in place) that was tuned with it, at their best validation loss, which is returned (§6.3).
+
+    ``losses`` and ``weights`` are the method's own, on unlabelled pairs of ``video``. The labelled transitions need their frames.
+    """
+    train_small, held_small = dataclasses.replace(train, clip=None), dataclasses.replace(held, clip=None)
+    start, _ = train_translator(lam, train_small, held_small, spec, config, quick(400, training.seed))
+    joint = Joint(lam.requires_grad_(True), start)
+    lam.prefix.null.requires_grad_(lam.config.prefix != "full")
+
+    def stream() -> JointStream:
+        batch = training.batch // training.accumulate
+        return JointStream(Minibatches(train, batch, training.seed), ClipStream(video, batch, training.seed))
+
+    everything = {"action": 1.0, **weights}
+    loss = fit_head(
+        joint, joint_losses(losses), train, JointBatch(held), training, run, everything, stream, "align jointly"
+    )
+    return joint.translator.eval(), loss
