@@ -22,7 +22,7 @@ from lamina.encoder import ENCODERS
 from lamina.errors import LaminaError
 from lamina.flow_matching import sample_time
 from lamina.lam import LAM, LAMConfig, Provenance, pair_losses
-from lamina.layers import patchify, unpatchify
+from lamina.layers import AdaLNBlock, Block, CrossBlock, patchify, unpatchify
 from lamina.objectives import squared_error, total
 from lamina.shapes import Clip, Latent, to_float, to_uint8
 from lamina.sizes import SIZES, Backbone
@@ -62,6 +62,25 @@ def test_patches_are_rows_of_pixels_and_come_back(batch, channels, patch, rows, 
     corner = images[:, :, (rows - 1) * patch :, :patch].flatten(1)
     assert torch.equal(tokens[:, (rows - 1) * columns], corner)
     assert torch.equal(unpatchify(tokens, patch, rows * patch), images)
+
+
+@pytest.mark.parametrize("kind", [Block, AdaLNBlock])
+def test_tokens_that_are_only_read_change_nothing_of_the_others(kind):
+    torch.manual_seed(0)
+    block, x = kind(16, 2), torch.randn(3, 7, 16)
+    for parameter in block.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    more = (torch.randn(3, 16),) if kind is AdaLNBlock else ()
+    torch.testing.assert_close(block(x, *more, 4), block(x, *more)[:, 4:])
+
+
+def test_slots_that_are_the_same_for_every_pair_are_attended_once():
+    torch.manual_seed(0)
+    block, slots, context = CrossBlock(16, 2), torch.randn(1, 5, 16), torch.randn(3, 7, 16)
+    seen = []
+    block.attention.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
+    torch.testing.assert_close(block(slots, context), block(slots.expand(3, -1, -1), context))
+    assert seen == [1, 3]
 
 
 def test_pixels_survive_float_and_back():
@@ -467,6 +486,15 @@ def test_rows_of_a_latent_keep_their_parts_together():
 def test_a_config_survives_json(parts, bottleneck, prefix):
     before = config(*parts, bottleneck, prefix=prefix)
     assert LAMConfig.from_dict(json.loads(json.dumps(before.to_dict()))) == before
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"layers": -1}, {"layers": 0}, {"heads": -1}, {"patch": -8}, {"frames": 1}, {"image": (0, 8)}, {"slots": 0}],
+)
+def test_a_count_below_the_least_is_one_clear_line(wrong):
+    with pytest.raises(LaminaError, match=f"--{next(iter(wrong))} must be at least"):
+        Backbone(**wrong)
 
 
 def test_sizes_grow_and_can_be_overridden():

@@ -59,7 +59,7 @@ class TransformerEncoder(nn.Module):
         """Slots of pairs, from the features of their frames."""
         width = self.config.width
         context = F.gelu(first[..., :width] + second[..., width:], approximate="tanh")
-        x = self.slots.expand(len(first), -1, -1)
+        x = self.slots.unsqueeze(0)
         for block in self.pair_blocks:
             x = block(x, context)
         return self.head(self.pair_norm(x))

@@ -27,19 +27,21 @@ def attend(
 
 
 class SelfAttention(nn.Module):
+    """Every token reads all tokens; the first ``skip`` are only read, and nothing is computed for them. [b n d] -> [b n-skip d]."""
+
     def __init__(self, width: int, heads: int):
         super().__init__()
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
 
-    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+    def forward(self, x: Float[Tensor, "b n d"], skip: int = 0) -> Float[Tensor, "b m d"]:
         q, k, v = self.qkv(x).chunk(3, dim=-1)
-        return self.out(attend(q, k, v, self.heads))
+        return self.out(attend(q[:, skip:], k, v, self.heads))
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block: self-attention, then MLP."""
+    """Pre-norm transformer block: self-attention, then MLP. ``skip``: see :class:`SelfAttention`."""
 
     def __init__(self, width: int, heads: int, expansion: int = 4):
         super().__init__()
@@ -47,13 +49,16 @@ class Block(nn.Module):
         self.attention = SelfAttention(width, heads)
         self.mlp = MLP(width, expansion * width)
 
-    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
-        x = x + self.attention(self.norm1(x))
+    def forward(self, x: Float[Tensor, "b n d"], skip: int = 0) -> Float[Tensor, "b m d"]:
+        x = x[:, skip:] + self.attention(self.norm1(x), skip)
         return x + self.mlp(self.norm2(x))
 
 
 class CrossBlock(nn.Module):
-    """Pre-norm block of query slots: self-attention, cross-attention to a context, MLP."""
+    """Pre-norm block of query slots: self-attention, cross-attention to a context, MLP.
+
+    Slots that are the same for every context come as a batch of one: what they tell each other is then computed once.
+    """
 
     def __init__(self, width: int, heads: int, expansion: int = 4):
         super().__init__()
@@ -63,15 +68,19 @@ class CrossBlock(nn.Module):
         self.q, self.kv, self.out = nn.Linear(width, width), nn.Linear(width, 2 * width), nn.Linear(width, width)
         self.mlp = MLP(width, expansion * width)
 
-    def forward(self, x: Float[Tensor, "b k d"], context: Float[Tensor, "b p d"]) -> Float[Tensor, "b k d"]:
+    def forward(self, x: Float[Tensor, "#b k d"], context: Float[Tensor, "b p d"]) -> Float[Tensor, "b k d"]:
         x = x + self.attention(self.norm1(x))
+        q = self.q(self.norm2(x)).expand(len(context), -1, -1)
         k, v = self.kv(context).chunk(2, dim=-1)
-        x = x + self.out(attend(self.q(self.norm2(x)), k, v, self.heads))
+        x = x + self.out(attend(q, k, v, self.heads))
         return x + self.mlp(self.norm3(x))
 
 
 class AdaLNBlock(nn.Module):
-    """DiT block with AdaLN-zero: shift, scale and gate of both halves come from a condition vector (DiT, Peebles & Xie)."""
+    """DiT block with AdaLN-zero: shift, scale and gate of both halves come from a condition vector (DiT, Peebles & Xie).
+
+    ``skip``: see :class:`SelfAttention`.
+    """
 
     def __init__(self, width: int, heads: int, expansion: int = 4):
         super().__init__()
@@ -83,10 +92,12 @@ class AdaLNBlock(nn.Module):
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
 
-    def forward(self, x: Float[Tensor, "b n d"], condition: Float[Tensor, "b d"]) -> Float[Tensor, "b n d"]:
+    def forward(
+        self, x: Float[Tensor, "b n d"], condition: Float[Tensor, "b d"], skip: int = 0
+    ) -> Float[Tensor, "b m d"]:
         parts = self.modulation(F.silu(condition)).unsqueeze(1).chunk(6, dim=-1)
         shift1, scale1, gate1, shift2, scale2, gate2 = parts
-        x = x + gate1 * self.attention(self.norm1(x) * (1 + scale1) + shift1)
+        x = x[:, skip:] + gate1 * self.attention(self.norm1(x) * (1 + scale1) + shift1, skip)
         return x + gate2 * self.mlp(self.norm2(x) * (1 + scale2) + shift2)
 
 

@@ -32,6 +32,12 @@ SIZES: dict[str, Size] = {
 }
 
 
+#: The least that a count may be.
+LEAST = {
+    "image": 1, "slots": 1, "frames": 2, "width": 1, "heads": 1, "layers": 1, "channels": 1, "patch": 1, "flow_steps": 1
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Backbone:
     """What every method's config begins with. None means: derived from ``size`` and ``image``."""
@@ -71,6 +77,10 @@ class Backbone:
     """Euler steps of one sample of the flow decoder"""
 
     def __post_init__(self) -> None:
+        for name, least in LEAST.items():
+            value = getattr(self, name)
+            if value is not None and min(value if isinstance(value, tuple) else (value,)) < least:
+                raise LaminaError(f"--{name.replace('_', '-')} must be at least {least}")
         if min(self.cross_exogenous, self.robust_target) < 0 or not 0 < self.target_share <= 1:
             raise LaminaError("--cross-exogenous and --robust-target must not be negative, --target-share is of (0, 1]")
 

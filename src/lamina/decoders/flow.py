@@ -67,10 +67,12 @@ class FlowDecoder(Decoder):
         patches = self.patch(patchify(torch.cat([x_t, src], dim=1), self.config.patch))
         tokens = torch.cat([self.latent(z), patches], dim=1) + self.position
         condition = self.time(timestep_embedding(t, self.config.width)) + self.summary(z)
-        for block in self.blocks:
+        *blocks, last = self.blocks
+        for block in blocks:
             tokens = block(tokens, condition)
+        patches = last(tokens, condition, self.slots)
         shift, scale = self.modulation(F.silu(condition)).unsqueeze(1).chunk(2, dim=-1)
-        change = self.head(self.norm(tokens[:, self.slots :]) * (1 + scale) + shift)
+        change = self.head(self.norm(patches) * (1 + scale) + shift)
         return src + unpatchify(change, self.config.patch, self.height)
 
     def attempt(

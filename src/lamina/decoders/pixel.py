@@ -37,7 +37,8 @@ class PixelDecoder(DirectDecoder):
 
     def forward(self, src: Float[Tensor, "b c h w"], z: Float[Tensor, "b k d"]) -> Float[Tensor, "b c h w"]:
         tokens = torch.cat([self.latent(z), self.patch(patchify(src, self.config.patch))], dim=1) + self.position
-        for block in self.blocks:
+        *blocks, last = self.blocks
+        for block in blocks:
             tokens = block(tokens)
-        change = self.head(self.norm(tokens[:, self.slots :]))
+        change = self.head(self.norm(last(tokens, self.slots)))
         return src + unpatchify(change, self.config.patch, self.height)
