@@ -9,6 +9,8 @@ from pathlib import Path
 
 import av
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from test_methods import clip, every_method
@@ -289,6 +291,25 @@ def test_training_on_views_of_other_states_warns(same, tmp_path, monkeypatch, ca
     run = str(tmp_path / "run")
     assert main(["train", "lapo", "--data", data, "--out", run, "--cross-exogenous", "1", *STEPS_OF_ONE]) == 0
     assert ("does not seem to show the same states" in capsys.readouterr().err) is not same
+
+
+@pytest.mark.parametrize("change", [1.0, -0.5])
+def test_a_paired_view_of_another_length_is_one_line(change, grid, tmp_path, capsys):
+    data = tmp_path / "data"
+    shutil.copytree(grid, data)
+    (episodes,) = data.glob("meta/episodes/**/*.parquet")
+    table = pq.read_table(episodes)
+    name = "videos/observation.images.paired/to_timestamp"
+    ends = table[name].to_numpy().copy()
+    ends[3] += change
+    pq.write_table(table.set_column(table.column_names.index(name), name, pa.array(ends)), episodes)
+    run = tmp_path / "run"
+    assert main(["train", "lapo", "--data", str(data), "--out", str(run), "--cross-exogenous", "1", *STEPS_OF_ONE]) == 2
+    (mistake,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("lamina: "))
+    assert "episode 3: paired views must be of one length" in mistake and not run.exists()
+    assert (
+        main(["train", "lapo", "--data", str(data), "--out", str(run), *STEPS_OF_ONE]) == 0
+    )  # who pairs nothing doesn't care
 
 
 def test_a_paired_view_that_ends_earlier_is_one_line(grid, tmp_path, capsys):

@@ -84,6 +84,10 @@ class Source(Protocol):
         """
         ...
 
+    def seconds(self, episode: Episode, camera: str) -> float:
+        """How long a camera shows an episode; NaN where that is not stated."""
+        ...
+
     def column(self, episode: Episode, name: str) -> Float[np.ndarray, "t d"]:
         """One feature of every frame of the episode. Raises LaminaError for NaN and for an unknown name."""
         ...

@@ -204,6 +204,11 @@ class LeRobotDataset:
         times = origin + episode.times[start:stop]
         return decode(self.video_file(episode.number, camera), times, size, tolerance=0.4 / episode.fps)
 
+    def seconds(self, episode: Episode, camera: str) -> float:
+        """See :meth:`lamina.data.episodes.Source.seconds`."""
+        begin, end = (self.places[f"videos/{camera}/{k}_timestamp"][episode.number] for k in ("from", "to"))
+        return float(end - begin)
+
     def column(self, episode: Episode, name: str) -> Float[np.ndarray, "t d"]:
         """See :meth:`lamina.data.episodes.Source.column`."""
         if name not in self.columns:
@@ -283,9 +288,11 @@ def _read_places(root: Path, cameras: Sequence[str]) -> dict[str, np.ndarray]:
         raise LaminaError(f"{root}/meta/episodes: holds no parquet file; the dataset is incomplete")
     names = ["episode_index", "length", "data/chunk_index", "data/file_index", "dataset_from_index"]
     names += [f"videos/{c}/{k}" for c in cameras for k in ("chunk_index", "file_index", "from_timestamp")]
-    tables = [read_table(f, names, optional=("tasks",)) for f in files]
+    ends = [f"videos/{c}/to_timestamp" for c in cameras]
+    tables = [read_table(f, names, optional=("tasks", *ends)) for f in files]
+    names += [name for name in ends if all(name in t.column_names for t in tables)]
     table = pa.concat_tables([t.select(names) for t in tables])
-    places = {name: to_numpy(table[name])[:, 0] for name in names}
+    places = dict.fromkeys(ends, np.full(len(table), np.nan)) | {name: to_numpy(table[name])[:, 0] for name in names}
     places["task"] = np.array([task for t in tables for task in _first_tasks(t)], dtype=object)
     order = np.argsort(places["episode_index"], kind="stable")
     places = {name: values[order] for name, values in places.items()}

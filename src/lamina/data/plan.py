@@ -172,6 +172,7 @@ class Plan:
         self.sources: list[Source] = [open_source(p, n, config.max_bad) for n, (p, _) in enumerate(parsed)]
         self.offsets: list[int] = np.cumsum([0] + [len(s.episodes) for s in self.sources]).tolist()
         self.cameras: list[tuple[str, ...]] = [self._cameras(s) for s in self.sources]
+        self._check_paired()
         self.action = self._action()
         for source in self.sources:
             for name in (config.proprio, *config.targets):
@@ -200,6 +201,18 @@ class Plan:
             return views if wanted == "all" else views[:1]
         _check_name(source, "camera", wanted, source.cameras)
         return (wanted or source.cameras[0],)
+
+    def _check_paired(self) -> None:
+        """Views of the same states are as long as one another."""
+        paired = self.config.paired
+        if paired is None:
+            return
+        for source, views in zip(self.sources, self.cameras, strict=True):
+            for episode in source.episodes:
+                lengths = {camera: source.seconds(episode, camera) for camera in (*views, paired)}
+                if max(lengths.values()) - min(lengths.values()) > 1.5 / episode.fps:
+                    told = ", ".join(f"'{camera}' {length:.2f} s" for camera, length in lengths.items())
+                    raise LaminaError(f"{episode.name}: paired views must be of one length, but it has {told}")
 
     def _action(self) -> ActionSpec | None:
         """What the actions hold; None unless every source has the same ones."""

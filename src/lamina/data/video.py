@@ -319,6 +319,10 @@ class VideoFolder:
         times = self.starts[episode.number] + episode.times[start:stop]
         return decode(self.files[episode.number], times, size, tolerance=min(1e-3, 0.25 / episode.fps))
 
+    def seconds(self, episode: Episode, camera: str) -> float:
+        """See :meth:`lamina.data.episodes.Source.seconds`."""
+        return float(episode.times[-1]) + 1.0 / episode.fps
+
     def column(self, episode: Episode, name: str) -> Float[np.ndarray, "t d"]:
         """Raises LaminaError: plain video has no features."""
         raise LaminaError(f"{self.root}: is plain video and has no feature '{name}'; use a LeRobot dataset")
