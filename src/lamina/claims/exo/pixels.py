@@ -1,7 +1,7 @@
 """Claims on rendered pictures: cheetah-run under an exogenous state that drifts (App. D), and the swap of that state (§4.2, Fig. 2b).
 
 LAPO's architecture with a latent of eight numbers and no quantiser, trained on pairs of consecutive frames (or with a few of the
-actions, where the variant says so). A latent policy pi(z | o) learns to predict the latent of what follows each frame, and a translator
+actions, where the variant says so). A latent policy pi(z | o) of two frames learns to predict the latent of what follows, and a translator
 that saw the same few of the actions reads it; behaviour cloning on every action is the upper bound. Returns are on a scale where
 random actions are 0 and the expert is 1.
 """
@@ -58,7 +58,7 @@ class Setup:
     train: TrainConfig
     labels: float  # share of the training transitions whose action is known: to a translator, and to a LAM whose target it is
     heads: int  # steps of a translator
-    policy: int  # steps of a policy of one frame
+    policy: int  # steps of a policy of two frames
     played: int  # episodes of each policy
     parallel: int
     tested: int  # transitions that probes are scored on
