@@ -1,4 +1,4 @@
-"""Policies of one frame: they learn what a frame tells, they act in a real loop, and refuse what doesn't fit."""
+"""Policies of two frames: they learn what frames tell, they act in a real loop, and refuse what doesn't fit."""
 
 import numpy as np
 import pytest
@@ -28,9 +28,9 @@ def grid() -> Labelled:
     action = torch.from_numpy(np.stack([s.action for s in steps])).float()
     turn = torch.randn(4, 10, generator=torch.Generator().manual_seed(0))
     z = (torch.nn.functional.one_hot(action[:, 0].long(), 4).float() @ turn).view(-1, 2, 5)
-    episode = torch.arange(len(steps)) // 48
-    time = torch.zeros(len(steps), 2)
-    clip = Clip(frames=torch.stack([frames, frames], 1), time=time, index=time.long(), episode=episode)
+    episode, number = torch.arange(len(steps)) // 48, torch.arange(len(steps)) % 48
+    index = torch.stack([number, number + 1], 1)
+    clip = Clip(frames=torch.stack([frames, frames], 1), time=index.float(), index=index, episode=episode)
     return Labelled(z, torch.zeros_like(action), action, episode, clip)
 
 
@@ -52,6 +52,24 @@ def test_a_latent_policy_plays_through_the_translator(grid: Labelled):
     policy = latent_policy(CONFIG, train, held, translator, quick(250, 0, lr=2e-3), batch=2)
     record = rollout_worlds(policy, ["grid/0.3"], 4, 2, seed=9, size=(16, 16), progress=False)
     assert record["worlds"]["grid/0.3"]["mean"] > 36
+
+
+def test_a_policy_learns_from_what_it_will_see(grid: Labelled):
+    shuffled = torch.randperm(len(grid), generator=torch.Generator().manual_seed(3))
+    items = grid[shuffled]
+    frames = seen(items, items.z).frames
+    assert grid.clip is not None
+    acted: list[torch.Tensor] = []
+    seer = Seer(CONFIG, 1)
+    seer.forward = lambda pairs: (acted.append(pairs.clone()), torch.zeros(len(pairs), 1))[1]  # type: ignore[method-assign]
+    policy = FramePolicy(seer, lambda o, p: torch.zeros(len(o), 1), SPEC, (3, 16, 16))
+    for row in range(96):  # two episodes, one after the other
+        if row % 48 == 0:
+            policy.reset([0])
+        policy.act_batch(grid.clip.frames[row : row + 1, 0].permute(0, 2, 3, 1).numpy())
+    order = shuffled.argsort()
+    assert torch.equal(torch.cat(acted), frames[order[:96]])
+    assert not torch.equal(frames[:, 0], frames[:, 1])
 
 
 def test_the_error_is_in_units_of_the_targets_variance(grid: Labelled):

@@ -1,4 +1,5 @@
-"""Policies that see one frame: behaviour cloning pi(a | o), and a latent policy pi(z | o) whose latents a translator reads.
+"""Policies that see the present frame and the one before: behaviour cloning pi(a | o), and a latent policy pi(z | o) whose latents a
+translator reads. Two frames, because one shows no velocity: whoever must run cannot be cloned from it.
 
 The latent policy is what *Why Latent Actions Fail* (App. D) evaluates latents with: it is trained on every frame, by regression to the
 latent of the transition that follows, and a translator of few labels turns what it predicts into actions. Behaviour cloning on every label
@@ -18,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Shaped, UInt8
+from jaxtyping import Float, Int, Shaped, UInt8
 from torch import Tensor, nn
 
 from lamina.align import ActionHead, Labelled, Translator, fit_head
@@ -27,7 +28,7 @@ from lamina.encoder import ENCODERS
 from lamina.errors import LaminaError
 from lamina.lam import LAMConfig, part_kind
 from lamina.objectives import squared_error
-from lamina.shapes import ActionSpec, to_float
+from lamina.shapes import ActionSpec, Clip, to_float
 from lamina.train import TrainConfig
 
 WIDTH = 64  # channels of a slot of the frame's features
@@ -35,9 +36,9 @@ WIDTH = 64  # channels of a slot of the frame's features
 
 @dataclass(frozen=True)
 class Seen:
-    """Frames and what is to be predicted from each."""
+    """Frames, each after the one before it, and what is to be predicted from both."""
 
-    frames: UInt8[Tensor, "n c h w"]
+    frames: UInt8[Tensor, "n 2 c h w"]
     target: Float[Tensor, "n o"]
 
     def __len__(self) -> int:
@@ -50,15 +51,26 @@ class Seen:
         return Seen(self.frames.to(device), self.target.to(device))
 
 
+def preceding(clip: Clip) -> Int[Tensor, "n"]:
+    """The row of the transition that ends where each begins, or its own row where none does."""
+    ends = {place: row for row, place in enumerate(zip(clip.episode.tolist(), clip.index[:, 1].tolist(), strict=True))}
+    begins = enumerate(zip(clip.episode.tolist(), clip.index[:, 0].tolist(), strict=True))
+    return torch.tensor([ends.get(place, row) for row, place in begins])
+
+
 def seen(items: Labelled, target: Float[Tensor, "n ..."]) -> Seen:
-    """The first frame of each transition, with what is to be predicted from it. Raises LaminaError if the frames were not kept."""
+    """The first frame of each transition and the one before it (itself, where an episode begins), with what is to be predicted.
+
+    Transitions are as long as a decision. Raises LaminaError if the frames were not kept.
+    """
     if items.clip is None:
         raise LaminaError("a policy of frames needs the frames: these transitions were kept without them")
-    return Seen(items.clip.frames[:, 0], target.flatten(1).float())
+    present = items.clip.frames[:, 0]
+    return Seen(torch.stack([present[preceding(items.clip)], present], 1), target.flatten(1).float())
 
 
 class Seer(nn.Module):
-    """frame -> o numbers, by the encoder of a LAM (from scratch) that sees the frame twice."""
+    """Two frames -> o numbers, by the encoder of a LAM, from scratch."""
 
     mean: Tensor
     std: Tensor
@@ -70,12 +82,12 @@ class Seer(nn.Module):
         self.register_buffer("mean", torch.zeros(outputs))
         self.register_buffer("std", torch.ones(outputs))
 
-    def standardised(self, frames: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b o"]:
+    def standardised(self, frames: UInt8[Tensor, "b 2 c h w"]) -> Float[Tensor, "b o"]:
         """What is predicted, in units of the targets' spread."""
-        features = self.encoder.embed(to_float(frames))  # type: ignore[operator]
-        return self.head(self.encoder.compare(features, features).flatten(1))  # type: ignore[operator]
+        before, present = self.encoder.embed(to_float(frames).flatten(0, 1)).unflatten(0, (-1, 2)).unbind(1)  # type: ignore[operator]
+        return self.head(self.encoder.compare(before, present).flatten(1))  # type: ignore[operator]
 
-    def forward(self, frames: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b o"]:
+    def forward(self, frames: UInt8[Tensor, "b 2 c h w"]) -> Float[Tensor, "b o"]:
         return self.standardised(frames) * self.std + self.mean
 
 
@@ -95,7 +107,7 @@ def train_seer(config: LAMConfig, train: Seen, held: Seen, training: TrainConfig
 
 
 class FramePolicy:
-    """An agent for :func:`lamina.policy.rollout.rollout_worlds` that decides by the present frame alone.
+    """An agent for :func:`lamina.policy.rollout.rollout_worlds` that decides by the present frame and the one of its last decision.
 
     ``read`` turns what the seer predicts for the rows of a batch, and their previous actions, into actions [b a].
     """
@@ -112,10 +124,13 @@ class FramePolicy:
         self.seer, self.read, self.spec, self.image, self.batch = seer, read, spec, image, batch
         self.decision_seconds = decision_seconds
         self.previous = torch.zeros(batch, spec.dim)
+        self.before = torch.zeros(batch, *image, dtype=torch.uint8)
+        self.begins = torch.ones(batch, dtype=torch.bool)
 
     def reset(self, rows: Sequence[int]) -> None:
         """In these rows an episode begins."""
         self.previous[list(rows)] = 0
+        self.begins[list(rows)] = True
 
     @torch.no_grad()
     def act_batch(self, frames: UInt8[np.ndarray, "b h w 3"]) -> Shaped[np.ndarray, "b a"]:
@@ -124,7 +139,10 @@ class FramePolicy:
             raise LaminaError(
                 f"this policy reads uint8 frames of shape {(self.batch, *self.image[1:], 3)}, got {frames.dtype} {frames.shape}"
             )
-        output = self.seer(torch.from_numpy(frames).permute(0, 3, 1, 2))
+        present = torch.from_numpy(frames).permute(0, 3, 1, 2)
+        self.before[self.begins] = present[self.begins]
+        output = self.seer(torch.stack([self.before, present], 1))
+        self.before, self.begins = present.clone(), torch.zeros_like(self.begins)
         action = self.read(output, self.previous)
         discrete = len(self.spec.discrete)
         action[:, discrete:].clamp_(-1, 1)
