@@ -78,7 +78,7 @@ SETUPS = {
     "cpu": Setup(
         Recipe("cheetah/0.5,0.05", episodes=60, seed=11), _options(size="tiny", image=(64, 64)),
         TrainConfig(steps=1000, batch=64, lr=1e-3, device="cpu", checkpoint_every=250, validate_every=250),
-        labels=0.1, heads=600, policy=1000, played=5, parallel=5, tested=2048,  # as many labels as a hundredth of gpu's episodes
+        labels=0.1, heads=600, policy=1000, played=10, parallel=10, tested=2048,  # as many labels as a hundredth of gpu's episodes
     ),
     "gpu": Setup(
         Recipe("cheetah/0.5,0.05", episodes=500, seed=11), _options(size="small", image=(64, 64)),
