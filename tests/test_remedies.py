@@ -307,9 +307,8 @@ def test_a_paired_view_of_another_length_is_one_line(change, grid, tmp_path, cap
     assert main(["train", "lapo", "--data", str(data), "--out", str(run), "--cross-exogenous", "1", *STEPS_OF_ONE]) == 2
     (mistake,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("lamina: "))
     assert "episode 3: paired views must be of one length" in mistake and not run.exists()
-    assert (
-        main(["train", "lapo", "--data", str(data), "--out", str(run), *STEPS_OF_ONE]) == 0
-    )  # who pairs nothing doesn't care
+    # Who pairs nothing doesn't care.
+    assert main(["train", "lapo", "--data", str(data), "--out", str(run), *STEPS_OF_ONE]) == 0
 
 
 def test_a_paired_view_that_ends_earlier_is_one_line(grid, tmp_path, capsys):

@@ -200,14 +200,7 @@ def evaluate(run: Path, path: str, config: EvaluateConfig) -> Path:
 
 def exogenous_rows(seen: Views, clip: Clip) -> list[dict[str, Any]]:
     """What part of the latent's variance is exogenous, and the PSNRs of the swap where there are pictures, as rows of the record."""
-    psnrs = {}
-    if isinstance(seen, SwapScore):
-        psnrs = {
-            "reconstruction": seen.reconstruction,
-            "augmented reconstruction": seen.augmented,
-            "swap, against the next frame": seen.swap,
-            "swap, against the paired next frame": seen.swap_as_paired,
-        }
+    psnrs = seen.psnrs() if isinstance(seen, SwapScore) else {}
     rows: list[dict[str, Any]] = [
         {"name": name, "role": "model", "k": None, "psnr": bootstrap_mean(values, clip.episode).to_dict()}
         for name, values in psnrs.items()

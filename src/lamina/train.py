@@ -301,6 +301,7 @@ def fit(
     ``losses(module, batch, draws) -> {term: [b]}``; ``open_stream(shards, shard)`` opens the data; ``validate(module)`` is called
     every ``validate_every`` steps; ``title`` names the progress bar (None: no bar). Logs and checkpoints go to ``run``; with
     ``config.resume`` it goes on from the last checkpoint there.
+    Parts of ``module`` with an ``after_step()`` are told of every step of the optimiser.
     Raises LaminaError for a loss that is not finite, a damaged checkpoint, a disk that cannot be written.
     """
     accelerator = _accelerator(config)

@@ -56,6 +56,15 @@ class SwapScore(Views):
     swap_as_paired: Float[np.ndarray, "n"]  # of o~', by z(o, o~')
     pictures: dict[str, Images]  # of a few transitions, evenly spread
 
+    def psnrs(self) -> dict[str, Float[np.ndarray, "n"]]:
+        """The rows of Fig. 2b by their titles."""
+        return {
+            "reconstruction": self.reconstruction,
+            "augmented reconstruction": self.augmented,
+            "swap, against the next frame": self.swap,
+            "swap, against the paired next frame": self.swap_as_paired,
+        }
+
 
 def _share(z: Float[Tensor, "n k d"], other: Float[Tensor, "n k d"], episode: Tensor) -> Estimate:
     z, other = z.flatten(1).double(), other.flatten(1).double()

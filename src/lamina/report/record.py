@@ -1,4 +1,7 @@
-"""What the record of an evaluation holds, checked as it is read: numbers, estimates, rows of tables."""
+"""What the record of an evaluation holds, checked as it is read: numbers, estimates, rows of tables.
+
+Every reader raises Malformed for what is something else; ``where`` names the place in its message.
+"""
 
 from __future__ import annotations
 
@@ -44,6 +47,7 @@ class Row:
 
 
 def is_number(value: object) -> bool:
+    """An int or a float, and no bool."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
@@ -58,6 +62,7 @@ def get(record: dict[str, Any], key: str, kind: type, where: str = "") -> Any:
 
 
 def numbers(record: dict[str, Any], key: str, where: str) -> list[float]:
+    """A list of numbers, NaN for null."""
     values = get(record, key, list, where)
     if not all(v is None or is_number(v) for v in values):
         raise Malformed(f"{where}{key} holds something that is not a number")
@@ -65,6 +70,7 @@ def numbers(record: dict[str, Any], key: str, where: str) -> list[float]:
 
 
 def objects(record: dict[str, Any], key: str, where: str = "") -> list[dict[str, Any]]:
+    """A list of objects."""
     values = get(record, key, list, where)
     if not all(isinstance(v, dict) for v in values):
         raise Malformed(f"{where}{key} holds something that is not an object")
@@ -72,6 +78,7 @@ def objects(record: dict[str, Any], key: str, where: str = "") -> list[dict[str,
 
 
 def estimate(value: Any, where: str) -> Estimate | None:
+    """An estimate, or None for null."""
     if value is None:
         return None
     if not isinstance(value, dict) or not all(is_number(value.get(part)) for part in ("mean", "low", "high")):

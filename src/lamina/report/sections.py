@@ -1,4 +1,4 @@
-"""The sections of a report, each from its part of the record."""
+"""The sections of a report, each from its part of the record; each raises Malformed where that is not as it should be."""
 
 from __future__ import annotations
 
@@ -39,6 +39,7 @@ LPIPS = Metric("lpips", "LPIPS", "lower is better")
 
 
 def verdict(record: dict[str, Any]) -> Html:
+    """The findings, under a headline that the worst of them writes."""
     lines = objects(record, "verdict")
     for line in lines:
         if line.get("level") not in LEVELS or not isinstance(line.get("text"), str):
@@ -60,6 +61,7 @@ def verdict(record: dict[str, Any]) -> Html:
 
 
 def how_to_read(record: dict[str, Any]) -> Html:
+    """What a latent action, held-out data and a control are."""
     slots = record.get("slots")
     size = f", in {slots} slots" if isinstance(slots, int) else ""
     return section(
@@ -86,6 +88,7 @@ def how_to_read(record: dict[str, Any]) -> Html:
 
 
 def facts(record: dict[str, Any]) -> Html:
+    """Data, gap and labels, as a list."""
     data = get(record, "data", dict)
     gap = numbers(record, "gap_seconds", "")
     trained_on = get(data, "trained_on", list, "data.")
@@ -116,6 +119,7 @@ def _fact(name: str, value: str | None) -> tuple[Html, Html]:
 
 
 def actions(record: dict[str, Any]) -> Html:
+    """Translators and their controls."""
     metrics = (LOSS, ACCURACY, NMSE)
     rows = read_rows(record, "translator", metrics)
     return section(
@@ -132,6 +136,7 @@ def actions(record: dict[str, Any]) -> Html:
 
 
 def linear(record: dict[str, Any]) -> Html:
+    """The linear probe and its controls."""
     metrics = (NMSE, ACCURACY)
     rows = read_rows(record, "linear", metrics)
     return section(
@@ -148,6 +153,7 @@ def linear(record: dict[str, Any]) -> Html:
 
 
 def reconstruction(record: dict[str, Any], run: Path) -> Html:
+    """Predicted frames: pictures, PSNR, SSIM, LPIPS."""
     metrics = (PSNR, SSIM, LPIPS)
     rows = read_rows(record, "reconstruction", metrics)
     pictures = [picture(raw, run) for raw in objects(record, "pictures")]
@@ -188,6 +194,7 @@ def exogenous(record: dict[str, Any]) -> Html | None:
 
 
 def codes(record: dict[str, Any]) -> Html:
+    """How the codebook is used, slot by slot."""
     found = get(record, "codes", dict)
     size = found.get("codebook")
     slots = objects(found, "slots", "codes.")
@@ -233,6 +240,7 @@ def _share(slot: dict[str, Any], key: str) -> float | None:
 
 
 def training(record: dict[str, Any]) -> Html:
+    """The curves of the model and of its translator."""
     fitted, translator = get(record, "training", dict), get(record, "translator_curve", dict)
     validation = get(fitted, "validation", dict, "training.")
     steps = numbers(translator, "steps", "translator_curve.")
@@ -282,5 +290,6 @@ def words(record: dict[str, Any]) -> Html | None:
 
 
 def notes(record: dict[str, Any]) -> Html | None:
+    """What the evaluation had to say besides; nothing elsewhere."""
     items = [tag("li", str(note)) for note in get(record, "notes", list)]
     return section("notes", "Notes", tag("ul", *items)) if items else None

@@ -37,6 +37,7 @@ LEAKAGE = (
 
 
 def structure(record: dict[str, Any], run: Path) -> Html | None:
+    """Where latents were asked whether they add up; nothing elsewhere."""
     found = get(record, "structure", dict)
     if not found:
         return None

@@ -231,15 +231,6 @@ def cheetah(experiment: Experiment) -> Outcome:
     )
 
 
-#: The rows of Fig. 2b, and where a SwapScore has them.
-SWAP = {
-    "reconstruction": "reconstruction",
-    "augmented reconstruction": "augmented",
-    "swap, against the next frame": "swap",
-    "swap, against the paired next frame": "swap_as_paired",
-}
-
-
 def swap(experiment: Experiment) -> Outcome:
     """PSNR of the reconstruction, of the augmented one and of the swap, against both next frames (Fig. 2b): of the vanilla LAM where the
     exogenous state drifts, which decides; where half of the steps draw it anew; and of the cross-exogenous LAM in both."""
@@ -252,7 +243,8 @@ def swap(experiment: Experiment) -> Outcome:
         lab = PixelLab(experiment, own_setup)
         for variant in ("vanilla", "cross-exogenous"):
             scores = [exogenous.swap(lab.load(lab.variant(variant, seed)), lab.test_clip) for seed in experiment.seeds]
-            own = {title: [float(np.mean(getattr(score, field))) for score in scores] for title, field in SWAP.items()}
+            rows = [score.psnrs() for score in scores]
+            own = {title: [float(np.mean(row[title])) for row in rows] for title in rows[0]}
             own["share of z"] = [score.future_share(lab.test_clip.episode).mean for score in scores]
             name = f"{variant}, {world}"
             metrics[name] = own
