@@ -14,10 +14,11 @@ from typing import Literal
 
 import av
 import numpy as np
-from av.video.reformatter import Interpolation, VideoReformatter
+from av.video.reformatter import VideoReformatter
 from jaxtyping import Float, UInt8
 
 from lamina.data.episodes import DecodeError, Episode, compact_times, split_episodes
+from lamina.data.resize import resize_frames
 from lamina.errors import LaminaError, LaminaWarning
 from lamina.shapes import ActionSpec
 
@@ -243,14 +244,11 @@ class _Decoder:
         self.packets, self.decoded, self.ahead = iter(()), iter(()), None
 
     def _image(self, frame: av.VideoFrame, size: tuple[int, ...] | None) -> UInt8[np.ndarray, "h w 3"]:
-        turned = frame.rotation % 180 == 90
-        height, width = size or ((frame.width, frame.height) if turned else (frame.height, frame.width))
-        if turned:
-            height, width = width, height
-        shrinks = height <= frame.height and width <= frame.width
-        how = Interpolation.AREA if shrinks else Interpolation.BILINEAR
-        image = self.reformatter.reformat(frame, width, height, "rgb24", interpolation=how, **ONE_THREAD).to_ndarray()
-        return np.rot90(image, frame.rotation // 90) if frame.rotation % 90 == 0 and frame.rotation else image
+        # Colours first, at the picture's own size: a picture that arrives as RGB elsewhere is then resized from the same pixels.
+        image = self.reformatter.reformat(frame, format="rgb24", **ONE_THREAD).to_ndarray()
+        if frame.rotation % 90 == 0 and frame.rotation:
+            image = np.rot90(image, frame.rotation // 90)
+        return resize_frames(image[None], size)[0]  # type: ignore[arg-type]
 
 
 _decoders: OrderedDict[Path, _Decoder] = OrderedDict()

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
-import torch
 from jaxtyping import Float, Shaped, UInt8
-from torch.nn import functional
 
+from lamina.data.resize import resize_frames
 from lamina.shapes import ActionSpec
 
 Action = Shaped[np.ndarray, "a"]  # int64 when every dimension is discrete, else float32
@@ -98,9 +97,5 @@ def returns(world: World, policy: Policy, episodes: int, seed: int = 0) -> Float
 
 
 def resize(frame: UInt8[np.ndarray, "h w 3"], size: Size | None) -> UInt8[np.ndarray, "h2 w2 3"]:
-    """The picture squashed to ``size`` by antialiased bilinear interpolation; as it is where ``size`` is None."""
-    if size is None or frame.shape[:2] == size:
-        return np.array(frame)  # a copy: simulators reuse their buffers
-    picture = torch.from_numpy(np.ascontiguousarray(frame)).permute(2, 0, 1)[None]
-    small = functional.interpolate(picture, size=size, mode="bilinear", antialias=True)
-    return small[0].permute(1, 2, 0).contiguous().numpy()
+    """A simulator's picture at ``size`` (:func:`lamina.data.resize.resize_frames`), always a copy: simulators reuse their buffers."""
+    return np.array(resize_frames(frame[None], size)[0])

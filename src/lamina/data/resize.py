@@ -1,0 +1,34 @@
+"""The one way in which a picture gets another size: reading data, simulators, policies and the model's own API all call it.
+
+So the same pixels have the same latent action wherever they come from.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import UInt8
+from torch import Tensor
+
+
+def resize(pictures: UInt8[Tensor, "n c h w"], size: tuple[int, int]) -> UInt8[Tensor, "n c h2 w2"]:
+    """Pictures scaled to ``size`` = (height, width) by antialiased bilinear interpolation, as torchvision and PIL do it.
+
+    The aspect ratio is not kept. Computed on the CPU whatever the tensor's device: the integer arithmetic there gives the same pixels on
+    every machine, for one picture or many.
+    """
+    if tuple(pictures.shape[-2:]) == tuple(size):
+        return pictures
+    scaled = F.interpolate(pictures.cpu(), tuple(size), mode="bilinear", antialias=True)
+    return scaled.to(pictures.device)
+
+
+def resize_frames(
+    frames: UInt8[np.ndarray, "n h w 3"], size: tuple[int, int] | None
+) -> UInt8[np.ndarray, "n h2 w2 3"]:
+    """The same for frames in an array; ``size`` None leaves them as they are."""
+    if size is None or frames.shape[1:3] == tuple(size):
+        return frames
+    pictures = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)
+    return resize(pictures, size).permute(0, 2, 3, 1).contiguous().numpy()
