@@ -71,7 +71,7 @@ def labelling(folder: Path, model_options: dict[str, object], side: tuple[int, i
 
     def encode() -> None:
         chunks = (frames[: min(CHUNK, episode.length - i)] for i in range(0, episode.length, CHUNK))
-        encode_episode(model.lam, chunks, partner)
+        encode_episode(model, chunks, partner)
 
     def both() -> None:
         out = folder / f"out-{time.monotonic_ns()}"

@@ -70,9 +70,9 @@ class Peer:
     def act(self, frame: np.ndarray, k: int, cached: bool) -> np.ndarray:
         lam, tokens = self.lam, self.tokens
         picture = torch.from_numpy(frame)[None]
-        features = lam.encoder.embed(to_float(picture.permute(0, 3, 1, 2)))  # type: ignore[operator]
+        features = lam.embed(to_float(picture.permute(0, 3, 1, 2)))
         before = features if self.features is None else self.features
-        block = lam.bottleneck(lam.encoder.compare(before, features)).index  # type: ignore[operator]
+        block = lam.pair(before, features).index
         self.features = features
         context = torch.cat([self.history, tokens.embed(block), tokens.observe(picture)], dim=1)
         options = {"max_new_tokens": k, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}

@@ -32,7 +32,9 @@ def episode(rng: np.random.Generator, length: int) -> tuple[np.ndarray, np.ndarr
     return np.array(actions, np.float32), np.stack(frames)
 
 
-def write_planted(root: Path, episodes: int = 10, length: int = 30, seed: int = 0) -> Path:
+def write_planted(
+    root: Path, episodes: int = 10, length: int = 30, seed: int = 0, task: str = "move the square"
+) -> Path:
     """A LeRobot dataset with 80/10/10 splits. ``action``: dimension 0 has three classes, dimension 1 is continuous."""
     features = {
         "action": {"dtype": "float32", "shape": [2], "names": ["sideways", "up"], "num_classes": [3]},
@@ -44,5 +46,5 @@ def write_planted(root: Path, episodes: int = 10, length: int = 30, seed: int = 
     with LeRobotWriter(root, FPS, features) as writer:
         for _ in range(episodes):
             actions, frames = episode(rng, length)
-            writer.add_episode({"action": actions}, {"observation.images.camera": frames}, task="move the square")
+            writer.add_episode({"action": actions}, {"observation.images.camera": frames}, task=task)
     return root

@@ -280,14 +280,23 @@ def test_a_saved_translator_comes_back_the_same(learned, tmp_path):
 def write(folder: Path, translator: Translator, **changes) -> None:
     config = {"condition": "latent+previous", "width": 64, "narrow": 32, "layers": 2, "dropout": 0.0}
     spec = {"discrete": [3], "continuous": 1, "names": []}
-    note = {"format": 1, "spec": spec, "config": config, "latent": 12, "observation": 0, "seed": 0, **changes}
+    note = {
+        "format": 2,
+        "spec": spec,
+        "config": config,
+        "latent": 12,
+        "observation": 0,
+        "steps": 1,
+        "seed": 0,
+        **changes,
+    }
     save_translator(folder, translator, note)
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"format": 2}, "format 2"),
+        ({"format": 1}, "format 1"),
         ({"latent": 13}, "do not fit"),
         ({"spec": {"discrete": [1], "continuous": 0, "names": []}}, "damaged"),
         ({"spec": None}, "damaged"),
@@ -463,7 +472,7 @@ def aligning(joint: bool, dataset: Path) -> Callable[..., Path]:
 
     def work(run: Path, **changes) -> Path:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("lamina.align.joint.quick", lambda steps, seed: quick(5, seed))
+            patch.setattr("lamina.align.joint.quick", lambda steps, seed, **more: quick(5, seed, **more))
             return align(run, str(dataset), config, training(**changes), **more)
 
     return work

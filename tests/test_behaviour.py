@@ -104,7 +104,7 @@ def test_continuous_actions_stay_in_bounds_and_previous_ones_are_remembered():
 
 
 @pytest.mark.parametrize(
-    "frames", [np.zeros((1, 16, 16, 3), np.uint8), np.zeros((2, 8, 8, 3), np.uint8), np.zeros((2, 16, 16, 3))]
+    "frames", [np.zeros((1, 16, 16, 3), np.uint8), np.zeros((2, 16, 16, 4), np.uint8), np.zeros((2, 16, 16, 3))]
 )
 def test_other_frames_are_refused(frames: np.ndarray):
     policy = FramePolicy(Seer(CONFIG, 2), lambda o, p: o, ActionSpec(continuous=2), (3, 16, 16), batch=2)

@@ -224,10 +224,10 @@ def test_every_file_in_methods_is_a_method():
 
 #: Imports run from a later line to an earlier one, or within a line.
 LAYERS = (
-    "errors files shapes draws bootstrap paired",
+    "errors files shapes draws bootstrap paired device",
     "data",
     "worlds",
-    "linear layers bottleneck prefix flow_matching motion encoder decoders objectives perceptual space state lam codes sizes",
+    "linear layers bottleneck prefix flow_matching motion encoder decoders objectives perceptual space state lam calibrate codes sizes",
     "train remedies pretrain align label",
     "policy",
     "probes",

@@ -380,7 +380,8 @@ def home(tmp_path_factory) -> Path:
 
 def translator_note(latent: int) -> dict:
     config = dataclasses.asdict(TranslatorConfig(size="debug"))
-    return {"format": 1, "spec": dataclasses.asdict(SPEC), "config": config, "latent": latent, "observation": 0}
+    more = {"latent": latent, "observation": 0, "steps": 1, "side": "quantised"}
+    return {"format": 2, "spec": dataclasses.asdict(SPEC), "config": config, **more}
 
 
 def test_a_policy_of_a_run_folder(home, tmp_path):

@@ -17,7 +17,7 @@ from test_methods import clip, every_method
 
 from lamina import methods
 from lamina.cli import main
-from lamina.data import DataConfig
+from lamina.data import DataConfig, open_source
 from lamina.draws import Draws
 from lamina.errors import LaminaError
 from lamina.lam import LAM
@@ -83,7 +83,9 @@ def test_without_a_remedy_a_method_is_what_it_was(name):
     lam = LAM(module.build(options)).eval()
     alone = losses(lam, full(options.frames), Draws(0))
     beside = recipe(name, module, with_term).losses(lam, full(options.frames), Draws(0))
-    assert all(torch.equal(alone[term], beside[term]) for term in alone)  # the method's own terms draw the same numbers
+    own = [term for term in alone if not term.startswith("commitment")]  # which is of both views
+    # The method's own terms draw the same numbers; a pair that is encoded in a larger batch differs by rounding.
+    assert all(torch.allclose(alone[term], beside[term], atol=1e-6, rtol=1e-4) for term in own)
 
 
 def fixed(**options) -> tuple[object, LAM]:
@@ -106,15 +108,17 @@ def test_cross_exogenous_is_equation_16():
 
 @torch.no_grad()
 def test_a_robust_target_is_equation_19_on_the_transitions_whose_target_is_known():
-    plan, lam = fixed(robust_target=1.0, target_width=6, target_classes=(4,), target_share=0.4)
+    mean, deviation = (0.1, 0.2, 0.3, 0.4, 1.0, -2.0), (0.5, 0.5, 0.5, 0.5, 2.0, 4.0)
+    given = {"target_mean": mean, "target_deviation": deviation}
+    plan, lam = fixed(robust_target=1.0, target_width=6, target_classes=(4,), target_share=0.4, **given)
     batch = full(batch=64)
     y = torch.cat([torch.nn.functional.one_hot(batch.action[:, 0, 0].long(), 4), batch.action[:, 0, 1:]], -1)
     options = methods.load("fixed_k").Config(**plan.options)
     assert torch.equal(target_of(batch, options, (0, 1)), y)
-    told = known(batch, 0, options)
+    told = known(batch.episode, batch.index[:, 0], options)
     assert 10 < int(told.sum()) < 45
     z = lam.encode(to_float(batch.frames), [(0, 1)])[0, 1].post.flatten(1)
-    error = (lam.target(z) - y).square().mean(1)
+    error = (lam.target(z) - (y - torch.tensor(mean)) / torch.tensor(deviation)).square().mean(1)
     loss = plan.losses(lam, batch, Draws(0))["robust_target"]
     torch.testing.assert_close(loss.mean(), error[told].mean())
     assert not loss[~told].any()
@@ -124,11 +128,11 @@ def test_which_targets_are_known_is_a_matter_of_the_transition_alone():
     options = methods.load("fixed_k").Config(target_share=0.1)
     many = full(batch=4000)
     many = dataclasses.replace(many, index=torch.arange(8000).view(4000, 2), episode=torch.arange(4000) // 50)
-    told = known(many, 0, options)
+    told = known(many.episode, many.index[:, 0], options)
     assert told.float().mean() == pytest.approx(0.1, abs=0.02)
     order = torch.randperm(4000)
-    assert torch.equal(known(many[order], 0, options), told[order])
-    more = known(many, 0, dataclasses.replace(options, target_share=0.3))
+    assert torch.equal(known(many.episode[order], many.index[order, 0], options), told[order])
+    more = known(many.episode, many.index[:, 0], dataclasses.replace(options, target_share=0.3))
     assert bool((more | ~told).all())  # who asks for more labels keeps those that were there
 
 
@@ -163,6 +167,12 @@ def test_the_data_fills_in_what_a_remedy_needs(grid):
     data = DataConfig((str(grid),), (16, 16))
     options, asked = completed(module.Config(cross_exogenous=1.0, robust_target=1.0), data)
     assert asked.paired == "observation.images.paired" and (options.target_width, options.target_classes) == (4, (4,))
+    source = open_source(grid)
+    action = np.concatenate([source.column(e, "action") for e in source.episodes if e.splits[0][0] == "train"])
+    share = np.bincount(action[:, 0].astype(int), minlength=4) / len(action)
+    # Each episode's last transitions have no frame a gap later, so the shares differ by a few of them.
+    np.testing.assert_allclose(options.target_mean, share, atol=0.02)
+    np.testing.assert_allclose(options.target_deviation, np.sqrt((share * (1 - share)).mean()), atol=0.02)
     assert completed(module.Config(), data) == (module.Config(), data)
     options, asked = completed(module.Config(robust_target=1.0, target="next.reward"), data)
     assert options.target_width == 1 and asked.targets == ("next.reward",)

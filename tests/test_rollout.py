@@ -240,7 +240,7 @@ def test_an_evaluation_goes_no_further_than_a_wrong_action(loner):
 @pytest.mark.parametrize(
     ("claims", "part"),
     [
-        ({"decision_seconds": 0.13}, "every 0.1 s, the agent learned one every 0.13 s"),
+        ({"decision_seconds": 0.13}, "an action every 0.1 s, the agent learned 1 every 0.13 s"),
         ({"image": (3, 64, 64)}, "frames of 64x64, not 8x8"),
         ({"spec": ActionSpec((4,))}, "actions are not those"),
         ({"spec": ActionSpec((3,), names=("one", "two", "zero"))}, "actions are not those"),

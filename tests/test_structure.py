@@ -18,7 +18,7 @@ from lamina.bootstrap import bootstrap_correlation
 from lamina.data import DataConfig
 from lamina.errors import LaminaError
 from lamina.lam import Provenance
-from lamina.methods import ac_lam, lapa, univla
+from lamina.methods import ac_lam, alam, lapa, univla
 from lamina.probes import algebra
 from lamina.probes.encoders import Subject, of_model, pixel_change
 from lamina.probes.horizon import elsewhere, reconstruct_horizons, transfer
@@ -263,13 +263,25 @@ def test_a_checkpoint_is_read_before_and_after_its_quantiser() -> None:
         assert torch.equal(subject.latents(src, dst), z.flatten(1))
         # before the quantiser the decoder still reads codes: the same picture from both
         assert torch.equal(subject.draw(src, z.flatten(1)), model.decode(src, latent))
-    half = of_model(model, "post", slots=range(2))
-    assert torch.equal(half.latents(src, dst), latent.post[:, :2].flatten(1)) and half.predict is None
+
+
+def test_the_probes_read_the_side_and_the_slots_that_are_the_latent_action() -> None:
+    torch.manual_seed(0)
+    src, dst = PICTURES
+    for stage, slots in ((1, slice(4, 8)), (2, slice(0, 4))):
+        model = LatentActionModel(univla.build(univla.Config(size="debug", image=(16, 16), stage=stage))).eval()  # type: ignore[arg-type]
+        subject = of_model(model)
+        post = model.encode(src, dst).post
+        assert torch.equal(subject.actions(src, dst), post[:, slots].flatten(1))
+        assert torch.equal(subject.latents(src, dst), post.flatten(1))  # a decoder needs all of them
+        assert (subject.predict is None) == (stage == 1)  # whose decoder reads the words of a task
+    model = LatentActionModel(alam.build(alam.Config(size="debug", image=(16, 16)))).eval()
+    assert torch.equal(of_model(model).actions(src, dst), model.encode(src, dst).pre.flatten(1))
 
 
 def test_a_model_of_features_is_gated_in_its_own_space() -> None:
     torch.manual_seed(0)
-    model = LatentActionModel(univla.build(univla.Config(size="debug", image=(16, 16)))).eval()
+    model = LatentActionModel(univla.build(univla.Config(size="debug", image=(16, 16), stage=2))).eval()
     subject = of_model(model)
     use = latent_use(subject, *PICTURES, EPISODE)
     assert not subject.pictures and not use.used and abs(use.copy.mean) < 1e-4  # untrained: it predicts no change

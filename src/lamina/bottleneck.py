@@ -133,6 +133,7 @@ class VQ(nn.Module):
     count: Tensor
     total: Tensor
     updates: Tensor
+    calibration: int | None = None  # batches of a calibration so far (:mod:`lamina.calibrate`); None: training
 
     @dataclass(frozen=True)
     class Config:
@@ -163,7 +164,7 @@ class VQ(nn.Module):
     def forward(self, x: Float[Tensor, "b k d"]) -> Latent:
         z = x.float()
         flat = z.detach().flatten(0, 1)
-        if self.training:
+        if self.training and (self.calibration is None or not int(self.updates)):
             self._reset_dead(flat)
         # |x|^2 is the same for every code, so the nearest code needs only the other two terms.
         distance = self.codebook.square().sum(-1) - 2 * flat @ self.codebook.T
@@ -197,7 +198,7 @@ class VQ(nn.Module):
         # Jitter keeps codes apart that drew the same donor.
         spread = flat.std(0, correction=0) * 0.01
         donors = flat[rows] + spread * torch.randn(wanted, self.dim, generator=generator).to(flat.device)
-        if dist.is_initialized():
+        if dist.is_initialized() and self.calibration is None:
             dist.broadcast(donors, src=0)
         self.codebook[dead] = donors
         self.count[dead] = 1.0
@@ -207,11 +208,14 @@ class VQ(nn.Module):
     def _update(self, flat: Float[Tensor, "n d"], index: Int[Tensor, "n"]) -> None:
         count = torch.zeros_like(self.count).index_add_(0, index, torch.ones_like(index, dtype=torch.float))
         total = torch.zeros_like(self.total).index_add_(0, index, flat)
-        if dist.is_initialized():
+        decay = self.decay
+        if self.calibration is not None:  # every process sees the same batches then
+            decay, self.calibration = self.calibration / (self.calibration + 1), self.calibration + 1
+        elif dist.is_initialized():
             dist.all_reduce(count)
             dist.all_reduce(total)
-        self.count.lerp_(count, 1 - self.decay)
-        self.total.lerp_(total, 1 - self.decay)
+        self.count.lerp_(count, 1 - decay)
+        self.total.lerp_(total, 1 - decay)
         used = self.count > 1e-6
         self.codebook[used] = self.total[used] / self.count[used].unsqueeze(-1)
         self.updates += 1

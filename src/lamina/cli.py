@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction
 
+from lamina.device import DeviceName, Precision
 from lamina.errors import LaminaError, LaminaWarning
 
 # Modules that need torch are imported by the commands themselves, so that --help answers at once.
@@ -127,6 +128,7 @@ def train(argv: Sequence[str], parse_only: bool = False) -> None:
     data = DataConfig(
         tuple(args.data), args.method.image, args.method.frames, tuple(args.gap), args.camera, args.paired,
         tasks=tuple(args.tasks), shuffle=args.shuffle, workers=args.workers, max_bad=args.max_bad,
+        span=getattr(args.method, "span", None),
     )  # fmt: skip
     options, data = completed(args.method, data)
     plan = recipe(argv[0], method, options)
@@ -155,7 +157,7 @@ def align(argv: Sequence[str], parse_only: bool = False) -> None:
     """``lamina align RUN``: frozen or joint."""
     from lamina.align import AlignConfig, quick
 
-    command = _extended(Align, align=AlignConfig(), train=quick(600, 0))
+    command = _extended(Align, align=AlignConfig(), train=quick(600, 0, device="auto"))
     args = _parsed(command, argv, prog="lamina align")
     if parse_only:
         return
@@ -197,14 +199,15 @@ class Label:
     data: Positional[str]
     out: Path
     camera: str | None = None
-    device: str = "cpu"
-    precision: str = "fp32"
-    """fp32 or bf16"""
+    continuous: bool | None = None
+    """write the latent before the quantiser too, as latent_action.continuous; default: where that is the model's latent action"""
+    device: DeviceName = "auto"
+    precision: Precision = "fp32"
 
     def run(self) -> None:
         from lamina.label import label
 
-        print(label(self.model, self.data, self.out, self.device, self.precision == "bf16", self.camera))
+        print(label(self.model, self.data, self.out, self.device, self.precision, self.camera, self.continuous))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -279,13 +282,14 @@ class Rollout:
     parallel: int = 8
     """environments, each in a process of its own"""
     seed: int = 0
-    temperature: float = 1.0
+    temperature: float = 0.0
     """of the generated tokens; 0 takes the most likely one"""
     max_steps: int | None = None
     """decisions after which an episode ends; default: the world's own bound"""
     out: Path | None = None
     """JSON record"""
-    device: str = "cpu"
+    device: DeviceName = "auto"
+    precision: Precision = "fp32"
 
     def run(self) -> None:
         from lamina.policy.rollout import rollout, table

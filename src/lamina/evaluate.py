@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import datetime
 import json
@@ -18,19 +19,26 @@ from tqdm import tqdm
 from lamina import __version__, codes
 from lamina.align import (
     ActionHead,
+    Actions,
+    Translator,
     TranslatorConfig,
-    action_spec,
+    actions_of,
     encode_clip,
     labelled,
     load_translator,
     observe,
     probe_data,
+    tell_span,
+    training_of,
 )
 from lamina.bootstrap import Estimate, bootstrap_mean, bootstrap_ratio
+from lamina.calibrate import random_weights
 from lamina.data import DataConfig, feature_width, gather, open_source
+from lamina.data.plan import ActionsOf
+from lamina.device import DeviceName, Precision, autocast, pick_device
 from lamina.errors import LaminaError
 from lamina.files import checkpoint_hash, write_text
-from lamina.lam import LAM, LatentActionModel, model_folder
+from lamina.lam import LatentActionModel, model_folder
 from lamina.paired import LEAST, same_states
 from lamina.pictures import composed_picture, prefix_picture, swap_picture, transfer_picture
 from lamina.probes.encoders import of_model, untrained
@@ -38,7 +46,7 @@ from lamina.probes.exogenous import SwapScore, Views, swap, views
 from lamina.probes.leakage import leakages
 from lamina.probes.linear import LinearScore, linear_probe, pixel_features
 from lamina.probes.reconstruction import ReconstructionScore, reconstruct
-from lamina.probes.structural import STATE, held_out, horizon_rows, measure_model, places, structure_rows
+from lamina.probes.structural import STATE, held_out, horizon_rows, measure_model, structure_rows, unlabelled
 from lamina.probes.trajectory import Trajectory, trajectories
 from lamina.probes.translation import TranslationScore, controls, score_translator
 from lamina.probes.verdict import in_order, judge_exogenous, judge_leakage, verdict
@@ -63,6 +71,13 @@ class EvaluateConfig:
     paired: str | None = None
     """camera that shows the same states under another exogenous state; default: the one called paired, where there is one"""
     action: str = "action"
+    actions: ActionsOf | None = None
+    """of the actions taken in the gap of a latent: first, mean or chunk; default: as the translator was aligned, else the first"""
+    scratch_steps: int | None = None
+    """steps of the inverse dynamics model and the observation-only control, which train an encoder of their own; default: as many as
+    the translator had"""
+    device: DeviceName = "auto"
+    precision: Precision = "fp32"
 
 
 #: Episodes whose norm trajectory is drawn, and at how many frames.
@@ -101,12 +116,24 @@ def prefixes_of(slots: int) -> tuple[int, ...]:
 
 def evaluate(run: Path, path: str, config: EvaluateConfig) -> Path:
     """Probe RUN's model (and translator, if it has one) on the test split of ``path``; writes RUN/evaluation.json and pictures."""
+    device = pick_device(config.device)
+    with autocast(device, config.precision):
+        return _evaluate(run, path, config, device)
+
+
+def _evaluate(run: Path, path: str, config: EvaluateConfig, device: str) -> Path:
     folder = model_folder(run)
-    model = LatentActionModel.from_pretrained(str(folder))
+    model = LatentActionModel.from_pretrained(str(folder)).to(device)
+    aligned = load_translator(run / "translator") if (run / "translator" / "translator.json").exists() else None
+    actions = config.actions or (aligned[1]["actions"] if aligned else "first")
+    if aligned and actions != aligned[1]["actions"]:
+        raise LaminaError(
+            f"{run / 'translator'}: was aligned to the {aligned[1]['actions']} of a gap's actions; leave out --actions, or align again"
+        )
     prefixes = prefixes_of(model.config.slots)
     source = open_source(path)
     paired = config.paired or next((c for c in source.cameras if c.endswith(".paired") and c != config.camera), None)
-    data = dataclasses.replace(probe_data(model, path, config.camera, config.action), paired=paired)
+    data = dataclasses.replace(probe_data(model, path, config.camera, config.action, actions), paired=paired)
     test = gather(data, "test", config.transitions)
     bar = tqdm(total=6, desc="evaluate", unit="probe", dynamic_ncols=True)
     notes = []
@@ -159,13 +186,18 @@ def evaluate(run: Path, path: str, config: EvaluateConfig) -> Path:
     if test.action is None:
         notes.append("This data has no actions: the translator and the linear probe were not run.")
     else:
-        spec = action_spec(data)
-        linear = linear_probes(model, gather(data, "train", config.linear), test, spec, prefixes)
+        spanned = actions_of(data)
+        tell_span(data, spanned)
+        notes.append(_told(data, spanned))
+        lengths = prefixes_of(model.config.action_length)
+        filling = unlabelled(data)
+        linear = linear_probes(model, gather(data, "train", config.linear), test, spanned.label, lengths, filling)
         bar.update()
-        if (run / "translator" / "translator.json").exists():
-            scores, note = translator_probes(run, model, test, spec, prefixes)
+        if aligned:
+            scores, budget = translator_probes(run, model, test, spanned, aligned, config, filling)
             translation += scores
-            record |= {"labels": note["labels"], "label_episodes": note["label_episodes"]}
+            note = aligned[1]
+            record |= {"labels": note["labels"], "label_episodes": note["label_episodes"], "budget": budget}
             record["translator_curve"] = translator_curve(run / "translator" / "training" / "log.jsonl")
         else:
             notes.append(f"No translator yet: run lamina align {run} --data DATASET, then evaluate again.")
@@ -198,6 +230,14 @@ def evaluate(run: Path, path: str, config: EvaluateConfig) -> Path:
     return run / "evaluation.json"
 
 
+def _told(data: DataConfig, actions: Actions) -> str:
+    """Which actions the labels are, in a sentence."""
+    if actions.spanned == 1:
+        return f"A latent spans {data.gap[0]:g} s: one action."
+    which = {"first": "the first of them", "mean": "their mean", "chunk": "all of them"}[data.actions]
+    return f"A latent spans {data.gap[0]:g} s, in which {actions.spanned} actions are taken; what is read off it is {which}."
+
+
 def exogenous_rows(seen: Views, clip: Clip) -> list[dict[str, Any]]:
     """What part of the latent's variance is exogenous, and the PSNRs of the swap where there are pictures, as rows of the record."""
     psnrs = seen.psnrs() if isinstance(seen, SwapScore) else {}
@@ -223,7 +263,7 @@ def structural_probes(
     except LaminaError as error:
         notes.append(f"The latent's structure was not measured: {error}.")
         return None
-    subject = of_model(model, places(model)[0])
+    subject = of_model(model)
     if model.config.space == "pixels":
         composed_picture(subject, held.triplets, pictures / "composed.png")
     records = measure_model(model, held)
@@ -255,7 +295,7 @@ def leakage_probes(
     places = [(data.data[0], data.camera), *map(_place, environments)]
     plain = dataclasses.replace(data, action=None, paired=None)
     clips = [gather(dataclasses.replace(plain, data=(path,), camera=camera), "test", limit) for path, camera in places]
-    found = leakages([of_model(model), untrained(model)], clips)
+    found = leakages([of_model(model), untrained(model, unlabelled(data))], clips)
     roles = dict(zip(found, ("model", "control", "reference"), strict=True))
     rows: list[dict[str, Any]] = [
         {
@@ -297,9 +337,10 @@ def code_statistics(model: LatentActionModel, clip: Clip) -> dict[str, Any]:
 
 
 def linear_probes(
-    model: LatentActionModel, train: Clip, test: Clip, spec: ActionSpec, prefixes: tuple[int, ...]
+    model: LatentActionModel, train: Clip, test: Clip, spec: ActionSpec, prefixes: tuple[int, ...], filling: Clip
 ) -> list[tuple[str, str, int | None, LinearScore]]:
-    """The linear probe on every prefix and on the controls, as (name, role, k, score)."""
+    """The linear probe on every prefix of the latent action and on the controls, as (name, role, k, score). ``filling``: transitions that
+    fill the statistics of the random-weights encoder."""
     assert train.action is not None and test.action is not None
     head = ActionHead(spec)
     head.calibrate(train.action[:, 0])
@@ -309,14 +350,13 @@ def linear_probes(
         return linear_probe(a.flatten(1), y, b.flatten(1), test_y, test.episode, spec)
 
     z, test_z = encode_clip(model.lam, train), encode_clip(model.lam, test)
+    prefix = copy.deepcopy(model.lam.prefix).cpu()
     with torch.no_grad():
         rows: list[tuple[str, str, int | None, LinearScore]] = [
-            (model.provenance.method, "model", k, probe(model.lam.prefix(z, k), model.lam.prefix(test_z, k)))
-            for k in prefixes
+            (model.provenance.method, "model", k, probe(prefix(z, k), prefix(test_z, k))) for k in prefixes
         ]
-    torch.manual_seed(1)
-    random = LAM(model.config)
-    full = model.config.slots
+    random = random_weights(model.config, filling, seed=1).to(model.device)
+    full = model.config.action_length
     order, test_order = (torch.randperm(len(x), generator=torch.Generator().manual_seed(0)) for x in (z, test_z))
     rows.append(("shuffled latents", "control", full, probe(z[order], test_z[test_order])))
     rows.append(("copy-frame", "control", None, probe(observe(model.lam, train), observe(model.lam, test))))
@@ -329,30 +369,50 @@ def linear_probes(
 
 
 def translator_probes(
-    run: Path, model: LatentActionModel, test: Clip, spec: ActionSpec, prefixes: tuple[int, ...]
+    run: Path,
+    model: LatentActionModel,
+    test: Clip,
+    actions: Actions,
+    aligned: tuple[Translator, dict[str, Any]],
+    config: EvaluateConfig,
+    filling: Clip,
 ) -> tuple[list[TranslationScore], dict[str, Any]]:
-    """RUN's translators on the test split, frozen and joint, and the controls, trained on the same labels."""
-    translator, note = load_translator(run / "translator")
-    if translator.action.spec.discrete != spec.discrete or translator.action.spec.continuous != spec.continuous:
+    """RUN's translators on the test split, frozen and joint, and the controls, trained on the same labels; and their training budgets."""
+    translator, note = aligned
+    expected = (actions.spec.discrete, actions.spec.continuous, actions.steps)
+    if (translator.spec.discrete, translator.spec.continuous, translator.steps) != expected:
         raise LaminaError(
             f"{run / 'translator'}: was trained for other actions than this dataset has; align again on it"
         )
-    items = labelled(model.lam, test)
-    if note["observation"]:
-        items = dataclasses.replace(items, observation=observe(model.lam, test))
+    prefixes, side, observed = prefixes_of(note["slots"]), note["side"], bool(note["observation"])
+    items = labelled(model.lam, test, side, observed)
     name = model.provenance.method
     scores = score_translator(translator, model.lam.prefix, items, prefixes, name, "model")
     if (run / "joint" / "translator.json").exists():
-        joint = LatentActionModel.from_pretrained(str(run / "joint" / "model"))
-        head, _ = load_translator(run / "joint")
-        scores += score_translator(
-            head, joint.lam.prefix, labelled(joint.lam, test), prefixes, f"{name}, joint", "model"
-        )
-    tasks = tuple(note.get("tasks", ()))
-    labelled_data = dataclasses.replace(probe_data(model, note["data"], note["camera"], note["action"]), tasks=tasks)
-    labels = gather(labelled_data, "train", note["labels"], seed=note["seed"], require_action=True)
-    scores += controls(model.lam, labels, test, spec, TranslatorConfig(**note["config"]), note["seed"], note["steps"])
-    return scores, note
+        joint = LatentActionModel.from_pretrained(str(run / "joint" / "model")).to(model.device)
+        head, joint_note = load_translator(run / "joint")
+        if (head.spec, head.steps) == (translator.spec, translator.steps):
+            again = labelled(joint.lam, test, joint_note["side"], bool(joint_note["observation"]))
+            scores += score_translator(
+                head, joint.lam.prefix, again, prefixes_of(joint_note["slots"]), f"{name}, joint", "model"
+            )
+    tasks = tuple(note["tasks"])
+    labelled_data = probe_data(model, note["data"], note["camera"], note["action"], note["actions"])
+    training = training_of(note, device=config.device, precision=config.precision)
+    labels = gather(
+        dataclasses.replace(labelled_data, tasks=tasks),
+        "train",
+        note["labels"],
+        seed=training.seed,
+        require_action=True,
+    )
+    steps = config.scratch_steps or training.steps
+    scratch = dataclasses.replace(training, steps=steps, checkpoint_every=steps)
+    heads = TranslatorConfig(**note["config"])
+    scores += controls(model.lam, labels, test, actions, heads, training, filling, side, scratch)
+    shared = {"batch": training.batch, "lr": training.lr, "validate_every": training.validate_every}
+    budget = {"steps": training.steps, "scratch_steps": steps, "condition": heads.condition, **shared}
+    return scores, budget
 
 
 def training_curve(path: Path) -> dict[str, Any]:

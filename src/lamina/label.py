@@ -9,15 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
-from torch import Tensor
 from tqdm import tqdm
 
 from lamina import __version__
-from lamina.data import Episode, ReadAhead, open_source, write_labels
-from lamina.errors import LaminaError
+from lamina.data import Episode, ReadAhead, open_source, source_camera, write_labels
+from lamina.device import autocast, pick_device
 from lamina.files import checkpoint_hash
-from lamina.lam import LAM, LatentActionModel, model_folder
-from lamina.shapes import to_float
+from lamina.lam import Embedded, LatentActionModel, Side, model_folder
+from lamina.shapes import Latent
 
 CHUNK = 64  # frames that are embedded at once
 
@@ -44,78 +43,105 @@ def partners(times: Float[np.ndarray, "t"], gap: float) -> tuple[Int[np.ndarray,
 
 @torch.inference_mode()
 def encode_episode(
-    lam: LAM, chunks: Iterator[UInt8[np.ndarray, "n h w 3"]], partner: Int[np.ndarray, "t"]
-) -> tuple[Float[Tensor, "t k d"], Int[Tensor, "t k"] | None]:
-    """Latents of every frame with its partner, from frames that arrive in order; features are kept only as long as needed."""
-    device = next(lam.parameters()).device
+    model: LatentActionModel, chunks: Iterator[UInt8[np.ndarray, "n h w 3"]], partner: Int[np.ndarray, "t"]
+) -> Latent:
+    """Latents of every frame with its partner (t of them, on the CPU), from frames that arrive in order; features are kept only as long
+    as needed."""
     total, done, start = len(partner), 0, 0
-    kept: Tensor | None = None  # features of frames start, start + 1, ...
-    post, index = [], []
+    kept: Embedded | None = None  # frames start, start + 1, ...
+    parts: list[Latent] = []
     for chunk in chunks:
-        frames = to_float(torch.from_numpy(chunk).permute(0, 3, 1, 2).to(device))
-        features: Tensor = lam.encoder.embed(frames)  # type: ignore[operator]
-        kept = features if kept is None else torch.cat([kept, features])
+        features = model.lam.embed(model.read(torch.from_numpy(chunk).permute(0, 3, 1, 2)))
+        kept = features if kept is None else Embedded.cat([kept, features])
         arrived = start + len(kept)
         ready = done
         while ready < total and partner[ready] < arrived and ready < arrived:
             ready += 1
         if ready > done:
-            second = torch.from_numpy(partner[done:ready] - start).to(device)
-            latent = lam.bottleneck(lam.encoder.compare(kept[done - start : ready - start], kept[second]))  # type: ignore[operator]
-            post.append(latent.post.float().cpu())
-            if latent.index is not None:
-                index.append(latent.index.cpu())
+            second = torch.from_numpy(partner[done:ready] - start).to(model.device)
+            parts.append(model.lam.pair(kept[done - start : ready - start], kept[second]).to("cpu"))
             kept, start, done = kept[ready - start :], ready, ready
-    return torch.cat(post), torch.cat(index) if index else None
+    return Latent.cat(parts)
 
 
-def label(run: Path, path: str, out: Path, device: str = "cpu", bf16: bool = False, camera: str | None = None) -> Path:
+def action_columns(model: LatentActionModel, continuous: bool | None = None) -> dict[str, Side]:
+    """The float columns that :func:`label` writes, and the side of the quantiser that each holds."""
+    wanted = model.config.action_side == "continuous" if continuous is None else continuous
+    columns: dict[str, Side] = {"latent_action": "quantised"}
+    if wanted:
+        columns["latent_action.continuous"] = "continuous"
+    return columns
+
+
+def label(
+    run: Path,
+    path: str,
+    out: Path,
+    device: str = "auto",
+    precision: str = "fp32",
+    camera: str | None = None,
+    continuous: bool | None = None,
+) -> Path:
     """Label every frame of ``path`` with RUN's model; writes a LeRobot dataset at ``out``, which is returned.
 
-    Columns: ``latent_action`` (K*d floats after the bottleneck, slot by slot), ``latent_action.index`` (K codes, where there is a codebook)
-    and ``latent_action.valid`` (False where the episode ends before the gap). Interrupted, it resumes when run again.
+    Columns, of the slots that are the model's latent action (K of d channels):
+
+    - ``latent_action``: K d floats after the quantiser, slot by slot;
+    - ``latent_action.continuous``: the same before the quantiser, if ``continuous`` (default: where the model's latent action is that);
+    - ``latent_action.index``: K codes, where there is a codebook;
+    - ``latent_action.valid``: False where the episode ends before the gap.
+
+    Interrupted, it resumes when run again.
     Raises LaminaError for a damaged model or video, an ``out`` that exists, a disk that refuses.
     """
     folder = model_folder(run)
+    device = pick_device(device)
     model = LatentActionModel.from_pretrained(str(folder)).to(device)
     source = open_source(path)
-    if camera is not None and camera not in source.cameras:
-        raise LaminaError(f"{path}: has no camera '{camera}'; it has {', '.join(source.cameras)}")
-    camera = camera or source.cameras[0]
-    slots, dim, gap = model.config.slots, model.lam.dim, model.provenance.label_gap
-    names = [f"slot_{k}.{d}" for k in range(slots) for d in range(dim)]
+    camera = source_camera(source, camera)
+    config, gap = model.config, model.provenance.label_gap
+    dim, slots = model.lam.dim, range(config.slots)[config.latent_action]
+    columns = action_columns(model, continuous)
     features: dict[str, dict[str, Any]] = {
-        "latent_action": {"dtype": "float32", "shape": [slots * dim], "names": names},
-        "latent_action.valid": {"dtype": "bool", "shape": [1], "names": None},
+        name: {
+            "dtype": "float32",
+            "shape": [len(slots) * dim],
+            "names": [f"slot_{k}.{d}" for k in slots for d in range(dim)],
+        }
+        for name in columns
     }
+    features["latent_action.valid"] = {"dtype": "bool", "shape": [1], "names": None}
     if model.lam.bottleneck.codebook_size:
-        slot_names = [f"slot_{k}" for k in range(slots)]
-        features["latent_action.index"] = {"dtype": "int64", "shape": [slots], "names": slot_names}
+        names = [f"slot_{k}" for k in slots]
+        features["latent_action.index"] = {"dtype": "int64", "shape": [len(slots)], "names": names}
     provenance = {
-        "format": 1,
+        "format": 2,
         "lamina": __version__,
         "method": model.provenance.method,
         "checkpoint": checkpoint_hash(folder),
+        "latent_action": model.column,
         "gap_seconds": gap,
-        "slots": slots,
+        "slots": len(slots),
         "channels": dim,
         "codebook_size": model.lam.bottleneck.codebook_size,
         "camera": camera,
-        "precision": "bf16" if bf16 else "fp32",
+        "precision": precision,
     }
     total = sum(episode.length for episode in source.episodes)
-    ahead = ReadAhead(source, camera, model.config.image[1:], chunk=CHUNK)  # type: ignore[arg-type]
+    ahead = ReadAhead(source, camera, config.image[1:], chunk=CHUNK)  # type: ignore[arg-type]
     with tqdm(total=total, unit="frame", unit_scale=True, desc="label", dynamic_ncols=True) as bar:
 
-        def columns(episode: Episode, _: str) -> dict[str, np.ndarray]:
+        def values(episode: Episode, _: str) -> dict[str, np.ndarray]:
             partner, valid = partners(episode.times, gap)
-            with torch.autocast(device, torch.bfloat16, enabled=bf16):
-                post, index = encode_episode(model.lam, ahead(episode), partner)
+            with autocast(device, precision):
+                latent = encode_episode(model, ahead(episode), partner)
             bar.update(episode.length)
-            values = {"latent_action": post.flatten(1).numpy(), "latent_action.valid": valid[:, None]}
-            return values | ({"latent_action.index": index.numpy()} if index is not None else {})
+            found = {name: model.lam.action(latent, side).flatten(1).numpy() for name, side in columns.items()}
+            index = model.lam.action_index(latent)
+            found |= {"latent_action.valid": valid[:, None]}
+            return found | ({"latent_action.index": index.numpy()} if index is not None else {})
 
         try:
-            return write_labels(source, out, features, columns, provenance, camera=camera)
+            return write_labels(source, out, features, values, provenance, camera=camera)
         finally:
             ahead.close()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from huggingface_hub import ModelCard, ModelCardData, PyTorchModelHubMixin, hf_hub_download
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from lamina import __version__
 from lamina.bottleneck import BOTTLENECKS, Whitening, whitener
 from lamina.data.episodes import TASK_WIDTH
+from lamina.data.resize import resize
 from lamina.decoders import DECODERS
 from lamina.draws import Draws
 from lamina.encoder import ENCODERS
@@ -33,6 +34,7 @@ from lamina.state import StateDynamics
 FORMAT = 1  # of config.json and model.safetensors; raised when an old file can no longer be read
 Pair = tuple[int, int]
 Clips = Float[Tensor, "b t c h w"] | Observed
+Side = Literal["quantised", "continuous"]
 
 
 @dataclass(frozen=True)
@@ -52,13 +54,27 @@ class LAMConfig:
     )
     target: int = 0  # numbers that a linear head reads off the latent in training; 0: no head
     task: int = 0  # slots that a task's words can fill in the place of latents; 0: none
+    action_slots: tuple[int, int] | None = (
+        None  # first slot of the latent action, and the one after its last; None: all
+    )
+    action_side: Side = "quantised"  # the latent action is what comes out of the quantiser, or what goes into it
+
+    @property
+    def latent_action(self) -> slice:
+        """The slots that are the latent action. What else the code holds (UniVLA's other half) is for the decoder alone."""
+        return slice(*(self.action_slots or (0, self.slots)))
+
+    @property
+    def action_length(self) -> int:
+        """Slots of the latent action."""
+        return len(range(self.slots)[self.latent_action])
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-able values; parts carry their name under "kind"."""
         values: dict[str, Any] = {"image": list(self.image), "slots": self.slots, "prefix": self.prefix}
         values |= {
             name: v
-            for name in ("whiten", "space", "state", "target", "task")
+            for name in ("whiten", "space", "state", "target", "task", "action_slots", "action_side")
             if (v := getattr(self, name)) != getattr(LAMConfig, name)
         }
         for part in _PARTS:
@@ -74,7 +90,8 @@ class LAMConfig:
             for part, kinds in _PARTS.items():
                 settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values[part].items()}
                 values[part] = kinds[settings.pop("kind")].Config(**settings)
-            values["image"] = tuple(values["image"])
+            for name in ("image", "action_slots"):
+                values |= {name: tuple(values[name])} if values.get(name) else {}
             return cls(**values)
         except (KeyError, TypeError, AttributeError) as error:
             raise LaminaError(f"this model's config does not fit lamina {__version__}: {error}") from error
@@ -88,13 +105,57 @@ def part_kind(config: Any) -> str:
     return next(name for kinds in _PARTS.values() for name, cls in kinds.items() if isinstance(config, cls.Config))  # type: ignore[arg-type]
 
 
+@dataclass(frozen=True)
+class Embedded:
+    """Single frames as the encoder knows them: as the ``first`` and as the ``second`` of a pair; n frames along the leading axis.
+
+    The two hold the same features unless the space moves (:mod:`lamina.space`) and each is meant for its own side.
+    """
+
+    first: Float[Tensor, "n ..."]
+    second: Float[Tensor, "n ..."]
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+    def __getitem__(self, rows: slice | Tensor) -> Embedded:
+        """The frames that ``rows`` selects."""
+        return Embedded(self.first[rows], self.second[rows])
+
+    @staticmethod
+    def cat(parts: Sequence[Embedded]) -> Embedded:
+        """The frames of several, one after the other."""
+        return Embedded(torch.cat([p.first for p in parts]), torch.cat([p.second for p in parts]))
+
+    def halves(self) -> tuple[Embedded, Embedded]:
+        """The first half of the frames, and the second."""
+        n = len(self) // 2
+        return self[:n], self[n:]
+
+
+@dataclass
+class Recording:
+    """What was encoded while :meth:`LAM.recording` was on: the clips, their latents, and those of the ``paired`` views beside them."""
+
+    paired: Float[Tensor, "b t c h w"] | None
+    view: Observed | None = None
+    latents: dict[Pair, Latent] = field(default_factory=dict)
+    twins: dict[Pair, Latent] = field(default_factory=dict)
+
+
 class LAM(nn.Module):
-    """A latent action model. Frames are float [-1, 1] inside; see :class:`LatentActionModel` for uint8 in and out."""
+    """A latent action model. Frames are float [-1, 1] inside; see :class:`LatentActionModel` for uint8 in and out.
+
+    There is one way from frames to latents: :meth:`embed` for each frame, :meth:`pair` for each pair. Whoever needs a latent calls
+    these two, or :meth:`encode`, which calls them for many pairs at once; nobody calls encoder, whitening or bottleneck beside them.
+    """
 
     def __init__(self, config: LAMConfig):
         super().__init__()
         if config.slots < 1:
             raise LaminaError(f"a LAM needs at least one slot, got {config.slots}")
+        if not range(config.slots)[config.latent_action] or config.action_side not in ("quantised", "continuous"):
+            raise LaminaError(f"no latent action: {config.action_side} slots {config.action_slots} of {config.slots}")
         self.config = config
         self.bottleneck = BOTTLENECKS[part_kind(config.bottleneck)](**dataclasses.asdict(config.bottleneck))
         dim: int = self.bottleneck.dim  # type: ignore[assignment]
@@ -102,7 +163,7 @@ class LAM(nn.Module):
         observed = (self.space.channels, *config.image[1:])
         self.encoder = ENCODERS[part_kind(config.encoder)](config.encoder, observed, config.slots, dim)
         self.decoder = DECODERS[part_kind(config.decoder)](config.decoder, observed, config.slots, dim)
-        self._recorded: dict[Pair, Latent] | None = None
+        self._recorded: Recording | None = None
         self.prefix = RetainedPrefix(config.slots, dim, config.prefix)
         self.whiten = whitener(config.whiten, config.slots * dim)
         self.state = StateDynamics(config.state, config.slots * dim) if config.state else None
@@ -114,47 +175,91 @@ class LAM(nn.Module):
         """Channels of one slot."""
         return self.bottleneck.dim  # type: ignore[return-value]
 
-    def worded(self, latent: Latent, words: Float[Tensor, "b w"] | None) -> Latent:
-        """The latent as the decoder gets it: the words of the task fill the first slots of a LAM that reads them (config.task).
-
-        Raises LaminaError if it reads words and the data gives none.
-        """
-        if self.task is None:
-            return latent
-        if words is None:
-            raise LaminaError("this LAM reads the words of the task, and this data names none")
-        first = self.task(words).unflatten(1, (-1, self.dim))
-        return dataclasses.replace(latent, post=torch.cat([first, latent.post[:, first.shape[1] :]], dim=1))
-
     def observed(self, frames: Clips) -> Observed:
         """Clips as this LAM observes them; give the same to :meth:`encode` and :meth:`attempts`, and features are computed once."""
-        return frames if isinstance(frames, Observed) else Observed(self.space, frames)
+        if isinstance(frames, Observed):
+            return frames
+        return Observed(self.space, frames, self._recorded.paired if self._recorded else None)
 
-    def encode(self, frames: Clips, pairs: Sequence[Pair]) -> dict[Pair, Latent]:
+    # ------------------------------------------------------------------------------------------- from frames to latents
+
+    def embed(self, frames: Float[Tensor, "n c h w"]) -> Embedded:
+        """Features of single frames, whatever pairs they will belong to."""
+        first = self.encoder.embed(self.space(frames))  # type: ignore[operator]
+        second = self.encoder.embed(self.space.target(frames)) if self.space.moving else first  # type: ignore[operator]
+        return Embedded(first, second)
+
+    def pair(self, first: Embedded, second: Embedded, words: Float[Tensor, "b w"] | None = None) -> Latent:
+        """The latent that leads from each of ``first`` to its ``second``: comparison, whitening, quantiser.
+
+        ``words``: the task's. A LAM that reads them (config.task) has them in the first slots of ``post``, where its decoder looks for
+        them; without words these slots hold the code that the encoder gives them. Others leave them aside.
+        """
+        # float32 from here on, whatever the networks compute in: a code must not depend on how its statistics were rounded.
+        slots = self.encoder.compare(first.first, second.second).float()  # type: ignore[operator]
+        latent = self.quantise(self.whiten(slots.flatten(1)).view_as(slots))
+        if self.task is None or words is None:
+            return latent
+        told = self.task(words).unflatten(1, (-1, self.dim))
+        return dataclasses.replace(latent, post=torch.cat([told, latent.post[:, told.shape[1] :]], dim=1))
+
+    def quantise(self, pre: Float[Tensor, "b k d"]) -> Latent:
+        """The latent of a continuous code (whitened already, as ``Latent.pre`` is)."""
+        return self.bottleneck(pre)
+
+    def index_to_codes(self, index: Int[Tensor, "b k"]) -> Float[Tensor, "b k d"]:
+        """The quantised vectors of codebook entries. Raises LaminaError for a LAM without a codebook."""
+        if self.bottleneck.codebook_size is None:
+            raise LaminaError("this LAM has no codebook: its latents are continuous")
+        return self.bottleneck.index_to_codes(index).float()  # type: ignore[operator]
+
+    def action(self, latent: Latent, side: Side | None = None) -> Float[Tensor, "b k d"]:
+        """The latent action: the slots, and the side of the quantiser, that the config names (``side``: the other one, if asked for)."""
+        whole = latent.pre if (side or self.config.action_side) == "continuous" else latent.post
+        return whole[:, self.config.latent_action]
+
+    def action_index(self, latent: Latent) -> Int[Tensor, "b k"] | None:
+        """The codebook entries of the latent action's slots; None for a LAM without a codebook."""
+        return None if latent.index is None else latent.index[:, self.config.latent_action]
+
+    def encode(
+        self, frames: Clips, pairs: Sequence[Pair], words: Float[Tensor, "b w"] | None = None
+    ) -> dict[Pair, Latent]:
         """The latent of every pair (i, j) of positions on the time axis, in one batched call; each frame is embedded once."""
-        b, view = len(frames), self.observed(frames)
+        b, view, record = len(frames), self.observed(frames), self._recorded
+        beside = view.paired is not None and record is not None
+        twins = [(i, j) for i, j in pairs if j == i + 1] if beside else []
 
-        def embedded(look: Callable[[Sequence[int]], Tensor], positions: set[int]) -> dict[int, Tensor]:
-            order = sorted(positions)
-            return dict(zip(order, self.encoder.embed(look(order)).chunk(len(order)), strict=True))  # type: ignore[operator]
+        def embedded(look: Callable[[Sequence[int]], list[Tensor]], positions: list[int]) -> dict[int, Tensor]:
+            features: Tensor = self.encoder.embed(torch.cat(look(positions)))  # type: ignore[operator]
+            return dict(zip(positions, features.chunk(len(positions)), strict=True))
 
-        starts, ends = ({pair[side] for pair in pairs} for side in (0, 1))
+        starts, ends = (sorted({pair[side] for pair in pairs}) for side in (0, 1))
+        # The twins' frames are embedded and compared in the same calls, so that statistics and codebook see both views at once.
         if self.space.moving:
-            firsts, seconds = embedded(view.seen, starts), embedded(view.ahead, ends)
+            firsts, seconds = embedded(view.seen_in_both, starts), embedded(view.ahead_in_both, ends)
         else:
-            firsts = seconds = embedded(view.seen, starts | ends)
-        first, second = torch.cat([firsts[i] for i, _ in pairs]), torch.cat([seconds[j] for _, j in pairs])
-        slots = self.encoder.compare(first, second)  # type: ignore[operator]
-        latent = self.bottleneck(self.whiten(slots.flatten(1)).view_as(slots))
-        latents = {pair: latent[n * b : (n + 1) * b] for n, pair in enumerate(pairs)}
-        if self._recorded is not None:
-            self._recorded.update(latents)
+            firsts = seconds = embedded(view.seen_in_both, sorted({*starts, *ends}))
+        rows = [(firsts[i][:b], seconds[j][:b]) for i, j in pairs] + [(firsts[i][b:], seconds[j][b:]) for i, j in twins]
+        first, second = (torch.cat(side) for side in zip(*rows, strict=True))
+        told = None if words is None else words.repeat(len(rows), 1)
+        latent = self.pair(Embedded(first, first), Embedded(second, second), told)
+        parts = [latent[n * b : (n + 1) * b] for n in range(len(rows))]
+        latents = dict(zip(pairs, parts[: len(pairs)], strict=True))
+        if record is not None:
+            record.view = view
+            record.latents.update(latents)
+            record.twins.update(zip(twins, parts[len(pairs) :], strict=True))
         return latents
 
     @contextmanager
-    def recording(self) -> Iterator[dict[Pair, Latent]]:
-        """Within, what is encoded is kept in the dict that this gives: who adds a term to a method's need not encode again."""
-        before, self._recorded = self._recorded, {}
+    def recording(self, paired: Float[Tensor, "b t c h w"] | None = None) -> Iterator[Recording]:
+        """Within, what is encoded is kept: who adds a term to a method's need not encode again.
+
+        ``paired``: the same clips under another exogenous state; their neighbouring pairs are encoded beside those of the clips, in the
+        same calls, so that a codebook and the statistics of whitening move once.
+        """
+        before, self._recorded = self._recorded, Recording(paired)
         try:
             yield self._recorded
         finally:
@@ -265,19 +370,39 @@ class LatentActionModel(nn.Module, PyTorchModelHubMixin):
     def config(self) -> LAMConfig:
         return self.lam.config
 
-    def _checked(self, frames: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        if frames.dtype != torch.uint8 or frames.ndim != 4 or tuple(frames.shape[1:]) != self.config.image:
-            want, got = ", ".join(map(str, self.config.image)), f"{frames.dtype} {tuple(frames.shape)}"
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    @property
+    def column(self) -> str:
+        """The column of a labelled dataset that holds this model's latent action."""
+        return "latent_action" if self.config.action_side == "quantised" else "latent_action.continuous"
+
+    def read(self, frames: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
+        """Frames as the LAM inside takes them: at its size (by the one function that resizes, lamina.data.resize), float of [-1, 1], on its
+        device. Raises LaminaError for another dtype or number of channels."""
+        channels, *size = self.config.image
+        if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[1] != channels:
             raise LaminaError(
-                f"this model reads uint8 frames of shape (b, {want}), got {got}: convert and resize them first"
+                f"this model reads uint8 frames of shape (b, {channels}, height, width), got {frames.dtype} {tuple(frames.shape)}: "
+                "convert them first"
             )
-        return to_float(frames.to(next(self.parameters()).device))
+        return to_float(resize(frames, (size[0], size[1])).to(self.device))
 
     @torch.no_grad()
-    def encode(self, src: UInt8[Tensor, "b c h w"], dst: UInt8[Tensor, "b c h w"]) -> Latent:
-        """The latent action that leads from ``src`` to ``dst``. Raises LaminaError for frames of another size or dtype."""
-        frames = torch.stack([self._checked(src), self._checked(dst)], dim=1)
-        return self.lam.encode(frames, [(0, 1)])[0, 1]
+    def encode(
+        self,
+        src: UInt8[Tensor, "b c h w"],
+        dst: UInt8[Tensor, "b c h w"],
+        words: Float[Tensor, "b w"] | None = None,
+    ) -> Latent:
+        """The latent that leads from ``src`` to ``dst``, frames of any size; ``lam.action`` of it is the latent action, as ``lamina label``
+        writes it. ``words``: of the task, for a model that reads them. Raises LaminaError for frames of another dtype.
+        """
+        first, second = self.lam.embed(torch.cat([self.read(src), self.read(dst)])).halves()
+        return self.lam.pair(first, second, words)
 
     @torch.no_grad()
     def decode(
@@ -293,7 +418,7 @@ class LatentActionModel(nn.Module, PyTorchModelHubMixin):
         """
         if self.config.space != "pixels":
             raise LaminaError(f"this model predicts {self.config.space}, not pixels: it has no picture to show")
-        frames = self._checked(src)
+        frames = self.read(src)
         z = (latent.post if isinstance(latent, Latent) else latent).to(frames.device)
         z = self.lam.prefix(z, self.config.slots if k is None else k)
         return to_uint8(self.lam.decoder.sample(frames, z, Draws(seed, device=frames.device)))  # type: ignore[operator]
@@ -357,6 +482,19 @@ class LatentActionModel(nn.Module, PyTorchModelHubMixin):
         load_weights(model.lam, files[1])
         return model.to(map_location).eval()
 
+    def _columns(self) -> str:
+        slots = range(self.config.slots)[self.config.latent_action]
+        which = (
+            "all slots"
+            if len(slots) == self.config.slots
+            else f"slots {slots[0]} to {slots[-1]} of {self.config.slots}"
+        )
+        side = "after" if self.config.action_side == "quantised" else "before"
+        text = f"use `{self.column}` ({which}, {len(slots) * self.lam.dim} numbers, {side} the quantiser)"
+        quantised = self.lam.bottleneck.codebook_size is not None
+        text += "; `latent_action.index` holds the codes" if quantised else ""
+        return text + "; rows with `latent_action.valid` false have no frame a gap later"
+
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         p = self.provenance
         metrics = "\n".join(f"| {name} | {value:.4g} |" for name, value in p.metrics.items()) or "| not evaluated | |"
@@ -372,6 +510,7 @@ Encodes a pair of frames as {self.config.slots} slots of {self.lam.dim} channels
 - image: {self.config.image[1]}x{self.config.image[2]}, {self.config.image[0]} channels
 - training steps: {p.steps}
 - code version: lamina {p.code_version}
+- columns of a dataset that `lamina label` writes: {self._columns()}
 
 | metric | value |
 |---|---|

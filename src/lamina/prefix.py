@@ -53,5 +53,6 @@ class RetainedPrefix(nn.Module):
             if not 0 <= keep <= self.slots:
                 raise LaminaError(f"a prefix keeps 0 to {self.slots} slots, got k = {keep}")
             keep = torch.full((len(z),), keep, device=z.device)
-        kept = torch.arange(self.slots, device=z.device) < keep.unsqueeze(-1)
+        # A code may be a part of the slots (LAMConfig.action_slots), of which K keeps all.
+        kept = torch.arange(z.shape[1], device=z.device) < keep.unsqueeze(-1)
         return torch.where(kept.unsqueeze(-1), z, self.null.to(z.dtype))

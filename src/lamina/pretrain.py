@@ -22,6 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lamina import __version__, codes
+from lamina.calibrate import calibrating, has_statistics
 from lamina.data import ClipStream, DataConfig, feature_width, gather, open_source, parse_data
 from lamina.data.plan import Plan
 from lamina.draws import Draws
@@ -30,24 +31,10 @@ from lamina.files import disk_errors, whole_folder, write_text
 from lamina.lam import LAM, LAMConfig, LatentActionModel, Provenance
 from lamina.motion import FLOW_WIDTH
 from lamina.paired import LEAST, same_states
-from lamina.remedies import added
+from lamina.remedies import added, known, mean_and_deviation, target_actions, target_of
 from lamina.shapes import Clip, Latent, to_float
 from lamina.space import Observed
-from lamina.train import Losses, TrainConfig, Validation, World, fit
-
-#: Training options that a resumed run may change without becoming another experiment.
-FREE = {
-    "resume",
-    "checkpoint_every",
-    "keep",
-    "tensorboard",
-    "wandb",
-    "compile",
-    "parallel",
-    "device",
-    "log_every",
-    "validate_every",
-}
+from lamina.train import FREE, Losses, TrainConfig, Validation, World, differences, fit
 
 
 @dataclass(frozen=True)
@@ -94,19 +81,42 @@ def _with_paired(options: Any, data: DataConfig) -> tuple[Any, DataConfig]:
 
 
 def _with_target(options: Any, data: DataConfig) -> tuple[Any, DataConfig]:
+    """The target's width, and what it is standardised by: mean and deviation over the transitions of the training split whose target is
+    known, at the middle of the range of gaps."""
     if not options.robust_target:
         return options, data
-    if options.target == "flow":
-        return replace(options, target_width=FLOW_WIDTH), data
-    if options.target == "action":
-        spec = Plan(data, "train").action
-        if spec is None:
+    name = options.target
+    if name == "flow":
+        clip = gather(replace(data, action=None, paired=None, proprio=None, targets=()), "train", limit=256)
+        mean, deviation = mean_and_deviation(target_of(clip, options, (0, 1)))
+        return replace(options, target_width=FLOW_WIDTH, target_mean=mean, target_deviation=deviation), data
+    plan = Plan(data, "train")
+    if name == "action":
+        if plan.action is None:
             raise LaminaError(f"{', '.join(data.data)}: --robust-target needs actions to predict; or set --target flow")
-        return replace(options, target_width=spec.width, target_classes=spec.discrete), data
-    width = feature_width(data, options.target)
-    if width is None:
-        raise LaminaError(f"{', '.join(data.data)}: no feature '{options.target}' of one width to be the robust target")
-    return replace(options, target_width=width), replace(data, targets=(*data.targets, options.target))
+        options = replace(options, target_width=plan.action.width, target_classes=plan.action.discrete)
+    else:
+        width = feature_width(data, name)
+        if width is None:
+            raise LaminaError(f"{', '.join(data.data)}: no feature '{name}' of one width to be the robust target")
+        options, data = replace(options, target_width=width), replace(data, targets=(*data.targets, name))
+    targets = []
+    for source, offset in zip(plan.sources, plan.offsets, strict=False):
+        for number, episode in enumerate(source.episodes):
+            for _, first, stop in (span for span in episode.splits if span[0] == "train"):
+                values = torch.from_numpy(source.column(episode, data.action if name == "action" else name)).float()  # type: ignore[arg-type]
+                gap = max(1, round(sum(data.gap) / 2 * episode.fps))
+                frames = torch.arange(first, max(first, stop - gap))
+                told = frames[known(torch.tensor(offset + number), frames, options)]
+                change = values[told] if name == "action" else values[told + gap] - values[told]
+                targets.append(target_actions(options).one_hot(change) if name == "action" else change)
+    every = torch.cat(targets)
+    if len(every) < 2:
+        raise LaminaError(
+            f"{', '.join(data.data)}: --target-share {options.target_share:g} leaves {len(every)} transitions whose target is known"
+        )
+    mean, deviation = mean_and_deviation(every, options.target_classes)
+    return replace(options, target_mean=mean, target_deviation=deviation), data
 
 
 def with_proprio(options: Any, data: DataConfig) -> tuple[Any, DataConfig]:
@@ -124,6 +134,10 @@ def with_proprio(options: Any, data: DataConfig) -> tuple[Any, DataConfig]:
     return replace(options, proprio_width=width), replace(data, proprio=name)
 
 
+#: Sections of a run's settings that may not change.
+FIXED = ("method", "options", "weights", "data", "train")
+
+
 def check_run(run: Path, settings: dict[str, Any], resume: bool) -> None:
     """Raises LaminaError if there is a run (or anything else) at ``run`` and ``resume`` is off, or its settings differ."""
     path = run / "config.json"
@@ -137,16 +151,13 @@ def check_run(run: Path, settings: dict[str, Any], resume: bool) -> None:
         before = json.loads(path.read_text())
     except ValueError as error:
         raise LaminaError(f"{path}: not readable as JSON; this run cannot be resumed") from error
-    changed = [
-        f"{section}.{name}"
-        for section in settings
-        if isinstance(settings[section], dict)
-        for name in settings[section]
-        if name not in FREE and settings[section][name] != before.get(section, {}).get(name)
-    ]
-    if changed or settings["method"] != before.get("method"):
-        what = ", ".join(changed) or "method"
-        raise LaminaError(f"{run}: was started with other settings ({what}); resume with the same ones")
+    fixed = {"train": {name: value for name, value in settings["train"].items() if name not in FREE}}
+    changed = differences(before, {k: v for k, v in (settings | fixed).items() if k in FIXED})
+    if changed:
+        raise LaminaError(
+            f"{run}: was started with other settings ({', '.join(changed)}); resume with the same ones, or start another run from its "
+            f"weights (--out NEW --init {run})"
+        )
 
 
 class Degenerate(LaminaError):
@@ -179,8 +190,9 @@ def validator(lam: LAM, clip: Clip, seed: int) -> Callable[[LAM], Validation]:
 
     @torch.no_grad()
     def encode(lam: LAM) -> tuple[Observed, Latent]:
-        frames = lam.observed(to_float(clip.to(next(lam.parameters()).device).frames))
-        return frames, lam.encode(frames, [(0, 1)])[0, 1]
+        here = clip.to(next(lam.parameters()).device)
+        frames = lam.observed(to_float(here.frames))
+        return frames, lam.encode(frames, [(0, 1)], here.task)[0, 1]
 
     was_training = lam.training
     before = length_and_spread(encode(lam.eval())[1].pre)
@@ -193,17 +205,19 @@ def validator(lam: LAM, clip: Clip, seed: int) -> Callable[[LAM], Validation]:
         frames, latent = encode(lam)
         device = frames.frames.device
         full = torch.full((len(frames),), lam.config.slots, device=device)
+        words, z = latent.post.split([lam.config.task, lam.config.slots - lam.config.task], dim=1)
         rivals = {
-            "": latent,
+            "": z,
             # Half the set away: neighbours are of one episode, and move alike.
-            "_with_another_latent": latent[torch.arange(len(frames)).roll(len(frames) // 2)],
-            "_with_the_mean_latent": replace(latent, post=latent.post.mean(0, keepdim=True).expand_as(latent.post)),
+            "_with_another_latent": z.roll(len(frames) // 2, 0),
+            "_with_the_mean_latent": z.mean(0, keepdim=True).expand_as(z),
         }
         # Draws of the same address: a flow gets the same noise each time.
-        words = None if clip.task is None else clip.task.to(device)
         loss = {
             name: float(
-                lam.reconstruction(frames, {(0, 1): lam.worded(z, words)}, full, Draws(seed, device=device)).mean()
+                lam.reconstruction(
+                    frames, {(0, 1): replace(latent, post=torch.cat([words, z], 1))}, full, Draws(seed, device=device)
+                ).mean()
             )
             for name, z in rivals.items()
         }
@@ -241,6 +255,29 @@ def validator(lam: LAM, clip: Clip, seed: int) -> Callable[[LAM], Validation]:
         return figures, told
 
     return validate
+
+
+#: Samples, and bytes of pictures, of a calibration at most.
+CALIBRATION = 1024, 256 * 2**20
+
+
+def settler(recipe: Recipe, data: DataConfig, config: TrainConfig) -> Callable[[LAM], None]:
+    """A function that fits a LAM's statistics to its weights by one pass of the method's own losses over training samples, the same ones
+    every time."""
+    channels, height, width = recipe.lam.image
+    limit = min(CALIBRATION[0], max(config.batch, CALIBRATION[1] // (data.frames * channels * height * width)))
+    clip = gather(data, "train", limit)
+    order = torch.randperm(len(clip), generator=torch.Generator().manual_seed(config.seed))
+    size = config.batch // config.accumulate
+    batches = [rows for rows in order.split(size) if len(rows) > 1 or len(clip) == 1]
+
+    def settle(lam: LAM) -> None:
+        device = next(lam.parameters()).device
+        with calibrating(lam):
+            for number, rows in enumerate(batches):
+                recipe.losses(lam, clip[rows].to(device), Draws(config.seed, number, device=device))
+
+    return settle
 
 
 def start_from(lam: LAM, path: Path) -> None:
@@ -297,6 +334,7 @@ def pretrain(run: Path, recipe: Recipe, data: DataConfig, config: TrainConfig, i
     def open_stream(shards: int, shard: int | None) -> ClipStream:
         return ClipStream(data, config.batch // config.accumulate, config.seed, shards=shards, shard=shard)
 
+    settle = settler(recipe, data, config) if config.ema and has_statistics(lam) else None
     state = fit(
         run,
         lam,
@@ -306,6 +344,7 @@ def pretrain(run: Path, recipe: Recipe, data: DataConfig, config: TrainConfig, i
         config,
         validator(lam, held, config.seed),
         title=f"train {recipe.method}",
+        settle=settle,
     )
     folder = run / "model"
     if world.rank == 0:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
@@ -49,6 +50,28 @@ class ActionSpec:
         """Numbers of an action whose discrete dimensions are one-hot."""
         return sum(self.discrete) + self.continuous
 
+    def chunk(self, steps: int) -> ActionSpec:
+        """What ``steps`` of these actions hold together, as :meth:`pack` lays them out."""
+        if steps == 1:
+            return self
+        d = len(self.discrete)
+        parts = (self.names[:d], self.names[d:]) if len(self.names) == self.dim else ()
+        names = tuple(f"{name}, step {n + 1}" for part in parts for n in range(steps) for name in part)
+        return ActionSpec(self.discrete * steps, self.continuous * steps, names)
+
+    def pack(self, actions: Float[np.ndarray, "*b n a"]) -> Float[np.ndarray, "*b n*a"]:
+        """``n`` actions in a row as one action of :meth:`chunk`: the discrete dimensions of every step, then the continuous ones."""
+        d, shape = len(self.discrete), actions.shape[:-2]
+        return np.concatenate([part.reshape(*shape, -1) for part in (actions[..., :d], actions[..., d:])], axis=-1)
+
+    def unpack(self, packed: Float[np.ndarray, "*b n*a"]) -> Float[np.ndarray, "*b n a"]:
+        """The inverse of :meth:`pack`."""
+        steps = packed.shape[-1] // self.dim
+        parts = np.split(packed, [steps * len(self.discrete)], axis=-1)
+        return np.concatenate(
+            [part.reshape(*packed.shape[:-1], steps, -1) for part in parts if part.shape[-1]], axis=-1
+        )
+
     def one_hot(self, action: Float[Tensor, "*b a"]) -> Float[Tensor, "*b e"]:
         """Discrete dimensions one-hot, continuous ones as they are."""
         hot = [one_hot(action[..., i].long(), n).float() for i, n in enumerate(self.discrete)]
@@ -59,7 +82,8 @@ class ActionSpec:
 class Clip:
     """A batch of frame tuples (pairs, triplets, windows), each from one episode, times ascending.
 
-    ``action[:, i]`` is the action taken at frame i; ``previous_action[:, i]`` the one taken a row before it (zeros, or
+    ``action[:, i]`` is the action taken at frame i (or the mean or all of those over a gap: :class:`lamina.data.DataConfig`);
+    ``previous_action[:, i]`` the one taken a row before it (zeros, or
     class 0, at an episode's first row). Optional fields are None where the data has none of them.
     """
 
@@ -132,6 +156,20 @@ class Latent:
             None if self.index is None else self.index[rows],
             {name: value[rows] for name, value in self.aux.items()},
         )
+
+    def to(self, device: torch.device | str) -> Latent:
+        """The same latents with every tensor on ``device``."""
+        index = None if self.index is None else self.index.to(device)
+        aux = {name: value.to(device) for name, value in self.aux.items()}
+        return Latent(self.pre.to(device), self.post.to(device), index, aux)
+
+    @staticmethod
+    def cat(parts: list[Latent]) -> Latent:
+        """The latents of several batches of one model, one after the other."""
+        index = [part.index for part in parts if part.index is not None]
+        aux = {name: torch.cat([part.aux[name] for part in parts]) for name in parts[0].aux}
+        pre, post = torch.cat([part.pre for part in parts]), torch.cat([part.post for part in parts])
+        return Latent(pre, post, torch.cat(index) if index else None, aux)
 
 
 def to_float(frames: UInt8[Tensor, "*b c h w"]) -> Float[Tensor, "*b c h w"]:

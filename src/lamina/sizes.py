@@ -58,7 +58,7 @@ class Backbone:
     cross_exogenous: float = 0.0
     """weight of cross-exogenous reconstruction, which needs paired views (--paired); 0: none"""
     robust_target: float = 0.0
-    """weight of a linear head's squared error on a target that no exogenous state changes; 0: none"""
+    """weight of a linear head's squared error on a target that no exogenous state changes, in units of the target's variance; 0: none"""
     target: str = "action"
     """that target: action, flow (optical flow), or the name of a feature, whose change is predicted"""
     target_share: float = 1.0
@@ -67,6 +67,10 @@ class Backbone:
     """of a discrete action; filled in from the data"""
     target_width: int = 0
     """numbers of the target; filled in from the data"""
+    target_mean: tuple[float, ...] = ()
+    """of the target, which is standardised; filled in from the data"""
+    target_deviation: tuple[float, ...] = ()
+    """likewise"""
     width: int | None = None
     heads: int | None = None
     layers: int | None = None

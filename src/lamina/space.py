@@ -29,10 +29,17 @@ class Space(nn.Module):
 
 
 class Observed:
-    """Clips as a LAM observes them: what a position on the time axis looks like is computed when it is asked for, and once."""
+    """Clips as a LAM observes them: what a position on the time axis looks like is computed when it is asked for, and once.
 
-    def __init__(self, space: Space, frames: Float[Tensor, "b t c h w"]):
-        self.space, self.frames = space, frames
+    ``paired``: the same clips under another exogenous state. They are looked at in the same calls, so that features which normalise over
+    the batch see both views at once.
+    """
+
+    def __init__(
+        self, space: Space, frames: Float[Tensor, "b t c h w"], paired: Float[Tensor, "b t c h w"] | None = None
+    ):
+        self.space, self.frames, self.paired = space, frames, paired
+        self._both = frames if paired is None else torch.cat([frames, paired])
         self._seen: dict[int, Tensor] = {}
         self._ahead: dict[int, Tensor] = {}
 
@@ -46,20 +53,29 @@ class Observed:
 
     def seen(self, positions: Sequence[int]) -> Float[Tensor, "n d h w"]:
         """What is read at these positions, one after the other: n = positions b."""
-        return self._taken(self._seen, self.space, positions)
+        return torch.cat([both[: len(self)] for both in self.seen_in_both(positions)])
 
     def ahead(self, positions: Sequence[int]) -> Float[Tensor, "n d h w"]:
         """What is to be predicted there; the same where the space does not move."""
-        return self._taken(self._ahead, self.space.target, positions) if self.space.moving else self.seen(positions)
+        return torch.cat([both[: len(self)] for both in self.ahead_in_both(positions)])
+
+    def seen_in_both(self, positions: Sequence[int]) -> list[Float[Tensor, "m d h w"]]:
+        """What is read at each position, the clips first, then their paired views where there are any: m = b or 2 b."""
+        return self._taken(self._seen, self.space, positions)
+
+    def ahead_in_both(self, positions: Sequence[int]) -> list[Float[Tensor, "m d h w"]]:
+        """What is to be predicted at each position, likewise."""
+        moving = self.space.moving
+        return self._taken(self._ahead, self.space.target, positions) if moving else self.seen_in_both(positions)
 
     def _taken(
         self, known: dict[int, Tensor], look: Callable[[Tensor], Tensor], positions: Sequence[int]
-    ) -> Float[Tensor, "n d h w"]:
+    ) -> list[Float[Tensor, "m d h w"]]:
         new = [i for i in dict.fromkeys(positions) if i not in known]
         if new:
-            features = look(torch.cat([self.frames[:, i] for i in new]))
+            features = look(torch.cat([self._both[:, i] for i in new]))
             known.update(zip(new, features.chunk(len(new)), strict=True))
-        return torch.cat([known[i] for i in positions])
+        return [known[i] for i in positions]
 
 
 class Pixels(Space):

@@ -12,7 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -30,6 +30,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from tqdm import tqdm
 
+from lamina.device import DeviceName, Precision, pick_device
 from lamina.draws import Draws
 from lamina.errors import LaminaError
 from lamina.files import disk_errors, whole_folder, write_text
@@ -59,8 +60,8 @@ class TrainConfig:
     ema: float = 0.999
     """decay of the averaged weights that are saved as the model; 0 turns averaging off"""
     seed: int = 0
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    precision: Literal["fp32", "bf16"] = "fp32"
+    device: DeviceName = "auto"
+    precision: Precision = "fp32"
     compile: bool = False
     """torch.compile of every transformer and residual block"""
     parallel: Literal["ddp", "fsdp2"] = "ddp"
@@ -86,6 +87,46 @@ class TrainConfig:
             raise LaminaError(
                 f"--batch {self.batch} does not split into {self.accumulate} x {self.shards or 1} equal parts"
             )
+
+
+#: Training options that a resumed run may change without becoming another experiment.
+FREE = {
+    "resume", "checkpoint_every", "keep", "tensorboard", "wandb", "compile", "parallel", "device", "log_every", "validate_every"
+}  # fmt: skip
+
+
+def fixed_options(config: TrainConfig) -> dict[str, Any]:
+    """The options that make a run the experiment that it is."""
+    return {name: value for name, value in vars(config).items() if name not in FREE}
+
+
+def differences(before: Any, now: Mapping[str, Any]) -> list[str]:
+    """The names of the settings, dotted where they are nested, that are not what they were."""
+    if not isinstance(before, Mapping):
+        before = {}
+    found = []
+    for name, value in now.items():
+        if isinstance(value, Mapping):
+            found += [f"{name}.{inner}" for inner in differences(before.get(name), value)]
+        elif before.get(name) != value:
+            found.append(name)
+    return found
+
+
+def keep_settings(path: Path, settings: Mapping[str, Any], resume: bool) -> None:
+    """Keep a stage's settings beside its checkpoints, in the JSON file ``path``. Raises LaminaError if a resumed run had others."""
+    settings = json.loads(json.dumps(settings))  # as they will be read back
+    if resume and path.exists():
+        try:
+            before = json.loads(path.read_text())
+        except ValueError as error:
+            raise LaminaError(f"{path}: not readable as JSON; delete {path.parent} and start again") from error
+        if changed := differences(before, settings):
+            raise LaminaError(
+                f"{path.parent}: was started with other settings ({', '.join(changed)}); resume with the same ones, or delete that "
+                "folder and start again"
+            )
+    write_text(path, json.dumps(settings, indent=2) + "\n")
 
 
 class Stream(Protocol):
@@ -138,12 +179,10 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 
 
 def _accelerator(config: TrainConfig) -> Accelerator:
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not available.get(config.device, True):
-        raise LaminaError(f"--device {config.device}: this machine has none that torch can use; try --device cpu")
+    device = pick_device(config.device)
     # Accelerate keeps its settings for the life of the process; stages and tests ask for different ones.
     AcceleratorState._reset_state()
-    return Accelerator(cpu=config.device == "cpu", mixed_precision="bf16" if config.precision == "bf16" else "no")
+    return Accelerator(cpu=device == "cpu", mixed_precision="bf16" if config.precision == "bf16" else "no")
 
 
 def _full(value: Tensor) -> Tensor:
@@ -164,6 +203,37 @@ def _average(average: dict[str, Tensor], module: nn.Module, decay: float) -> Non
     torch._foreach_lerp_([average[n] for n in names], [state[n] for n in names], 1 - decay)
     for name in state.keys() - trained:
         average[name].copy_(state[name])
+
+
+@contextmanager
+def _as_saved(
+    module: nn.Module, average: Mapping[str, Tensor], settle: Callable[[Any], None] | None, sharded: Any
+) -> Iterator[None]:
+    """Within, the module is what will be saved: averaged weights with statistics that ``settle`` fits to them; then what it was before.
+
+    ``sharded``: the FSDP2 module whose parameters are gathered meanwhile, since its parts' methods gather nothing; None: there is none.
+    """
+    own = _state(module) if average else {}
+    _fill(module, average)
+    if sharded is not None:
+        sharded.unshard()
+    try:
+        if average and settle is not None:
+            settle(module)
+        module.eval()
+        yield
+    finally:
+        if sharded is not None:
+            sharded.reshard()
+        _fill(module, own)
+        module.train()
+
+
+@torch.no_grad()
+def _fill(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    own = module.state_dict() if state else {}
+    for name, value in own.items():
+        value.copy_(state[name])
 
 
 class Checkpoints:
@@ -295,12 +365,14 @@ def fit(
     config: TrainConfig,
     validate: Callable[[Any], Validation] | None = None,
     title: str | None = None,
+    settle: Callable[[Any], None] | None = None,
 ) -> dict[str, Tensor]:
     """Train ``module`` for ``config.steps`` steps and return its final (averaged) weights on the CPU.
 
     ``losses(module, batch, draws) -> {term: [b]}``; ``open_stream(shards, shard)`` opens the data; ``validate(module)`` is called
-    every ``validate_every`` steps; ``title`` names the progress bar (None: no bar). Logs and checkpoints go to ``run``; with
-    ``config.resume`` it goes on from the last checkpoint there.
+    every ``validate_every`` steps with the module as it would be saved then: with averaged weights (``config.ema``), to which
+    ``settle(module)`` has fitted its statistics. ``title`` names the progress bar (None: no bar). Logs and checkpoints go to ``run``;
+    with ``config.resume`` it goes on from the last checkpoint there.
     Parts of ``module`` with an ``after_step()`` are told of every step of the optimiser.
     Raises LaminaError for a loss that is not finite, a damaged checkpoint, a disk that cannot be written.
     """
@@ -385,13 +457,8 @@ def fit(
             row |= {"lr": learning_rate(config, step), "gradient_norm": float(_full(norm))}
             row |= {"samples_per_second": config.batch / seconds, "data_wait": waited / seconds}
             if validating and validate is not None:
-                module.eval()
-                if sharded:  # validation calls methods of the module, which FSDP2 gathers nothing for
-                    step_module.unshard()  # type: ignore[operator]
-                figures, told = validate(module)
-                if sharded:
-                    step_module.reshard()  # type: ignore[operator]
-                module.train()
+                with _as_saved(module, average, settle, step_module if sharded else None):
+                    figures, told = validate(module)
                 row |= {f"validation/{name}": value for name, value in figures.items()}
                 for text in sorted(set(told) - warned) if world.rank == 0 else ():
                     bar.write(f"warning: step {number}: {text}")
@@ -402,4 +469,6 @@ def fit(
             checkpoints.save(number, world, step_module, optimizer, average, stream)
     bar.close()
     stream.close()
-    return {name: _full(value) for name, value in (average or _state(module)).items()}
+    with _as_saved(module, average, settle, step_module if sharded else None):
+        settled = {name: value.clone() for name, value in module.named_buffers()} if average else {}
+    return {name: _full(settled.get(name, value)) for name, value in (average or _state(module)).items()}

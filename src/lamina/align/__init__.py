@@ -8,20 +8,23 @@ from lamina.align.fitting import Best, fit_head, idm_losses, quick, train_idm, t
 from lamina.align.heads import ActionHead, Condition, Hourglass, InverseDynamics, Translator, TranslatorConfig
 from lamina.align.joint import Joint, JointBatch, joint_losses, train_joint
 from lamina.align.labels import (
+    Actions,
     Labelled,
     Minibatches,
-    action_spec,
+    actions_of,
     encode_clip,
     labelled,
     observe,
     parse_labels,
     probe_data,
     split_labels,
+    tell_span,
 )
-from lamina.align.stage import AlignConfig, align, load_translator, note_of, save_translator
+from lamina.align.stage import AlignConfig, align, load_translator, note_of, save_translator, training_of
 
 __all__ = [
     "ActionHead",
+    "Actions",
     "AlignConfig",
     "Best",
     "Condition",
@@ -33,7 +36,7 @@ __all__ = [
     "Minibatches",
     "Translator",
     "TranslatorConfig",
-    "action_spec",
+    "actions_of",
     "align",
     "encode_clip",
     "fit_head",
@@ -48,8 +51,10 @@ __all__ = [
     "quick",
     "save_translator",
     "split_labels",
+    "tell_span",
     "train_idm",
     "train_joint",
     "train_translator",
+    "training_of",
     "translator_losses",
 ]

@@ -81,11 +81,11 @@ def fit_head(
     return best.loss
 
 
-def quick(steps: int, seed: int, lr: float = 3e-4, batch: int = 64) -> TrainConfig:
+def quick(steps: int, seed: int, lr: float = 3e-4, batch: int = 64, **more: Any) -> TrainConfig:
     """Training options of a small head on cached latents: no averaging (the best checkpoint is chosen), rare checkpoints."""
     return TrainConfig(
-        steps=steps, batch=batch, lr=lr, warmup=50, weight_decay=0.05, ema=0.0, seed=seed, device="cpu",
-        checkpoint_every=steps, validate_every=10, log_every=10,
+        steps=steps, batch=batch, lr=lr, warmup=50, weight_decay=0.05, ema=0.0, seed=seed,
+        checkpoint_every=steps, validate_every=10, log_every=10, **{"device": "cpu"} | more,
     )  # fmt: skip
 
 
@@ -114,12 +114,16 @@ def train_translator(
     config: TranslatorConfig,
     training: TrainConfig,
     run: Path | None = None,
+    steps: int = 1,
 ) -> tuple[Translator, float]:
-    """A translator for a frozen LAM, and its validation loss. ``run`` keeps log and checkpoints (a temporary folder by default)."""
+    """A translator for a frozen LAM, and its validation loss. ``run`` keeps log and checkpoints (a temporary folder by default).
+
+    ``spec``: of one action; ``steps``: actions of one label.
+    """
     torch.manual_seed(training.seed)
     observation = 0 if train.observation is None else train.observation.shape[-1]
-    translator = Translator(train.z.shape[1] * train.z.shape[2], spec, config, observation)
-    translator.action.calibrate(train.action)
+    translator = Translator(train.z.shape[1] * train.z.shape[2], spec, config, observation, steps)
+    translator.calibrate(train.action)
     prefix = copy.deepcopy(lam.prefix).requires_grad_(False)
     with TemporaryDirectory() as scratch:
         title = "align" if run else None
@@ -129,12 +133,20 @@ def train_translator(
 
 
 def train_idm(
-    config: LAMConfig, train: Labelled, held: Labelled, spec: ActionSpec, training: TrainConfig, pairs: bool = True
+    config: LAMConfig,
+    train: Labelled,
+    held: Labelled,
+    spec: ActionSpec,
+    training: TrainConfig,
+    pairs: bool = True,
+    head: TranslatorConfig | None = None,
+    steps: int = 1,
 ) -> tuple[InverseDynamics, float]:
-    """An inverse dynamics model from scratch on the labels alone, and its validation loss."""
+    """An inverse dynamics model from scratch on the labels alone, and its validation loss. ``head``: the translator's shape, ``spec`` and
+    ``steps`` as for that."""
     torch.manual_seed(training.seed)
-    module = InverseDynamics(config, spec, pairs)
-    module.action.calibrate(train.action)
+    module = InverseDynamics(config, spec, pairs, head or TranslatorConfig(), steps)
+    module.translator.calibrate(train.action)
     with TemporaryDirectory() as scratch:
         loss = fit_head(module, idm_losses, train, held, training, Path(scratch))
-    return module.eval(), loss
+    return module.cpu().eval(), loss

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -117,18 +117,37 @@ class TranslatorConfig:
 
 
 class Translator(nn.Module):
-    """g(null-filled latent, previous action[, features of o_t]) -> action."""
+    """g(null-filled latent, previous action[, features of o_t]) -> action, or ``steps`` actions in a row (a chunk, laid out as
+    :meth:`ActionSpec.chunk` says). ``spec``: of one action."""
 
     def __init__(
-        self, latent: int, spec: ActionSpec, config: TranslatorConfig = TranslatorConfig(), observation: int = 0
+        self,
+        latent: int,
+        spec: ActionSpec,
+        config: TranslatorConfig = TranslatorConfig(),
+        observation: int = 0,
+        steps: int = 1,
     ):
         super().__init__()
-        self.action = ActionHead(spec)
+        self.spec, self.steps = spec, steps
+        self.action = ActionHead(spec.chunk(steps))
+        self._single = ActionHead(spec) if steps > 1 else None
         self.condition = config.condition
         inputs = latent
-        inputs += self.action.width if "previous" in config.condition else 0
+        inputs += self.previous.width if "previous" in config.condition else 0
         inputs += observation if "observation" in config.condition else 0
         self.mlp = Hourglass(inputs, self.action.width, *config.widths(), config.layers, config.dropout)
+
+    @property
+    def previous(self) -> ActionHead:
+        """How the previous action is fed back: one action, also where a chunk is predicted."""
+        return self._single or self.action
+
+    def calibrate(self, action: Float[Tensor, "n a"]) -> None:
+        """Take mean and standard deviation of the continuous dimensions from the labels."""
+        self.action.calibrate(action)
+        if self._single is not None:
+            self._single.calibrate(torch.from_numpy(self.spec.unpack(action.cpu().numpy())).flatten(0, 1).to(action))
 
     def forward(
         self,
@@ -138,7 +157,7 @@ class Translator(nn.Module):
     ) -> Float[Tensor, "b e"]:
         parts = [z.float().flatten(1)]
         if "previous" in self.condition:
-            parts.append(self.action.embed(previous))
+            parts.append(self.previous.embed(previous))
         if "observation" in self.condition:
             assert observation is not None
             parts.append(observation.float().flatten(1))
@@ -148,15 +167,24 @@ class Translator(nn.Module):
 class InverseDynamics(nn.Module):
     """IDM: the LAM's encoder from scratch, no bottleneck, the translator's head; trained on the labels alone (§6.3).
 
-    ``pairs=False`` shows it the first frame twice: the observation-only control.
+    ``pairs=False`` shows it the first frame twice: the observation-only control. It sees the frames, so of the translator's ``head`` it
+    takes all but the observation.
     """
 
-    def __init__(self, config: LAMConfig, spec: ActionSpec, pairs: bool = True):
+    def __init__(
+        self,
+        config: LAMConfig,
+        spec: ActionSpec,
+        pairs: bool = True,
+        head: TranslatorConfig = TranslatorConfig(),
+        steps: int = 1,
+    ):
         super().__init__()
         self.pairs = pairs
         dim = 64
         self.encoder = ENCODERS[part_kind(config.encoder)](config.encoder, config.image, config.slots, dim)
-        self.translator = Translator(config.slots * dim, spec)
+        condition: Condition = "latent+previous" if "previous" in head.condition else "latent"
+        self.translator = Translator(config.slots * dim, spec, replace(head, condition=condition), steps=steps)
 
     @property
     def action(self) -> ActionHead:

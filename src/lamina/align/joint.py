@@ -15,7 +15,7 @@ from lamina.align.heads import Translator, TranslatorConfig
 from lamina.align.labels import Labelled, Minibatches
 from lamina.data import ClipStream, DataConfig
 from lamina.draws import Draws
-from lamina.lam import LAM
+from lamina.lam import LAM, Side
 from lamina.shapes import ActionSpec, Clip, to_float
 from lamina.train import Losses, TrainConfig
 
@@ -23,9 +23,9 @@ from lamina.train import Losses, TrainConfig
 class Joint(nn.Module):
     """A LAM and its translator, trained together: the action loss reaches encoder and bottleneck (§6.3)."""
 
-    def __init__(self, lam: LAM, translator: Translator):
+    def __init__(self, lam: LAM, translator: Translator, side: Side | None = None):
         super().__init__()
-        self.lam, self.translator = lam, translator
+        self.lam, self.translator, self.side = lam, translator, side
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,11 @@ def joint_losses(reconstruction: Losses) -> Losses:
     def losses(module: Joint, batch: JointBatch, draws: Draws) -> dict[str, Tensor]:
         lam, labels = module.lam, batch.labels
         assert labels.clip is not None
-        z = lam.encode(to_float(labels.clip.frames), [(0, 1)])[0, 1].post
-        output = module.translator(lam.prefix(z, lam.prefix.draw(draws, len(z))), labels.previous)
+        observed = "observation" in module.translator.condition
+        latents = lam.encode(to_float(labels.clip.frames[:, :2]), [(0, 1), *[(0, 0)] * observed])
+        z = lam.action(latents[0, 1], module.side)
+        observation = lam.action(latents[0, 0], module.side).flatten(1) if observed else None
+        output = module.translator(lam.prefix(z, lam.prefix.draw(draws, len(z))), labels.previous, observation)
         terms = {"action": module.translator.action.loss(output, labels.action)}
         return terms | (reconstruction(lam, batch.video, draws) if batch.video else {})
 
@@ -86,14 +89,18 @@ def train_joint(
     weights: dict[str, float],
     video: DataConfig,
     run: Path,
+    steps: int = 1,
+    side: Side | None = None,
 ) -> tuple[Translator, float]:
     """A translator and the LAM (changed in place) that was tuned with it, at their best validation loss, which is returned (§6.3).
 
     ``losses`` and ``weights`` are the method's own, on unlabelled pairs of ``video``. The labelled transitions need their frames.
     """
     train_small, held_small = dataclasses.replace(train, clip=None), dataclasses.replace(held, clip=None)
-    start, _ = train_translator(lam, train_small, held_small, spec, config, quick(400, training.seed))
-    joint = Joint(lam.requires_grad_(True), start)
+    start, _ = train_translator(
+        lam, train_small, held_small, spec, config, quick(400, training.seed, device=training.device), steps=steps
+    )
+    joint = Joint(lam.requires_grad_(True), start, side)
     lam.prefix.null.requires_grad_(lam.config.prefix != "full")
 
     def stream() -> JointStream:
@@ -104,4 +111,5 @@ def train_joint(
     loss = fit_head(
         joint, joint_losses(losses), train, JointBatch(held), training, run, everything, stream, "align jointly"
     )
+    joint.cpu()
     return joint.translator.eval(), loss

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,9 +12,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lamina.data import DataConfig, open_source, parse_data
-from lamina.errors import LaminaError
-from lamina.lam import LAM, LatentActionModel
+from lamina.data import DataConfig
+from lamina.data.plan import ActionsOf, Plan
+from lamina.errors import LaminaError, LaminaWarning
+from lamina.lam import LAM, LatentActionModel, Side
 from lamina.shapes import ActionSpec, Clip, to_float
 
 
@@ -84,26 +86,33 @@ def parse_labels(text: str, transitions: int) -> int:
 
 
 @torch.no_grad()
-def encode_clip(lam: LAM, clip: Clip, batch: int = 256) -> Float[Tensor, "n k d"]:
-    """The post-quantiser latent of each clip's first pair, on the CPU."""
+def encode_clip(lam: LAM, clip: Clip, side: Side | None = None, batch: int = 256) -> Float[Tensor, "n k d"]:
+    """The latent action of each clip's first pair, on the CPU; ``side`` of the quantiser: the model's own, if None."""
     device = next(lam.parameters()).device
     lam.eval()
-    parts = [clip.frames[i : i + batch, :2] for i in range(0, len(clip), batch)]
-    return torch.cat([lam.encode(to_float(frames.to(device)), [(0, 1)])[0, 1].post.float().cpu() for frames in parts])
+    parts = []
+    for i in range(0, len(clip), batch):
+        latent = lam.encode(to_float(clip.frames[i : i + batch, :2].to(device)), [(0, 1)])[0, 1]
+        parts.append(lam.action(latent, side).float().cpu())
+    return torch.cat(parts)
 
 
 @torch.no_grad()
-def observe(lam: LAM, clip: Clip) -> Float[Tensor, "n o"]:
-    """What the encoder says of o_t alone: the latent of the frame against itself."""
+def observe(lam: LAM, clip: Clip, side: Side | None = None) -> Float[Tensor, "n o"]:
+    """What the encoder says of o_t alone: the latent action of the frame against itself."""
     still = dataclasses.replace(clip, frames=clip.frames[:, :1].expand(-1, 2, -1, -1, -1))
-    return encode_clip(lam, still).flatten(1)
+    return encode_clip(lam, still, side).flatten(1)
 
 
-def labelled(lam: LAM, clip: Clip) -> Labelled:
-    """Encode a clip with actions once, for all the translators that will be trained on it. Raises LaminaError without actions."""
+def labelled(lam: LAM, clip: Clip, side: Side | None = None, observed: bool = False) -> Labelled:
+    """Encode a clip with actions once, for all the translators that will be trained on it; ``observed``: o_t too.
+
+    Raises LaminaError without actions.
+    """
     if clip.action is None or clip.previous_action is None:
         raise LaminaError("this data has no actions: --data must be a LeRobot dataset with an action feature")
-    return Labelled(encode_clip(lam, clip), clip.previous_action[:, 0], clip.action[:, 0], clip.episode, clip)
+    z, observation = encode_clip(lam, clip, side), observe(lam, clip, side) if observed else None
+    return Labelled(z, clip.previous_action[:, 0], clip.action[:, 0], clip.episode, clip, observation)
 
 
 def split_labels(items: Labelled, seed: int = 0, held: float = 0.25) -> tuple[Labelled, Labelled]:
@@ -123,15 +132,45 @@ def split_labels(items: Labelled, seed: int = 0, held: float = 0.25) -> tuple[La
     return items[~mask], items[mask]
 
 
-def probe_data(model: LatentActionModel, path: str, camera: str | None = None, action: str = "action") -> DataConfig:
+def probe_data(
+    model: LatentActionModel,
+    path: str,
+    camera: str | None = None,
+    action: str = "action",
+    actions: ActionsOf = "first",
+) -> DataConfig:
     """How a model reads data for labels and probes: its own picture size, pairs at its one label gap."""
     gap = model.provenance.label_gap
-    return DataConfig((path,), model.config.image[1:], gap=(gap, gap), camera=camera, action=action)
+    return DataConfig((path,), model.config.image[1:], gap=(gap, gap), camera=camera, action=action, actions=actions)
 
 
-def action_spec(data: DataConfig) -> ActionSpec:
-    """The actions of the one source of ``data``. Raises LaminaError if it has none."""
-    spec = open_source(parse_data(data.data[0])[0]).action
-    if spec is None:
+@dataclass(frozen=True)
+class Actions:
+    """What labels hold: ``steps`` actions of ``spec`` each; ``spanned``: how many the gap of a latent spans."""
+
+    spec: ActionSpec
+    steps: int
+    spanned: int
+
+    @property
+    def label(self) -> ActionSpec:
+        """What one label holds."""
+        return self.spec.chunk(self.steps)
+
+
+def actions_of(data: DataConfig) -> Actions:
+    """The actions of ``data``. Raises LaminaError if it has none."""
+    plan = Plan(data, "train")
+    if plan.step is None:
         raise LaminaError(f"{data.data[0]}: has no actions; --data must be a LeRobot dataset with an action feature")
-    return spec
+    return Actions(plan.step, plan.steps if data.actions == "chunk" else 1, plan.steps)
+
+
+def tell_span(data: DataConfig, actions: Actions) -> None:
+    """Warn where a gap spans several actions and its latent is tied to the first alone."""
+    if actions.spanned > 1 and data.actions == "first":
+        text = (
+            f"{data.data[0]}: a latent spans {data.gap[0]:g} s, in which {actions.spanned} actions are taken; it is tied to the first of "
+            "them. --actions mean or --actions chunk ties it to all"
+        )
+        warnings.warn(text, LaminaWarning, stacklevel=3)

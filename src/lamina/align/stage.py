@@ -3,27 +3,39 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from safetensors.torch import save_file
 
 from lamina.align.fitting import train_translator
 from lamina.align.heads import Translator, TranslatorConfig
 from lamina.align.joint import train_joint
-from lamina.align.labels import Labelled, action_spec, labelled, observe, parse_labels, probe_data, split_labels
+from lamina.align.labels import (
+    Actions,
+    Labelled,
+    actions_of,
+    labelled,
+    parse_labels,
+    probe_data,
+    split_labels,
+    tell_span,
+)
 from lamina.data import count_transitions, gather
+from lamina.data.plan import ActionsOf
+from lamina.device import autocast, pick_device
 from lamina.errors import LaminaError
-from lamina.files import disk_errors, write_text
-from lamina.lam import LatentActionModel, load_weights
-from lamina.shapes import ActionSpec
-from lamina.train import Losses, TrainConfig
+from lamina.files import checkpoint_hash, disk_errors, write_text
+from lamina.lam import LatentActionModel, Side, load_weights, model_folder
+from lamina.shapes import ActionSpec, Clip
+from lamina.train import Losses, TrainConfig, fixed_options, keep_settings
 
-FORMAT = 1  # of translator.json; raised when an old file can no longer be read
+FORMAT = 2  # of translator.json; raised when an old file can no longer be read
 
 
 @dataclass(frozen=True)
@@ -35,6 +47,10 @@ class AlignConfig:
     joint: bool = False
     """let the action loss update encoder and bottleneck too"""
     translator: TranslatorConfig = field(default_factory=TranslatorConfig)
+    actions: ActionsOf = "first"
+    """of the actions that are taken in the gap of a latent: the first, their mean, or all of them (a chunk)"""
+    side: Literal["model", "quantised", "continuous"] = "model"
+    """which side of the quantiser the translator reads; model: the one that the model's config names"""
     tasks: tuple[str, ...] = ()
     """tasks that the labels come from; default: evenly from all"""
     camera: str | None = None
@@ -54,83 +70,101 @@ def align(
 
     Frozen: RUN/translator. Joint: RUN/joint, with the model that moved with it; this needs the method's ``losses`` and ``weights``, and
     the fields of DataConfig that those read (``needs``).
-    Raises LaminaError for data without actions, too few labels, or a folder that is there already without ``resume``.
+    Raises LaminaError for data without actions, too few labels, a folder that is there already without ``resume``, a resumed alignment
+    with other settings or labels.
     """
     folder = run / ("joint" if config.joint else "translator")
-    model = LatentActionModel.from_pretrained(str(run))
-    data = dataclasses.replace(probe_data(model, path, config.camera, config.action), tasks=config.tasks)
+    model = LatentActionModel.from_pretrained(str(run)).to(pick_device(training.device))
+    data = probe_data(model, path, config.camera, config.action, config.actions)
+    data = dataclasses.replace(data, tasks=config.tasks)
     number = parse_labels(config.labels, count_transitions(data, "train"))
     if (folder / "translator.json").exists() and not training.resume:
         raise LaminaError(f"{folder}: aligned already; add --resume to go on, or delete that folder")
+    if config.joint and (losses is None or weights is None):
+        raise LaminaError("joint alignment needs the method's own losses")
+    actions = actions_of(data)
+    tell_span(data, actions)
     clip = gather(data, "train", number, seed=training.seed, require_action=True)
-    spec = action_spec(data)
-    items = labelled(model.lam, clip)
-    if config.translator.condition.endswith("observation"):
-        items = dataclasses.replace(items, observation=observe(model.lam, clip))
-    train, held = split_labels(items, training.seed)
-    # The translator is small and its latents are cached: it reads no video while it trains.
-    train_small, held_small = dataclasses.replace(train, clip=None), dataclasses.replace(held, clip=None)
+    side = model.config.action_side if config.side == "model" else config.side
+    with autocast(model.device, training.precision):
+        items = labelled(model.lam, clip, side, config.translator.condition.endswith("observation"))
     scratch = folder / "training"
     if not training.resume:  # what a killed alignment left
         shutil.rmtree(scratch, ignore_errors=True)
+    settings = {
+        "align": {n: v for n, v in dataclasses.asdict(config).items() if n != "labels"},
+        "train": fixed_options(training),
+        "labels": _digest(clip),
+        "model": checkpoint_hash(model_folder(run)),
+    }
+    keep_settings(scratch / "settings.json", settings, training.resume)
+    train, held = split_labels(items, training.seed)
     if config.joint:
-        if losses is None or weights is None:
-            raise LaminaError("joint alignment needs the method's own losses")
-        video = dataclasses.replace(data, gap=model.provenance.gap_seconds, tasks=(), **needs)
+        assert losses is not None and weights is not None
+        video = dataclasses.replace(data, gap=model.provenance.gap_seconds, actions="first", tasks=(), **needs)
         translator, loss = train_joint(
-            model.lam, train, held, spec, config.translator, training, losses, weights, video, scratch
-        )
+            model.lam, train, held, actions.spec, config.translator, training, losses, weights, video, scratch, actions.steps, side
+        )  # fmt: skip
     else:
+        # The translator is small and its latents are cached: it reads no video while it trains.
+        train, held = dataclasses.replace(train, clip=None), dataclasses.replace(held, clip=None)
         translator, loss = train_translator(
-            model.lam, train_small, held_small, spec, config.translator, training, scratch
+            model.lam, train, held, actions.spec, config.translator, training, scratch, actions.steps
         )
-    note = note_of(
-        items,
-        spec,
-        config.translator,
-        path,
-        training.seed,
-        training.steps,
-        loss,
-        config.camera,
-        config.action,
-        config.tasks,
-    )
+    note = note_of(items, actions, config, side, path, training, loss)
     if config.joint:
         model.save_pretrained(folder / "model")
     save_translator(folder, translator, note)
     return folder
 
 
+def _digest(clip: Clip) -> str:
+    """sha256 of labelled transitions: the same labels may come from another path."""
+    digest = hashlib.sha256()
+    for values in (clip.frames, clip.action, clip.previous_action):
+        assert values is not None
+        digest.update(values.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
 def note_of(
     items: Labelled,
-    spec: ActionSpec,
-    config: TranslatorConfig,
+    actions: Actions,
+    config: AlignConfig,
+    side: Side,
     data: str,
-    seed: int,
-    steps: int,
+    training: TrainConfig,
     validation: float,
-    camera: str | None = None,
-    action: str = "action",
-    tasks: tuple[str, ...] = (),
 ) -> dict[str, Any]:
-    """What translator.json says of a translator that was trained on ``items``."""
+    """What translator.json says of a translator that was trained on ``items``: all that it takes to use it, and to train another one, a
+    control, in the same way."""
     return {
         "format": FORMAT,
         "data": data,
-        "camera": camera,
-        "action": action,
-        "tasks": list(tasks),
+        "camera": config.camera,
+        "action": config.action,
+        "actions": config.actions,
+        "steps": actions.steps,
+        "tasks": list(config.tasks),
         "labels": len(items),
         "label_episodes": len(items.episode.unique()),
-        "spec": dataclasses.asdict(spec),
-        "config": dataclasses.asdict(config),
+        "spec": dataclasses.asdict(actions.spec),
+        "config": dataclasses.asdict(config.translator),
+        "slots": items.z.shape[1],
+        "side": side,
         "latent": items.z.shape[1] * items.z.shape[2],
         "observation": 0 if items.observation is None else items.observation.shape[-1],
-        "seed": seed,
-        "steps": steps,
+        "training": {n: v for n, v in vars(training).items() if n not in ("resume", "tensorboard", "wandb")},
         "validation_loss": validation,
     }
+
+
+def training_of(note: Mapping[str, Any], **changes: Any) -> TrainConfig:
+    """How the translator of a note was trained. Raises LaminaError for options that this version does not know."""
+    try:
+        return TrainConfig(**{**note["training"], **changes})
+    except (KeyError, TypeError) as error:
+        raise LaminaError(f"translator.json: does not say how it was trained ({error}); align again") from error
 
 
 def save_translator(folder: Path, translator: Translator, note: dict[str, Any]) -> None:
@@ -152,7 +186,7 @@ def load_translator(folder: Path) -> tuple[Translator, dict[str, Any]]:
         spec = note["spec"]
         actions = ActionSpec(tuple(spec["discrete"]), spec["continuous"], tuple(spec["names"]))
         config = TranslatorConfig(**note["config"])
-        translator = Translator(note["latent"], actions, config, note["observation"])
+        translator = Translator(note["latent"], actions, config, note["observation"], note["steps"])
     except FileNotFoundError as error:
         raise LaminaError(f"{folder}: no translator here; run: lamina align {folder.parent} --data DATASET") from error
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -149,8 +149,8 @@ def environments(experiment: Experiment) -> Outcome:
             use = latent_use(lab.subject(model, trained), pairs[:, 0], pairs[:, 1], episode)
             if not use.used:
                 ignored[model.label] = use
-        subjects = [lab.subject(model, trained, action=True) for model, trained in loaded.items()]
-        bare = untrained(next(iter(loaded.values())), seed=seed)
+        subjects = [lab.subject(model, trained) for model, trained in loaded.items()]
+        bare = untrained(next(iter(loaded.values())), lab.unlabelled(mixture=True), seed=seed)
         for name, found in leakages([*subjects, bare], clips, seed).items():
             own = metrics.setdefault(name, {"accuracy": [], "accuracy, unseen episodes": []})
             own["accuracy"].append(found.accuracy.mean)
@@ -233,8 +233,8 @@ def norms(experiment: Experiment) -> Outcome:
     shown: dict[str, Trajectory] = {}
     for seed in experiment.seeds:
         loaded = {model: lab.load(model) for model in contenders(seed)}
-        subjects = [lab.subject(model, trained, action=True) for model, trained in loaded.items()]
-        bare = untrained(next(iter(loaded.values())), seed=seed, name=RANDOM)
+        subjects = [lab.subject(model, trained) for model, trained in loaded.items()]
+        bare = untrained(next(iter(loaded.values())), lab.unlabelled(), seed=seed, name=RANDOM)
         for subject in (*subjects, bare, pixel_change(PIXELS)):
             found = trajectories(subject, source, lab.setup.options["image"], state=STATE, split=lab.setup.split)
             own = metrics.setdefault(subject.name, {"r per episode": []})

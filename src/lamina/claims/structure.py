@@ -26,6 +26,7 @@ from lamina.methods import ac_lam, alam, fixed_k, flexlam, lapa, lapo, univla, v
 from lamina.probes import structural
 from lamina.probes.encoders import Place, Subject, of_model, pixel_change, untrained
 from lamina.probes.structural import HeldOut
+from lamina.shapes import Clip
 from lamina.sizes import SizeName
 from lamina.train import TrainConfig
 
@@ -178,12 +179,13 @@ class StructureLab(Lab[Setup]):
     def load(self, model: Model, mixture: bool = False) -> LatentActionModel:
         return LatentActionModel.from_pretrained(str(self.run(model, mixture)))
 
-    def subject(self, model: Contender, loaded: LatentActionModel, action: bool = False) -> Subject:
-        """A model as the probes see it; ``action``: only the slots that are the latent action, where a method has others."""
-        slots = None
-        if action and model.method is univla:
-            slots = range(univla.task_slots(univla.Config(slots=loaded.config.slots)))
-        return of_model(loaded, model.place, slots, model.label)
+    def subject(self, model: Contender, loaded: LatentActionModel) -> Subject:
+        """A model as the probes see it."""
+        return of_model(loaded, model.place, model.label)
+
+    def unlabelled(self, mixture: bool = False) -> Clip:
+        """Training transitions that fill the statistics of an untrained encoder."""
+        return _unlabelled(self.data(mixture))
 
     # ------------------------------------------------------------------------------------------------------- records
 
@@ -202,9 +204,6 @@ class StructureLab(Lab[Setup]):
         def build(path: Path) -> None:
             loaded = LatentActionModel.from_pretrained(str(run))
             found = structural.measure(self.subject(model, loaded), self.held())
-            if model.method is univla:  # the structure of its task-centric half; whether it is used, of the whole code
-                part = structural.measure(self.subject(model, loaded, action=True), self.held())
-                found = {**part, "use": found["use"], "void": part["void"] or found["void"]}
             write_text(path / "record.json", json.dumps(found) + "\n")
 
         folder = self.experiment.cached(key, (structural, model.method), build)
@@ -212,8 +211,17 @@ class StructureLab(Lab[Setup]):
 
     def controls(self, models: Sequence[Contender]) -> dict[str, list[dict[str, Any]]]:
         """The structural records, a model each, of an untrained encoder of its shape, and of the change of the pixels."""
-        bare = [structural.measure(untrained(self.load(m), m.place, m.seed, RANDOM), self.held()) for m in models]
+        held = self.held()
+        assert held.unlabelled is not None
+        bare = [
+            structural.measure(untrained(self.load(m), held.unlabelled, m.place, m.seed, RANDOM), held) for m in models
+        ]
         return {RANDOM: bare, PIXELS: [structural.measure(pixel_change(PIXELS), self.held())] * len(models)}
+
+
+@lru_cache(maxsize=2)
+def _unlabelled(data: DataConfig) -> Clip:
+    return structural.unlabelled(data)
 
 
 @lru_cache(maxsize=2)

@@ -4,7 +4,7 @@ from lamina.data.clips import ClipStream, gather
 from lamina.data.episodes import DecodeError, Episode, Source
 from lamina.data.labels import ReadAhead, write_labels
 from lamina.data.lerobot import LeRobotDataset
-from lamina.data.plan import DataConfig, count_transitions, feature_width, open_source, parse_data
+from lamina.data.plan import DataConfig, count_transitions, feature_width, open_source, parse_data, source_camera
 from lamina.data.video import VideoFolder
 from lamina.data.writer import LeRobotWriter, VideoEncoding
 
@@ -24,5 +24,6 @@ __all__ = [
     "gather",
     "open_source",
     "parse_data",
+    "source_camera",
     "write_labels",
 ]

@@ -33,6 +33,7 @@ from lamina.shapes import ActionSpec, Clip
 __all__ = ["ClipStream", "DataConfig", "Episode", "Source", "gather", "open_source", "parse_data"]
 
 PREFETCH = 4  # segments that each worker decodes ahead
+LATER = ("tasks", "actions", "span")  # settings of DataConfig that came later
 PER_STRETCH = 4  # samples that gather takes from one stretch of video
 
 
@@ -59,14 +60,14 @@ def decode_segment(
     times = episode.times[segment.first : segment.end]
     starts = np.arange(segment.start, segment.stop) - segment.first
     starts = starts if picks is None else starts[picks]
-    samples = segment.first + draw_samples(times, episode.fps, starts, config.frames, config.gap, rng)
+    samples = segment.first + draw_samples(times, episode.fps, starts, config.frames, config.gap, rng, config.span)
     numbers, rows = np.unique(samples, return_inverse=True)
     camera = plan.cameras[segment.source][segment.camera]
     columns = {"time": episode.times[numbers].astype(np.float32), "index": numbers.astype(np.int64)}
     if plan.action is not None:
         assert config.action is not None
         action = source.column(episode, config.action)
-        columns["action"] = action[numbers]
+        columns["action"] = plan.over_the_gap(action, numbers)
         columns["previous_action"] = np.where(numbers[:, None] > 0, action[numbers - 1], 0).astype(np.float32)
     if config.proprio is not None:
         columns["proprio"] = source.column(episode, config.proprio)[numbers]
@@ -329,8 +330,11 @@ class ClipStream:
         self.plan = Plan(config, split)
         self._shards = {r: _Shard(self.plan, seed, r, shards) for r in (range(shards) if shard is None else (shard,))}
         self._each = batch // shards
-        settings = {k: v for k, v in asdict(config).items() if k not in ("data", "workers", "max_bad", "tasks")}
-        settings |= {"tasks": config.tasks} if config.tasks else {}  # not where empty: runs of before there were tasks
+        settings = {k: v for k, v in asdict(config).items() if k not in ("data", "workers", "max_bad", *LATER)}
+        # Not where they are what they always were: runs of before there was such a setting.
+        settings |= {
+            name: getattr(config, name) for name in LATER if getattr(config, name) != getattr(DataConfig, name)
+        }
         segments = [len(s) for s in self.plan.segments]
         description = json.dumps([settings, batch, seed, split, shards, self.plan.counts, self.plan.shares, segments])
         self._fingerprint = hashlib.sha256(description.encode()).hexdigest()[:16]

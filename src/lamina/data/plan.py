@@ -7,7 +7,7 @@ import warnings
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -20,6 +20,9 @@ from lamina.shapes import ActionSpec
 
 SEGMENT = 64  # frames of a segment, at least
 LONGEST_SEGMENT = 320  # frames of a segment, at most, where key frames are far apart
+
+
+ActionsOf = Literal["first", "mean", "chunk"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,11 @@ class DataConfig:
     """Camera that shows the same states under another exogenous state."""
     action: str | None = "action"
     """Feature that holds the actions, where there is one."""
+    actions: ActionsOf = "first"
+    """Which of the actions from one frame of a sample to the next, where a gap spans several, stand for it: the first, their mean, or all
+    of them (a chunk: that many actions as one; round(gap * fps), so the gap must not be a range)."""
+    span: float | None = None
+    """Longest time from the first frame of a sample to its last, seconds; None: as the gaps allow."""
     proprio: str | None = None
     """Feature that holds the proprioception."""
     tasks: tuple[str, ...] = ()
@@ -60,6 +68,14 @@ class DataConfig:
             raise LaminaError(f"a sample needs at least 2 frames, not {self.frames}")
         if not 0 < self.gap[0] <= self.gap[1] < math.inf:
             raise LaminaError(f"gap must be 0 < shortest <= longest, in seconds, not {self.gap}")
+        if self.actions not in ("first", "mean", "chunk"):
+            raise LaminaError(f"actions must be first, mean or chunk, not {self.actions}")
+        if self.actions != "first" and self.gap[0] != self.gap[1]:
+            raise LaminaError(f"the {self.actions} of a gap's actions needs gaps of one length, not {self.gap}")
+        if self.span is not None and not self.span >= self.gap[0] * (self.frames - 1):
+            raise LaminaError(
+                f"{self.frames} frames at least {self.gap[0]:g} s apart do not fit into a span of {self.span:g} s"
+            )
         if min(self.size) < 1 or self.shuffle < 1 or self.workers < 0 or self.max_bad < 0:
             raise LaminaError("size and shuffle must be at least 1, workers and max_bad at least 0")
 
@@ -113,8 +129,9 @@ def draw_samples(
     frames: int,
     gap: tuple[float, float],
     rng: np.random.Generator,
+    span: float | None = None,
 ) -> Int[np.ndarray, "m frames"]:
-    """Frame numbers of one sample for each start: gaps uniform over ``gap``, cut to what the episode has left.
+    """Frame numbers of one sample for each start: gaps uniform over ``gap``, cut to what the episode, and ``span`` seconds, have left.
 
     A sample whose gap misses what was drawn by more than a frame's duration (a hole in the video) is left out; frames
     being discrete, windows of four frames and more are granted half a frame for each gap.
@@ -122,8 +139,11 @@ def draw_samples(
     at, columns = starts, [starts]
     keep = np.ones(len(starts), dtype=bool)
     tolerance = 0.501 * max(2, frames - 1) / fps
+    end = np.full(len(starts), times[-1] + 0.5 / fps if len(times) else 0.0)
+    if span is not None:
+        end = np.minimum(end, times[starts] + span)
     for later in range(frames - 2, -1, -1):  # gaps still to come after this one
-        room = times[-1] + 0.5 / fps - times[at] - later * max(gap[0], 1 / fps)
+        room = end - times[at] - later * max(gap[0], 1 / fps)
         wanted = times[at] + gap[0] + rng.random(len(starts)) * (np.clip(room, *gap) - gap[0])
         right = np.searchsorted(times, wanted).clip(1, len(times) - 1)
         nearest = right - (wanted - times[right - 1] <= times[right] - wanted)
@@ -131,6 +151,11 @@ def draw_samples(
         keep &= np.abs(times[at] - wanted) <= tolerance
         columns.append(at)
     return np.stack(columns, axis=1)[keep]
+
+
+def actions_of_gap(fps: float, gap: float) -> int:
+    """How many actions are taken from a frame to the one ``gap`` seconds later, at ``fps`` a second; at least one."""
+    return max(1, round(gap * fps - 1e-6))
 
 
 class Segment(NamedTuple):
@@ -173,7 +198,10 @@ class Plan:
         self.offsets: list[int] = np.cumsum([0] + [len(s.episodes) for s in self.sources]).tolist()
         self.cameras: list[tuple[str, ...]] = [self._cameras(s) for s in self.sources]
         self._check_paired()
-        self.action = self._action()
+        self.step = self._action()  # what one action holds
+        self.steps = self._steps()  # actions that a gap spans
+        chunked = self.step is not None and config.actions == "chunk"
+        self.action = self.step.chunk(self.steps) if chunked and self.step else self.step
         for source in self.sources:
             for name in (config.proprio, *config.targets):
                 _check_name(source, "feature", name, source.columns)
@@ -215,7 +243,7 @@ class Plan:
                     raise LaminaError(f"{episode.name}: paired views must be of one length, but it has {told}")
 
     def _action(self) -> ActionSpec | None:
-        """What the actions hold; None unless every source has the same ones."""
+        """What the actions of one step hold; None unless every source has the same ones."""
         name = self.config.action
         if name is None:
             return None
@@ -224,7 +252,28 @@ class Plan:
                 _check_name(source, "feature", name, source.columns)
         specs = [s.action_spec(name) for s in self.sources]
         kinds = {None if spec is None else (spec.discrete, spec.continuous) for spec in specs}
-        return specs[0] if len(kinds) == 1 else None
+        spec = specs[0] if len(kinds) == 1 else None
+        if spec is not None and self.config.actions == "mean" and spec.discrete:
+            raise LaminaError(
+                f"{self.sources[0].root}: classes have no mean; tie a gap to the first action, or to a chunk"
+            )
+        return spec
+
+    def _steps(self) -> int:
+        """Actions from one frame of a sample to the next: the longest gap's, of the first source."""
+        counts = {actions_of_gap(source.fps, self.config.gap[1]) for source in self.sources}
+        if len(counts) > 1 and self.config.actions != "first":
+            roots = ", ".join(str(source.root) for source in self.sources)
+            raise LaminaError(f"{roots}: a gap spans {sorted(counts)} actions in them; take the first, or one source")
+        return min(counts)
+
+    def over_the_gap(self, action: Float[np.ndarray, "t a"], frames: Int[np.ndarray, "n"]) -> Float[np.ndarray, "n a2"]:
+        """What stands for the gap that begins at each of ``frames`` (``config.actions``), from an episode's actions; at the episode's end
+        the last action stands in for those that are not there."""
+        if self.config.actions == "first" or self.step is None:
+            return action[frames]
+        every = action[np.minimum(frames[:, None] + np.arange(self.steps), len(action) - 1)]
+        return every.mean(1) if self.config.actions == "mean" else self.step.pack(every)
 
     def _check_tasks(self) -> None:
         there = sorted({e.task for s in self.sources for e in s.episodes if e.task})
@@ -289,6 +338,12 @@ def feature_width(config: DataConfig, name: str) -> int | None:
 def count_transitions(config: DataConfig, split: str) -> int:
     """Samples of a split: each frame that leaves room for a sample begins one."""
     return sum(Plan(config, split).counts)
+
+
+def source_camera(source: Source, camera: str | None) -> str:
+    """``camera``, or the source's first one for None. Raises LaminaError if the source has no such camera."""
+    _check_name(source, "camera", camera, source.cameras)
+    return camera or source.cameras[0]
 
 
 def _check_name(source: Source, what: str, name: str | None, there: tuple[str, ...]) -> None:

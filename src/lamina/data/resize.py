@@ -24,9 +24,7 @@ def resize(pictures: UInt8[Tensor, "n c h w"], size: tuple[int, int]) -> UInt8[T
     return scaled.to(pictures.device)
 
 
-def resize_frames(
-    frames: UInt8[np.ndarray, "n h w 3"], size: tuple[int, int] | None
-) -> UInt8[np.ndarray, "n h2 w2 3"]:
+def resize_frames(frames: UInt8[np.ndarray, "n h w 3"], size: tuple[int, int] | None) -> UInt8[np.ndarray, "n h2 w2 3"]:
     """The same for frames in an array; ``size`` None leaves them as they are."""
     if size is None or frames.shape[1:3] == tuple(size):
         return frames

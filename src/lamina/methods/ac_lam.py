@@ -2,8 +2,9 @@
 
     lamina train ac_lam --data DATASET --out RUN --gap 0.1 3
 
-Triplets i < j < k of one trajectory, gaps in seconds. The three forward pairs are reconstructed; and o_k once more from o_i and the SUM
-z_ij + z_jk of the quantised latents (Eq. 5). Where the data has proprioception, an MLP predicts q_j from (q_i, z_ij).
+Triplets i < j < k of one trajectory, gaps in seconds, at most `--span` seconds from i to k (§4.1). The three forward pairs are
+reconstructed; and o_k once more from o_i and the SUM z_ij + z_jk of the quantised latents (Eq. 5). Where the data has proprioception,
+an MLP predicts q_j from (q_i, z_ij).
 
 `--form` gives the ablations of Table 5: `fdm` is the default; `fdm-pre` sums before the quantiser, and the decoder reads that sum as it
 is; `idm` asks for z_ik = z_ij + z_jk directly (Eq. 4); `idm-stop-direct` stops the gradient at z_ik, `idm-stop-sum` at z_ij + z_jk. A run
@@ -65,6 +66,8 @@ class Config(Backbone):
     """columns of the proprioception that hold roll, pitch and yaw, radians"""
     max_rotation: float = 0.5
     """radians from o_i to o_k beyond which a triple does not compose"""
+    span: float | None = 3.0
+    """longest time from o_i to o_k, seconds, whatever --gap allows (§4.1: 3 for robots, 2 for people)"""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -4,7 +4,8 @@
 
 Frame triplets a < b < c. The pairs (a,b), (b,c), (a,c) and (b,a) are encoded in one batched call; the forward ones are decoded
 (squared error and a perceptual term), and on the continuous latents, before the VQ (EMA, commitment), z_ac = z_ab + z_bc and z_ba = -z_ab
-are asked for. `--composition 0 --reversal 0` is the paper's unstructured LAM on the same encoder.
+are asked for. The latent action is that continuous latent (§3.3). `--composition 0 --reversal 0` is the paper's unstructured LAM on the
+same encoder.
 
 Deviations:
 - The perceptual term is a declared stand-in (multi-scale gradients) unless `--perceptual lpips` and its weights are on the machine.
@@ -60,7 +61,9 @@ class Config(Backbone):
 
 
 def build(config: Config) -> LAMConfig:
-    return LAMConfig(**config.parts(), bottleneck=VQ.Config(config.codebook_size, config.code_dim))
+    # §3.3: the quantiser is discarded after training; policies get the continuous latent.
+    bottleneck = VQ.Config(config.codebook_size, config.code_dim)
+    return LAMConfig(**config.parts(), bottleneck=bottleneck, action_side="continuous")
 
 
 def weights(config: Config) -> dict[str, float]:

@@ -5,7 +5,8 @@
 
 Slots are two halves with a codebook of 16 each. Stage 1: the decoder reads the words of the task in the place of the first half,
 so the second half learns what the task does not tell (task-irrelevant codes). Stage 2: task-centric codes take the place of the
-words, and the codebook of the other half stays frozen. The first half of a model of stage 2 is the latent action.
+words, and the codebook of the other half stays frozen. The latent action is the first half of a model of stage 2, and the second half
+of one of stage 1.
 
 Deviations: features of a frozen random network stand in for DINOv2's, and a fixed random vector for each word for T5 (neither can
 be had here); the words enter the decoder only, not the encoder too; latents are scaled by the first
@@ -17,14 +18,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from lamina.bottleneck import SplitVQ, Whitening
 from lamina.draws import Draws
 from lamina.errors import LaminaError
-from lamina.lam import LAM, LAMConfig, pair_losses
+from lamina.lam import LAM, LAMConfig, mean_aux, neighbours, pair_losses
 from lamina.shapes import Clip, to_float
 from lamina.sizes import Backbone, DecoderName, EncoderName
 from lamina.train import Losses
@@ -52,9 +52,13 @@ def task_slots(config: Config) -> int:
 def build(config: Config) -> LAMConfig:
     if config.slots < 2:
         raise LaminaError(f"univla shares its slots between two halves: --slots must be at least 2, got {config.slots}")
-    first = config.stage == 1
+    half, first = task_slots(config), config.stage == 1
     bottleneck = SplitVQ.Config(2, config.codebook_size, config.code_dim, frozen=() if first else (1,))
-    return LAMConfig(**config.parts(), bottleneck=bottleneck, space="features", task=task_slots(config) if first else 0)
+    # Stage 1 trains no code but the second half's.
+    action = (half, config.slots) if first else (0, half)
+    return LAMConfig(
+        **config.parts(), bottleneck=bottleneck, space="features", task=half if first else 0, action_slots=action
+    )
 
 
 def weights(config: Config) -> dict[str, float]:
@@ -67,10 +71,11 @@ def losses(config: Config) -> Losses:
 
 
 def worded_losses(lam: LAM, clip: Clip, draws: Draws) -> dict[str, Float[Tensor, "b"]]:
-    """Stage 1: the task's words fill the first half of the slots."""
+    """Stage 1: the task's words fill the first half of the slots. Raises LaminaError for data that names no task."""
+    if clip.task is None:
+        raise LaminaError("this LAM reads the words of the task, and this data names none")
     frames = lam.observed(to_float(clip.frames))
-    latents = lam.encode(frames, [(i, i + 1) for i in range(frames.shape[1] - 1)])
-    worded = {pair: lam.worded(latent, clip.task) for pair, latent in latents.items()}
-    commitment = torch.stack([latent.aux["commitment_1"] for latent in latents.values()]).mean(0)
+    latents = lam.encode(frames, neighbours(frames.shape[1]), clip.task)
     keep = lam.prefix.draw(draws, len(frames))
-    return {"reconstruction": lam.reconstruction(frames, worded, keep, draws), "commitment_1": commitment}
+    reconstruction = lam.reconstruction(frames, latents, keep, draws)
+    return {"reconstruction": reconstruction, "commitment_1": mean_aux(latents)["commitment_1"]}

@@ -23,6 +23,7 @@ from jaxtyping import Float, Int, Shaped, UInt8
 from torch import Tensor, nn
 
 from lamina.align import ActionHead, Labelled, Translator, fit_head
+from lamina.data.resize import resize_frames
 from lamina.draws import Draws
 from lamina.encoder import ENCODERS
 from lamina.errors import LaminaError
@@ -134,12 +135,12 @@ class FramePolicy:
 
     @torch.no_grad()
     def act_batch(self, frames: UInt8[np.ndarray, "b h w 3"]) -> Shaped[np.ndarray, "b a"]:
-        """Actions within the space's bounds of [-1, 1] where they are continuous. Raises LaminaError for frames of another size."""
-        if frames.shape != (self.batch, *self.image[1:], 3) or frames.dtype != np.uint8:
+        """Actions within the space's bounds of [-1, 1] where they are continuous. Raises LaminaError for frames of another shape."""
+        if frames.ndim != 4 or (len(frames), frames.shape[3]) != (self.batch, 3) or frames.dtype != np.uint8:
             raise LaminaError(
-                f"this policy reads uint8 frames of shape {(self.batch, *self.image[1:], 3)}, got {frames.dtype} {frames.shape}"
+                f"this policy reads uint8 frames of shape ({self.batch}, height, width, 3), got {frames.dtype} {frames.shape}"
             )
-        present = torch.from_numpy(frames).permute(0, 3, 1, 2)
+        present = torch.from_numpy(resize_frames(frames, self.image[1:])).permute(0, 3, 1, 2)
         self.before[self.begins] = present[self.begins]
         output = self.seer(torch.stack([self.before, present], 1))
         self.before, self.begins = present.clone(), torch.zeros_like(self.begins)

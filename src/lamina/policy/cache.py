@@ -86,8 +86,8 @@ class Cache:
         """Take in keys and values [b g n e] of the newest tokens; what their last m queries read."""
         keys, values = self.keys[layer], self.values[layer]
         index = self.where.expand_as(k)
-        keys.scatter_(2, index, k)
-        values.scatter_(2, index, v)
+        keys.scatter_(2, index, k.to(keys.dtype))  # which is float32: what is kept must not lose by being kept
+        values.scatter_(2, index, v.to(values.dtype))
         here = slice(self.slots, self.used)
         bias = self.bias[:, :, self.slots + self.patches - q.shape[2] :, here]
         return F.scaled_dot_product_attention(q, keys[:, :, here], values[:, :, here], bias, enable_gqa=True)

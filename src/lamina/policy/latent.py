@@ -4,6 +4,9 @@
     policy.reset()
     action = policy.act(frame)      # again and again; k may be given anew each time
 
+Where the translator was aligned to chunks of actions (``policy.chunk`` of them), an answer holds them all, to be carried out in turn before
+the next frame is shown.
+
 One decision encodes the transition that was just seen, predicts the first k codes of the next one, fills the rest with the null latent and
 translates. Frames are embedded once; keys and values of what was seen stay in a cache, whose positions count from the episode's start and
 are therefore never encoded again when the context slides.
@@ -22,12 +25,13 @@ from jaxtyping import Complex, Float, Int, Shaped, UInt8
 from torch import Tensor
 
 from lamina.align import Translator, load_translator
+from lamina.data.resize import resize_frames
+from lamina.device import autocast, pick_device
 from lamina.errors import LaminaError
-from lamina.lam import LatentActionModel
+from lamina.lam import Embedded, LatentActionModel
 from lamina.policy.cache import Cache
 from lamina.policy.qwen import Stepper
 from lamina.policy.tokens import TokenModel, check_lam, load_tokens
-from lamina.shapes import to_float
 from lamina.worlds.base import Size
 
 
@@ -47,14 +51,17 @@ class LatentPolicy:
         batch: int = 1,
         temperature: float = 0.0,
         seed: int = 0,
+        precision: str = "fp32",
     ):
         check_lam(tokens, model.lam)
+        autocast("cpu", precision)  # refuses an unknown one
         if batch < 1 or not temperature >= 0:
             raise LaminaError(
                 f"a policy needs a batch of at least 1 and a temperature of at least 0, got {batch} and {temperature}"
             )
-        self.lam, self.tokens, self.translator = model.lam.eval(), tokens.eval(), translator.eval()
-        self.spec, self.image = translator.action.spec, model.config.image
+        self.model, self.tokens, self.translator = model.eval(), tokens.eval(), translator.eval()
+        self.lam, self.precision = model.lam, precision
+        self.spec, self.chunk, self.image = translator.spec, translator.steps, model.config.image
         self.batch, self.temperature = batch, temperature
         self.decision_seconds = tokens.decision_seconds
         self.device = tokens.place.device
@@ -80,7 +87,7 @@ class LatentPolicy:
         self.t = np.zeros(batch, np.int64)
         with torch.inference_mode():
             self.previous = torch.zeros(batch, self.spec.dim, device=self.device)
-        self.features: Tensor | None = None  # the encoder's, of the frames before
+        self.features: Embedded | None = None  # of the frames before
         self.sizes: list[Size | None] = [None] * batch  # of the frames of each row's episode
 
     @classmethod
@@ -91,19 +98,28 @@ class LatentPolicy:
         batch: int = 1,
         temperature: float = 0.0,
         seed: int = 0,
-        device: str = "cpu",
+        device: str = "auto",
+        precision: str = "fp32",
     ) -> LatentPolicy:
-        """The policy of a run folder: RUN/model, RUN/policy and RUN/translator (or RUN/joint, which holds all three)."""
-        run = Path(run)
+        """The policy of a run folder: RUN/model, RUN/policy and RUN/translator (or RUN/joint, which holds all three).
+
+        Raises LaminaError for a translator of continuous latents: what a token model predicts are codes.
+        """
+        run, device = Path(run), pick_device(device)
         model = LatentActionModel.from_pretrained(str(run), map_location=device)
         tokens = load_tokens(run / "policy", model.lam).to(device)
         inside = (run / "translator.json").is_file()
-        translator, _ = load_translator(run if inside else run / "translator")
-        return cls(model, tokens, translator.to(device), k, batch, temperature, seed)
+        translator, note = load_translator(run if inside else run / "translator")
+        if note["side"] != "quantised":
+            raise LaminaError(
+                f"{run}: its translator reads latents from before the quantiser, and a token model predicts what comes after it; align "
+                "again with --side quantised"
+            )
+        return cls(model, tokens, translator.to(device), k, batch, temperature, seed, precision)
 
     def _check_translator(self) -> None:
         slots, dim = self.tokens.slots, self.lam.dim
-        expected = slots * dim + ("previous" in self.translator.condition) * self.translator.action.width
+        expected = slots * dim + ("previous" in self.translator.condition) * self.translator.previous.width
         expected += ("observation" in self.translator.condition) * slots * dim
         if self.translator.mlp.inputs.in_features != expected:
             raise LaminaError(
@@ -134,8 +150,8 @@ class LatentPolicy:
 
     def act(
         self, frame: UInt8[np.ndarray, "h w 3"], k: int | None = None, previous: Shaped[np.ndarray, "a"] | None = None
-    ) -> Shaped[np.ndarray, "a"]:
-        """The action for one frame; ``batch`` must be 1. See :meth:`act_batch`."""
+    ) -> Shaped[np.ndarray, "*n a"]:
+        """The action for one frame [a], or a chunk of them [n a]; ``batch`` must be 1. See :meth:`act_batch`."""
         if self.batch != 1:
             raise LaminaError(f"act is for one episode, this policy was made for {self.batch} at once: call act_batch")
         return self.act_batch(np.asarray(frame)[None], k, None if previous is None else np.asarray(previous)[None])[0]
@@ -145,8 +161,9 @@ class LatentPolicy:
         frames: UInt8[np.ndarray, "b h w 3"],
         k: int | None = None,
         previous: Shaped[np.ndarray, "b a"] | None = None,
-    ) -> Shaped[np.ndarray, "b a"]:
-        """The next action of every row, int64 where all dimensions are discrete, else float32.
+    ) -> Shaped[np.ndarray, "b *n a"]:
+        """The next action of every row [b a], int64 where all dimensions are discrete, else float32; [b n a] where the translator was
+        aligned to chunks of n actions.
 
         ``k``: codes to predict this time. ``previous``: the actions that were really carried out since the last call, where
         they are not the ones that the policy gave (a row that begins an episode has none, whatever is said here).
@@ -154,7 +171,7 @@ class LatentPolicy:
         Raises LaminaError for frames or actions that do not fit; nothing has changed then.
         """
         k = self.k if k is None else self.check_k(k)
-        with torch.inference_mode():
+        with torch.inference_mode(), autocast(self.device, self.precision):
             given = None if previous is None else self._actions(np.asarray(previous))
             pictures = self._pictures(np.asarray(frames))
             if given is not None:
@@ -179,12 +196,7 @@ class LatentPolicy:
         if min(size) < 1:
             raise LaminaError(f"a frame of {size[0]}x{size[1]} pixels shows nothing")
         self.sizes = [size] * self.batch
-        pictures = torch.from_numpy(np.ascontiguousarray(frames)).to(self.device)
-        if size != self.image[1:]:
-            channels_first = pictures.permute(0, 3, 1, 2)
-            small = F.interpolate(channels_first, self.image[1:], mode="bilinear", antialias=True)
-            pictures = small.permute(0, 2, 3, 1)
-        return pictures
+        return torch.from_numpy(np.ascontiguousarray(resize_frames(frames, self.image[1:]))).to(self.device)
 
     def _actions(self, actions: np.ndarray) -> Float[Tensor, "b a"]:
         """Actions from outside. Raises LaminaError for one that is not in the action space."""
@@ -205,30 +217,32 @@ class LatentPolicy:
                 raise LaminaError(f"discrete action dimension {i} has the classes 0 to {n - 1}, got {wrong[0]:g}")
         return torch.from_numpy(values).to(self.device, torch.float32)
 
-    def _decide(self, pictures: UInt8[Tensor, "b h w 3"], k: int) -> Shaped[np.ndarray, "b a"]:
+    def _decide(self, pictures: UInt8[Tensor, "b h w 3"], k: int) -> Shaped[np.ndarray, "b *n a"]:
         tokens, lam = self.tokens, self.lam
-        features: Tensor = lam.encoder.embed(to_float(pictures.permute(0, 3, 1, 2)))  # type: ignore[operator]
+        features = lam.embed(self.model.read(pictures.permute(0, 3, 1, 2)))
         begun = bool(self.t.any())
         x = tokens.observe(pictures)
         if begun:
             assert self.features is not None
-            realized = lam.bottleneck(lam.encoder.compare(self.features, features)).index  # type: ignore[operator]
+            realized = lam.action_index(lam.pair(self.features, features))
+            assert realized is not None
             x = torch.cat([tokens.embed(realized), x], dim=1)
         codes = self._generate(x, k, begun)
-        z = lam.prefix(lam.bottleneck.index_to_codes(codes).float(), k)  # type: ignore[operator]
+        z = lam.prefix(lam.index_to_codes(codes), k)
         observation = None
         if "observation" in self.translator.condition:  # as lamina.align.observe: the frame against itself
-            observation = lam.bottleneck(lam.encoder.compare(features, features)).post.flatten(1)  # type: ignore[operator]
+            observation = lam.action(lam.pair(features, features), "quantised").flatten(1)
         output = self.translator(z, self.previous, observation)
         if not bool(output.isfinite().all()):
             raise LaminaError(
                 "the policy's output is not finite: its LAM, token model or translator is damaged; train that again"
             )
-        action = self.translator.action.read(output)
-        self.features, self.previous = features, action
+        actions = self.translator.action.read(output).cpu().numpy()
+        every = self.spec.unpack(actions)
+        self.features, self.previous = features, torch.from_numpy(every[:, -1]).to(self.device)
         self.t += 1
-        values = action.cpu().numpy()
-        return values.astype(np.float32 if self.spec.continuous else np.int64)
+        every = every.astype(np.float32 if self.spec.continuous else np.int64)
+        return every[:, 0] if self.chunk == 1 else every
 
     def _rotation(self) -> Complex[Tensor, "b n 1 e2"]:
         """RoPE of the block before, the latest frame, and the block to come."""

@@ -37,14 +37,15 @@ class Agent(Protocol):
     """What decides for all environments at once. ``lamina.policy.latent.LatentPolicy`` is one.
 
     Where it also has them, these are held against the worlds: ``spec`` (its ActionSpec), ``image`` ((c, h, w) of its
-    frames), ``decision_seconds`` (the time between two decisions in the data that it learned from).
+    frames), ``decision_seconds`` (the time between two decisions in the data that it learned from), ``chunk`` (actions of a decision).
     """
 
     def reset(self, rows: Sequence[int]) -> None:
         """In these rows of the batch an episode begins."""
 
-    def act_batch(self, frames: UInt8[np.ndarray, "b h w 3"]) -> Shaped[np.ndarray, "b a"]:
-        """One action for each row, whole numbers where the action is discrete."""
+    def act_batch(self, frames: UInt8[np.ndarray, "b h w 3"]) -> Shaped[np.ndarray, "b *n a"]:
+        """One action for each row, whole numbers where the action is discrete; or n in a row, which are carried out before it is asked
+        again."""
 
 
 def rollout_worlds(
@@ -112,7 +113,8 @@ def rollout(
     out: Path | None = None,
     max_steps: int | None = None,
     size: Size | None = None,
-    device: str = "cpu",
+    device: str = "auto",
+    precision: str = "fp32",
     progress: bool = True,
 ) -> dict[str, Any]:
     """:func:`rollout_worlds` of the latent policy in the folder ``run``, or of ``expert`` or ``random``; written to ``out``.
@@ -132,7 +134,8 @@ def rollout(
     if agent not in SCRIPTED:
         from lamina.policy.latent import LatentPolicy
 
-        agent = LatentPolicy.from_run(Path(run), k=k, batch=parallel, temperature=temperature, seed=seed, device=device)
+        options = {"temperature": temperature, "seed": seed, "device": device, "precision": precision}
+        agent = LatentPolicy.from_run(Path(run), k=k, batch=parallel, **options)  # type: ignore[arg-type]
     size = size or getattr(agent, "image", (3, 64, 64))[1:]
     record = rollout_worlds(agent, names, episodes, parallel, seed, max_steps, size, progress)
     record |= {"agent": str(run), "k": k, "temperature": temperature}
@@ -318,11 +321,13 @@ class _Evaluation:
         actions = np.asarray(agent.act_batch(self.frames.copy()))
         if len(actions) != len(self.crew):
             raise LaminaError(f"the agent gave {len(actions)} actions for {len(self.crew)} frames")
+        chunks = actions if actions.ndim == 3 else actions[:, None]
         checked = {
-            row: check_action(actions[row], self.facts[world].action, world) for row, (world, _) in self.jobs.items()
+            row: [check_action(action, self.facts[world].action, world) for action in chunks[row]]
+            for row, (world, _) in self.jobs.items()
         }
-        for row, action in checked.items():
-            self.crew[row].act(action)
+        for row, planned in checked.items():
+            self.crew[row].act(planned)
 
     def _record(self, seconds: float) -> dict[str, Any]:
         worlds: dict[str, dict[str, Any]] = {}
@@ -375,8 +380,9 @@ def _check_fit(agent: Agent, size: Size, world: str, facts: Facts) -> None:
         renamed = len(ours.names) == len(theirs.names) and ours.names != theirs.names
         if (ours.discrete, ours.continuous) != (theirs.discrete, theirs.continuous) or renamed:
             raise LaminaError(f"the agent's actions are not those of world '{world}': {theirs}, {ours}")
-    if pace is not None and abs(pace * facts.fps - 1) > PACE:
+    chunk = getattr(agent, "chunk", 1)
+    if pace is not None and abs(pace * facts.fps / chunk - 1) > PACE:
         raise LaminaError(
-            f"world '{world}' asks for a decision every {1 / facts.fps:.3g} s, the agent learned one every {pace:.3g} s: "
-            "choose worlds with the frame rate of its data"
+            f"world '{world}' takes an action every {1 / facts.fps:.3g} s, the agent learned {chunk} every {pace:.3g} s: choose worlds "
+            "with the frame rate of its data, and align to chunks (--actions chunk) where a latent spans several actions"
         )

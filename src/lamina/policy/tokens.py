@@ -39,6 +39,7 @@ from torch import Tensor, nn
 from lamina import __version__
 from lamina.align import Best
 from lamina.bottleneck import FSQ
+from lamina.device import pick_device
 from lamina.draws import Draws
 from lamina.errors import LaminaError
 from lamina.files import disk_errors, partial_path, sync, write_text
@@ -46,12 +47,11 @@ from lamina.lam import LAM, LatentActionModel, load_weights
 from lamina.layers import ConvBlock, position_embedding
 from lamina.policy.qwen import Plan, Qwen, QwenConfig
 from lamina.policy.windows import Window, WindowStream, fixed_windows, open_steps, tokenize
-from lamina.pretrain import FREE
 from lamina.shapes import to_float
 from lamina.sizes import SizeName
-from lamina.train import TrainConfig, Validation, World, fit
+from lamina.train import TrainConfig, Validation, World, fit, fixed_options, keep_settings
 
-FORMAT = 2  # of config.json and model.safetensors; raised when an old file can no longer be read
+FORMAT = 3  # of config.json and model.safetensors; raised when an old file can no longer be read
 STEM = 4  # stride of the convolution before the patches
 CHUNK = 8  # frames of a chunk of an attention plan
 
@@ -315,13 +315,15 @@ def validator(windows: Window, batch: int = 8) -> Any:
 
 
 def fingerprint(lam: LAM) -> str:
-    """sha256 of what decides which code a transition gets: the encoder, the bottleneck, and their configs.
+    """sha256 of what decides which codes a transition gets, and which of them are the latent action: every part on the way from pixels
+    to codes (:meth:`LAM.embed`, :meth:`LAM.pair`), and their configs.
 
     Decoder and null latent may change (joint alignment changes the encoder too, and with it this).
     """
     config = lam.config.to_dict()
-    digest = hashlib.sha256(json.dumps([config[n] for n in ("image", "slots", "encoder", "bottleneck")]).encode())
-    for part in (lam.encoder, lam.bottleneck):
+    names = ("image", "slots", "encoder", "bottleneck", "whiten", "space", "action_slots")
+    digest = hashlib.sha256(json.dumps([config.get(name) for name in names]).encode())
+    for part in (lam.space, lam.encoder, lam.whiten, lam.bottleneck):
         for name, value in sorted(part.state_dict().items()):
             digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
             digest.update(value.detach().cpu().contiguous().numpy().tobytes())
@@ -347,35 +349,33 @@ def train_tokens(run: Path, path: str, config: TokenConfig, training: TrainConfi
     ``resume``, a resumed run with other settings, data that cannot be read.
     """
     folder = run / "policy"
-    model = LatentActionModel.from_pretrained(str(run))
+    model = LatentActionModel.from_pretrained(str(run)).to(pick_device(training.device))
     codebook_size = code_book(model)
     if (folder / "config.json").exists() and not training.resume:
         raise LaminaError(f"{folder}: trained already; add --resume to go on, or delete that folder")
     print_of_lam = fingerprint(model.lam)
-    image, slots = model.config.image, model.config.slots
+    image, slots = model.config.image, model.config.action_length
     torch.manual_seed(training.seed)
     bottleneck = model.lam.bottleneck
     levels = tuple(bottleneck.levels.tolist()) if isinstance(bottleneck, FSQ) else ()
     tokens = TokenModel(config, image, slots, codebook_size, print_of_lam, levels=levels)
     rank = World.here().rank
-    settings = json.loads(
-        json.dumps(
-            {
-                "token_model": dataclasses.asdict(config),
-                "train": {k: v for k, v in dataclasses.asdict(training).items() if k not in FREE},
-                "data": path,
-                "camera": camera,
-                "lam": print_of_lam,
-            }
-        )
-    )
+    settings = {
+        "token_model": dataclasses.asdict(config),
+        "train": fixed_options(training),
+        "data": path,
+        "camera": camera,
+        "lam": print_of_lam,
+    }
     if rank == 0:
-        _begin(folder, settings, training.resume)
-        index = tokenize(model, path, folder / "tokens", print_of_lam, camera)
+        if not training.resume:  # what a killed run left
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+            (folder / "best.safetensors").unlink(missing_ok=True)
+        keep_settings(folder / "training.json", settings, training.resume)
     else:  # one process encodes for all
         while not (folder / "tokens" / "index.json").exists():
             time.sleep(0.5)
-        index = tokenize(model, path, folder / "tokens", print_of_lam, camera)
+    index = tokenize(model, path, folder / "tokens", print_of_lam, camera, training.precision)
     tokens.decision_seconds = index["decision_seconds"]
     steps = open_steps(folder / "tokens", "train")
     held = fixed_windows(open_steps(folder / "tokens", "validation"), config.length, config.stride)
@@ -404,25 +404,6 @@ def train_tokens(run: Path, path: str, config: TokenConfig, training: TrainConfi
         note |= {"validation": figures, "kept": kept}
         save_tokens(folder, tokens, note)
     return folder
-
-
-def _begin(folder: Path, settings: dict[str, Any], resume: bool) -> None:
-    """Keep the settings beside the checkpoints. Raises LaminaError if a resumed run had others."""
-    path = folder / "training.json"
-    if not resume:  # what a killed run left
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-        (folder / "best.safetensors").unlink(missing_ok=True)
-    elif path.exists():
-        try:
-            before = json.loads(path.read_text())
-        except ValueError as error:
-            raise LaminaError(f"{path}: not readable as JSON; delete {folder} and train again") from error
-        changed = [name for name, value in settings.items() if before.get(name) != value]
-        if changed:
-            raise LaminaError(
-                f"{folder}: was started with other settings ({', '.join(changed)}); resume with the same ones"
-            )
-    write_text(path, json.dumps(settings, indent=2) + "\n")
 
 
 def save_tokens(folder: Path, model: TokenModel, note: dict[str, Any]) -> None:
@@ -484,11 +465,11 @@ def check_lam(model: TokenModel, lam: LAM, name: str = "this token model") -> No
             f"{name}: was trained on the codes of another LAM (its encoder or bottleneck differs); train a token model for this one"
         )
     if (model.slots, model.codebook_size, model.image) != (
-        lam.config.slots,
+        lam.config.action_length,
         lam.bottleneck.codebook_size,
         lam.config.image,
     ):
         raise LaminaError(
             f"{name}: predicts {model.slots} codes of {model.codebook_size} from pictures {model.image}, the LAM has "
-            f"{lam.config.slots} of {lam.bottleneck.codebook_size} and reads {lam.config.image}"
+            f"{lam.config.action_length} of {lam.bottleneck.codebook_size} and reads {lam.config.image}"
         )

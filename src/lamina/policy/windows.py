@@ -20,14 +20,15 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 from tqdm import tqdm
 
-from lamina.data import Source, open_source
+from lamina.data import Source, open_source, source_camera
 from lamina.data.clips import spread
+from lamina.device import autocast
 from lamina.errors import LaminaError
 from lamina.files import whole_folder
 from lamina.label import CHUNK, encode_episode, partners
 from lamina.lam import LatentActionModel
 
-FORMAT = 1
+FORMAT = 2
 SPLITS = ("train", "validation")
 
 
@@ -184,7 +185,12 @@ def _reserve(path: Path, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
 
 
 def tokenize(
-    model: LatentActionModel, path: str, folder: Path, fingerprint: str, camera: str | None = None
+    model: LatentActionModel,
+    path: str,
+    folder: Path,
+    fingerprint: str,
+    camera: str | None = None,
+    precision: str = "fp32",
 ) -> dict[str, Any]:
     """Encode the training and the validation split of ``path`` once into ``folder``; returns its index.
 
@@ -193,9 +199,7 @@ def tokenize(
     without a single transition, video that cannot be decoded, a disk that refuses.
     """
     source, gap = open_source(path), model.provenance.label_gap
-    if camera is not None and camera not in source.cameras:
-        raise LaminaError(f"{path}: has no camera '{camera}'; it has {', '.join(source.cameras)}")
-    camera = camera or source.cameras[0]
+    camera = source_camera(source, camera)
     made_from = {
         "format": FORMAT,
         "fingerprint": fingerprint,
@@ -203,6 +207,7 @@ def tokenize(
         "camera": camera,
         "gap_seconds": gap,
         "image": list(model.config.image),
+        "precision": precision,
         "source": [len(source.episodes), sum(e.length for e in source.episodes)],
     }
     index = read_index(folder)
@@ -212,7 +217,7 @@ def tokenize(
     for split, (_, lengths, _) in plans.items():
         if not lengths:
             raise LaminaError(f"{path}: no {split} episode has two frames {gap:g} s apart; use longer episodes")
-    size, slots = model.config.image[1:], model.config.slots
+    size, slots = model.config.image[1:], model.config.action_length
     dtype = np.int16 if model.lam.bottleneck.codebook_size <= 2**15 else np.int32  # type: ignore[operator]
     frames_total = sum(s.stop - s.first for stretches, _, _ in plans.values() for s in stretches)
     seconds = float(np.median([s for _, _, every in plans.values() for s in every] or [gap]))
@@ -225,7 +230,8 @@ def tokenize(
             frames = _reserve(partial / f"{split}.frames.npy", (sum(lengths), *size, 3), np.uint8)
             codes = _reserve(partial / f"{split}.codes.npy", (sum(lengths), slots), dtype)
             for stretch in stretches:
-                _encode(model, source, camera, stretch, gap, frames, codes)
+                with autocast(model.device, precision):
+                    _encode(model, source, camera, stretch, gap, frames, codes)
                 bar.update(stretch.stop - stretch.first)
             frames.flush()  # type: ignore[attr-defined]
             codes.flush()  # type: ignore[attr-defined]
@@ -254,7 +260,7 @@ def _encode(
             yield chunk
 
     partner, _ = partners(episode.times[stretch.first : stretch.stop], gap)
-    index = encode_episode(model.lam, read(), partner)[1]
+    index = model.lam.action_index(encode_episode(model, read(), partner))
     assert index is not None
     codes[place[place >= 0]] = index.numpy()[place >= 0]
 

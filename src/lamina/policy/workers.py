@@ -6,7 +6,7 @@ own: Ctrl-C reaches only the owner, and whatever processes a simulator starts ca
 world and ends when its line to the owner is closed (as it is when the owner is killed), at SIGTERM, and on an exception.
 
 What is said, as tuples, each order answered before the next: ``open NAME`` is answered by ``open Facts``; ``play`` by a
-``frame`` for each decision (the action goes back) and ``end`` (return, length, truncated). Where the world itself decides,
+``frame`` for each decision (the actions to be taken next go back) and ``end`` (return, length, truncated). Where the world itself decides,
 as its expert or at random, there are no frames and now and then a ``busy``. Instead of any answer there can be
 ``mistake`` (of the user, one line) or ``lost`` (a reason), after which the process ends.
 """
@@ -178,10 +178,13 @@ def _play(
 ) -> tuple[float, int, bool]:
     """One episode: its return, its length, and whether it was still going on when its steps were used up."""
     watched, told = _Watched(world), time.monotonic()
+    planned: list[Action] = []
 
     def ask(rng: np.random.Generator) -> Action:
-        link.send("frame", watched.seen.frames[world.cameras[0]])
-        return link.receive()
+        if not planned:
+            link.send("frame", watched.seen.frames[world.cameras[0]])
+            planned.extend(link.receive())
+        return planned.pop(0)
 
     def decide(rng: np.random.Generator) -> Action:
         nonlocal told
@@ -263,8 +266,9 @@ class Worker:
         """One episode of the open world, of its own ``policy`` (``expert``, ``random``) or of actions that will be sent."""
         self._send(("play", policy, seed, episode, max_steps))
 
-    def act(self, action: Action) -> None:
-        self._send(action)
+    def act(self, planned: Sequence[Action]) -> None:
+        """The actions to be taken next, in turn; then comes the next frame."""
+        self._send(planned)
 
     def _send(self, message: Any) -> None:
         self._spoke = time.monotonic()

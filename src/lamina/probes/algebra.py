@@ -64,11 +64,11 @@ class Horizon:
 
 def horizons(subject: Subject, frames: Frames, episode: Rows, seen: int) -> list[Horizon]:
     """Add(t) and Rev(t) for t = 1 .. T on windows of T + 1 frames, a stride apart; strides up to ``seen`` were trained on."""
-    steps = [subject.latents(frames[:, i], frames[:, i + 1]) for i in range(frames.shape[1] - 1)]
+    steps = [subject.actions(frames[:, i], frames[:, i + 1]) for i in range(frames.shape[1] - 1)]
     found = []
     for t in range(1, frames.shape[1]):
-        direct = steps[0] if t == 1 else subject.latents(frames[:, 0], frames[:, t])
-        back = subject.latents(frames[:, t], frames[:, 0])
+        direct = steps[0] if t == 1 else subject.actions(frames[:, 0], frames[:, t])
+        back = subject.actions(frames[:, t], frames[:, 0])
         found.append(
             Horizon(
                 t,
@@ -108,7 +108,7 @@ def structure(
     The displacement of each of the pairs ij, jk and ik counts, so that there are short and long ones.
     """
     i, j, k = (frames[:, n] for n in range(3))
-    z = {pair: subject.latents(a, b) for pair, (a, b) in {"ij": (i, j), "jk": (j, k), "ik": (i, k)}.items()}
+    z = {pair: subject.actions(a, b) for pair, (a, b) in {"ij": (i, j), "jk": (j, k), "ik": (i, k)}.items()}
     displacement = None
     if state is not None:
         change = torch.cat([state[:, b] - state[:, a] for a, b in ((0, 1), (1, 2), (0, 2))])
@@ -116,8 +116,8 @@ def structure(
         displacement = correlation(lengths.numpy(), rescaled(change.numpy()), episode.repeat(3).numpy())
     return Structure(
         composition=error(z["ik"] - z["ij"] - z["jk"], z["ij"], episode, power=2),
-        identity=error(subject.latents(i, i), z["ij"], episode),
-        inverse=error(z["ij"] + subject.latents(j, i), z["ij"], episode),
+        identity=error(subject.actions(i, i), z["ij"], episode),
+        inverse=error(z["ij"] + subject.actions(j, i), z["ij"], episode),
         displacement=displacement,
         spread=spread(z["ij"]),
     )

@@ -7,7 +7,7 @@ subject = Subject("theirs", f, predict=g, observe=to_float)   # ... with its dec
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -15,10 +15,11 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from lamina.calibrate import random_weights
 from lamina.draws import Draws
 from lamina.errors import LaminaError
 from lamina.lam import LatentActionModel
-from lamina.shapes import to_float, to_uint8
+from lamina.shapes import Clip, to_float, to_uint8
 
 Images = UInt8[Tensor, "n c h w"]
 Vectors = Float[Tensor, "n d"]
@@ -31,7 +32,8 @@ BATCH = 128
 class Subject:
     """``encode(o_i, o_j)`` gives z as vectors. ``predict(o_i, z)`` gives the predicted o_j as the model knows it (pixels in [-1, 1], or
     features), ``observe`` turns frames into what is to be predicted; without them only what needs no decoder is measured.
-    ``pictures``: predictions are pixels.
+    ``pictures``: predictions are pixels. ``part``: where a decoder needs more of z than the latent action, the first number that is of the
+    latent action and the one after its last.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Subject:
     predict: Callable[[Images, Vectors], Float[Tensor, "n c h w"]] | None = None
     observe: Callable[[Images], Float[Tensor, "n c h w"]] | None = None
     pictures: bool = True
+    part: tuple[int, int | None] = (0, None)
 
     def __post_init__(self) -> None:
         if self.predict is not None and self.observe is None:
@@ -49,6 +52,10 @@ class Subject:
         """z of every pair, a batch at a time."""
         parts = zip(src.split(BATCH), dst.split(BATCH), strict=True)
         return torch.cat([torch.as_tensor(self.encode(a, b)).flatten(1).float().cpu() for a, b in parts])
+
+    def actions(self, src: Images, dst: Images) -> Vectors:
+        """The latent action of every pair: the part of z that says what was done."""
+        return self.latents(src, dst)[:, slice(*self.part)]
 
     @torch.no_grad()
     def error(self, src: Images, z: Vectors, dst: Images) -> Float[Tensor, "n"]:
@@ -67,44 +74,49 @@ class Subject:
         )
 
 
-def of_model(
-    model: LatentActionModel, place: Place = "post", slots: Sequence[int] | None = None, name: str | None = None
-) -> Subject:
+def of_model(model: LatentActionModel, place: Place | None = None, name: str | None = None) -> Subject:
     """A checkpoint as a subject. ``place``: latents before the quantiser (``pre``: ALAM's; the decoder then reads them quantised) or
-    after it (``post``: AC-LAM's; read as they are). ``slots``: which of them are the latent action; then there is no decoder, which
-    needs all.
+    after it (``post``: AC-LAM's; read as they are); None: the side that is the model's latent action. Where only some slots are the latent
+    action, ``part`` says which. A model whose decoder reads a task's words has no decoder here: pairs of frames name no task.
     """
-    lam = model.lam
+    lam, config = model.lam, model.config
+    place = place or ("pre" if config.action_side == "continuous" else "post")
 
     def encode(src: Images, dst: Images) -> Vectors:
         latent = model.encode(src, dst)
-        z = latent.pre if place == "pre" else latent.post
-        return z if slots is None else z[:, list(slots)]
+        return latent.pre if place == "pre" else latent.post
 
     def observe(frames: Images) -> Float[Tensor, "n c h w"]:
-        return lam.space.target(model._checked(frames))
+        return lam.space.target(model.read(frames))
 
     def predict(src: Images, z: Vectors) -> Float[Tensor, "n c h w"]:
-        seen = lam.space(model._checked(src))
-        slotted = z.to(seen.device).view(len(z), model.config.slots, lam.dim)
+        seen = lam.space(model.read(src))
+        slotted = z.to(seen.device).view(len(z), config.slots, lam.dim)
         if place == "pre":
-            slotted = lam.bottleneck(slotted).post
+            slotted = lam.quantise(slotted).post
         # Every call draws the same noise, so that predictions differ by their latents alone.
         return lam.decoder.sample(seen, slotted, Draws(0, device=seen.device))  # type: ignore[operator]
 
+    slots = config.latent_action.indices(config.slots)
+    part = (slots[0] * lam.dim, slots[1] * lam.dim)
     name = name or model.provenance.method
-    if slots is not None:
-        return Subject(name, encode)
-    return Subject(name, encode, predict, observe, model.config.space == "pixels")
+    if config.task:
+        return Subject(name, encode, part=part)
+    return Subject(name, encode, predict, observe, config.space == "pixels", part)
 
 
 def untrained(
-    model: LatentActionModel, place: Place = "post", seed: int = 1, name: str = "random-weights encoder"
+    model: LatentActionModel,
+    clip: Clip,
+    place: Place | None = None,
+    seed: int = 1,
+    name: str = "random-weights encoder",
 ) -> Subject:
-    """An encoder of the same shape with random weights, as a control; it has no decoder."""
-    torch.manual_seed(seed)
-    random = LatentActionModel(model.config, model.provenance).eval()
-    return replace(of_model(random, place, name=name), predict=None)
+    """An encoder of the same shape with random weights, as a control; it has no decoder. ``clip``: transitions of the training split, which
+    fill its statistics (:func:`lamina.calibrate.random_weights`)."""
+    random = LatentActionModel(model.config, model.provenance)
+    random.lam = random_weights(model.config, clip, seed)
+    return replace(of_model(random.eval(), place, name), predict=None)
 
 
 def pixel_change(name: str = "change of the pixels") -> Subject:

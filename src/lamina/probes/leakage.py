@@ -52,7 +52,7 @@ def leakages(subjects: Sequence[Subject], clips: Sequence[Clip], seed: int = 0) 
     def read(z: Iterable[Tensor]) -> Leakage:
         return leakage(np.concatenate([part.flatten(1).numpy() for part in z]), label, episode.ravel(), seed)
 
-    found = {s.name: read(s.latents(c.frames[:, 0], c.frames[:, 1]) for c in clips) for s in subjects}
+    found = {s.name: read(s.actions(c.frames[:, 0], c.frames[:, 1]) for c in clips) for s in subjects}
     return found | {PIXELS: read(F.interpolate(c.frames[:, 0].float(), (8, 8), mode="area") for c in clips)}
 
 

@@ -19,6 +19,7 @@ from lamina.shapes import Clip
 
 STRIDES = 5
 STATE = "observation.state"
+FILLING = 1024
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class HeldOut:
     triplets: Clip
     stride: float  # seconds
     seen: int  # strides that training has met
+    unlabelled: Clip | None = None  # transitions of the training split, for the statistics of an untrained encoder
 
 
 def held_out(
@@ -40,11 +42,17 @@ def held_out(
     """
     stride = stride or trained.label_gap
     proprio = STATE if feature_width(data, STATE) is not None else None
-    plain = replace(data, action=None, paired=None, targets=(), workers=0)
+    plain = replace(data, action=None, actions="first", paired=None, targets=(), workers=0)
     windows = gather(replace(plain, frames=STRIDES + 1, gap=(stride, stride)), split, limit)
     triplets = gather(replace(plain, frames=3, gap=trained.gap_seconds, proprio=proprio), split, limit)
     longest = trained.gap_seconds[1] * (trained.frames - 1)
-    return HeldOut(windows, triplets, stride, int(longest / stride + 1e-6))
+    return HeldOut(windows, triplets, stride, int(longest / stride + 1e-6), unlabelled(data))
+
+
+def unlabelled(data: DataConfig) -> Clip:
+    """Transitions of the training split without anything but their frames: what fills the statistics of an untrained encoder."""
+    plain = replace(data, action=None, actions="first", paired=None, targets=(), workers=0, frames=2, span=None)
+    return gather(plain, "train", FILLING)
 
 
 def places(model: LatentActionModel) -> tuple[Place, ...]:
@@ -109,11 +117,12 @@ def measure_model(model: LatentActionModel, held: HeldOut) -> list[dict[str, Any
     """A checkpoint before and after its quantiser, and beside each, as a control, an untrained encoder of the same shape; as a reference
     the change of the pixels, whose algebra is perfect."""
     records = []
+    assert held.unlabelled is not None
     words = {"pre": "before the quantiser", "post": "after the quantiser"}
     for place in places(model):
         told = words[place] if len(places(model)) > 1 else "latent"
-        bare = untrained(model, place, name=f"random-weights encoder, {told}")
-        records.append({"place": place, "role": "model", **measure(of_model(model, place, name=told), held)})
+        bare = untrained(model, held.unlabelled, place, name=f"random-weights encoder, {told}")
+        records.append({"place": place, "role": "model", **measure(of_model(model, place, told), held)})
         records.append({"place": place, "role": "control", **measure(bare, held)})
     records.append({"place": None, "role": "reference", **measure(pixel_change(), held)})
     return records

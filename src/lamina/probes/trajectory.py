@@ -32,7 +32,7 @@ def trajectory(
     seconds: Float[np.ndarray, "t"],
 ) -> Trajectory:
     """The norm trajectory of one episode. Channels of the state count by their spread over the episode's data: pass them in like units."""
-    length = subject.latents(frames[:1].expand_as(frames), frames).norm(dim=1).double().numpy()
+    length = subject.actions(frames[:1].expand_as(frames), frames).norm(dim=1).double().numpy()
     length /= max(float(length.max()), 1e-12)
     if state is None:
         return Trajectory(seconds, length, None, float("nan"))

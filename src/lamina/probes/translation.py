@@ -1,20 +1,25 @@
 """How well does a translator read actions off the latents, with the labels at hand, and would it do so without them?
 
-Every control is trained as the translator was: same labels, same division, same steps. Each sees the previous action too.
+Every control is trained as the translator was: the same labels, the same division of them, learning rate, batch, steps, rule for the
+checkpoint and condition.
 
 - shuffled latents: every transition gets another one's latent; what is left is the previous action and the action frequencies.
 - copy-frame: the latent of the first frame against itself, so no transition at all.
+- random-weights encoder: the same LAM before training; one pass over unlabelled data has filled its whitening and its codebook.
 - observation-only: an encoder trained from scratch on the first frame alone.
-- random-weights encoder: the same LAM before training.
 
 Beside them, as references and not as controls: the inverse dynamics model (both frames, no bottleneck), and the pair's plain pixels.
+Observation-only and inverse dynamics train a whole encoder. They have a budget of their own: as many steps as the translator, unless
+more are asked for.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,23 +28,23 @@ from torch import Tensor, nn
 
 from lamina.align import (
     ActionHead,
+    Actions,
     InverseDynamics,
     Labelled,
     Translator,
     TranslatorConfig,
     labelled,
     observe,
-    quick,
     split_labels,
     train_idm,
     train_translator,
 )
-from lamina.lam import LAM
+from lamina.calibrate import random_weights
+from lamina.lam import LAM, Side
 from lamina.prefix import RetainedPrefix
 from lamina.probes.linear import pixel_features
-from lamina.shapes import ActionSpec, Clip, to_float
-
-STEPS = 600
+from lamina.shapes import Clip, to_float
+from lamina.train import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,8 @@ def score(
 def score_translator(
     translator: Translator, prefix: nn.Module, test: Labelled, prefixes: tuple[int, ...], name: str, role: str
 ) -> list[TranslationScore]:
-    """A translator at each prefix length."""
+    """A translator at each prefix length; labels, and what is computed, are on the CPU."""
+    translator, prefix = translator.cpu(), copy.deepcopy(prefix).cpu()
     return [
         score(
             translator.action,
@@ -99,48 +105,60 @@ def score_idm(module: InverseDynamics, test: Labelled, name: str, role: str) -> 
 
 
 def controls(
-    lam: LAM, labels: Clip, test: Clip, spec: ActionSpec, config: TranslatorConfig, seed: int, steps: int = STEPS
+    lam: LAM,
+    labels: Clip,
+    test: Clip,
+    actions: Actions,
+    config: TranslatorConfig,
+    training: TrainConfig,
+    unlabelled: Clip,
+    side: Side | None = None,
+    scratch: TrainConfig | None = None,
 ) -> list[TranslationScore]:
-    """Train and score every control and reference on the same labels, each for ``steps`` steps."""
-    full = (lam.config.slots,)
-    training = quick(steps, seed)
+    """Train and score every control and reference on the same labels.
+
+    ``config`` and ``training``: the translator's own. ``unlabelled``: transitions of the training split, which fill the statistics of the
+    random-weights encoder. ``side``: of the quantiser that the translator reads. ``scratch``: how encoders from scratch are trained; None:
+    as the translator.
+    """
+    full, seed, device = (lam.config.action_length,), training.seed, next(lam.parameters()).device
     generator = torch.Generator().manual_seed(seed)
-    config = dataclasses.replace(config, condition="latent+previous")
+    observed = config.condition.endswith("observation")
+
+    def read(encoder: LAM, clip: Clip) -> Labelled:
+        return labelled(encoder, clip, side, observed)
+
+    def fit(prefix: Any, items: Labelled) -> Translator:
+        train, held = (dataclasses.replace(part, clip=None) for part in split_labels(items, seed))
+        return train_translator(prefix, train, held, actions.spec, config, training, steps=actions.steps)[0]
 
     def run(encoder: LAM, change: Callable[[Labelled], Labelled], name: str, role: str = "control") -> TranslationScore:
-        train, held = (
-            dataclasses.replace(part, clip=None) for part in split_labels(change(labelled(encoder, labels)), seed)
-        )
-        translator, _ = train_translator(encoder, train, held, spec, config, training)
-        prefixed = score_translator(translator, encoder.prefix, change(labelled(encoder, test)), full, name, role)
-        return prefixed[0]
+        translator = fit(encoder, change(read(encoder, labels)))
+        return score_translator(translator, encoder.prefix, change(read(encoder, test)), full, name, role)[0]
 
     def shuffle(items: Labelled) -> Labelled:
         return dataclasses.replace(items, z=items.z[torch.randperm(len(items), generator=generator)])
 
     def still(items: Labelled) -> Labelled:
         assert items.clip is not None
-        return dataclasses.replace(items, z=observe(lam, items.clip).view_as(items.z))
+        return dataclasses.replace(items, z=observe(lam, items.clip, side).view_as(items.z))
 
-    torch.manual_seed(seed + 1)
-    random = LAM(lam.config)
+    random = random_weights(lam.config, unlabelled, seed + 1).to(device)
     scores = [
         run(lam, shuffle, "shuffled latents"),
         run(lam, still, "copy-frame"),
         run(random, lambda items: items, "random-weights encoder"),
     ]
-    items, held_out = labelled(lam, labels), labelled(lam, test)
+    items, held_out = read(lam, labels), read(lam, test)
     train, held = split_labels(items, seed)
-    # A fifth of the steps: these train a whole encoder, and on few labels their best checkpoint comes early.
-    slow = dataclasses.replace(training, steps=steps // 5, checkpoint_every=steps // 5, validate_every=10)
-    alone, _ = train_idm(lam.config, train, held, spec, slow, pairs=False)
-    scores.append(score_idm(alone, held_out, "observation-only", "control"))
-    pair, _ = train_idm(lam.config, train, held, spec, slow)
-    scores.append(score_idm(pair, held_out, "inverse dynamics model", "reference"))
+    for pairs, name, role in ((False, "observation-only", "control"), (True, "inverse dynamics model", "reference")):
+        module, _ = train_idm(
+            lam.config, train, held, actions.spec, scratch or training, pairs, config, actions.steps
+        )  # fmt: skip
+        scores.append(score_idm(module, held_out, name, role))
     a, b = pixel_features(to_float(labels.frames), to_float(test.frames), items.z[0].numel())
     pixels = Pixels(a.shape[1])
-    train, held = split_labels(dataclasses.replace(items, z=a[:, None], clip=None), seed)
-    translator, _ = train_translator(pixels, train, held, spec, config, training)  # type: ignore[arg-type]
+    translator = fit(pixels, dataclasses.replace(items, z=a[:, None], clip=None))
     test_items = dataclasses.replace(held_out, z=b[:, None], clip=None)
     scores += [
         dataclasses.replace(s, k=None)

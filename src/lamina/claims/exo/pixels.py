@@ -133,12 +133,12 @@ class PixelLab(Lab[Setup]):
             train, held, test = (
                 align.labelled(model.lam, x) for x in (self.train_clip, self.held_clip, self.test_clip)
             )
-            spec = align.action_spec(DataConfig((str(self.dataset()),)))
+            spec = align.actions_of(DataConfig((str(self.dataset()),))).spec
             nmse = linear_probe(
                 train.z.flatten(1), train.action, test.z.flatten(1), test.action, test.episode, spec
             ).nmse.mean  # fmt: skip
             latents = exogenous.views(model, self.test_clip)
-            few = train[known(self.train_clip, 0, lapo.Config(target_share=s.labels))]
+            few = train[known(self.train_clip.episode, self.train_clip.index[:, 0], lapo.Config(target_share=s.labels))]
             config = TranslatorConfig(condition="latent")
             translator, _ = align.train_translator(
                 model.lam, *align.split_labels(few, seed), spec, config, align.quick(s.heads, seed)
@@ -178,7 +178,7 @@ class PixelLab(Lab[Setup]):
 
         def build(path: Path) -> None:
             config = lapo.build(lapo.Config(**s.options))
-            spec = align.action_spec(DataConfig((str(self.dataset()),)))
+            spec = align.actions_of(DataConfig((str(self.dataset()),))).spec
             train, held = (unencoded(clip) for clip in (self.train_clip, self.held_clip))
             policy = behaviour.cloning(config, train, held, spec, self.heads(seed), batch=s.parallel)
             write_text(path / "return.json", json.dumps(self.play(policy, seed)) + "\n")

@@ -30,7 +30,7 @@ from lamina.methods import fixed_k, flexlam
 from lamina.policy import latent, rollout, tokens
 from lamina.policy.latent import LatentPolicy
 from lamina.policy.tokens import TokenConfig
-from lamina.probes import translation
+from lamina.probes import structural, translation
 from lamina.shapes import Clip
 from lamina.train import TrainConfig
 from lamina.worlds import SUITES
@@ -198,7 +198,8 @@ class FlexLab(Lab[Setup]):
             loaded = LatentActionModel.from_pretrained(str(run))
             few, test = self.draw(self.latents(model, "train"), labels, model.seed), self.latents(model, s.split)
             data = self.config(loaded)
-            spec, config = align.action_spec(data), TranslatorConfig(condition=labels.condition)
+            actions, config = align.actions_of(data), TranslatorConfig(condition=labels.condition)
+            spec = actions.spec
             if "observation" in labels.condition:
                 few, test = (replace(x, observation=align.observe(loaded.lam, x.clip)) for x in (few, test))  # type: ignore[arg-type]
             train, held = align.split_labels(few, labels.draw)
@@ -226,7 +227,9 @@ class FlexLab(Lab[Setup]):
                 training = align.quick(s.heads, labels.draw)
                 translator, validation = align.train_translator(loaded.lam, train, held, spec, config, training)
             scores = self.score(translator, loaded, test, validation)
-            note = align.note_of(few, spec, config, str(self.dataset()), labels.draw, training.steps, validation)
+            asked = align.AlignConfig(str(labels.number), labels.joint, config, tasks=labels.tasks)
+            side = loaded.config.action_side
+            note = align.note_of(few, actions, asked, side, str(self.dataset()), training, validation)
             align.save_translator(path, translator, note)
             write_text(path / "scores.json", json.dumps(asdict(scores)) + "\n")
 
@@ -262,11 +265,12 @@ class FlexLab(Lab[Setup]):
                 self.draw(self.latents(model, "train"), labels, model.seed),
                 self.latents(model, self.setup.split),
             )
-            spec = align.action_spec(self.config(loaded))
+            actions = align.actions_of(self.config(loaded))
             tasks = np.array(self.task_of(test))
             assert few.clip is not None and test.clip is not None
             scores = translation.controls(
-                loaded.lam, few.clip, test.clip, spec, TranslatorConfig(), labels.draw, self.setup.heads
+                loaded.lam, few.clip, test.clip, actions, TranslatorConfig(), align.quick(self.setup.heads, labels.draw),
+                structural.unlabelled(self.data()),
             )  # fmt: skip
             losses = {s.name: float(np.mean([s.loss[tasks == t].mean() for t in dict.fromkeys(tasks)])) for s in scores}
             write_text(path / "rivals.json", json.dumps(losses) + "\n")
@@ -284,7 +288,7 @@ class FlexLab(Lab[Setup]):
             pool, test = self.latents(flex(0), "train"), self.latents(flex(0), s.split)
             every, held = align.split_labels(pool, seed, held=0.05)
             training = replace(align.quick(s.supervised, seed, lr=1e-3), validate_every=max(1, s.supervised // 8))
-            spec = align.action_spec(self.config(loaded))
+            spec = align.actions_of(self.config(loaded)).spec
             module, _ = align.train_idm(loaded.lam.config, every, held, spec, training)
             score = translation.score_idm(module, test, "", "reference")
             tasks = np.array(self.task_of(test))

@@ -1,0 +1,36 @@
+"""Where and how precisely a stage computes: the meaning of ``--device`` and ``--precision``, the same for every command."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from lamina.errors import LaminaError
+
+if TYPE_CHECKING:  # the command line reads the names below, and --help must answer before torch is there
+    import torch
+
+DeviceName = Literal["auto", "cpu", "cuda", "mps"]
+Precision = Literal["fp32", "bf16"]
+
+
+def pick_device(name: str) -> str:
+    """The device that ``name`` stands for; ``auto``: CUDA, else MPS, else the CPU. Raises LaminaError for one that is not here."""
+    import torch
+
+    here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return next(device for device, there in here.items() if there)
+    if name not in here:
+        raise LaminaError(f"--device {name}: choose auto, {', '.join(here)}")
+    if not here[name]:
+        raise LaminaError(f"--device {name}: this machine has none that torch can use; try --device cpu")
+    return name
+
+
+def autocast(device: torch.device | str, precision: str) -> torch.autocast:
+    """A context in which networks on ``device`` compute in ``precision``. Raises LaminaError for an unknown one."""
+    import torch
+
+    if precision not in ("fp32", "bf16"):
+        raise LaminaError(f"--precision {precision}: choose fp32 or bf16")
+    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16")
