@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction
 
-from lamina.device import DeviceName, Precision
+from lamina.device import DeviceName, Precision, pick_device
 from lamina.errors import LaminaError, LaminaWarning
 
 # Modules that need torch are imported by the commands themselves, so that --help answers at once.
@@ -123,6 +123,7 @@ def train(argv: Sequence[str], parse_only: bool = False) -> None:
         return
     from lamina.data import DataConfig
     from lamina.pretrain import completed, pretrain, recipe
+    from lamina.sizes import with_decoder
     from lamina.train import World
 
     data = DataConfig(
@@ -130,7 +131,7 @@ def train(argv: Sequence[str], parse_only: bool = False) -> None:
         tasks=tuple(args.tasks), shuffle=args.shuffle, workers=args.workers, max_bad=args.max_bad,
         span=getattr(args.method, "span", None),
     )  # fmt: skip
-    options, data = completed(args.method, data)
+    options, data = completed(with_decoder(args.method, pick_device(args.train.device)), data)
     plan = recipe(argv[0], method, options)
     if World.here().rank == 0:
         for part, values in plan.lam.to_dict().items():

@@ -49,7 +49,7 @@ from lamina.probes.reconstruction import ReconstructionScore, reconstruct
 from lamina.probes.structural import STATE, held_out, horizon_rows, measure_model, structure_rows, unlabelled
 from lamina.probes.trajectory import Trajectory, trajectories
 from lamina.probes.translation import TranslationScore, controls, score_translator
-from lamina.probes.verdict import in_order, judge_exogenous, judge_leakage, verdict
+from lamina.probes.verdict import in_order, judge_exogenous, judge_leakage, summary, verdict
 from lamina.shapes import ActionSpec, Clip, to_float
 
 
@@ -224,7 +224,7 @@ def _evaluate(run: Path, path: str, config: EvaluateConfig, device: str) -> Path
     alike = same_states(test) if paired and len(test) >= LEAST else None
     findings += judge_leakage(leaks)
     findings += judge_exogenous(seen, small, alike, test.action is not None)
-    record["verdict"] = in_order(findings)
+    record["verdict"], record["summary"] = in_order(findings), summary(findings)
     write_text(run / "evaluation.json", json.dumps(record, indent=1) + "\n")
     model.write_metrics(folder, headline(reconstruction, translation))
     return run / "evaluation.json"

@@ -8,9 +8,12 @@ RUN/model/            config.json, model.safetensors, README.md: LatentActionMod
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import math
+import sys
+import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -20,19 +23,23 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from tqdm import tqdm
 
 from lamina import __version__, codes
 from lamina.calibrate import calibrating, has_statistics
 from lamina.data import ClipStream, DataConfig, feature_width, gather, open_source, parse_data
 from lamina.data.plan import Plan
+from lamina.device import autocast, pick_device
 from lamina.draws import Draws
 from lamina.errors import LaminaError, LaminaWarning
 from lamina.files import disk_errors, whole_folder, write_text
 from lamina.lam import LAM, LAMConfig, LatentActionModel, Provenance
 from lamina.motion import FLOW_WIDTH
+from lamina.objectives import total
 from lamina.paired import LEAST, same_states
 from lamina.remedies import added, known, mean_and_deviation, target_actions, target_of
 from lamina.shapes import Clip, Latent, to_float
+from lamina.sizes import with_decoder
 from lamina.space import Observed
 from lamina.train import FREE, Losses, TrainConfig, Validation, World, differences, fit
 
@@ -52,8 +59,9 @@ class Recipe:
 def recipe(name: str, method: Any, options: Any) -> Recipe:
     """The recipe of a method's module (``build``, ``losses``, ``weights``) with ``options``, an instance of its Config.
 
-    The remedies that the options switch on are added: no method's file knows of them.
+    The remedies that the options switch on are added: no method's file knows of them. A decoder that is to follow the device is chosen.
     """
+    options = with_decoder(options, pick_device("auto"))
     lam = method.build(options)
     losses, weights = added(options, method.losses(options), method.weights(options))
     return Recipe(name, dataclasses.asdict(options), lam, losses, weights, getattr(method, "GROUP", 2))
@@ -280,6 +288,33 @@ def settler(recipe: Recipe, data: DataConfig, config: TrainConfig) -> Callable[[
     return settle
 
 
+TRIAL = 16  # samples
+
+
+def seconds_a_step(lam: LAM, recipe: Recipe, clip: Clip, config: TrainConfig) -> float:
+    """About how long a step will take here: losses and gradients of a few samples on a copy of ``lam``, the second time that they are
+    computed, in proportion to the batch."""
+    device = pick_device(config.device)
+    trial = copy.deepcopy(lam).to(device).train()
+    number = min(config.batch, TRIAL)
+    rows = clip[torch.arange(number) % len(clip)].to(device)
+    began = 0.0
+    for _ in range(2):
+        began = time.perf_counter()
+        with autocast(device, config.precision):
+            loss = total(recipe.losses(trial, rows, Draws(config.seed, device=device)), recipe.weights)
+        loss.backward()
+        float(loss.detach())  # an accelerator has finished then
+    return (time.perf_counter() - began) * config.batch / number
+
+
+def duration(seconds: float) -> str:
+    """ "40 seconds", "18 minutes", "2.5 hours"."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
+
+
 def start_from(lam: LAM, path: Path) -> None:
     """Fill ``lam`` with the weights of the model at ``path`` (a run or model folder), as far as names and shapes agree.
 
@@ -330,6 +365,15 @@ def pretrain(run: Path, recipe: Recipe, data: DataConfig, config: TrainConfig, i
         with disk_errors(run):
             run.mkdir(parents=True, exist_ok=True)
         write_text(run / "config.json", json.dumps(settings, indent=2) + "\n")
+
+    if world.size == 1:
+        step = seconds_a_step(lam, recipe, held, config)
+        threads = f", {torch.get_num_threads()} threads" if pick_device(config.device) == "cpu" else ""
+        tqdm.write(
+            f"{config.steps:,} steps of {config.batch} samples on {pick_device(config.device)}{threads}: about "
+            f"{duration(step * config.steps)} ({config.batch / step:.0f} samples a second)",
+            file=sys.stderr,
+        )
 
     def open_stream(shards: int, shard: int | None) -> ClipStream:
         return ClipStream(data, config.batch // config.accumulate, config.seed, shards=shards, shard=shard)

@@ -3,11 +3,13 @@
     lamina train flexlam --data DATASET --out RUN
 
 One model whose every prefix is a valid latent action: k ~ Unif{0..K} for each sample, the suffix replaced by one learned null latent,
-rectified-flow decoder.
+rectified-flow decoder (`--decoder flow`, which is the default on CUDA).
 
 Deviations from the paper, whose tables of hyperparameters are not in our copy:
 - K = 16 slots by default (the paper: 64), FSQ levels 7-5-5-5-5 (4,375 codes); sizes by one dial.
 - Up to 64 pixels the encoder is convolutional; above, a transformer that embeds each frame once.
+- Without CUDA the default decoder is a U-Net that moves the picture before it repaints it (`--decoder auto`): a rectified flow needs more
+  steps than a processor gives in an hour.
 - The flow decoder predicts the clean frame as a change of o_t and regresses the velocity that this implies.
 """
 

@@ -10,6 +10,7 @@ from lamina.bootstrap import Estimate, bootstrap_mean
 from lamina.probes.exogenous import SwapScore, Views
 from lamina.probes.reconstruction import ReconstructionScore
 from lamina.probes.translation import TranslationScore
+from lamina.remedies import ROBUST_WEIGHT
 from lamina.shapes import Clip
 
 Finding = tuple[str, str]  # level (bad, warn, good, note) and one plain sentence
@@ -89,9 +90,9 @@ def judge_exogenous(views: Views | None, clip: Clip, alike: Estimate | None, act
     """
     apart = alike is not None and alike.low <= 0
     target = (
-        "--robust-target 1, which a few of your action labels allow"
+        f"--robust-target {ROBUST_WEIGHT:g}, which a few of your action labels allow"
         if actions
-        else "--robust-target 1 --target flow, which needs no labels and helps where the camera stands still"
+        else f"--robust-target {ROBUST_WEIGHT:g} --target flow, which needs no labels and helps where the camera stands still"
     )
     if views is None:
         yield (
@@ -203,6 +204,15 @@ def verdict(
     found += judge_structure(structure) if structure else []
     found += [("warn", f"{text[0].upper()}{text[1:]}.") for text in code_warnings]
     return found
+
+
+def summary(findings: list[Finding]) -> str:
+    """The one sentence to remember: what speaks most against the model, if anything does; else what the latents tell of the actions, or
+    whether they are used."""
+    bad = [text for level, text in findings if level == "bad"]
+    actions = [text for _, text in findings if " labels the latents " in text]
+    first = [*bad, *actions, *(text for _, text in findings), "Nothing could be measured."]
+    return first[0]
 
 
 def in_order(findings: list[Finding]) -> list[dict[str, str]]:

@@ -21,7 +21,7 @@ GLOSSARY = {
     "copy-frame": "Predicts that nothing changes: the first frame again.",
     "observation": "Sees the first frame, and nothing of what happened next.",
     "shuffled": "Reads the latent of another, random transition: what is left when the latent means nothing.",
-    "random": "Reads the latents of an encoder that was never trained.",
+    "random": "Reads the latents of an encoder that was never trained; one pass over unlabelled data has filled its codebook.",
     "mean latent": "Reads one and the same average latent for every transition.",
     "inverse dynamics": "Is trained on the same labels, from both frames directly, without a latent. It shows what the "
     "labels alone can give.",
@@ -132,6 +132,24 @@ def actions(record: dict[str, Any]) -> Html:
         ),
         over_k(rows, metrics),
         table(rows, metrics, "Translator, with controls") if rows else missing(),
+        budget(get(record, "budget", dict)),
+    )
+
+
+def budget(trained: dict[str, Any]) -> Html | None:
+    """How the translator, and with it every control, was trained; nothing for a record that does not say."""
+    names = ("steps", "scratch_steps", "batch", "lr", "validate_every")
+    if not trained:
+        return None
+    if not all(is_number(trained.get(name)) for name in names):
+        raise Malformed(f"budget lacks one of {', '.join(names)}")
+    reads = str(trained.get("condition", "")).replace("+", ", ")
+    return tag(
+        "p",
+        f"Every control had the translator's training: {trained['steps']} steps of {trained['batch']} labels, learning rate "
+        f"{trained['lr']:g}, the best of the checkpoints that were tried every {trained['validate_every']} steps, the same inputs "
+        f"({reads}). Observation-only and the inverse dynamics model train an encoder of their own from those labels alone, in "
+        f"{trained['scratch_steps']} steps.",
     )
 
 
