@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types readme test-lerobot bench clean
+.PHONY: install demo test lint types readme readme-install test-lerobot bench clean
 .DELETE_ON_ERROR:
 
 # torch first and by itself: a looser requirement would bring the newest CUDA build and gigabytes with it.
@@ -20,6 +20,8 @@ $(BIN)/dev-is-here: $(BIN)/demo-is-here
 	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[sim,dev]"
 	touch $@
 
+install: $(BIN)/demo-is-here
+
 demo: $(BIN)/demo-is-here
 	$(BIN)/python demo.py
 
@@ -35,6 +37,10 @@ types: $(BIN)/dev-is-here
 
 readme: $(BIN)/dev-is-here
 	$(BIN)/python tests/check_readme.py
+
+# Follows README's section "Install" in empty environments; takes minutes, since it installs torch anew.
+readme-install:
+	$(PYTHON) tests/check_install.py
 
 # lerobot's own reader needs other versions of everything, so it gets an environment of its own.
 test-lerobot: $(BIN)/dev-is-here

@@ -12,6 +12,7 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -33,6 +34,7 @@ from lamina.align import (
     Minibatches,
     Translator,
     TranslatorConfig,
+    actions_of,
     align,
     idm_losses,
     labelled,
@@ -44,6 +46,7 @@ from lamina.align import (
     split_labels,
     train_idm,
     train_translator,
+    training_of,
     translator_losses,
 )
 from lamina.data import gather, open_source
@@ -51,6 +54,7 @@ from lamina.draws import Draws
 from lamina.errors import LaminaError
 from lamina.lam import LAM, Provenance
 from lamina.prefix import RetainedPrefix
+from lamina.probes.translation import controls
 from lamina.shapes import ActionSpec
 from lamina.train import TrainConfig
 
@@ -563,3 +567,97 @@ def test_the_inverse_dynamics_baseline_reads_both_frames_and_its_control_only_th
         other[:, 1] = -other[:, 1]
         previous = torch.zeros(3, 2)
         assert torch.equal(module(frames, previous), module(other, previous)) == (not pairs)
+
+
+# ------------------------------------------------------------------------------------------------------------ controls
+
+
+def scored(
+    run: Path, dataset: Path, config: TranslatorConfig, training: TrainConfig, **changes
+) -> dict[str, np.ndarray]:
+    """The losses of every control on ten test transitions; ``changes`` of the labels' clips."""
+    model = LatentActionModel.from_pretrained(run)
+    data = probe_data(model, str(dataset))
+    labels, test = gather(data, "train", 40, require_action=True), gather(data, "test", 10)
+    if changes:
+        labels, test = (
+            dataclasses.replace(c, **{k: f(getattr(c, k)) for k, f in changes.items()}) for c in (labels, test)
+        )
+    unlabelled = gather(data, "train", 64)
+    scores = controls(model.lam, labels, test, actions_of(data), config, training, unlabelled)
+    return {s.name: s.loss for s in scores}
+
+
+NAMES = {
+    "shuffled latents", "copy-frame", "random-weights encoder", "observation-only", "inverse dynamics model",
+    "plain pixels of the pair",
+}  # fmt: skip
+
+
+def test_controls_read_what_the_translator_reads(run, dataset):
+    """Without the previous action among its inputs no control may depend on it; with it all do."""
+    other = {"previous_action": lambda x: torch.zeros_like(x) + torch.tensor([2.0, 1.0])}
+    for condition, depends in (("latent", False), ("latent+previous", True)):
+        config = TranslatorConfig(condition, width=32, narrow=16, layers=1, dropout=0.0)  # type: ignore[arg-type]
+        one, two = (scored(run, dataset, config, training(steps=3), **more) for more in ({}, other))
+        assert one.keys() == NAMES
+        assert {name for name in NAMES if not np.array_equal(one[name], two[name])} == (NAMES if depends else set())
+
+
+def test_controls_are_trained_with_the_learning_rate_the_steps_and_the_batch_of_the_translator(run, dataset):
+    config = TranslatorConfig(width=32, narrow=16, layers=1)
+    usual = scored(run, dataset, config, training(steps=6, lr=1e-3))
+    for change in ({"lr": 1e-2}, {"steps": 12}, {"batch": 4}):
+        other = scored(run, dataset, config, training(**{"steps": 6, "lr": 1e-3, **change}))
+        assert all(not np.array_equal(usual[name], other[name]) for name in NAMES), change
+
+
+def test_the_note_says_how_the_translator_was_trained(run, dataset):
+    config = dataclasses.replace(SMALL, translator=TranslatorConfig("latent", width=32, narrow=16, layers=2))
+    _, note = load_translator(align(run, str(dataset), config, training(lr=2e-3, batch=8)))
+    again = training_of(note)
+    assert (again.lr, again.batch, again.steps, again.seed, again.validate_every) == (2e-3, 8, 20, 0, 5)
+    assert TranslatorConfig(**note["config"]) == config.translator
+    assert (note["slots"], note["side"], note["actions"], note["steps"]) == (3, "quantised", "first", 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"labels": "40"}, "labels"),
+        ({"translator": TranslatorConfig(width=32, narrow=16, layers=1)}, "align.translator.layers"),
+        ({"seed": 1}, "train.seed"),
+        ({"lr": 1e-5}, "train.lr"),
+        ({"model": 1}, "model"),
+    ],
+)
+def test_an_alignment_is_not_resumed_with_other_settings(change, named, run, dataset):
+    before = parts(align(run, str(dataset), SMALL, training()))
+    settings = {k: v for k, v in change.items() if k in ("labels", "translator")}
+    options = {k: v for k, v in change.items() if k in ("seed", "lr")}
+    if "model" in change:  # the LAM was trained again
+        torch.manual_seed(1)
+        model = LatentActionModel.from_pretrained(run)
+        LatentActionModel(model.config, model.provenance).save_pretrained(run / "model")
+    with pytest.raises(LaminaError, match=rf"other settings \(.*{named}"):
+        align(run, str(dataset), dataclasses.replace(SMALL, **settings), training(resume=True, **options))
+    assert parts(run / "translator") == before
+    if "model" not in change:  # what may change: where it runs, and how often it looks
+        align(run, str(dataset), SMALL, training(resume=True, checkpoint_every=3))
+        assert parts(run / "translator")["translator.safetensors"] == before["translator.safetensors"]
+
+
+def test_the_translator_of_a_continuous_latent_action_reads_it(dataset, tmp_path):
+    torch.manual_seed(0)
+    module = methods.load("alam")
+    provenance = Provenance("alam", (str(dataset),), (0.1, 0.1))
+    model = LatentActionModel(module.build(options("alam")), provenance).eval()
+    model.save_pretrained(tmp_path / "model")
+    clip = gather(probe_data(model, str(dataset)), "train", 60, require_action=True)
+    latent = model.encode(clip.frames[:, 0], clip.frames[:, 1])
+    torch.testing.assert_close(labelled(model.lam, clip).z, latent.pre)
+    torch.testing.assert_close(labelled(model.lam, clip, "quantised").z, latent.post)
+    for side in ("model", "quantised"):
+        folder = align(tmp_path, str(dataset), dataclasses.replace(SMALL, side=side), training(steps=2))
+        assert load_translator(folder)[1]["side"] == {"model": "continuous"}.get(side, side)
+        shutil.rmtree(folder)

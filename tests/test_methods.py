@@ -16,6 +16,7 @@ from planted import write_planted
 
 import lamina
 from lamina import LatentActionModel, methods, pretrain
+from lamina.augment import augmented
 from lamina.data import DataConfig
 from lamina.data.episodes import TASK_WIDTH
 from lamina.draws import Draws
@@ -227,7 +228,7 @@ LAYERS = (
     "errors files shapes draws bootstrap paired device",
     "data",
     "worlds",
-    "linear layers bottleneck prefix flow_matching motion encoder decoders objectives perceptual space state lam calibrate codes sizes",
+    "linear layers bottleneck prefix flow_matching motion encoder decoders objectives perceptual space state lam calibrate codes augment sizes",
     "train remedies pretrain align label",
     "policy",
     "probes",
@@ -282,3 +283,56 @@ def test_imports_run_one_way():
             allowed = LEVEL[other] <= LEVEL[part] or (name, other) in EXCEPTIONS
             assert allowed, f"{name} imports {target}, which comes after it"
     TopologicalSorter(graph).prepare()  # raises CycleError: no two modules import each other
+
+
+# ------------------------------------------------------------------------------------------------------- augmentation
+
+
+def test_a_sample_is_seen_through_one_window_in_all_of_its_frames_and_its_paired_view():
+    own = clip((16, 24), batch=64, frames=3)
+    still = dataclasses.replace(
+        own, frames=own.frames[:, :1].expand(-1, 3, -1, -1, -1), paired=own.frames[:, :1].expand(-1, 3, -1, -1, -1)
+    )
+    seen = augmented(still, 0.5, Draws(0), mirror=True)
+    assert seen.frames.dtype == torch.uint8 and seen.frames.shape == own.frames.shape
+    assert torch.equal(seen.frames[:, 0], seen.frames[:, 2]) and torch.equal(seen.frames, seen.paired)
+    assert not torch.equal(seen.frames[:, 0], own.frames[:, 0])
+    none = augmented(own, 0.0, Draws(0), mirror=False)
+    assert torch.equal(none.frames, own.frames)  # a window of the whole picture
+    turned = augmented(own, 0.0, Draws(0), mirror=True).frames
+    mirrored = [torch.equal(a, b.flip(-1)) for a, b in zip(turned, own.frames, strict=True)]
+    same = [torch.equal(a, b) for a, b in zip(turned, own.frames, strict=True)]
+    assert all(a != b for a, b in zip(mirrored, same, strict=True)) and 16 < sum(mirrored) < 48
+    assert torch.equal(augmented(own, 0.5, Draws(0), True).frames, augmented(own, 0.5, Draws(0), True).frames)
+
+
+def test_a_ramp_through_a_window_is_a_flatter_ramp():
+    """A window of half the width shows half of the ramp, wherever it lies."""
+    ramp = (torch.arange(32) * 8).to(torch.uint8).expand(50, 2, 3, 32, 32)
+    own = dataclasses.replace(clip((32, 32), batch=50), frames=ramp.clone())
+    inside = augmented(own, 0.5, Draws(3), mirror=False).frames[:, 0, 0, 16, 2:-2].float()
+    slope = inside.diff(dim=1).mean(1)
+    assert slope.min() >= 3.9 and slope.max() <= 8.1 and slope.std() > 0.5
+
+
+def test_little_data_is_augmented_and_much_is_not(tmp_path):
+    module = methods.load("flexlam")
+    data = DataConfig((str(write_planted(tmp_path / "data")),), (16, 16), gap=(0.1, 0.1), workers=0)
+    options = module.Config(size="debug", image=(16, 16))
+    seldom, often = TrainConfig(steps=20, batch=8), TrainConfig(steps=2000, batch=8)
+    assert pretrain.completed(options, data, seldom)[0].augment == 0
+    assert pretrain.completed(options, data, often)[0].augment == 0.5
+    assert pretrain.completed(dataclasses.replace(options, augment=0.0), data, often)[0].augment == 0
+    with pytest.raises(LaminaError, match="--augment is a share"):
+        module.Config(augment=1.0)
+
+
+@pytest.mark.parametrize(("changes", "mirrored"), [({}, True), ({"robust_target": 0.1, "target_width": 2}, False)])
+def test_mirror_images_are_for_methods_that_read_nothing_but_frames(changes, mirrored, monkeypatch):
+    module = methods.load("flexlam")
+    told = []
+    monkeypatch.setattr(pretrain, "augmented", lambda clip, strength, draws, mirror: told.append(mirror) or clip)
+    plan = pretrain.recipe("flexlam", module, module.Config(size="debug", image=(16, 16), augment=0.5, **changes))
+    batch = dataclasses.replace(clip((16, 16)), action=torch.randn(4, 2, 2))
+    plan.losses(LAM(plan.lam), batch, Draws(0))
+    assert told == [mirrored]

@@ -504,7 +504,8 @@ def test_sizes_grow_and_can_be_overridden():
             model = LAM(LAMConfig(**backbone.parts(), bottleneck=FSQ.Config()))
         count.append(sum(p.numel() for p in model.parameters()))
     assert count == sorted(count) and count[0] < 0.1 * count[1]
-    parts = dataclasses.replace(Backbone(size="debug", encoder="transformer"), width=64, patch=4).parts()
+    options = dataclasses.replace(Backbone(size="debug", encoder="transformer"), width=64, patch=4)
+    parts = dataclasses.replace(options, decoder="flow").parts()
     assert parts["encoder"].width == 64 and parts["encoder"].patch == 4 and parts["decoder"].width == 64
     with pytest.raises(LaminaError, match="unknown size"):
         Backbone(size="huge").parts()

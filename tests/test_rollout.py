@@ -120,6 +120,36 @@ def test_the_record_is_what_plain_loops_say(crew, loner):
     assert json.loads(json.dumps(record, allow_nan=False)) == record
 
 
+class Planner(Adder):
+    """Right for two steps at a time: a chunk of two actions a decision, the second by what the first frame tells of the next one."""
+
+    chunk, decision_seconds = 2, 0.2
+
+    def act_batch(self, frames: np.ndarray) -> np.ndarray:
+        self.seen.append(frames)
+        self.begun.append(set())
+        now = frames[:, 0, 0, 0].astype(int) + frames[:, 0, 0, 1]
+        return np.stack([now % 3, (now + 1) % 3], 1)[..., None]
+
+
+def test_an_agent_may_answer_with_several_actions_which_are_carried_out_in_turn(crew):
+    planner = Planner(3)
+    record = play(planner, ["Fake", "Slow"], 5, crew)
+    for name in ("Fake", "Slow"):
+        # Every action is right, though the agent saw every second frame only.
+        assert (
+            record["worlds"][name]["returns"]
+            == record["worlds"][name]["lengths"]
+            == [4 + start(n) % 6 for n in range(5)]
+        )
+    steps = {int(frame[0, 0, 1]) for frames in planner.seen for frame in frames}
+    assert all(step % 2 == 0 for step in steps)  # a chunk that an episode's end cuts short is not carried over
+    slow = Planner(3)
+    slow.decision_seconds = 0.1
+    with pytest.raises(LaminaError, match=r"learned 2 every 0\.1 s"):
+        play(slow, ["Fake"], 1, crew)
+
+
 @pytest.mark.parametrize("policy", ["expert", "random"])
 def test_scripted_policies_are_those_of_the_world(crew, policy):
     record = play(policy, ["grid/0.5", "Fake"], 5, crew, seed=3)

@@ -131,12 +131,12 @@ def train(argv: Sequence[str], parse_only: bool = False) -> None:
         tasks=tuple(args.tasks), shuffle=args.shuffle, workers=args.workers, max_bad=args.max_bad,
         span=getattr(args.method, "span", None),
     )  # fmt: skip
-    options, data = completed(with_decoder(args.method, pick_device(args.train.device)), data)
+    options, data = completed(with_decoder(args.method, pick_device(args.train.device)), data, args.train)
     plan = recipe(argv[0], method, options)
     if World.here().rank == 0:
-        for part, values in plan.lam.to_dict().items():
+        for part, values in (plan.lam.to_dict() | {"augment": options.augment}).items():
             told = " ".join(f"{k}={v}" for k, v in values.items()) if isinstance(values, dict) else values
-            print(f"{part:>11}: {told}")
+            print(f"{part:>12}: {told}")
     folder = pretrain(args.out, plan, data, args.train, args.init)
     if World.here().rank == 0:
         print(folder)
@@ -208,7 +208,10 @@ class Label:
     def run(self) -> None:
         from lamina.label import label
 
-        print(label(self.model, self.data, self.out, self.device, self.precision, self.camera, self.continuous))
+        out = label(self.model, self.data, self.out, self.device, self.precision, self.camera, self.continuous)
+        column = json.loads((out / "meta" / "lamina.json").read_text())["latent_action"]
+        print(f"the latent action is in the column {column}")
+        print(out)
 
 
 @dataclass(frozen=True, kw_only=True)

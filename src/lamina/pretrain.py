@@ -26,8 +26,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lamina import __version__, codes
+from lamina.augment import OFTEN, STRENGTH, augmented
 from lamina.calibrate import calibrating, has_statistics
-from lamina.data import ClipStream, DataConfig, feature_width, gather, open_source, parse_data
+from lamina.data import ClipStream, DataConfig, count_transitions, feature_width, gather, open_source, parse_data
 from lamina.data.plan import Plan
 from lamina.device import autocast, pick_device
 from lamina.draws import Draws
@@ -64,14 +65,26 @@ def recipe(name: str, method: Any, options: Any) -> Recipe:
     options = with_decoder(options, pick_device("auto"))
     lam = method.build(options)
     losses, weights = added(options, method.losses(options), method.weights(options))
+    if options.augment:
+        # A mirrored picture has another state, other words, another action.
+        mirror = not (lam.state or lam.task or lam.target)
+        plain, strength = losses, float(options.augment)
+
+        def losses(lam: LAM, clip: Clip, draws: Draws) -> dict[str, Float[Tensor, "b"]]:
+            return plain(lam, augmented(clip, strength, draws, mirror), draws)
+
     return Recipe(name, dataclasses.asdict(options), lam, losses, weights, getattr(method, "GROUP", 2))
 
 
-def completed(options: Any, data: DataConfig) -> tuple[Any, DataConfig]:
-    """``options`` of a method and its ``data``, with what one needs of the other filled in: proprioception, paired views, targets.
+def completed(options: Any, data: DataConfig, training: TrainConfig | None = None) -> tuple[Any, DataConfig]:
+    """``options`` of a method and its ``data``, with what one needs of the other filled in: proprioception, paired views, targets; and of
+    the ``training``: whether little data is seen so often that it must be augmented.
 
     Raises LaminaError where a remedy is asked for that the data does not allow.
     """
+    if training is not None and options.augment is None:
+        times = training.steps * training.batch / max(1, count_transitions(data, "train"))
+        options = replace(options, augment=STRENGTH if times > OFTEN else 0.0)
     return _with_target(*_with_paired(*with_proprio(options, data)))
 
 

@@ -57,6 +57,9 @@ class Backbone:
     whiten: Whitening = "none"
     """none; first: latents begin apart from one another, each channel scaled by the first batch; batch: by every batch, so that they
     can't shrink either"""
+    augment: float | None = None
+    """random crops of training samples (and mirror images, where frames are all that a method reads): the largest share of each side that
+    they cut off; 0: none; default: 0.5 where training sees every sample more than 50 times, else none"""
     cross_exogenous: float = 0.0
     """weight of cross-exogenous reconstruction, which needs paired views (--paired); 0: none"""
     robust_target: float = 0.0
@@ -87,6 +90,10 @@ class Backbone:
             value = getattr(self, name)
             if value is not None and min(value if isinstance(value, tuple) else (value,)) < least:
                 raise LaminaError(f"--{name.replace('_', '-')} must be at least {least}")
+        if self.augment is not None and not 0 <= self.augment < 1:
+            raise LaminaError(
+                f"--augment is a share of the picture's sides, at least 0 and below 1, got {self.augment}"
+            )
         if min(self.cross_exogenous, self.robust_target) < 0 or not 0 < self.target_share <= 1:
             raise LaminaError("--cross-exogenous and --robust-target must not be negative, --target-share is of (0, 1]")
 
