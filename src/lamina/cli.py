@@ -114,7 +114,7 @@ def train(argv: Sequence[str], parse_only: bool = False) -> None:
         )
         for name in methods.names():
             print(f"  {name:<10} {(methods.load(name).__doc__ or '').splitlines()[0]}")
-        print("\nExample: lamina train flexlam --data videos/ --out runs/mine --steps 5000")
+        print("\nExample: lamina train flexlam --data videos/ --out runs/mine --steps 3000")
         return
     method = methods.load(argv[0])
     command = _extended(Train, method=method.Config(), train=TrainConfig())

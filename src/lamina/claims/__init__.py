@@ -113,7 +113,10 @@ def _verdicts(claim: Claim, folders: Sequence[Path]) -> str:
             said.append(str(error))
             continue
         if record["holds"] is not None:
-            said.append(f"{'held' if record['holds'] else 'did not hold'} ({scale}, {len(record['seeds'])} seeds)")
+            rows = [row for part in record.get("withdrawn", ()) for row in part["rows"]]
+            withdrawn = f"; withdrawn: {', '.join(rows)}" if rows else ""
+            verdict = "held" if record["holds"] else "did not hold"
+            said.append(f"{verdict} ({scale}, {len(record['seeds'])} seeds{withdrawn})")
     return "; ".join(said)
 
 
