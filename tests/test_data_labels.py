@@ -256,7 +256,7 @@ def test_reading_ahead_gives_the_same_frames_in_bounded_memory(folder):
     original = source.frames
 
     class Counting:
-        episodes = source.episodes
+        episodes, unseen = source.episodes, source.unseen
 
         def frames(self, *arguments):
             held.append(arguments[2:4])

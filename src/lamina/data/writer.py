@@ -64,7 +64,8 @@ def write_table(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> No
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = partial_path(path)
-        with pq.ParquetWriter(partial, schema, write_page_checksum=True) as writer:
+        # Opened here: pyarrow would take a colon in a relative path for the end of a protocol's name.
+        with open(partial, "wb") as raw, pq.ParquetWriter(raw, schema, write_page_checksum=True) as writer:
             for table in tables:
                 writer.write_table(table.cast(schema))
         sync(partial)
@@ -160,7 +161,7 @@ class _VideoTrack:
         height, width, _ = self.shape
         path = self.folder / f"{len(self.files):06d}.mp4"
         self.folder.mkdir(parents=True, exist_ok=True)
-        container = av.open(str(path), "w")
+        container = av.open(f"file:{path}", "w")
         self.files.append(path)
         options = {"g": str(self.encoding.g), "crf": str(self.encoding.crf), "bf": "0", "forced-idr": "1"}
         codec = ENCODERS.get(self.encoding.codec, self.encoding.codec)
@@ -237,7 +238,8 @@ class LeRobotWriter:
             if "/" in name or name in INDEX_FEATURES:
                 raise LaminaError(f"{root}: a feature cannot be called '{name}'; choose another name")
         check_new(self.root)
-        self.partial = partial_path(self.root)
+        # Absolute: the libraries that write would take a colon in a relative path for the end of a protocol's name.
+        self.partial = Path(os.path.abspath(partial_path(self.root)))
         with writing(self.root):
             if self.partial.exists():
                 shutil.rmtree(self.partial)
