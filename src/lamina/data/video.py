@@ -355,8 +355,8 @@ def _upright(image: UInt8[np.ndarray, "h w 3"], matrix: Int[np.ndarray, "2 2"]) 
     return image[::down, ::across]
 
 
-_decoders: OrderedDict[Path, _Decoder] = OrderedDict()
-_inherited: list[OrderedDict[Path, _Decoder]] = []
+_decoders: OrderedDict[tuple[Path, int, int, int], _Decoder] = OrderedDict()
+_inherited: list[OrderedDict[tuple[Path, int, int, int], _Decoder]] = []
 
 
 def _after_fork() -> None:
@@ -381,7 +381,9 @@ def decode(
     dropped, and a rotation that the file states is applied. Calls that go on where the last one ended do not seek.
     Raises DecodeError.
     """
-    decoder = _decoders.pop(path, None)
+    status = check_regular(path, DecodeError)
+    key = (path, status.st_ino, status.st_size, status.st_mtime_ns)  # a file that was replaced is another one
+    decoder = _decoders.pop(key, None)
     try:
         decoder = decoder or _Decoder(path)
         frames = decoder.read(times, size, tolerance)
@@ -391,7 +393,7 @@ def decode(
         if isinstance(error, LaminaError):
             raise
         raise DecodeError(f"{path}: cannot be decoded ({reason(error)}); remove or re-encode it") from error
-    _decoders[path] = decoder
+    _decoders[key] = decoder
     while len(_decoders) > OPEN_FILES:
         _decoders.popitem(last=False)[1].close()
     return frames
