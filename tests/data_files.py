@@ -42,10 +42,11 @@ def write_video(
     options: dict[str, str] | None = None,
     pts: list[int] | None = None,
     offset: int = 0,
+    muxer: dict[str, str] | None = None,
 ) -> Path:
     """A video whose frame i shows offset + i, at i / fps seconds or at ``pts`` milliseconds."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", options=muxer or {}) as container:
         stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001), options=options or {})
         stream.height, stream.width, stream.pix_fmt = *size, pix_fmt
         if pts is not None:

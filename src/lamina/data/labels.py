@@ -23,10 +23,10 @@ from jaxtyping import UInt8
 
 from lamina.data.episodes import SPLITS, Episode, Source
 from lamina.data.lerobot import LeRobotDataset
-from lamina.data.paths import belongs, is_dataset, reason, walk
+from lamina.data.paths import belongs, is_dataset, local, reason, walk
 from lamina.data.statistics import Statistics, column_statistics, merge_statistics, pixel_histogram, pixel_statistics
 from lamina.data.tables import open_table, read_json, read_table, to_numpy
-from lamina.data.video import FAILURES, SUFFIXES, VideoFolder, open_video, video_facts, video_stream
+from lamina.data.video import FAILURES, SUFFIXES, VideoFolder, index_video, open_video, video_facts, video_stream
 from lamina.data.writer import (
     CHUNK_FILES,
     DATA_MB,
@@ -242,7 +242,7 @@ def _extend(source: LeRobotDataset, partial: Path, spool: _Spool) -> None:
     own |= {"video_path": template} if videos else {}
     write_json(partial / "meta/info.json", {**source.info, **own})
     for path, (camera, chunk, file) in videos.items():
-        link(path, partial / template.format(video_key=camera, chunk_index=chunk, file_index=file))
+        link(path, partial / template.format(video_key=local(camera), chunk_index=chunk, file_index=file))
     _carry_over(source, partial)
 
 
@@ -447,12 +447,14 @@ def video_suffix(source: VideoFolder) -> str:
     Raises LaminaError if neither can hold one of them.
     """
     # By codec, container and suffix: what goes for one such file goes for all of them.
-    files = zip(source.codecs, source.formats, source.files, strict=True)
-    like = {(f"{codec} {path.suffix}", form): path for codec, form, path in reversed(list(files))}
+    files = zip(source.codecs, source.formats, source.cut, source.files, strict=True)
+    like = {(codec, form, cut, path.suffix): path for codec, form, cut, path in reversed(list(files))}
     refusals: dict[str, tuple[Path, str]] = {}
     for suffix, form in CONTAINERS.items():
-        for (_, given), path in like.items():
+        for (_, given, cut, _), path in like.items():
             refusal = None if suffix == ".mp4" and _is_mp4(path, given) else _refusal(path, form)
+            if suffix == ".mkv" and cut:
+                refusal = "no mkv can hide what was cut off its beginning"
             if refusal is not None:
                 refusals[suffix] = path, refusal
                 break
@@ -521,9 +523,12 @@ def _place_video(source: VideoFolder, episode: Episode, out: Path) -> float:
         raise LaminaError(
             f"{path}: cannot be put into an {kind} ({reason(error)}); re-encode it: ffmpeg -i IN OUT.mp4"
         ) from error
+    index = index_video(partial, quick=True)
+    if len(index.times) != episode.length:
+        raise LaminaError(f"{path}: lost frames on its way into {out.name}; re-encode it: ffmpeg -i IN OUT.mp4")
     sync(partial)
     os.replace(partial, out)
-    return 0.0
+    return index.start
 
 
 class ReadAhead:

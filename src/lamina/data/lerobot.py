@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lamina.data.episodes import DecodeError, Episode, compact_times, split_episodes
 from lamina.data.match import Matched, Numbers, Span, match
-from lamina.data.paths import check_inside, check_regular, check_template, reason, walk
+from lamina.data.paths import check_inside, check_regular, check_template, local, reason, walk
 from lamina.data.tables import Columns, read_json, read_table, to_numpy
 from lamina.data.video import FAILURES, FrameClock, decode, decode_picture, index_video, key_distance
 from lamina.data.writer import LeRobotWriter, VideoEncoding
@@ -181,7 +181,7 @@ class LeRobotDataset:
     def video_file(self, camera: str, place: tuple[int, int]) -> Path:
         """The video file at a place (chunk, file)."""
         name = self.info["video_path"].format(video_key=camera, chunk_index=place[0], file_index=place[1])
-        return self.root / name
+        return self.root / local(name)
 
     def unseen(self, camera: str) -> dict[int, DecodeError | None]:
         """See :meth:`lamina.data.episodes.Source.unseen`. Compares the rows with the pictures of every file of the camera."""
@@ -301,8 +301,9 @@ class LeRobotDataset:
         if not isinstance(name, str):
             raise ValueError("there is none")
         check_inside(name)
-        check_regular(self.root / name)
-        return (self.root / name).read_bytes()
+        path = self.root / local(name)
+        check_regular(path)
+        return path.read_bytes()
 
     def seconds(self, episode: Episode, camera: str) -> float:
         """See :meth:`lamina.data.episodes.Source.seconds`."""

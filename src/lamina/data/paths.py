@@ -92,6 +92,14 @@ def check_inside(path: str) -> None:
         raise ValueError(f"'{path}' leads out of the dataset")
 
 
+def local(name: str) -> str:
+    """A name that a dataset states, in UTF-8 like all of its words, as this machine's file system is asked for it.
+
+    They differ where the system's own encoding is another one, in a bare container for instance.
+    """
+    return os.fsdecode(name.encode())
+
+
 def belongs(path: Path, root: Path) -> bool:
     """Whether a file lies in the dataset at ``root``, links resolved: below it, or in the store that a snapshot of the hub points to."""
     target, home = Path(os.path.realpath(path)), Path(os.path.realpath(root))

@@ -7,7 +7,7 @@ import os
 import warnings
 from collections import Counter, OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from itertools import chain, islice
 from pathlib import Path
@@ -60,6 +60,7 @@ class FrameIndex:
     tick: float  # seconds: what the container rounds times to
     codec: str  # name of the codec
     format: str  # name of the container
+    cut: bool = False  # whether packets are in it that an edit list hides
 
     @property
     def clock(self) -> FrameClock:
@@ -140,11 +141,13 @@ def _index(container: av.container.InputContainer, path: Path) -> FrameIndex:
     stamps: list[int] = []
     keys: list[int] = []
     hidden = 0
+    cut = False
     for packet in container.demux(stream):
         if packet.size == 0:
             continue
         if packet.is_discard or _hidden(stream.codec_context.name, packet):
             hidden += 1
+            cut |= packet.is_discard
             continue
         if packet.pts is None:
             raise DecodeError(f"{path}: has frames without a time stamp; remux it: ffmpeg -i IN -c copy OUT.mkv")
@@ -163,7 +166,7 @@ def _index(container: av.container.InputContainer, path: Path) -> FrameIndex:
     seconds = pts * float(stream.time_base or 1)
     _check_duration(container, path, float(seconds[-1]))
     found = np.searchsorted(pts, np.array(sorted(keys), dtype=np.int64))
-    return _frame_index(container, stream, float(seconds[0]), seconds - seconds[0], found)
+    return replace(_frame_index(container, stream, float(seconds[0]), seconds - seconds[0], found), cut=cut)
 
 
 def _frame_index(
@@ -417,6 +420,7 @@ class VideoFolder:
     clocks: tuple[FrameClock, ...]  # when the pictures of each file show
     codecs: tuple[str, ...]  # of each file
     formats: tuple[str, ...]  # of each file: the name of its container
+    cut: tuple[bool, ...]  # of each file: whether packets are in it that an edit list hides
     fps: float
     episodes: tuple[Episode, ...]
     kind: Literal["video", "lerobot"] = "video"
@@ -515,6 +519,7 @@ def open_folder(root: Path, number: int = 0, max_bad: int = 8) -> VideoFolder:
         clocks=clocks,
         codecs=tuple(i.codec for _, i in good),
         formats=tuple(i.format for _, i in good),
+        cut=tuple(i.cut for _, i in good),
         fps=Counter(round(e.fps, 3) for e in episodes).most_common(1)[0][0],
         episodes=split_episodes(episodes, names, root),
     )
