@@ -284,3 +284,27 @@ def test_reading_ahead_tells_what_is_broken(tmp_path):
         list(ahead(source.episodes[2]))
     assert sum(len(f) for f in ahead(source.episodes[1])) == 40
     ahead.close()
+
+
+def test_labels_that_a_loss_of_power_left_half_written_are_made_again(source, tmp_path):
+    whole = fingerprint(write_labels(source, tmp_path / "whole", FEATURES, label, {"checkpoint": "abc"}))
+
+    def interrupted(episode, camera):
+        if episode.number == 4:
+            raise KeyboardInterrupt
+        return label(episode, camera)
+
+    with pytest.raises(KeyboardInterrupt):
+        write_labels(source, tmp_path / "out", FEATURES, interrupted, {"checkpoint": "abc"})
+    first, second, *_ = sorted(tmp_path.glob(".out.partial/labels/*.parquet"))
+    first.write_bytes(b"")
+    second.write_bytes(second.read_bytes()[:-50])
+    called = []
+    out = write_labels(
+        source,
+        tmp_path / "out",
+        FEATURES,
+        lambda e, c: (called.append(e.number), label(e, c))[1],
+        {"checkpoint": "abc"},
+    )
+    assert called == [0, 1, 4] and fingerprint(out) == whole

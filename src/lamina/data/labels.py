@@ -179,6 +179,11 @@ class _Spool:
             if self.partial.exists() and not (marker.exists() and read_json(marker).get("key") == key):
                 shutil.rmtree(self.partial)
             self.folder.mkdir(parents=True, exist_ok=True)
+            for path in self.folder.glob("*.parquet"):
+                try:  # a loss of power can leave files that are not whole: waiting for the disk after each is most of their time
+                    read_table(path)
+                except LaminaError:
+                    path.unlink()
         write_json(marker, {"key": key})
 
     def _path(self, episode: Episode) -> Path:
@@ -200,7 +205,7 @@ class _Spool:
             if values.dtype.kind == "f" and not np.isfinite(values).all():
                 raise LaminaError(f"{episode.name}: '{name}' is NaN or infinite; the model is damaged or has diverged")
             arrays.append(to_arrow(values, feature))
-        write_table(self._path(episode), [pa.table(arrays, schema=self.schema)], self.schema)
+        write_table(self._path(episode), [pa.table(arrays, schema=self.schema)], self.schema, durable=False)
 
     def get(self, episode: Episode) -> tuple[pa.Table, dict[str, Statistics]]:
         """An episode's labels and their statistics."""

@@ -534,7 +534,7 @@ def _find_rows(root: Path, template: str, places: dict[str, np.ndarray], fps: fl
     present = [path for path in named if path.exists()]
     search(present)
     if len(found) < len(lengths):
-        search([p for p in _parquet_files(root / "data") if p not in present])
+        search([p for p in _parquet_files(root / "data") if p not in set(present)])
     for n, length in enumerate(lengths.tolist()):
         run = found.get(n)
         if run is None or len(run.times) != length:

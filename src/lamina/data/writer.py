@@ -59,8 +59,8 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=4) + "\n")
 
 
-def write_table(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
-    """Write a parquet file, one row group a table, whole or not at all."""
+def write_table(path: Path, tables: Iterable[pa.Table], schema: pa.Schema, durable: bool = True) -> None:
+    """Write a parquet file, one row group a table, whole or not at all; but for a loss of power, if it is not to be ``durable``."""
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = partial_path(path)
@@ -68,7 +68,8 @@ def write_table(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> No
         with open(partial, "wb") as raw, pq.ParquetWriter(raw, schema, write_page_checksum=True) as writer:
             for table in tables:
                 writer.write_table(table.cast(schema))
-        sync(partial)
+        if durable:
+            sync(partial)
         os.replace(partial, path)
 
 
