@@ -365,6 +365,37 @@ def test_a_camera_that_some_episodes_lack(tmp_path, integers):
     assert [numbers(after, e) for e in (1, 3, 4)] == [spans(*[20] * 5)[e] for e in (1, 3, 4)]
 
 
+@pytest.mark.parametrize(
+    ("count", "absent"), [(4, {0, 2}), (5, {4}), (12, {0, 1, 2, 3, 4, 5, 6, 7, 8}), (20, set(range(0, 20, 2)))]
+)
+def test_a_camera_that_some_episodes_lack_has_every_split(tmp_path, count, absent):
+    """Whichever episodes it lacks: those of validation and test are taken from the others."""
+    root = foreign_dataset(tmp_path / "set", [40] * count)
+    change_info(root, splits=None)
+    change_table(
+        root / EPISODES, **{f"videos__{FRONT}__file_index": [None if e in absent else 0 for e in range(count)]}
+    )
+    begins = np.cumsum([0.0] + [0.0 if e in absent else 4.0 for e in range(count)])
+    change_table(
+        root / EPISODES,
+        **{
+            f"videos__{FRONT}__from_timestamp": begins[:-1].tolist(),
+            f"videos__{FRONT}__to_timestamp": begins[1:].tolist(),
+        },
+    )
+    seen = sorted(set(range(count)) - absent)
+    write_video(root / VIDEO, 40 * len(seen), 10)
+    taken: set[tuple[int, int]] = set()
+    for split in ("train", "validation", "test"):
+        clip = gather(config(root), split, None)
+        assert len(clip) and set(clip.episode.tolist()) <= set(seen)
+        for frames, e, index in zip(clip.frames[:, 0], clip.episode.tolist(), clip.index[:, 0].tolist(), strict=True):
+            assert read_number(frames.permute(1, 2, 0).numpy()) == 40 * seen.index(e) + index
+        here = {(e, i) for e, row in zip(clip.episode.tolist(), clip.index.tolist(), strict=True) for i in row}
+        assert not here & taken
+        taken |= here
+
+
 def test_a_camera_that_is_not_used_is_not_looked_at(tmp_path):
     wrist = "observation.images.wrist"
     root = foreign_dataset(tmp_path / "set", [20] * 3)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
@@ -146,28 +146,34 @@ def task_vector(text: str) -> Float[np.ndarray, "e"]:
 
 
 def split_episodes(
-    episodes: Sequence[Episode], names: Sequence[str], root: Path, declared: dict[str, range] | None = None
+    episodes: Sequence[Episode],
+    names: Sequence[str],
+    root: Path,
+    declared: dict[str, range] | None = None,
+    partly: Collection[int] = (),
 ) -> tuple[Episode, ...]:
     """The same episodes with their splits: by episode, made here once, whatever the training seed.
 
     Declared validation and test episodes are kept. What is not declared gets 10% of the episodes, in the order of a
     hash of ``names``, so a dataset that is moved keeps its splits. With fewer than 3 episodes each one is cut in time:
-    its first 80% are train, then 10% validation and 10% test.
+    its first 80% are train, then 10% validation and 10% test. ``partly``: numbers of episodes that some camera does not show, which are for
+    training only and do not count here, so that no camera is left without a split.
     """
     declared = declared or {}
-    if len(episodes) < 3 and not (declared.keys() - {"train"}):
+    count = len(episodes) - len(partly)
+    if count < 3 and not (declared.keys() - {"train"}):
         warnings.warn(
-            f"{root}: {len(episodes)} episode(s) are too few to split by episode; each is cut in time, 80/10/10 percent",
+            f"{root}: {count} episode(s) are too few to split by episode; each is cut in time, 80/10/10 percent",
             LaminaWarning,
             stacklevel=2,
         )
         return tuple(replace(e, splits=_cut_in_time(e.length)) for e in episodes)
     held_out = {number: name for name in ("validation", "test") for number in declared.get(name, ())}
     pool = sorted(
-        (n for n in range(len(episodes)) if n not in held_out),
+        (n for n in range(len(episodes)) if n not in held_out and n not in partly),
         key=lambda n: hashlib.sha256(os.fsencode(names[n])).digest(),
     )
-    count = max(1, round(HELD_OUT * len(episodes)))
+    count = max(1, round(HELD_OUT * count))
     for name in ("validation", "test"):
         if name not in declared:
             held_out |= dict.fromkeys(pool[:count], name)

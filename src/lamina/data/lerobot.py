@@ -224,6 +224,11 @@ class LeRobotDataset:
     def _groups(self) -> dict[str, dict[tuple[int, int] | None, list[int]]]:
         return {}
 
+    def partly_seen(self) -> set[int]:
+        """The episodes that some camera does not show, by the episode table."""
+        places = [self.places[f"videos/{c}/{k}"] for c in self.cameras if not self.in_table(c) for k in PLACE]
+        return set(np.flatnonzero(np.isnan(places).any(0)).tolist()) if places else set()
+
     def _match(self, camera: str, place: tuple[int, int]) -> tuple[FrameClock, Matched] | DecodeError:
         """The pictures of one file, compared with the rows of the episodes in it; once."""
         path = self.video_file(camera, place)
@@ -397,7 +402,7 @@ def open_lerobot(root: Path, number: int = 0) -> LeRobotDataset:
     ]
     names = [f"episode {n}" for n in range(total)]
     declared = _declared_splits(info_path, checked.splits or {}, total)
-    object.__setattr__(dataset, "episodes", split_episodes(episodes, names, root, declared))
+    object.__setattr__(dataset, "episodes", split_episodes(episodes, names, root, declared, dataset.partly_seen()))
     return dataset
 
 
