@@ -14,6 +14,8 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import pyarrow as pa
+
 from lamina.errors import LaminaError
 
 DATASET_MARKS = ("info.json", "episodes", "episodes.jsonl", "tasks.parquet", "tasks.jsonl")
@@ -90,6 +92,14 @@ def check_inside(path: str) -> None:
     parts = PurePosixPath(path)
     if parts.is_absolute() or ".." in parts.parts or not parts.parts or any(c in path for c in "\\\0"):
         raise ValueError(f"'{path}' leads out of the dataset")
+
+
+def open_arrow(path: Path, mode: str = "rb") -> pa.OSFile:
+    """A file for pyarrow, which would take a colon in a relative path for the end of a protocol's name, and knows no names but in UTF-8.
+
+    Not a file of Python's: pyarrow reads in threads of its own, and one that is in Python when the process ends aborts it.
+    """
+    return pa.OSFile(os.fsencode(path), mode)
 
 
 def local(name: str) -> str:

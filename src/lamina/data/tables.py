@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lamina.data.paths import check_regular, reason
+from lamina.data.paths import check_regular, open_arrow, reason
 from lamina.errors import LaminaError
 
 CACHE_BYTES = 128 * 2**20  # columns of row groups kept in memory, per process
@@ -38,12 +38,10 @@ def read_json(path: Path) -> dict[str, Any]:
 def open_table(path: Path) -> Iterator[pq.ParquetFile]:
     """A parquet file, open for reading. Raises LaminaError if it is missing or damaged, and for what fails while it is read.
 
-    It is opened here and not by pyarrow, which takes a colon in a relative path for the end of a protocol's name and knows no names but
-    those in UTF-8.
     """
     size = check_regular(path).st_size
     try:
-        with open(path, "rb") as raw, pq.ParquetFile(raw, page_checksum_verification=True) as file:
+        with open_arrow(path) as raw, pq.ParquetFile(raw, page_checksum_verification=True) as file:
             # A few bytes can stand for any number of equal rows, which would fill the memory; those of a dataset count up.
             if file.metadata.num_rows > ROWS_PER_BYTE * size:
                 raise ValueError(f"{file.metadata.num_rows} rows in {size} bytes")

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from jaxtyping import UInt8
 
 from lamina.data.episodes import SPLITS
+from lamina.data.paths import open_arrow
 from lamina.data.statistics import Statistics, column_statistics, merge_statistics, pixel_histogram, pixel_statistics
 from lamina.errors import LaminaError
 from lamina.files import disk_errors, partial_path, sync, write_text
@@ -64,8 +65,7 @@ def write_table(path: Path, tables: Iterable[pa.Table], schema: pa.Schema, durab
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = partial_path(path)
-        # Opened here: pyarrow would take a colon in a relative path for the end of a protocol's name.
-        with open(partial, "wb") as raw, pq.ParquetWriter(raw, schema, write_page_checksum=True) as writer:
+        with open_arrow(partial, "wb") as raw, pq.ParquetWriter(raw, schema, write_page_checksum=True) as writer:
             for table in tables:
                 writer.write_table(table.cast(schema))
         if durable:
