@@ -25,7 +25,7 @@ from data_files import (
     write_video,
 )
 
-from lamina.data import ClipStream, DataConfig, DecodeError, gather, open_source, write_labels
+from lamina.data import ClipStream, DataConfig, DecodeError, feature_width, gather, open_source, write_labels
 from lamina.errors import LaminaError, LaminaWarning
 from lamina.shapes import ActionSpec
 
@@ -67,7 +67,9 @@ def spans(*lengths: int) -> list[list[int]]:
 def test_a_table_at_30_beside_video_at_29_97(tmp_path, lengths):
     """After half a minute the clocks are a whole picture apart: each row gets the picture with its number, by count."""
     foreign_dataset(tmp_path / "set", lengths, 30, video_fps=30000 / 1001)
-    with pytest.warns(LaminaWarning, match=r"meta/episodes: the rows of episode \d come at 30 a second, .* at 29\.97;"):
+    with pytest.warns(
+        LaminaWarning, match=r"meta/episodes: the times of episode \d \(rows at 30 a second\) .*\(29\.97 pic"
+    ):
         open_source(tmp_path / "set").unseen(FRONT)
     assert everything(tmp_path / "set") == spans(*lengths)
 
@@ -100,7 +102,9 @@ def test_a_hardware_clock_in_the_table(tmp_path, rate):
     rng = np.random.default_rng(0)
     stamps = [np.arange(60) / rate + rng.uniform(0, 0.004, 60) * (np.arange(60) > 0) for _ in range(4)]
     root = foreign_dataset(tmp_path / "set", [60] * 4, 30, stamps=np.concatenate(stamps))
-    with pytest.warns(LaminaWarning, match=r"set/meta/episodes: the rows of episode 0 come at .* at 30;"):
+    with pytest.warns(
+        LaminaWarning, match=r"set/meta/episodes: the times of episode 0 \(rows at .* a second\) .*\(30 pic"
+    ):
         open_source(root).unseen(FRONT)
     assert everything(root) == spans(60, 60, 60, 60)
     times = open_source(root).episodes[1].times
@@ -668,3 +672,26 @@ def test_nothing_is_warned_of_where_all_is_well(tmp_path):
         source = open_source(root)
         assert source.unseen(FRONT) == {}
         write_labels(source, tmp_path / "out", LABELS, label, {})
+
+
+def test_a_camera_that_is_seldom_there_does_not_decide_over_the_splits(tmp_path):
+    wrist, gone = "observation.images.wrist", "observation.images.gone"
+    root = foreign_dataset(tmp_path / "set", [20] * 20)
+    before = [e.splits for e in open_source(root).episodes]
+    change_table(
+        root / EPISODES,
+        **{f"videos__{wrist}__{k}": [None] * 18 + [0, 0] for k in ("chunk_index", "file_index")},
+        **{f"videos__{wrist}__from_timestamp": [None] * 18 + [0.0, 2.0]},
+    )
+    features = json.loads((root / "meta/info.json").read_text())["features"]
+    change_info(root, features={**features, wrist: features[FRONT], gone: features[FRONT]})
+    assert [e.splits for e in open_source(root).episodes] == before
+    with pytest.raises(LaminaError, match=f"'{gone}' shows no episode"):
+        gather(config(root, camera=gone), "train", None)
+    with pytest.raises(LaminaError, match=f"'{gone}' shows no episode"):
+        write_labels(open_source(root), tmp_path / "out", LABELS, label, {}, camera=gone)
+
+
+def test_the_width_of_a_feature_is_known_without_its_values(tmp_path):
+    root = foreign_dataset(tmp_path / "set", [20] * 3, action=np.full((60, 3), np.nan, np.float32))
+    assert feature_width(config(root), "action") == 3 and feature_width(config(root), "state") is None

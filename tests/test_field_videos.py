@@ -9,7 +9,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from data_files import DATA, FRONT, foreign_dataset, numbers, picture, write_video
+from data_files import DATA, FRONT, foreign_dataset, numbers, picture, read_number, write_video
 from test_field_datasets import LABELS, label
 
 from lamina.data import ClipStream, DataConfig, open_source, write_labels
@@ -248,6 +248,72 @@ def test_the_content_counts_and_not_the_suffix(tmp_path, container):
     assert numbers(source, 0) == list(range(20))
 
 
+def cut_without_loss(path: Path, lead: int) -> Path:
+    """The same file from frame ``lead`` on: the packets before it stay, from the key frame on, and an edit list hides them."""
+    out = path.with_name(f"cut-{path.name}")
+    with av.open(str(path)) as given, av.open(str(out), "w") as target:
+        stream = given.streams.video[0]
+        copy = target.add_stream_from_template(stream)
+        shift = round(lead / stream.average_rate / stream.time_base)
+        for packet in given.demux(stream):
+            if packet.size:
+                packet.pts, packet.dts = packet.pts - shift, packet.dts - shift
+                packet.stream = copy
+                target.mux(packet)
+    path.unlink()
+    return out
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mov"])
+@pytest.mark.parametrize("bf", ["0", "2"])
+def test_what_an_edit_list_hides_is_not_shown(tmp_path, suffix, bf):
+    path = write_video(tmp_path / f"in/a.{suffix}", 60, options={"g": "30", "bf": bf})
+    cut_without_loss(path, 13)
+    source = open_source(tmp_path / "in")
+    assert numbers(source, 0) == list(range(13, 60))
+    out = open_source(write_labels(source, tmp_path / "out", LABELS, label, {}))
+    assert numbers(out, 0) == list(range(13, 60)) and out.fps == 10
+
+
+def test_what_an_edit_list_hides_fits_into_no_mkv(tmp_path):
+    cut_without_loss(write_video(tmp_path / "in/a.mov", 60, options={"g": "30"}), 13)
+    write_video(tmp_path / "in/b.webm", 20, codec="libvpx")
+    called = []
+    with pytest.raises(LaminaError, match=r"cut-a\.mov: fits neither .*hide what was cut off"):
+        write_labels(open_source(tmp_path / "in"), tmp_path / "out", LABELS, lambda *a: called.append(a), {})
+    assert not called
+
+
+CAMERA_FILES = {
+    "fragmented": {"muxer": {"movflags": "frag_keyframe+empty_moov+default_base_moof"}, "options": {"g": "30"}},
+    "open groups": {"options": {"bf": "3", "x264-params": "open-gop=1:keyint=15:b-pyramid=normal"}},
+    "ten bit": {
+        "codec": "libx265",
+        "pix_fmt": "yuv420p10le",
+        "options": {"x265-params": "log-level=error:bframes=4:keyint=30"},
+    },
+    "av1": {"codec": "libsvtav1", "options": {"g": "2", "preset": "12"}, "size": (64, 96)},
+    "full colour": {"pix_fmt": "yuv444p"},
+}
+
+
+@pytest.mark.parametrize("name", CAMERA_FILES)
+@pytest.mark.parametrize("dataset", [False, True])
+def test_what_cameras_write(tmp_path, name, dataset):
+    options = CAMERA_FILES[name]
+    if options.get("codec", "libx264") not in av.codecs_available:
+        pytest.skip(f"no encoder {options['codec']} here")
+    root = foreign_dataset(tmp_path / "set", [40, 50], 30) if dataset else tmp_path / "plain"
+    write_video(root / (f"videos/{FRONT}/chunk-000/file-000.mp4" if dataset else "a.mp4"), 90, 30, **options)
+    source = open_source(root)
+    shown = [number for e in range(len(source.episodes)) for number in numbers(source, e)]
+    assert shown == list(range(90))
+    whole = source.episodes[-1]
+    for start in (37, 3, 21):
+        frame = source.frames(whole, source.cameras[0], start, start + 1)[0]
+        assert read_number(frame) == start + 90 - whole.length
+
+
 # ----------------------------------------------------------------------------------------------------------- upright
 
 
@@ -388,3 +454,26 @@ def test_a_moved_folder_is_the_same_data(tmp_path):
     write_video(tmp_path / "moved/v4.mp4", 40, offset=160)
     with pytest.raises(LaminaError, match="--init"):
         ClipStream(settings(tmp_path / "moved"), 8, seed=0).load_state_dict(state)
+
+
+def test_what_systems_keep_for_themselves_is_not_read(tmp_path):
+    write_video(tmp_path / "a.mp4", 20)
+    for folder in ("$RECYCLE.BIN/S-1", "#recycle", "@eaDir/a.mp4", "__MACOSX", "lost+found"):
+        write_video(tmp_path / folder / "deleted.mp4", 20, offset=700)
+    assert firsts(tmp_path) == [0]
+
+
+def test_video_that_is_not_read_is_named(tmp_path):
+    write_video(tmp_path / "a.mp4", 20)
+    (tmp_path / "b.AVI").write_bytes(b"RIFF")
+    with pytest.warns(LaminaWarning, match=r"b\.AVI: is not read \(1 such file"):
+        assert firsts(tmp_path) == [0]
+
+
+def test_a_dataset_that_lost_its_meta_folder_is_not_plain_video(tmp_path):
+    root = foreign_dataset(tmp_path / "all/set", [10] * 6)
+    (root / "meta").rename(tmp_path / "lost")
+    with pytest.raises(LaminaError, match=r"meta/info\.json"):
+        open_source(root)
+    with pytest.raises(LaminaError, match="holds 1 LeRobot dataset"):
+        open_source(tmp_path / "all")

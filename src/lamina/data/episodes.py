@@ -75,6 +75,10 @@ class Source(Protocol):
         """What feature ``name`` holds, read as an action; None if there is no such feature."""
         ...
 
+    def width(self, name: str) -> int | None:
+        """Values of feature ``name`` in one frame; None if there is no such feature."""
+        ...
+
     def unseen(self, camera: str) -> dict[int, DecodeError | None]:
         """Numbers of the episodes that a camera does not show: with None where the dataset says so itself, else with the reason."""
         ...

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lamina.data.episodes import DecodeError, Episode, compact_times, split_episodes
 from lamina.data.match import Matched, Numbers, Span, match
-from lamina.data.paths import check_inside, check_regular, check_template, local, reason, walk
+from lamina.data.paths import check_inside, check_name, check_regular, check_template, local, reason, walk
 from lamina.data.tables import Columns, read_json, read_table, to_numpy
 from lamina.data.video import FAILURES, FrameClock, decode, decode_picture, index_video, key_distance
 from lamina.data.writer import LeRobotWriter, VideoEncoding
@@ -204,9 +204,9 @@ class LeRobotDataset:
             assert place is not None
             clock = self._match(camera, place)[0]  # type: ignore[index]
             warnings.warn(
-                f"{self.root}/meta/episodes: the rows of episode {n} come at {self.episodes[n].fps:.5g} a second, but the pictures of its "
-                f"video {self.video_file(camera, place)} at {clock.fps:.5g}; there is one for each row, and so they are paired by number "
-                f"({len(counted)} such episode(s))",
+                f"{self.root}/meta/episodes: the times of episode {n} (rows at {self.episodes[n].fps:.5g} a second) do not fit its video "
+                f"{self.video_file(camera, place)} ({clock.fps:.5g} pictures a second); it has a picture for each row, and so they are "
+                f"paired by number ({len(counted)} such episode(s))",
                 LaminaWarning,
                 stacklevel=2,
             )
@@ -225,9 +225,17 @@ class LeRobotDataset:
         return {}
 
     def partly_seen(self) -> set[int]:
-        """The episodes that some camera does not show, by the episode table."""
-        places = [self.places[f"videos/{c}/{k}"] for c in self.cameras if not self.in_table(c) for k in PLACE]
-        return set(np.flatnonzero(np.isnan(places).any(0)).tolist()) if places else set()
+        """The episodes that some camera does not show, by the episode table; if those are most of them, that the first camera does not."""
+        lacking = [
+            np.isnan([self.places[f"videos/{c}/{k}"] for k in PLACE]).any(0)
+            for c in self.cameras
+            if not self.in_table(c)
+        ]
+        lacking = [lacks for lacks in lacking if not lacks.all()]  # a camera that is never there is none
+        if not lacking:
+            return set()
+        some = np.any(lacking, axis=0)
+        return set(np.flatnonzero(some if (~some).sum() >= max(3, len(some) / 2) else lacking[0]).tolist())
 
     def _match(self, camera: str, place: tuple[int, int]) -> tuple[FrameClock, Matched] | DecodeError:
         """The pictures of one file, compared with the rows of the episodes in it; once."""
@@ -316,6 +324,10 @@ class LeRobotDataset:
             return float(episode.times[-1]) + 1.0 / episode.fps
         begin, end = (self.places[f"videos/{camera}/{k}_timestamp"][episode.number] for k in ("from", "to"))
         return float(end - begin)
+
+    def width(self, name: str) -> int | None:
+        """See :meth:`lamina.data.episodes.Source.width`."""
+        return width_of(self.info["features"][name]) if name in self.columns else None
 
     def column(self, episode: Episode, name: str) -> Float[np.ndarray, "t d"]:
         """See :meth:`lamina.data.episodes.Source.column`."""
@@ -432,9 +444,7 @@ def _cameras(info_path: Path, info: dict[str, Any]) -> tuple[str, ...]:
     videos = [name for name in cameras if info["features"][name]["dtype"] == "video"]
     try:
         for name in videos:
-            if len(Path(name).parts) != 1 or "/" in name or name == "..":
-                raise ValueError(f"no folder can be called '{name[:80]}'")
-            check_inside(name)
+            check_name(name)
         if videos:
             check_template(info.get("video_path"), {"video_key", "chunk_index", "file_index"})
             info["video_path"].format(video_key="", chunk_index=0, file_index=0)

@@ -19,6 +19,8 @@ import pyarrow as pa
 from lamina.errors import LaminaError
 
 DATASET_MARKS = ("info.json", "episodes", "episodes.jsonl", "tasks.parquet", "tasks.jsonl")
+# Where systems keep what was deleted, and pictures and shadows of what is there.
+SYSTEM_FOLDERS = {"$recycle.bin", "#recycle", "@eadir", "__macosx", "lost+found", "system volume information"}
 
 
 def reason(error: BaseException) -> str:
@@ -29,8 +31,9 @@ def reason(error: BaseException) -> str:
 def walk(root: Path, enter: Callable[[Path], bool] = lambda folder: True) -> Iterator[Path]:
     """Every file below ``root``: the real folders first, then those behind links, each folder once however many links lead to it.
 
-    Names that begin with a dot are skipped (shadows of other systems, unfinished output), as is what is neither a file nor a folder
-    (pipes, sockets, devices). Links to nothing are told like files, so that whoever wants them says that they are missing.
+    Names that begin with a dot are skipped (shadows of other systems, unfinished output), and the folders of systems, as is what is neither
+    a file nor a folder (pipes, sockets, devices). Links to nothing are told like files, so that whoever wants them
+    says that they are missing.
     ``enter`` says whether to go into a folder. Raises OSError where a folder may not be read.
     """
     seen: set[tuple[int, int]] = set()
@@ -46,7 +49,7 @@ def walk(root: Path, enter: Callable[[Path], bool] = lambda folder: True) -> Ite
             if name.startswith("."):
                 continue
             if path.is_dir():
-                if enter(path):
+                if name.lower() not in SYSTEM_FOLDERS and enter(path):
                     (linked if path.is_symlink() else real).append(path)
             elif path.is_file() or not path.exists():
                 yield path
@@ -54,7 +57,8 @@ def walk(root: Path, enter: Callable[[Path], bool] = lambda folder: True) -> Ite
 
 def is_dataset(folder: Path) -> bool:
     """Whether a folder is a LeRobot dataset of any version, whole or not."""
-    return any(os.path.lexists(folder / "meta" / mark) for mark in DATASET_MARKS)
+    described = any(os.path.lexists(folder / "meta" / mark) for mark in DATASET_MARKS)
+    return described or ((folder / "videos").is_dir() and any((folder / "data").glob("chunk-*")))
 
 
 def dataset_around(path: Path) -> Path | None:
@@ -108,6 +112,13 @@ def local(name: str) -> str:
     They differ where the system's own encoding is another one, in a bare container for instance.
     """
     return os.fsdecode(name.encode())
+
+
+def check_name(name: str) -> None:
+    """Raises ValueError unless a feature's name can be that of a folder."""
+    if "/" in name:
+        raise ValueError(f"no folder can be called '{name[:80]}'")
+    check_inside(name)
 
 
 def belongs(path: Path, root: Path) -> bool:

@@ -226,6 +226,8 @@ class Plan:
             missing[camera] = set(found)
             refused = [error for error in found.values() if error is not None]
             absent = len(found) - len(refused)
+            if not refused and len(found) == len(source.episodes):
+                raise LaminaError(f"{source.root}: '{camera}' shows no episode; name another camera by --camera")
             if refused and (len(refused) > self.config.max_bad or len(found) == len(source.episodes)):
                 more = f" ({len(refused)} episodes of {source.root} cannot be used)" if len(refused) > 1 else ""
                 raise LaminaError(f"{refused[0]}{more}")
@@ -324,7 +326,7 @@ def feature_width(config: DataConfig, name: str) -> int | None:
     Raises LaminaError for data that cannot be read.
     """
     sources = [open_source(parse_data(d)[0], n, config.max_bad) for n, d in enumerate(config.data)]
-    widths = {s.column(s.episodes[0], name).shape[1] if name in s.columns else None for s in sources}
+    widths = {s.width(name) for s in sources}
     return widths.pop() if len(widths) == 1 else None
 
 

@@ -36,9 +36,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def open_table(path: Path) -> Iterator[pq.ParquetFile]:
-    """A parquet file, open for reading. Raises LaminaError if it is missing or damaged, and for what fails while it is read.
-
-    """
+    """A parquet file, open for reading. Raises LaminaError if it is missing or damaged, and for what fails while it is read."""
     size = check_regular(path).st_size
     try:
         with open_arrow(path) as raw, pq.ParquetFile(raw, page_checksum_verification=True) as file:

@@ -25,6 +25,7 @@ from lamina.errors import LaminaError, LaminaWarning
 from lamina.shapes import ActionSpec
 
 SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm")
+OTHER_SUFFIXES = (".avi", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv", ".flv", ".3gp", ".ogv", ".mxf", ".vob")
 # What a file may be, whatever its name says. Play lists, which the library would follow to other files and to the net, are not among them.
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,mxf,nut"
 PICTURES = "png_pipe,apng,jpeg_pipe,jpegls_pipe,webp_pipe,bmp_pipe,tiff_pipe,ppm_pipe,pgm_pipe,gif"
@@ -432,6 +433,10 @@ class VideoFolder:
         """None: plain video has no actions."""
         return None
 
+    def width(self, name: str) -> int | None:
+        """None: plain video has no features."""
+        return None
+
     def unseen(self, camera: str) -> dict[int, DecodeError | None]:
         """See :meth:`lamina.data.episodes.Source.unseen`: none, bad files are left out when the folder is opened."""
         return {}
@@ -467,7 +472,10 @@ def find_videos(root: Path) -> list[Path]:
         return not is_dataset(folder)
 
     once: dict[tuple[int, int] | Path, Path] = {}
+    others: list[Path] = []
     for path in walk(root, enter):
+        if path.suffix.lower() in OTHER_SUFFIXES:
+            others.append(path)
         if path.suffix.lower() in SUFFIXES:
             status = path.stat() if path.exists() else None
             once.setdefault((status.st_dev, status.st_ino) if status else path, path)
@@ -481,6 +489,13 @@ def find_videos(root: Path) -> list[Path]:
     if datasets:
         warnings.warn(
             f"{root}: the LeRobot dataset(s) in it are left out ({len(datasets)}, the first is {datasets[0]}); name them to read them",
+            LaminaWarning,
+            stacklevel=3,
+        )
+    if others:
+        warnings.warn(
+            f"{min(others)}: is not read ({len(others)} such file(s)), only {' '.join(SUFFIXES)} are; "
+            "remux it: ffmpeg -i IN -c copy OUT.mkv",
             LaminaWarning,
             stacklevel=3,
         )

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from jaxtyping import UInt8
 
 from lamina.data.episodes import SPLITS
-from lamina.data.paths import open_arrow
+from lamina.data.paths import check_name, open_arrow
 from lamina.data.statistics import Statistics, column_statistics, merge_statistics, pixel_histogram, pixel_statistics
 from lamina.errors import LaminaError
 from lamina.files import disk_errors, partial_path, sync, write_text
@@ -236,7 +236,12 @@ class LeRobotWriter:
         self.features = {name: dict(feature) for name, feature in features.items()}
         self.robot_type, self.video, self.extra_info = robot_type, video, extra_info or {}
         for name in features:
-            if "/" in name or name in INDEX_FEATURES:
+            try:
+                check_name(name)
+                taken = name in INDEX_FEATURES
+            except ValueError:
+                taken = True
+            if taken:
                 raise LaminaError(f"{root}: a feature cannot be called '{name}'; choose another name")
         check_new(self.root)
         # Absolute: the libraries that write would take a colon in a relative path for the end of a protocol's name.
