@@ -287,11 +287,7 @@ def test_what_an_edit_list_hides_fits_into_no_mkv(tmp_path):
 CAMERA_FILES = {
     "fragmented": {"muxer": {"movflags": "frag_keyframe+empty_moov+default_base_moof"}, "options": {"g": "30"}},
     "open groups": {"options": {"bf": "3", "x264-params": "open-gop=1:keyint=15:b-pyramid=normal"}},
-    "ten bit": {
-        "codec": "libx265",
-        "pix_fmt": "yuv420p10le",
-        "options": {"x265-params": "log-level=error:bframes=4:keyint=30"},
-    },
+    "ten bit": {"pix_fmt": "yuv420p10le", "options": {"bf": "3", "g": "30"}},
     "av1": {"codec": "libsvtav1", "options": {"g": "2", "preset": "12"}, "size": (64, 96)},
     "full colour": {"pix_fmt": "yuv444p"},
 }

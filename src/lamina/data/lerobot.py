@@ -21,7 +21,7 @@ from jaxtyping import Float, Int, UInt8
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lamina.data.episodes import DecodeError, Episode, compact_times, split_episodes
-from lamina.data.match import Matched, Numbers, Span, match
+from lamina.data.match import Matched, Numbers, Span, match, rate_of
 from lamina.data.paths import check_inside, check_name, check_regular, check_template, local, reason, walk
 from lamina.data.tables import Columns, read_json, read_table, to_numpy
 from lamina.data.video import FAILURES, FrameClock, decode, decode_picture, index_video, key_distance
@@ -186,6 +186,15 @@ class LeRobotDataset:
     def unseen(self, camera: str) -> dict[int, DecodeError | None]:
         """See :meth:`lamina.data.episodes.Source.unseen`. Compares the rows with the pictures of every file of the camera."""
         self._check_camera(camera)
+        if camera not in self._unseen:
+            self._unseen[camera] = self._find_unseen(camera)
+        return self._unseen[camera]
+
+    @cached_property
+    def _unseen(self) -> dict[str, dict[int, DecodeError | None]]:
+        return {}
+
+    def _find_unseen(self, camera: str) -> dict[int, DecodeError | None]:
         missing: dict[int, DecodeError | None] = {}
         counted: list[int] = []
         for place, episodes in ({} if self.in_table(camera) else self._by_place(camera)).items():
@@ -208,7 +217,7 @@ class LeRobotDataset:
                 f"{self.video_file(camera, place)} ({clock.fps:.5g} pictures a second); it has a picture for each row, and so they are "
                 f"paired by number ({len(counted)} such episode(s))",
                 LaminaWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
         return missing
 
@@ -254,7 +263,7 @@ class LeRobotDataset:
         begin, end = (float(self.places[f"videos/{camera}/{k}_timestamp"][number]) for k in ("from", "to"))
         episode = self.episodes[number]
         times = begin + self.rows.first[number] + episode.times
-        return Span(number, begin, end, times, episode.fps, self.fps, episode.stamps is None)
+        return Span(number, begin, end, times, rate_of(times, episode.fps), self.fps)
 
     def _refusal(self, number: int, camera: str, place: tuple[int, int], text: str) -> DecodeError:
         return DecodeError(

@@ -28,9 +28,8 @@ class Span:
     begin: float  # seconds: where its stretch of video begins and ends; NaN: not said
     end: float
     times: Float[np.ndarray, "t"]  # seconds on the file's clock: when each row's picture shows
-    fps: float  # rows per second
+    fps: float  # rows per second, as :func:`rate_of` has it
     rate: float  # frames per second that the dataset states
-    even: bool  # whether the rows are regular
 
 
 @dataclass(frozen=True)
@@ -40,6 +39,11 @@ class Matched:
     pictures: dict[int, Numbers]
     refused: dict[int, str]  # what is said of the two clocks of an episode whose pictures are not known
     counted: tuple[int, ...] = ()  # episodes whose pictures were counted, because the clocks disagree
+
+
+def rate_of(times: Float[np.ndarray, "t"], fps: float) -> float:
+    """Rows per second by the usual distance of two of them, whatever was cut out in between; ``fps`` for a single row."""
+    return float(1.0 / np.median(np.diff(times))) if len(times) > 1 else fps
 
 
 def match(clock: FrameClock, count: int, spans: Sequence[Span]) -> Matched:
@@ -89,12 +93,10 @@ def _by_time(clock: FrameClock, shown: Float[np.ndarray, "n"], span: Span) -> Nu
     close = (np.abs(shown[nearest] - times) <= CLOSE * apart).all()
     own = (np.diff(nearest) > 0).all()
     within = np.isnan(span.end) or shown[nearest[-1]] < span.end - 0.25 * apart[-1]
-    if span.even:
-        # Clocks that differ a little are a whole picture apart at times, and then nothing seems to be wrong.
-        ratio = clock.fps / span.fps
-        drift = abs(ratio / max(1, round(ratio)) - 1) * abs(times[-1]) * span.fps
-        close = close and drift <= CLOSE
-    if not (close and own and within):
+    # Clocks that differ a little are a whole picture apart at times, and then nothing seems to be wrong.
+    ratio = clock.fps / span.fps
+    drift = abs(ratio / max(1, round(ratio)) - 1) * abs(times[-1]) * span.fps
+    if not (close and own and within and drift <= CLOSE):
         return None
     first, last = int(nearest[0]), int(nearest[-1])
     return range(first, last + 1) if last - first + 1 == len(nearest) else nearest.astype(np.int32)
