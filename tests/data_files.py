@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lamina.data import LeRobotWriter, Source
+from lamina.data import DataConfig, LeRobotWriter, Source
 
 BITS = 12
 
@@ -188,3 +188,23 @@ def numbers(source: Source, episode: int, camera: str | None = None) -> list[int
     """The numbers that the pictures of an episode show."""
     e = source.episodes[episode]
     return [read_number(f) for f in source.frames(e, camera or source.cameras[0], 0, e.length)]
+
+
+LABELS = {
+    "latent_action": {"dtype": "float32", "shape": [2], "names": None},
+    "latent_action.valid": {"dtype": "bool", "shape": [1], "names": None},
+}
+
+
+def label(episode, camera):
+    """Labels that say whose they are: the episode's number and the row's, all of them valid."""
+    rows = np.arange(episode.length)
+    return {
+        "latent_action": np.stack([np.full(episode.length, episode.number), rows], 1).astype(np.float32),
+        "latent_action.valid": np.ones(episode.length, bool),
+    }
+
+
+def config(root: Path, **options) -> DataConfig:
+    """Small pictures, read in this process; frames alone."""
+    return DataConfig((str(root),), **{"size": (16, 48), "workers": 0, "shuffle": 20, "action": None, **options})

@@ -16,38 +16,24 @@ from data_files import (
     DATA,
     EPISODES,
     FRONT,
+    LABELS,
     change_info,
     change_table,
+    config,
     foreign_dataset,
+    label,
     numbers,
     picture,
     read_number,
     write_video,
 )
 
-from lamina.data import ClipStream, DataConfig, DecodeError, feature_width, gather, open_source, write_labels
+from lamina.data import ClipStream, DecodeError, feature_width, gather, open_source, write_labels
 from lamina.errors import LaminaError, LaminaWarning
 from lamina.shapes import ActionSpec
 
 pytestmark = pytest.mark.filterwarnings("ignore::lamina.errors.LaminaWarning")
 VIDEO = f"videos/{FRONT}/chunk-000/file-000.mp4"
-LABELS = {
-    "latent_action": {"dtype": "float32", "shape": [2], "names": None},
-    "latent_action.valid": {"dtype": "bool", "shape": [1], "names": None},
-}
-
-
-def label(episode, camera):
-    """The episode's number and the row's, all of them valid."""
-    rows = np.arange(episode.length)
-    return {
-        "latent_action": np.stack([np.full(episode.length, episode.number), rows], 1).astype(np.float32),
-        "latent_action.valid": np.ones(episode.length, bool),
-    }
-
-
-def config(root: Path, **options) -> DataConfig:
-    return DataConfig((str(root),), **{"size": (16, 48), "workers": 0, "shuffle": 20, "action": None, **options})
 
 
 def everything(root: Path) -> list[list[int]]:

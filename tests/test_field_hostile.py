@@ -15,14 +15,16 @@ from data_files import (
     DATA,
     EPISODES,
     FRONT,
+    LABELS,
     change_info,
     change_table,
+    config,
     foreign_dataset,
+    label,
     numbers,
     write_columns,
     write_video,
 )
-from test_field_datasets import LABELS, config, label
 
 from lamina.data import DataConfig, gather, open_source, write_labels
 from lamina.data.paths import check_template, walk

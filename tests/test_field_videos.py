@@ -9,8 +9,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from data_files import DATA, FRONT, foreign_dataset, numbers, picture, read_number, write_video
-from test_field_datasets import LABELS, label
+from data_files import DATA, FRONT, LABELS, foreign_dataset, label, numbers, picture, read_number, write_video
 
 from lamina.data import ClipStream, DataConfig, open_source, write_labels
 from lamina.data.video import index_video
@@ -384,8 +383,7 @@ def test_names_that_are_not_utf8(tmp_path):
 IN_ASCII = """
 import json, sys, warnings
 sys.path.insert(0, "tests")
-from data_files import numbers
-from test_field_datasets import LABELS, label
+from data_files import LABELS, label, numbers
 from lamina.data import open_source, write_labels
 warnings.simplefilter("ignore")
 source = open_source(sys.argv[1])
