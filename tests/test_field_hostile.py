@@ -134,6 +134,27 @@ def test_usual_templates_are_allowed(template):
     check_template(template, {"chunk_index", "file_index"})
 
 
+def test_places_and_cameras_that_share_a_file(tmp_path, root):
+    """A template may leave out what the episode table says."""
+    twin = "observation.images.twin"
+    info = json.loads((root / "meta/info.json").read_text())
+    info["features"][twin] = info["features"][FRONT]
+    (root / "meta/info.json").write_text(json.dumps(info | {"video_path": "videos/all.mp4"}))
+    (root / f"videos/{FRONT}/chunk-000/file-000.mp4").rename(root / "videos/all.mp4")
+    change_table(
+        root / EPISODES,
+        **{f"videos__{FRONT}__file_index": [0, 1, 2]},
+        **{f"videos__{twin}__{k}": [0] * 3 for k in ("chunk_index", "file_index")},
+        **{f"videos__{twin}__from_timestamp": [0.0, 2.0, 4.0]},
+    )
+    source = open_source(root)
+    after = open_source(write_labels(source, tmp_path / "out", LABELS, label, {}))
+    for camera in (FRONT, twin):
+        assert [numbers(source, e, camera) for e in range(3)] == [list(range(20 * e, 20 * e + 20)) for e in range(3)]
+    assert [numbers(after, e, twin) for e in range(3)] == [list(range(20 * e, 20 * e + 20)) for e in range(3)]
+    assert [numbers(after, e) for e in range(3)] == [list(range(20 * e, 20 * e + 20)) for e in range(3)]
+
+
 # --------------------------------------------------------------------------------------------------------------- files
 
 

@@ -148,7 +148,7 @@ def check_writable(source: Source, out: Path, features: Features, camera: str) -
                 f"{min(source.rows.unlisted)}: has rows of episodes that meta/episodes does not list; mend one of them"
             )
         _ = source.stats
-        for path in _videos(source):
+        for path in dict.fromkeys(_videos(source).values()):
             try:
                 with open_video(path) as container:
                     video_stream(container)
@@ -246,7 +246,7 @@ def _extend(source: LeRobotDataset, partial: Path, spool: _Spool) -> None:
     own = {"data_path": DATA_PATH, "features": {**source.info["features"], **spool.features}}
     own |= {"video_path": template} if videos else {}
     write_json(partial / "meta/info.json", {**source.info, **own})
-    for path, (camera, chunk, file) in videos.items():
+    for (camera, chunk, file), path in videos.items():
         link(path, partial / template.format(video_key=local(camera), chunk_index=chunk, file_index=file))
     _carry_over(source, partial)
 
@@ -266,13 +266,13 @@ def _extend_episodes(source: LeRobotDataset, table: pa.Table, statistics: dict[i
     return table
 
 
-def _videos(source: LeRobotDataset) -> dict[Path, tuple[str, int, int]]:
-    """Every video file that an episode has pictures in, and its place: camera, chunk and file."""
-    places: dict[Path, tuple[str, int, int]] = {}
+def _videos(source: LeRobotDataset) -> dict[tuple[str, int, int], Path]:
+    """Every place that an episode has pictures at (camera, chunk, file), and the video file there."""
+    places: dict[tuple[str, int, int], Path] = {}
     for camera in source.cameras:
         if not source.in_table(camera):
             found = {source.video_place(e.number, camera) for e in source.episodes}
-            places |= {source.video_file(camera, p): (camera, *p) for p in sorted(filter(None, found))}
+            places |= {(camera, *p): source.video_file(camera, p) for p in sorted(filter(None, found))}
     return places
 
 

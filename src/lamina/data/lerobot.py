@@ -162,7 +162,7 @@ class LeRobotDataset:
         return Columns()
 
     @cached_property
-    def _matched(self) -> dict[Path, tuple[FrameClock, Matched] | DecodeError]:
+    def _matched(self) -> dict[tuple[str, Path], tuple[FrameClock, Matched] | DecodeError]:
         return {}
 
     def data_file(self, number: int) -> Path:
@@ -183,6 +183,11 @@ class LeRobotDataset:
         name = self.info["video_path"].format(video_key=camera, chunk_index=place[0], file_index=place[1])
         return self.root / local(name)
 
+    def shown_in(self, number: int, camera: str) -> Path | None:
+        """The video file with the pictures of episode ``number``; None if the camera does not show it."""
+        place = self.video_place(number, camera)
+        return None if place is None else self.video_file(camera, place)
+
     def unseen(self, camera: str) -> dict[int, DecodeError | None]:
         """See :meth:`lamina.data.episodes.Source.unseen`. Compares the rows with the pictures of every file of the camera."""
         self._check_camera(camera)
@@ -197,40 +202,40 @@ class LeRobotDataset:
     def _find_unseen(self, camera: str) -> dict[int, DecodeError | None]:
         missing: dict[int, DecodeError | None] = {}
         counted: list[int] = []
-        for place, episodes in ({} if self.in_table(camera) else self._by_place(camera)).items():
-            if place is None:
+        for path, episodes in ({} if self.in_table(camera) else self._by_file(camera)).items():
+            if path is None:
                 missing |= dict.fromkeys(episodes)
                 continue
-            found = self._match(camera, place)
+            found = self._match(camera, path)
             if isinstance(found, DecodeError):
                 missing |= dict.fromkeys(episodes, found)
             else:
                 counted += found[1].counted
-                missing |= {n: self._refusal(n, camera, place, text) for n, text in found[1].refused.items()}
+                missing |= {n: self._refusal(n, path, text) for n, text in found[1].refused.items()}
         if counted:
             n = min(counted)
-            place = self.video_place(n, camera)
-            assert place is not None
-            clock = self._match(camera, place)[0]  # type: ignore[index]
+            path = self.shown_in(n, camera)
+            assert path is not None
+            clock = self._match(camera, path)[0]  # type: ignore[index]
             warnings.warn(
                 f"{self.root}/meta/episodes: the times of episode {n} (rows at {self.episodes[n].fps:.5g} a second) do not fit its video "
-                f"{self.video_file(camera, place)} ({clock.fps:.5g} pictures a second); it has a picture for each row, and so they are "
+                f"{path} ({clock.fps:.5g} pictures a second); it has a picture for each row, and so they are "
                 f"paired by number ({len(counted)} such episode(s))",
                 LaminaWarning,
                 stacklevel=3,
             )
         return missing
 
-    def _by_place(self, camera: str) -> dict[tuple[int, int] | None, list[int]]:
+    def _by_file(self, camera: str) -> dict[Path | None, list[int]]:
         """The episodes in each video file of a camera; under None those that it does not show."""
         if camera not in self._groups:
             groups = self._groups[camera] = {}
             for n in range(len(self.episodes)):
-                groups.setdefault(self.video_place(n, camera), []).append(n)
+                groups.setdefault(self.shown_in(n, camera), []).append(n)
         return self._groups[camera]
 
     @cached_property
-    def _groups(self) -> dict[str, dict[tuple[int, int] | None, list[int]]]:
+    def _groups(self) -> dict[str, dict[Path | None, list[int]]]:
         return {}
 
     def partly_seen(self) -> set[int]:
@@ -246,18 +251,18 @@ class LeRobotDataset:
         some = np.any(lacking, axis=0)
         return set(np.flatnonzero(some if (~some).sum() >= max(3, len(some) / 2) else lacking[0]).tolist())
 
-    def _match(self, camera: str, place: tuple[int, int]) -> tuple[FrameClock, Matched] | DecodeError:
-        """The pictures of one file, compared with the rows of the episodes in it; once."""
-        path = self.video_file(camera, place)
-        if path not in self._matched:
+    def _match(self, camera: str, path: Path) -> tuple[FrameClock, Matched] | DecodeError:
+        """The pictures of one file of a camera, compared with the rows of the episodes in it; once."""
+        key = camera, path
+        if key not in self._matched:
             try:
                 index = index_video(path, quick=True)
             except DecodeError as error:
-                self._matched[path] = error
+                self._matched[key] = error
             else:
-                spans = [self._span(n, camera) for n in self._by_place(camera)[place]]
-                self._matched[path] = index.clock, match(index.clock, len(index.times), spans)
-        return self._matched[path]
+                spans = [self._span(n, camera) for n in self._by_file(camera)[path]]
+                self._matched[key] = index.clock, match(index.clock, len(index.times), spans)
+        return self._matched[key]
 
     def _span(self, number: int, camera: str) -> Span:
         begin, end = (float(self.places[f"videos/{camera}/{k}_timestamp"][number]) for k in ("from", "to"))
@@ -265,9 +270,9 @@ class LeRobotDataset:
         times = begin + self.rows.first[number] + episode.times
         return Span(number, begin, end, times, rate_of(times, episode.fps), self.fps)
 
-    def _refusal(self, number: int, camera: str, place: tuple[int, int], text: str) -> DecodeError:
+    def _refusal(self, number: int, path: Path, text: str) -> DecodeError:
         return DecodeError(
-            f"{self.root}/meta/episodes: episode {number} and its video {self.video_file(camera, place)} disagree ({text}); which picture "
+            f"{self.root}/meta/episodes: episode {number} and its video {path} disagree ({text}); which picture "
             "belongs to which row is not known: mend one of them, or leave out the episode"
         )
 
@@ -283,17 +288,17 @@ class LeRobotDataset:
         stop = min(stop, episode.length)
         if self.in_table(camera):
             return self._images(episode, camera, start, stop, size)
-        place = self.video_place(episode.number, camera)
-        if place is None:
+        path = self.shown_in(episode.number, camera)
+        if path is None:
             raise DecodeError(f"{self.root}: episode {episode.number} has no pictures of '{camera}'; leave it out")
-        found = self._match(camera, place)
+        found = self._match(camera, path)
         if isinstance(found, DecodeError):
             raise found
         clock, matched = found
         if episode.number in matched.refused:
-            raise self._refusal(episode.number, camera, place, matched.refused[episode.number])
+            raise self._refusal(episode.number, path, matched.refused[episode.number])
         numbers: Numbers = matched.pictures[episode.number][start:stop]
-        return decode(self.video_file(camera, place), clock.at(np.asarray(numbers)), size, clock.tolerance)
+        return decode(path, clock.at(np.asarray(numbers)), size, clock.tolerance)
 
     def _images(
         self, episode: Episode, camera: str, start: int, stop: int, size: tuple[int, int] | None
