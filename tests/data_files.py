@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from lamina.data import LeRobotWriter
+from lamina.data import DataConfig, LeRobotWriter, Source
 
 BITS = 12
 
@@ -39,10 +42,11 @@ def write_video(
     options: dict[str, str] | None = None,
     pts: list[int] | None = None,
     offset: int = 0,
+    muxer: dict[str, str] | None = None,
 ) -> Path:
     """A video whose frame i shows offset + i, at i / fps seconds or at ``pts`` milliseconds."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", options=muxer or {}) as container:
         stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001), options=options or {})
         stream.height, stream.width, stream.pix_fmt = *size, pix_fmt
         if pts is not None:
@@ -89,3 +93,118 @@ def write_dataset(
                 split=splits[e] if splits else "train",
             )
     return root
+
+
+FRONT = "observation.images.front"
+DATA = "data/chunk-000/file-000.parquet"
+EPISODES = "meta/episodes/chunk-000/file-000.parquet"
+
+
+def write_columns(path: Path, columns: dict) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), path)
+
+
+def foreign_dataset(
+    root: Path,
+    lengths: list[int],
+    fps: float = 10,
+    features: dict | None = None,
+    columns: dict | None = None,
+    camera: str | None = FRONT,
+    info: dict | None = None,
+    stamps: np.ndarray | None = None,
+    action: np.ndarray | None = None,
+    video_fps: float | None = None,
+) -> Path:
+    """A LeRobotDataset v3.0 as other programs write it: one data file, one video file. Its row i shows i and has the action (i, -i)."""
+    total, starts = sum(lengths), np.cumsum([0, *lengths])[:-1].tolist()
+    if camera:
+        write_video(root / f"videos/{camera}/chunk-000/file-000.mp4", total, video_fps or fps)
+    action = np.stack([np.arange(total), -np.arange(total)], 1).astype(np.float32) if action is None else action
+    frame = np.concatenate([np.arange(n) for n in lengths])
+    rows = {
+        "action": pa.array(action.tolist(), pa.list_(pa.from_numpy_dtype(action.dtype))),
+        "timestamp": pa.array(np.asarray(frame / fps if stamps is None else stamps, np.float32)),
+        "frame_index": frame,
+        "episode_index": np.repeat(np.arange(len(lengths)), lengths),
+        "index": np.arange(total),
+        "task_index": np.zeros(total, np.int64),
+    }
+    write_columns(root / DATA, {**rows, **(columns or {})})
+    each = [0] * len(lengths)
+    episodes = {
+        "episode_index": list(range(len(lengths))),
+        "tasks": [["push the cube"]] * len(lengths),
+        "length": lengths,
+        "data/chunk_index": each,
+        "data/file_index": each,
+        "dataset_from_index": starts,
+        "dataset_to_index": [s + n for s, n in zip(starts, lengths, strict=True)],
+    }
+    if camera:
+        episodes |= {f"videos/{camera}/{k}": each for k in ("chunk_index", "file_index")}
+        episodes[f"videos/{camera}/from_timestamp"] = [s / fps for s in starts]
+        episodes[f"videos/{camera}/to_timestamp"] = [(s + n) / fps for s, n in zip(starts, lengths, strict=True)]
+    write_columns(root / EPISODES, episodes)
+    write_columns(root / "meta/tasks.parquet", {"task_index": [0], "__index_level_0__": ["push the cube"]})
+    whole = {n: "int64" for n in ("frame_index", "episode_index", "index", "task_index")} | {"timestamp": "float32"}
+    described = {n: {"dtype": kind, "shape": [1], "names": None} for n, kind in whole.items()}
+    described["action"] = {"dtype": str(action.dtype), "shape": [action.shape[1]], "names": None}
+    if camera:
+        described[camera] = {"dtype": "video", "shape": [32, 48, 3], "names": ["height", "width", "channels"]}
+    content = {
+        "codebase_version": "v3.0",
+        "total_episodes": len(lengths),
+        "total_frames": total,
+        "fps": fps,
+        "splits": {"train": f"0:{len(lengths)}"},
+        "data_path": "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
+        "video_path": "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4",
+        "features": {**described, **(features or {})},
+    }
+    (root / "meta/info.json").write_text(json.dumps({**content, **(info or {})}))
+    return root
+
+
+def change_info(root: Path, **changes: object) -> None:
+    """Changes values in meta/info.json; None removes."""
+    path = root / "meta/info.json"
+    info = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({k: v for k, v in info.items() if v is not None}))
+
+
+def change_table(path: Path, **columns: list | pa.Array) -> None:
+    """Replaces columns of a parquet file; "/" in a name is written "__"."""
+    table = pq.read_table(path)
+    for name, values in columns.items():
+        name = name.replace("__", "/")
+        at = table.schema.get_field_index(name)
+        table = table.append_column(name, pa.array(values)) if at < 0 else table.set_column(at, name, pa.array(values))
+    pq.write_table(table, path)
+
+
+def numbers(source: Source, episode: int, camera: str | None = None) -> list[int]:
+    """The numbers that the pictures of an episode show."""
+    e = source.episodes[episode]
+    return [read_number(f) for f in source.frames(e, camera or source.cameras[0], 0, e.length)]
+
+
+LABELS = {
+    "latent_action": {"dtype": "float32", "shape": [2], "names": None},
+    "latent_action.valid": {"dtype": "bool", "shape": [1], "names": None},
+}
+
+
+def label(episode, camera):
+    """Labels that say whose they are: the episode's number and the row's, all of them valid."""
+    rows = np.arange(episode.length)
+    return {
+        "latent_action": np.stack([np.full(episode.length, episode.number), rows], 1).astype(np.float32),
+        "latent_action.valid": np.ones(episode.length, bool),
+    }
+
+
+def config(root: Path, **options) -> DataConfig:
+    """Small pictures, read in this process; frames alone."""
+    return DataConfig((str(root),), **{"size": (16, 48), "workers": 0, "shuffle": 20, "action": None, **options})

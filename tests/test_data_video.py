@@ -197,7 +197,7 @@ def test_sound_without_pictures_is_no_video(tmp_path):
             plane.update(bytes(plane.buffer_size))
         out.mux(stream.encode(frame))
         out.mux(stream.encode())
-    with pytest.raises(LaminaError, match=r"a\.mp4: holds no video"):
+    with pytest.raises(LaminaError, match=r"a\.mp4: .*holds no video"):
         index_video(path)
 
 

@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch.utils.data import DataLoader, Dataset
 
-from lamina.data.episodes import DecodeError, Episode, Source, task_vector
+from lamina.data.episodes import DecodeError, Episode, Source, check_classes, task_vector
 from lamina.data.plan import DataConfig, Plan, Segment, draw_samples, open_source, parse_data
 from lamina.errors import LaminaError, LaminaWarning
 from lamina.shapes import ActionSpec, Clip
@@ -53,7 +53,7 @@ def decode_segment(
 ) -> Decoded:
     """Draw a segment's samples (or only the ones with the numbers ``picks``) and decode the frames that they need.
 
-    Raises DecodeError if the video is damaged there and LaminaError for NaN in a feature.
+    Raises DecodeError if the video is damaged there and LaminaError for what a feature cannot hold: NaN, infinity, no class of its.
     """
     config, source = plan.config, plan.sources[segment.source]
     episode = source.episodes[segment.episode]
@@ -67,6 +67,8 @@ def decode_segment(
     if plan.action is not None:
         assert config.action is not None
         action = source.column(episode, config.action)
+        assert plan.step is not None
+        check_classes(action, plan.step, config.action, episode)
         columns["action"] = plan.over_the_gap(action, numbers)
         columns["previous_action"] = np.where(numbers[:, None] > 0, action[numbers - 1], 0).astype(np.float32)
     if config.proprio is not None:
@@ -374,7 +376,7 @@ class ClipStream:
         if state["data"] != self._fingerprint or not self._shards.keys() <= {int(r) for r in state["shards"]}:
             raise LaminaError(
                 f"{', '.join(self.config.data)}: the data or its settings are not those of the run to be resumed; "
-                "use the same ones, or start a new run"
+                "use the same ones, or start a new run from this one's weights with --init"
             )
         for r, shard in self._shards.items():
             shard.load(state["shards"][str(r)])

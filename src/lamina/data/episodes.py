@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
@@ -74,13 +75,21 @@ class Source(Protocol):
         """What feature ``name`` holds, read as an action; None if there is no such feature."""
         ...
 
+    def width(self, name: str) -> int | None:
+        """Values of feature ``name`` in one frame; None if there is no such feature."""
+        ...
+
+    def unseen(self, camera: str) -> dict[int, DecodeError | None]:
+        """Numbers of the episodes that a camera does not show: with None where the dataset says so itself, else with the reason."""
+        ...
+
     def frames(
         self, episode: Episode, camera: str, start: int, stop: int, size: tuple[int, int] | None = None
     ) -> UInt8[np.ndarray, "n h w 3"]:
         """The RGB frames start..stop-1 of an episode, resized to ``size`` = (height, width) or native.
 
         Calls that go on where the last one ended decode forward without a seek. Raises DecodeError (a LaminaError) if a
-        frame cannot be decoded.
+        frame cannot be decoded, or its picture is not known for certain; never gives the picture of another row.
         """
         ...
 
@@ -89,24 +98,43 @@ class Source(Protocol):
         ...
 
     def column(self, episode: Episode, name: str) -> Float[np.ndarray, "t d"]:
-        """One feature of every frame of the episode. Raises LaminaError for NaN and for an unknown name."""
+        """One feature of every frame of the episode. Raises LaminaError for NaN, infinity and an unknown name."""
         ...
 
 
-def compact_times(times: Float[np.ndarray, "t"], rate: float | None = None) -> tuple[float, np.ndarray | None]:
-    """(frames per second, None) if ``times`` are i / fps to 10 microseconds, else (frames per second, times).
+def compact_times(
+    times: Float[np.ndarray, "t"], rate: float | None = None, tick: float = 0.0
+) -> tuple[float, np.ndarray | None]:
+    """(frames per second, None) if ``times`` are i / fps, else (frames per second, times).
 
-    The rate is the mean one, or 1 / median interval where the times stray from it by half a frame and more. ``rate``
-    is used for a single frame, which has no interval.
+    ``tick``: seconds that the times were rounded to by their container; half a tick either way is granted, and 10 microseconds where
+    it is none. ``rate``, which the header states, comes first among the rates that fit: what the times say of it depends on their
+    number. Else the rate is the mean one, or 1 / median interval where the times stray from it by half a frame and more.
     """
     if len(times) < 2:
         return float(rate or 1.0), None
     mean = (len(times) - 1) / (times[-1] - times[0])
-    fps = float(Fraction(mean).limit_denominator(1001))  # 30000/1001, not 29.97003
-    stray = np.abs(times - np.arange(len(times)) / fps).max()
-    if stray < 1e-5:
-        return fps, None
-    return (fps if stray < 0.5 / fps else float(1.0 / np.median(np.diff(times)))), times
+    exact = Fraction(mean).limit_denominator(1001)  # 30000/1001, not 29.97003
+    usual = (Fraction(round(mean)), Fraction(1000 * round(mean * 1.001), 1001))
+    for fps in map(float, (rate or 0, *(usual if tick else ()), exact)):
+        if fps > 0:
+            stray = times - np.arange(len(times)) / fps
+            if np.abs(stray).max() < 1e-5 or np.ptp(stray) <= tick + 1e-9:
+                return fps, None
+    stray = times - np.arange(len(times)) / float(exact)
+    return (float(exact) if np.abs(stray).max() < 0.5 / exact else float(1.0 / np.median(np.diff(times)))), times
+
+
+def check_classes(values: Float[np.ndarray, "t a"], spec: ActionSpec, name: str, episode: Episode) -> None:
+    """Raises LaminaError if a discrete dimension of an episode's actions holds what is none of its classes."""
+    discrete = values[:, : len(spec.discrete)]
+    wrong = (discrete % 1 != 0) | (discrete < 0) | (discrete >= np.array(spec.discrete))
+    if wrong.any():
+        row, dim = (int(i) for i in np.argwhere(wrong)[0])
+        raise LaminaError(
+            f"{episode.name}: '{name}' is {discrete[row, dim]:g} at row {row}, dimension {dim}, none of its classes "
+            f"0 to {spec.discrete[dim] - 1}; mend it or its num_classes"
+        )
 
 
 @lru_cache(maxsize=4096)
@@ -122,28 +150,34 @@ def task_vector(text: str) -> Float[np.ndarray, "e"]:
 
 
 def split_episodes(
-    episodes: Sequence[Episode], names: Sequence[str], root: Path, declared: dict[str, range] | None = None
+    episodes: Sequence[Episode],
+    names: Sequence[str],
+    root: Path,
+    declared: dict[str, range] | None = None,
+    partly: Collection[int] = (),
 ) -> tuple[Episode, ...]:
     """The same episodes with their splits: by episode, made here once, whatever the training seed.
 
     Declared validation and test episodes are kept. What is not declared gets 10% of the episodes, in the order of a
     hash of ``names``, so a dataset that is moved keeps its splits. With fewer than 3 episodes each one is cut in time:
-    its first 80% are train, then 10% validation and 10% test.
+    its first 80% are train, then 10% validation and 10% test. ``partly``: numbers of episodes that some camera does not show, which are for
+    training only and do not count here, so that no camera is left without a split.
     """
     declared = declared or {}
-    if len(episodes) < 3 and not (declared.keys() - {"train"}):
+    count = len(episodes) - len(partly)
+    if count < 3 and not (declared.keys() - {"train"}):
         warnings.warn(
-            f"{root}: {len(episodes)} episode(s) are too few to split by episode; each is cut in time, 80/10/10 percent",
+            f"{root}: {count} episode(s) are too few to split by episode; each is cut in time, 80/10/10 percent",
             LaminaWarning,
             stacklevel=2,
         )
         return tuple(replace(e, splits=_cut_in_time(e.length)) for e in episodes)
     held_out = {number: name for name in ("validation", "test") for number in declared.get(name, ())}
     pool = sorted(
-        (n for n in range(len(episodes)) if n not in held_out),
-        key=lambda n: hashlib.sha256(names[n].encode()).digest(),
+        (n for n in range(len(episodes)) if n not in held_out and n not in partly),
+        key=lambda n: hashlib.sha256(os.fsencode(names[n])).digest(),
     )
-    count = max(1, round(HELD_OUT * len(episodes)))
+    count = max(1, round(HELD_OUT * count))
     for name in ("validation", "test"):
         if name not in declared:
             held_out |= dict.fromkeys(pool[:count], name)

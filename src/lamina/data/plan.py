@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from dataclasses import dataclass
 from itertools import pairwise
@@ -14,12 +15,14 @@ from jaxtyping import Float, Int
 
 from lamina.data.episodes import SPLITS, Source
 from lamina.data.lerobot import open_lerobot
+from lamina.data.paths import is_dataset
 from lamina.data.video import open_folder
 from lamina.errors import LaminaError, LaminaWarning
 from lamina.shapes import ActionSpec
 
 SEGMENT = 64  # frames of a segment, at least
 LONGEST_SEGMENT = 320  # frames of a segment, at most, where key frames are far apart
+LARGEST_SHUFFLE = 2**20  # samples: nothing is delivered before the buffer is full
 
 
 ActionsOf = Literal["first", "mean", "chunk"]
@@ -78,12 +81,16 @@ class DataConfig:
             )
         if min(self.size) < 1 or self.shuffle < 1 or self.workers < 0 or self.max_bad < 0:
             raise LaminaError("size and shuffle must be at least 1, workers and max_bad at least 0")
+        if self.shuffle > LARGEST_SHUFFLE:
+            raise LaminaError(
+                f"shuffle must be at most {LARGEST_SHUFFLE}, not {self.shuffle}: so many samples are held in memory"
+            )
 
 
 def parse_data(argument: str) -> tuple[str, float | None]:
     """("PATH", weight) of "PATH:weight", ("PATH", None) of "PATH"."""
     path, colon, weight = argument.rpartition(":")
-    if not colon or Path(argument).exists():
+    if not colon or os.path.exists(argument):
         return argument, None
     try:
         value = float(weight)
@@ -95,20 +102,22 @@ def parse_data(argument: str) -> tuple[str, float | None]:
 
 
 def open_source(path: str | Path, number: int = 0, max_bad: int = 8) -> Source:
-    """The source at ``path``: a LeRobot dataset if it has meta/info.json, else a video file or a folder of them.
+    """The source at ``path``: a LeRobot dataset if it has meta/info.json, else a video file or a folder of them (links are followed).
 
     Raises LaminaError if there is nothing to read. Up to ``max_bad`` unreadable files of a folder are left out, each
     with a LaminaWarning.
     """
     root = Path(path)
     try:
-        if not root.exists():
+        if not os.path.exists(root):
             raise LaminaError(f"{root}: no such file or folder; check the path")
-        if (root / "meta/info.json").exists():
+        if is_dataset(root):
             return open_lerobot(root, number)
         return open_folder(root, number, max_bad)
-    except PermissionError as error:
-        raise LaminaError(f"{root}: may not be read ({error.strerror}); check its permissions") from error
+    except OSError as error:
+        raise LaminaError(
+            f"{error.filename or root}: may not be read ({error.strerror}); check its permissions"
+        ) from error
 
 
 # ---------------------------------------------------------------------------------------------------------- samples
@@ -197,6 +206,7 @@ class Plan:
         self.sources: list[Source] = [open_source(p, n, config.max_bad) for n, (p, _) in enumerate(parsed)]
         self.offsets: list[int] = np.cumsum([0] + [len(s.episodes) for s in self.sources]).tolist()
         self.cameras: list[tuple[str, ...]] = [self._cameras(s) for s in self.sources]
+        self._unseen: list[dict[str, set[int]]] = [self._find_unseen(n) for n in range(len(self.sources))]
         self._check_paired()
         self.step = self._action()  # what one action holds
         self.steps = self._steps()  # actions that a gap spans
@@ -217,7 +227,9 @@ class Plan:
     def _cameras(self, source: Source) -> tuple[str, ...]:
         """The cameras that frames are drawn from."""
         if not source.cameras:
-            raise LaminaError(f"{source.root}: has no video; Lamina reads features of dtype 'video'")
+            raise LaminaError(
+                f"{source.root}: has no video; Lamina reads features of dtype 'video' and pictures of dtype 'image'"
+            )
         wanted, paired = self.config.camera, self.config.paired
         _check_name(source, "camera", paired, source.cameras)
         if paired is not None and (wanted == paired or source.cameras == (paired,)):
@@ -230,14 +242,43 @@ class Plan:
         _check_name(source, "camera", wanted, source.cameras)
         return (wanted or source.cameras[0],)
 
+    def _find_unseen(self, number: int) -> dict[str, set[int]]:
+        """The episodes that each view leaves out: its camera, or the paired one, does not show them, or their pictures are in doubt.
+
+        Raises LaminaError if there are more than ``max_bad`` of the latter, or no episode is left.
+        """
+        source = self.sources[number]
+        missing: dict[str, set[int]] = {}
+        for camera in (*self.cameras[number], *filter(None, [self.config.paired])):
+            found = source.unseen(camera)
+            missing[camera] = set(found)
+            refused = [error for error in found.values() if error is not None]
+            absent = len(found) - len(refused)
+            if not refused and len(found) == len(source.episodes):
+                raise LaminaError(f"{source.root}: '{camera}' shows no episode; name another camera by --camera")
+            if refused and (len(refused) > self.config.max_bad or len(found) == len(source.episodes)):
+                more = f" ({len(refused)} episodes of {source.root} cannot be used)" if len(refused) > 1 else ""
+                raise LaminaError(f"{refused[0]}{more}")
+            told = [f"left out: {error}" for error in dict.fromkeys(refused)]
+            if absent:
+                told.append(
+                    f"{source.root}: '{camera}' does not show {absent} of {len(source.episodes)} episodes; they are left out"
+                )
+            for text in told:
+                warnings.warn(text, LaminaWarning, stacklevel=4)
+        return {view: missing[view] | missing.get(self.config.paired or "", set()) for view in self.cameras[number]}
+
     def _check_paired(self) -> None:
         """Views of the same states are as long as one another."""
         paired = self.config.paired
         if paired is None:
             return
-        for source, views in zip(self.sources, self.cameras, strict=True):
+        for source, views, unseen in zip(self.sources, self.cameras, self._unseen, strict=True):
             for episode in source.episodes:
-                lengths = {camera: source.seconds(episode, camera) for camera in (*views, paired)}
+                seen = [view for view in views if episode.number not in unseen[view]]
+                if not seen:
+                    continue
+                lengths = {camera: source.seconds(episode, camera) for camera in (*seen, paired)}
                 if max(lengths.values()) - min(lengths.values()) > 1.5 / episode.fps:
                     told = ", ".join(f"'{camera}' {length:.2f} s" for camera, length in lengths.items())
                     raise LaminaError(f"{episode.name}: paired views must be of one length, but it has {told}")
@@ -284,7 +325,7 @@ class Plan:
 
     def _segments(self, number: int) -> Int[np.ndarray, "n 7"]:
         """The segments of one source. Raises LaminaError if no episode of the split has room for a sample."""
-        source, config = self.sources[number], self.config
+        source, config, unseen = self.sources[number], self.config, self._unseen[number]
         rows: list[Segment] = []
         spans = short = 0
         for n, episode in enumerate(source.episodes):
@@ -293,11 +334,14 @@ class Plan:
             for split, first, end in episode.splits:
                 if split != self.split:
                     continue
+                views = [c for c, view in enumerate(self.cameras[number]) if episode.number not in unseen[view]]
+                if not views:
+                    continue
                 spans += 1
                 starts = count_starts(episode.times[first:end], episode.fps, config.frames, config.gap[0])
                 short += starts == 0
                 bounds = _cut(first, first + starts, episode.keys)
-                for camera in range(len(self.cameras[number])):
+                for camera in views:
                     rows += [Segment(number, camera, n, first, end, a, b) for a, b in pairwise(bounds) if b > a]
         need = f"{config.frames} frames at least {config.gap[0]:g} s apart"
         if not rows:
@@ -331,7 +375,7 @@ def feature_width(config: DataConfig, name: str) -> int | None:
     Raises LaminaError for data that cannot be read.
     """
     sources = [open_source(parse_data(d)[0], n, config.max_bad) for n, d in enumerate(config.data)]
-    widths = {s.column(s.episodes[0], name).shape[1] if name in s.columns else None for s in sources}
+    widths = {s.width(name) for s in sources}
     return widths.pop() if len(widths) == 1 else None
 
 

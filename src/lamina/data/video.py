@@ -7,28 +7,48 @@ import os
 import warnings
 from collections import Counter, OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from io import BytesIO
 from itertools import chain, islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple, cast
 
 import av
 import numpy as np
+from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 
 from lamina.data.episodes import DecodeError, Episode, compact_times, split_episodes
+from lamina.data.paths import check_regular, dataset_around, is_dataset, reason, walk
 from lamina.data.resize import resize_frames
 from lamina.errors import LaminaError, LaminaWarning
 from lamina.shapes import ActionSpec
 
 SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm")
+OTHER_SUFFIXES = (".avi", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv", ".flv", ".3gp", ".ogv", ".mxf", ".vob")
+# What a file may be, whatever its name says. Play lists, which the library would follow to other files and to the net, are not among them.
+CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,mxf,nut"
+PICTURES = "png_pipe,apng,jpeg_pipe,jpegls_pipe,webp_pipe,bmp_pipe,tiff_pipe,ppm_pipe,pgm_pipe,gif"
 FAILURES = (av.error.FFmpegError, OSError, ValueError, EOFError, MemoryError)
 OPEN_FILES = 4  # decoders kept open per process
 SCANNED = 600  # packets that tell the distance of key frames
 # Small pictures are scaled twice as fast without threads; an older PyAV has none, and no such argument.
 ONE_THREAD = {"threads": 1} if "threads=" in (VideoReformatter.reformat.__doc__ or "") else {}
 KEY_DISTANCE = 32  # key frames nearer than this are as good as random access
+
+
+class FrameClock(NamedTuple):
+    """When the pictures of a file show, without a number for each of them where they are regular."""
+
+    start: float  # seconds: presentation time of the first picture in the file
+    fps: float  # pictures per second
+    stamps: Float[np.ndarray, "t"] | None  # seconds from the first picture; None: exactly i / fps
+    tolerance: float  # seconds by which a picture may miss its time: too little to be taken for its neighbour
+
+    def at(self, numbers: Int[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
+        """Seconds, on the file's own clock, of the pictures with these numbers."""
+        return self.start + (numbers / self.fps if self.stamps is None else self.stamps[numbers])
 
 
 @dataclass(frozen=True)
@@ -39,21 +59,57 @@ class FrameIndex:
     times: Float[np.ndarray, "t"]  # seconds from the first frame
     keys: np.ndarray | None  # frame numbers of the key frames, thinned; None where they are close together
     rate: float | None  # frames per second that the header states
-    height: int
-    width: int
+    tick: float  # seconds: what the container rounds times to
+    codec: str  # name of the codec
+    format: str  # name of the container
+    cut: bool = False  # whether packets are in it that an edit list hides
+
+    @property
+    def clock(self) -> FrameClock:
+        """The times, in short."""
+        fps, stamps = compact_times(self.times, self.rate, self.tick)
+        return FrameClock(self.start, fps, stamps, 0.25 * (1.0 / fps if stamps is None else np.diff(stamps).min()))
 
 
-def index_video(path: Path) -> FrameIndex:
-    """Read every packet's time stamp (nothing is decoded). Raises DecodeError for a damaged or truncated file."""
+def open_video(file: Path | BytesIO, formats: str = CONTAINERS) -> av.container.InputContainer:
+    """Open a video, or a picture. A name is never read as an address, and a play list is no video. Raises FAILURES, or DecodeError."""
+    if isinstance(file, Path):
+        check_regular(file, DecodeError)
+    # Without "file:", a colon in a relative path would be the end of a protocol's name.
+    name = f"file:{file}" if isinstance(file, Path) else file
+    limits = {"format_whitelist": formats, "protocol_whitelist": "file"}
+    return cast(av.container.InputContainer, av.open(name, container_options=limits, metadata_errors="replace"))
+
+
+def video_stream(container: av.container.InputContainer) -> av.VideoStream:
+    """The stream with the pictures: not a cover or a thumbnail; the one that the file marks as its default, else the first.
+
+    Raises ValueError if there is none that can be decoded here.
+    """
+    moving = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+    if not moving:
+        raise ValueError("holds no video stream")
+    stream = next((s for s in moving if s.disposition & Disposition.default), moving[0])
+    if stream.codec_context is None:
+        raise ValueError("no decoder for its codec here")
+    return stream
+
+
+def index_video(path: Path, quick: bool = False) -> FrameIndex:
+    """Read every packet's time stamp (nothing is decoded). Raises DecodeError for a damaged or truncated file.
+
+    ``quick``: an mp4 whose pictures are regular is taken at its header's word, which spares reading all of it. A picture that does
+    not show when it should is then noticed when it is decoded.
+    """
     level = av.logging.get_level()
     av.logging.set_level(av.logging.ERROR)
     try:
-        with av.logging.Capture() as messages, av.open(str(path)) as container:
-            index = _index(container, path)
+        with av.logging.Capture() as messages, open_video(path) as container:
+            index = (_skim(container, path) if quick else None) or _index(container, path)
     except FAILURES as error:
         if isinstance(error, LaminaError):
             raise
-        raise DecodeError(f"{path}: cannot be read as video ({_reason(error)}); remove or re-encode it") from error
+        raise DecodeError(f"{path}: cannot be read as video ({reason(error)}); remove or re-encode it") from error
     finally:
         av.logging.set_level(level)
     # The Matroska demuxer steps over damage and goes on; all it does is to complain.
@@ -63,20 +119,37 @@ def index_video(path: Path) -> FrameIndex:
     return index
 
 
+def _skim(container: av.container.InputContainer, path: Path) -> FrameIndex | None:
+    """The index of a regular mp4 from its header; None where that does not tell everything."""
+    stream = video_stream(container)
+    entries = getattr(stream, "index_entries", ())  # PyAV has them from version 16 on
+    if "mp4" not in container.format.name or not 0 < len(entries) == stream.frames or stream.start_time is None:
+        return None
+    table = np.array([(e.timestamp, e.is_keyframe, e.is_discard, e.pos + e.size) for e in entries], dtype=np.int64)
+    # Decoding times are as regular as the times of showing; a muxer rounds either to its ticks.
+    steps = np.diff(table[:, 0])
+    if table[:, 2].any() or (len(steps) and (steps.min() < 1 or np.ptp(steps) > 1)):
+        return None
+    if table[:, 3].max() > path.stat().st_size:
+        raise DecodeError(f"{path}: is truncated; remove or re-encode it")
+    base = float(stream.time_base or 1)
+    return _frame_index(
+        container, stream, stream.start_time * base, (table[:, 0] - table[0, 0]) * base, np.flatnonzero(table[:, 1])
+    )
+
+
 def _index(container: av.container.InputContainer, path: Path) -> FrameIndex:
-    if not container.streams.video:
-        raise DecodeError(f"{path}: holds no video stream; remove it")
-    stream = container.streams.video[0]
-    if stream.codec_context is None:
-        raise DecodeError(f"{path}: no decoder for its codec here; re-encode it: ffmpeg -i IN OUT.mp4")
+    stream = video_stream(container)
     stamps: list[int] = []
     keys: list[int] = []
     hidden = 0
+    cut = False
     for packet in container.demux(stream):
         if packet.size == 0:
             continue
         if packet.is_discard or _hidden(stream.codec_context.name, packet):
             hidden += 1
+            cut |= packet.is_discard
             continue
         if packet.pts is None:
             raise DecodeError(f"{path}: has frames without a time stamp; remux it: ffmpeg -i IN -c copy OUT.mkv")
@@ -94,14 +167,21 @@ def _index(container: av.container.InputContainer, path: Path) -> FrameIndex:
         raise DecodeError(f"{path}: has several frames at one time; re-encode it: ffmpeg -i IN -fps_mode vfr OUT.mp4")
     seconds = pts * float(stream.time_base or 1)
     _check_duration(container, path, float(seconds[-1]))
-    context = stream.codec_context
+    found = np.searchsorted(pts, np.array(sorted(keys), dtype=np.int64))
+    return replace(_frame_index(container, stream, float(seconds[0]), seconds - seconds[0], found), cut=cut)
+
+
+def _frame_index(
+    container: av.container.InputContainer, stream: av.VideoStream, start: float, times: np.ndarray, keys: np.ndarray
+) -> FrameIndex:
     return FrameIndex(
-        start=float(seconds[0]),
-        times=seconds - seconds[0],
-        keys=_thin(np.searchsorted(pts, np.array(sorted(keys), dtype=np.int64)), len(pts)),
+        start=start,
+        times=times,
+        keys=_thin(keys, len(times)),
         rate=float(stream.average_rate) if stream.average_rate else None,
-        height=context.height,
-        width=context.width,
+        tick=float(stream.time_base or 1),
+        codec=stream.codec_context.codec.canonical_name,
+        format=container.format.name,
     )
 
 
@@ -120,17 +200,17 @@ def _check_duration(container: av.container.InputContainer, path: Path, last: fl
 
 def video_facts(path: Path) -> tuple[str, str, bool]:
     """(codec, pixel format, whether there is sound) of a video file."""
-    with av.open(str(path)) as container:
-        context = container.streams.video[0].codec_context
+    with open_video(path) as container:
+        context = video_stream(container).codec_context
         return context.codec.canonical_name, context.pix_fmt or "", bool(container.streams.audio)
 
 
 def key_distance(path: Path) -> int | None:
     """Frames between key frames at the head of a file; None where they are close together, or it cannot be read."""
     try:
-        with av.open(str(path)) as container:
-            packets = list(islice(container.demux(container.streams.video[0]), SCANNED))
-    except (*FAILURES, IndexError):
+        with open_video(path) as container:
+            packets = list(islice(container.demux(video_stream(container)), SCANNED))
+    except FAILURES:
         return None  # reported when the file is decoded
     keys = np.flatnonzero([p.is_keyframe for p in packets if p.size])
     distance = int(np.median(np.diff(keys))) if len(keys) > 1 else len(packets)
@@ -143,18 +223,12 @@ def _thin(keys: np.ndarray, length: int) -> np.ndarray | None:
     return keys.astype(np.int32)
 
 
-def _reason(error: BaseException) -> str:
-    return (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]
-
-
 class _Decoder:
-    """One open video file that decodes forward and seeks only when it must."""
+    """One open video file, or picture, that decodes forward and seeks only when it must."""
 
-    def __init__(self, path: Path) -> None:
-        self.container = av.open(str(path))
-        if not self.container.streams.video or self.container.streams.video[0].codec_context is None:
-            raise ValueError("no video stream that can be decoded here")
-        self.stream = self.container.streams.video[0]
+    def __init__(self, file: Path | BytesIO, formats: str = CONTAINERS) -> None:
+        self.container = open_video(file, formats)
+        self.stream = video_stream(self.container)
         # One thread: workers already use every core, and frame threads cost CPU time and delay after each seek.
         self.stream.thread_type = "NONE"
         # Damage must be an error; by default the decoder would paint over it.
@@ -178,6 +252,12 @@ class _Decoder:
         if out is None:
             raise ValueError("no frames were asked for")
         return out
+
+    def first(self, size: tuple[int, int] | None) -> UInt8[np.ndarray, "h w 3"]:
+        """The first picture."""
+        for frame in self.container.decode(self.stream):
+            return self._image(frame, size)
+        raise ValueError("holds no picture")
 
     def _frame(self, time: float, tolerance: float) -> av.VideoFrame:
         if not time - 1.0 <= self.position <= time + tolerance:
@@ -246,13 +326,36 @@ class _Decoder:
     def _image(self, frame: av.VideoFrame, size: tuple[int, ...] | None) -> UInt8[np.ndarray, "h w 3"]:
         # Colours first, at the picture's own size: a picture that arrives as RGB elsewhere is then resized from the same pixels.
         image = self.reformatter.reformat(frame, format="rgb24", **ONE_THREAD).to_ndarray()
-        if frame.rotation % 90 == 0 and frame.rotation:
-            image = np.rot90(image, frame.rotation // 90)
-        return resize_frames(image[None], size)[0]  # type: ignore[arg-type]
+        return resize_frames(_upright(image, _display_matrix(frame))[None], size)[0]  # type: ignore[arg-type]
 
 
-_decoders: OrderedDict[Path, _Decoder] = OrderedDict()
-_inherited: list[OrderedDict[Path, _Decoder]] = []
+UPRIGHT = np.eye(2, dtype=np.int8)
+
+
+def _display_matrix(frame: av.VideoFrame) -> Int[np.ndarray, "2 2"]:
+    """Where a file wants the axes of its picture: row x or y as stored, column x or y as shown, -1 where it is reversed.
+
+    Quarter turns and mirrors, as cameras that are held upright or face their user ask for; any other matrix is left out.
+    """
+    stated: Any = frame.side_data.get("DISPLAYMATRIX")
+    if stated is None:
+        return UPRIGHT
+    exact = np.frombuffer(bytes(stated), dtype=np.int32).reshape(3, 3)[:2, :2] / 65536
+    matrix = exact.round()
+    quarter = (np.abs(matrix).sum(0) == 1).all() and (np.abs(matrix).sum(1) == 1).all()
+    return matrix.astype(np.int8) if quarter and np.abs(exact - matrix).max() < 0.01 else UPRIGHT
+
+
+def _upright(image: UInt8[np.ndarray, "h w 3"], matrix: Int[np.ndarray, "2 2"]) -> UInt8[np.ndarray, "h w 3"]:
+    """A stored picture as it is to be shown."""
+    if matrix[0, 0] == 0:
+        image = image.swapaxes(0, 1)
+    across, down = matrix.sum(0)
+    return image[::down, ::across]
+
+
+_decoders: OrderedDict[tuple[Path, int, int, int], _Decoder] = OrderedDict()
+_inherited: list[OrderedDict[tuple[Path, int, int, int], _Decoder]] = []
 
 
 def _after_fork() -> None:
@@ -277,18 +380,31 @@ def decode(
     dropped, and a rotation that the file states is applied. Calls that go on where the last one ended do not seek.
     Raises DecodeError.
     """
-    decoder = _decoders.pop(path, None)
+    status = check_regular(path, DecodeError)
+    key = (path, status.st_ino, status.st_size, status.st_mtime_ns)  # a file that was replaced is another one
+    decoder = _decoders.pop(key, None)
     try:
         decoder = decoder or _Decoder(path)
         frames = decoder.read(times, size, tolerance)
     except FAILURES as error:
         if decoder is not None:
             decoder.close()
-        raise DecodeError(f"{path}: cannot be decoded ({_reason(error)}); remove or re-encode it") from error
-    _decoders[path] = decoder
+        if isinstance(error, LaminaError):
+            raise
+        raise DecodeError(f"{path}: cannot be decoded ({reason(error)}); remove or re-encode it") from error
+    _decoders[key] = decoder
     while len(_decoders) > OPEN_FILES:
         _decoders.popitem(last=False)[1].close()
     return frames
+
+
+def decode_picture(data: bytes, size: tuple[int, int] | None) -> UInt8[np.ndarray, "h w 3"]:
+    """A picture in any usual format, RGB, resized to (height, width). Raises FAILURES."""
+    decoder = _Decoder(BytesIO(data), PICTURES)
+    try:
+        return decoder.first(size)
+    finally:
+        decoder.close()
 
 
 @dataclass(frozen=True, eq=False)
@@ -297,8 +413,10 @@ class VideoFolder:
 
     root: Path
     files: tuple[Path, ...]
-    starts: tuple[float, ...]  # seconds: presentation time of each file's first frame
-    sizes: tuple[tuple[int, int], ...]  # height and width of each file
+    clocks: tuple[FrameClock, ...]  # when the pictures of each file show
+    codecs: tuple[str, ...]  # of each file
+    formats: tuple[str, ...]  # of each file: the name of its container
+    cut: tuple[bool, ...]  # of each file: whether packets are in it that an edit list hides
     fps: float
     episodes: tuple[Episode, ...]
     kind: Literal["video", "lerobot"] = "video"
@@ -310,12 +428,21 @@ class VideoFolder:
         """None: plain video has no actions."""
         return None
 
+    def width(self, name: str) -> int | None:
+        """None: plain video has no features."""
+        return None
+
+    def unseen(self, camera: str) -> dict[int, DecodeError | None]:
+        """See :meth:`lamina.data.episodes.Source.unseen`: none, bad files are left out when the folder is opened."""
+        return {}
+
     def frames(
         self, episode: Episode, camera: str, start: int, stop: int, size: tuple[int, int] | None = None
     ) -> UInt8[np.ndarray, "n h w 3"]:
         """See :meth:`lamina.data.episodes.Source.frames`."""
-        times = self.starts[episode.number] + episode.times[start:stop]
-        return decode(self.files[episode.number], times, size, tolerance=min(1e-3, 0.25 / episode.fps))
+        clock = self.clocks[episode.number]
+        times = clock.at(np.arange(start, min(stop, episode.length)))
+        return decode(self.files[episode.number], times, size, clock.tolerance)
 
     def seconds(self, episode: Episode, camera: str) -> float:
         """See :meth:`lamina.data.episodes.Source.seconds`."""
@@ -326,10 +453,56 @@ class VideoFolder:
         raise LaminaError(f"{self.root}: is plain video and has no feature '{name}'; use a LeRobot dataset")
 
 
+def find_videos(root: Path) -> list[Path]:
+    """The video files of a folder, each once whatever links there are to it, in the order of their names.
+
+    LeRobot datasets in it, its labels for instance, are left out with a warning. Raises LaminaError if it holds nothing else: read as plain
+    video, their episodes would run into one another and their actions be lost.
+    """
+    datasets: list[Path] = []
+
+    def enter(folder: Path) -> bool:
+        if is_dataset(folder):
+            datasets.append(folder)
+        return not is_dataset(folder)
+
+    once: dict[tuple[int, int] | Path, Path] = {}
+    others: list[Path] = []
+    for path in walk(root, enter):
+        if path.suffix.lower() in OTHER_SUFFIXES:
+            others.append(path)
+        if path.suffix.lower() in SUFFIXES:
+            status = path.stat() if path.exists() else None
+            once.setdefault((status.st_dev, status.st_ino) if status else path, path)
+    datasets.sort()
+    if datasets and not once:
+        more = f" (and {len(datasets) - 3} more)" if len(datasets) > 3 else ""
+        named = " ".join(f"--data {d}" for d in datasets[:3])
+        raise LaminaError(
+            f"{root}: holds {len(datasets)} LeRobot dataset(s) and is none itself; name them: {named}{more}"
+        )
+    if datasets:
+        warnings.warn(
+            f"{root}: the LeRobot dataset(s) in it are left out ({len(datasets)}, the first is {datasets[0]}); name them to read them",
+            LaminaWarning,
+            stacklevel=3,
+        )
+    if others:
+        warnings.warn(
+            f"{min(others)}: is not read ({len(others)} such file(s)), only {' '.join(SUFFIXES)} are; "
+            "remux it: ffmpeg -i IN -c copy OUT.mkv",
+            LaminaWarning,
+            stacklevel=3,
+        )
+    return sorted(once.values(), key=lambda p: p.parts)
+
+
 def open_folder(root: Path, number: int = 0, max_bad: int = 8) -> VideoFolder:
     """Index a folder of video, or one file. A bad file is named in a warning and left out, up to ``max_bad``."""
-    inside = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-    paths = [root] if root.is_file() else inside
+    around = dataset_around(root)
+    if around is not None:
+        raise LaminaError(f"{root}: lies in the LeRobot dataset {around}; name that, its episodes would run together")
+    paths = [root] if root.is_file() else find_videos(root) if root.is_dir() else []
     if not paths:
         raise LaminaError(f"{root}: holds no video ({' '.join(SUFFIXES)}) and no meta/info.json of a LeRobot dataset")
     good: list[tuple[Path, FrameIndex]] = []
@@ -344,16 +517,19 @@ def open_folder(root: Path, number: int = 0, max_bad: int = 8) -> VideoFolder:
         raise LaminaError(f"{bad[0]}{more}")
     for failure in bad:
         warnings.warn(f"left out: {failure}", LaminaWarning, stacklevel=2)
-    episodes = []
-    for n, (path, index) in enumerate(good):
-        fps, stamps = compact_times(index.times, index.rate)
-        episodes.append(Episode(number, n, str(path), len(index.times), fps, (), stamps, index.keys))
+    clocks = tuple(index.clock for _, index in good)
+    episodes = [
+        Episode(number, n, str(path), len(index.times), clock.fps, (), clock.stamps, index.keys)
+        for n, ((path, index), clock) in enumerate(zip(good, clocks, strict=True))
+    ]
     names = [p.name if root.is_file() else p.relative_to(root).as_posix() for p, _ in good]
     return VideoFolder(
         root=root,
         files=tuple(p for p, _ in good),
-        starts=tuple(i.start for _, i in good),
-        sizes=tuple((i.height, i.width) for _, i in good),
+        clocks=clocks,
+        codecs=tuple(i.codec for _, i in good),
+        formats=tuple(i.format for _, i in good),
+        cut=tuple(i.cut for _, i in good),
         fps=Counter(round(e.fps, 3) for e in episodes).most_common(1)[0][0],
         episodes=split_episodes(episodes, names, root),
     )

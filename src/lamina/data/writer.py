@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from jaxtyping import UInt8
 
 from lamina.data.episodes import SPLITS
+from lamina.data.paths import check_name, open_arrow
 from lamina.data.statistics import Statistics, column_statistics, merge_statistics, pixel_histogram, pixel_statistics
 from lamina.errors import LaminaError
 from lamina.files import disk_errors, partial_path, sync, write_text
@@ -59,15 +60,16 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=4) + "\n")
 
 
-def write_table(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
-    """Write a parquet file, one row group a table, whole or not at all."""
+def write_table(path: Path, tables: Iterable[pa.Table], schema: pa.Schema, durable: bool = True) -> None:
+    """Write a parquet file, one row group a table, whole or not at all; but for a loss of power, if it is not to be ``durable``."""
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = partial_path(path)
-        with pq.ParquetWriter(partial, schema, write_page_checksum=True) as writer:
+        with open_arrow(partial, "wb") as raw, pq.ParquetWriter(raw, schema, write_page_checksum=True) as writer:
             for table in tables:
                 writer.write_table(table.cast(schema))
-        sync(partial)
+        if durable:
+            sync(partial)
         os.replace(partial, path)
 
 
@@ -160,7 +162,7 @@ class _VideoTrack:
         height, width, _ = self.shape
         path = self.folder / f"{len(self.files):06d}.mp4"
         self.folder.mkdir(parents=True, exist_ok=True)
-        container = av.open(str(path), "w")
+        container = av.open(f"file:{path}", "w")
         self.files.append(path)
         options = {"g": str(self.encoding.g), "crf": str(self.encoding.crf), "bf": "0", "forced-idr": "1"}
         codec = ENCODERS.get(self.encoding.codec, self.encoding.codec)
@@ -234,10 +236,16 @@ class LeRobotWriter:
         self.features = {name: dict(feature) for name, feature in features.items()}
         self.robot_type, self.video, self.extra_info = robot_type, video, extra_info or {}
         for name in features:
-            if "/" in name or name in INDEX_FEATURES:
+            try:
+                check_name(name)
+                taken = name in INDEX_FEATURES
+            except ValueError:
+                taken = True
+            if taken:
                 raise LaminaError(f"{root}: a feature cannot be called '{name}'; choose another name")
         check_new(self.root)
-        self.partial = partial_path(self.root)
+        # Absolute: the libraries that write would take a colon in a relative path for the end of a protocol's name.
+        self.partial = Path(os.path.abspath(partial_path(self.root)))
         with writing(self.root):
             if self.partial.exists():
                 shutil.rmtree(self.partial)

@@ -1,0 +1,129 @@
+"""Files as they are found: what a folder holds, which files a dataset's own words may name, and opening them.
+
+Datasets come from strangers. Nothing that is not a regular file is opened (a pipe would be waited for, for ever), a path
+that a dataset states stays below its root, and a file's name is never read as an address.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import string
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+
+from lamina.errors import LaminaError
+
+DATASET_MARKS = ("info.json", "episodes", "episodes.jsonl", "tasks.parquet", "tasks.jsonl")
+# Where systems keep what was deleted, and pictures and shadows of what is there.
+SYSTEM_FOLDERS = {"$recycle.bin", "#recycle", "@eadir", "__macosx", "lost+found", "system volume information"}
+
+
+def reason(error: BaseException) -> str:
+    """What went wrong, in one line without the name of the file."""
+    return (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]
+
+
+def walk(root: Path, enter: Callable[[Path], bool] = lambda folder: True) -> Iterator[Path]:
+    """Every file below ``root``: the real folders first, then those behind links, each folder once however many links lead to it.
+
+    Names that begin with a dot are skipped (shadows of other systems, unfinished output), and the folders of systems, as is what is neither
+    a file nor a folder (pipes, sockets, devices). Links to nothing are told like files, so that whoever wants them
+    says that they are missing.
+    ``enter`` says whether to go into a folder. Raises OSError where a folder may not be read.
+    """
+    seen: set[tuple[int, int]] = set()
+    real, linked = [root], list[Path]()
+    while real or linked:
+        folder = real.pop() if real else linked.pop(0)
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in seen:
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        for name in sorted(os.listdir(folder)):
+            path = folder / name
+            if name.startswith("."):
+                continue
+            if path.is_dir():
+                if name.lower() not in SYSTEM_FOLDERS and enter(path):
+                    (linked if path.is_symlink() else real).append(path)
+            elif path.is_file() or not path.exists():
+                yield path
+
+
+def is_dataset(folder: Path) -> bool:
+    """Whether a folder is a LeRobot dataset of any version, whole or not."""
+    described = any(os.path.lexists(folder / "meta" / mark) for mark in DATASET_MARKS)
+    return described or ((folder / "videos").is_dir() and any((folder / "data").glob("chunk-*")))
+
+
+def dataset_around(path: Path) -> Path | None:
+    """The LeRobot dataset in whose videos ``path`` lies, if it does: read as plain video, it would run episodes together."""
+    place = Path(os.path.abspath(path))
+    return next((p for p in place.parents if "videos" in place.relative_to(p).parts[:1] and is_dataset(p)), None)
+
+
+def check_regular(path: Path, kind: type[LaminaError] = LaminaError) -> os.stat_result:
+    """Raises ``kind`` unless ``path`` is a regular file, or a link to one; returns its status."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError) as error:
+        raise kind(f"{path}: cannot be read ({reason(error)}); the data is incomplete or damaged") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise kind(f"{path}: is not a regular file; remove it")
+    return status
+
+
+def check_template(template: Any, fields: Collection[str]) -> None:
+    """Raises ValueError unless ``template`` is a path below a dataset's root whose only blanks are ``fields``, in few digits.
+
+    A format string of a stranger could name any file, look into objects, or ask for a number of a billion digits.
+    """
+    if not isinstance(template, str) or not template or len(template) > 1000:
+        raise ValueError(f"{str(template)[:80]!r} is no path")
+    for _, name, spec, conversion in string.Formatter().parse(template):
+        if name is not None and (name not in fields or conversion or not re.fullmatch(r"(0?\d?\d?d)?", spec or "")):
+            raise ValueError(f"'{template}' has a blank that is not {' or '.join(sorted(fields))}")
+    check_inside(template)
+
+
+def check_inside(path: str) -> None:
+    """Raises ValueError unless a path that a dataset states stays below the dataset's root."""
+    parts = PurePosixPath(path)
+    if parts.is_absolute() or ".." in parts.parts or not parts.parts or any(c in path for c in "\\\0"):
+        raise ValueError(f"'{path}' leads out of the dataset")
+
+
+def open_arrow(path: Path, mode: str = "rb") -> pa.OSFile:
+    """A file for pyarrow, which would take a colon in a relative path for the end of a protocol's name, and knows no names but in UTF-8.
+
+    Not a file of Python's: pyarrow reads in threads of its own, and one that is in Python when the process ends aborts it.
+    """
+    return pa.OSFile(os.fsencode(path), mode)
+
+
+def local(name: str) -> str:
+    """A name that a dataset states, in UTF-8 like all of its words, as this machine's file system is asked for it.
+
+    They differ where the system's own encoding is another one, in a bare container for instance.
+    """
+    return os.fsdecode(name.encode())
+
+
+def check_name(name: str) -> None:
+    """Raises ValueError unless a feature's name can be that of a folder."""
+    if "/" in name:
+        raise ValueError(f"no folder can be called '{name[:80]}'")
+    check_inside(name)
+
+
+def belongs(path: Path, root: Path) -> bool:
+    """Whether a file lies in the dataset at ``root``, links resolved: below it, or in the store that a snapshot of the hub points to."""
+    target, home = Path(os.path.realpath(path)), Path(os.path.realpath(root))
+    return target.is_relative_to(home) or (
+        home.parent.name == "snapshots" and target.is_relative_to(home.parent.parent / "blobs")
+    )
