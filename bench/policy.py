@@ -85,7 +85,7 @@ class Peer:
         assert codes.shape == (1, k)
         filled = torch.zeros(1, tokens.slots, dtype=torch.long)
         filled[:, :k] = codes
-        z = lam.prefix(lam.bottleneck.index_to_codes(filled).float(), k)  # type: ignore[operator]
+        z = lam.prefix(lam.index_to_codes(filled), k)
         action = self.translator.action
         return action.read(self.translator(z, torch.zeros(1, action.spec.dim))).numpy()
 

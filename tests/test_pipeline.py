@@ -332,3 +332,114 @@ def test_parse_runs_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
     with pytest.raises(SystemExit):
         parse(["train", "flexlam", "--nonsense", "1"])
+
+
+STAGES = {
+    "train": ["flexlam", "--data", "x", "--out", "y"],
+    "align": ["run", "--data", "x"],
+    "label": ["run", "x", "--out", "y"],
+    "evaluate": ["run", "--data", "x"],
+    "policy": ["run", "--data", "x"],
+    "rollout": ["run", "--world", "grid"],
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_takes_a_device_and_a_precision(
+    stage: str, home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parse([stage, *STAGES[stage], "--device", "auto", "--precision", "bf16"])
+    if torch.cuda.is_available():
+        return
+    real = {"run": str(home / "run"), "x": str(home / "data"), "y": str(tmp_path / "new")}
+    arguments = [real.get(word, word) for word in STAGES[stage]]
+    if stage == "policy":
+        shutil.copytree(home / "run" / "model", tmp_path / "run" / "model")
+        arguments[0] = str(tmp_path / "run")
+    if stage == "align":
+        shutil.copytree(home / "run" / "model", tmp_path / "run" / "model")
+        arguments = [str(tmp_path / "run"), "--data", str(home / "data"), "--labels", "40"]
+    assert main([stage, *arguments, "--device", "cuda"]) == 2
+    assert "--device cuda: this machine has none" in capsys.readouterr().err
+
+
+def test_everything_works_in_bf16_and_codes_decide(home: Path, tmp_path: Path) -> None:
+    """From alignment to closed loop, on a method whose latent action is continuous: its token policy reads the codes."""
+    run, data = str(tmp_path / "run"), str(home / "data")
+    bf16 = ["--device", "cpu", "--precision", "bf16"]
+    train = [word for word in TRAIN if word not in ("--slots", "4")]
+    assert main(["train", "alam", "--data", data, "--out", run, "--slots", "4", *train, "--precision", "bf16"]) == 0
+    align = ["align", run, "--data", data, "--labels", "40", "--steps", "10", *bf16]
+    assert main(align) == 0
+    assert json.loads((tmp_path / "run/translator/translator.json").read_text())["side"] == "continuous"
+    policy = [
+        "policy",
+        run,
+        "--data",
+        data,
+        "--size",
+        "debug",
+        "--context",
+        "6",
+        "--stride",
+        "4",
+        "--steps",
+        "4",
+        "--batch",
+        "4",
+        *bf16,
+    ]
+    assert main(policy) == 0
+    rollout = ["rollout", run, "--world", "grid", "--episodes", "2", "--parallel", "2", "--max-steps", "4", *bf16]
+    assert main(rollout) == 2  # the translator reads what a token model does not predict
+    shutil.rmtree(tmp_path / "run" / "translator")
+    assert main([*align, "--side", "quantised"]) == 0
+    assert main([*rollout, "--out", str(tmp_path / "returns.json")]) == 0
+    record = json.loads((tmp_path / "returns.json").read_text())
+    assert len(record["worlds"]["grid"]["returns"]) == 2 and record["temperature"] == 0.0
+    small = ["--transitions", "32", "--reconstructions", "8", "--structure", "8", "--linear", "64"]
+    assert main(["evaluate", run, "--data", data, *small, *bf16]) == 0
+    told = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert told["budget"]["steps"] == told["budget"]["scratch_steps"] == 10 and told["summary"]
+    assert "steps of 64 labels" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_a_model_card_names_the_columns_to_use(tmp_path: Path) -> None:
+    from lamina import methods
+
+    for name, column, slots in (
+        ("flexlam", "latent_action", "all slots"),
+        ("alam", "latent_action.continuous", "all slots"),
+        ("univla", "latent_action", "slots 4 to 7 of 8"),
+    ):
+        module = methods.load(name)
+        LatentActionModel(module.build(module.Config(size="debug", image=(16, 16)))).save_pretrained(tmp_path / name)
+        card = (tmp_path / name / "README.md").read_text()
+        assert f"use `{column}` ({slots}" in card
+
+
+def test_one_short_clip_is_evaluated_and_what_cannot_be_measured_is_named(tmp_path: Path) -> None:
+    import av
+
+    with av.open(str(tmp_path / "clip.mp4"), "w") as out:
+        stream = out.add_stream("libx264", rate=10)
+        stream.width = stream.height = 32
+        for n in range(40):
+            picture = np.full((32, 32, 3), 90, np.uint8)
+            picture[8:16, n % 24 : n % 24 + 8] = 255
+            for packet in stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")):
+                out.mux(packet)
+        for packet in stream.encode():
+            out.mux(packet)
+    run, clip = str(tmp_path / "run"), str(tmp_path / "clip.mp4")
+    assert main(["train", "flexlam", "--data", clip, "--out", run, *TRAIN]) == 0
+    assert main(["evaluate", run, "--data", clip]) == 0
+    record = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert any("structure was not measured" in note for note in record["notes"])
+    assert record["reconstruction"] and (tmp_path / "run" / "pictures" / "transfer.png").exists()
+
+
+def test_what_strangers_named_cannot_move_the_cursor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", str(tmp_path / "run\x1b[2J\udcff"), "--data", "x"]) == 2
+    said = capsys.readouterr().err
+    assert "\x1b" not in said and r"run\x1b[2J\udcff" in said

@@ -173,7 +173,7 @@ def test_the_data_fills_in_what_a_remedy_needs(grid):
     # Each episode's last transitions have no frame a gap later, so the shares differ by a few of them.
     np.testing.assert_allclose(options.target_mean, share, atol=0.02)
     np.testing.assert_allclose(options.target_deviation, np.sqrt((share * (1 - share)).mean()), atol=0.02)
-    assert completed(module.Config(), data) == (module.Config(), data)
+    assert completed(module.Config(), data) == (module.Config(), dataclasses.replace(data, action=None))
     options, asked = completed(module.Config(robust_target=1.0, target="next.reward"), data)
     assert options.target_width == 1 and asked.targets == ("next.reward",)
 

@@ -423,6 +423,11 @@ def dispatch(argv: Sequence[str], parse_only: bool = False) -> None:
     COMMANDS[argv[0]](argv[1:], parse_only)
 
 
+def printable(text: str) -> str:
+    """One line that a terminal shows as it is: names of files and tasks come from strangers, and may hold what moves a cursor."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.split()))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``lamina``; returns the exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -432,7 +437,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def show(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
         if issubclass(category, LaminaWarning):
-            print(f"warning: {message}", file=sys.stderr)
+            print(f"warning: {printable(str(message))}", file=sys.stderr)
         else:
             plain(message, category, *rest, **more)
 
@@ -447,7 +452,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         text = (
             str(error) if isinstance(error, LaminaError) else f"{error.filename or 'system'}: {error.strerror or error}"
         )
-        print(f"lamina: {' '.join(text.split())}", file=sys.stderr)
+        print(f"lamina: {printable(text)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(

@@ -104,6 +104,8 @@ def _with_paired(options: Any, data: DataConfig) -> tuple[Any, DataConfig]:
 def _with_target(options: Any, data: DataConfig) -> tuple[Any, DataConfig]:
     """The target's width, and what it is standardised by: mean and deviation over the transitions of the training split whose target is
     known, at the middle of the range of gaps."""
+    if not options.robust_target or options.target != "action":
+        data = replace(data, action=None)  # what an objective does not read cannot stop it
     if not options.robust_target:
         return options, data
     name = options.target

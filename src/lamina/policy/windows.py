@@ -157,12 +157,13 @@ class _Stretch:
     place: Int[np.ndarray, "t"]
 
 
-def _plan(source: Source, split: str, gap: float) -> tuple[list[_Stretch], list[int], list[float]]:
+def _plan(source: Source, camera: str, split: str, gap: float) -> tuple[list[_Stretch], list[int], list[float]]:
     """What there is to encode in a split, the lengths of its chains, and the seconds between decisions."""
     stretches, lengths, seconds, total = [], [], [], 0
+    unseen = source.unseen(camera)
     for number, episode in enumerate(source.episodes):
         for name, first, stop in episode.splits:
-            if name != split:
+            if name != split or episode.number in unseen:
                 continue
             times = episode.times[first:stop]
             place = np.full(stop - first, -1)
@@ -213,7 +214,7 @@ def tokenize(
     index = read_index(folder)
     if index is not None and all(index.get(name) == value for name, value in made_from.items()):
         return index
-    plans = {split: _plan(source, split, gap) for split in SPLITS}
+    plans = {split: _plan(source, camera, split, gap) for split in SPLITS}
     for split, (_, lengths, _) in plans.items():
         if not lengths:
             raise LaminaError(f"{path}: no {split} episode has two frames {gap:g} s apart; use longer episodes")

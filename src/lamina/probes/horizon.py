@@ -77,9 +77,9 @@ def transfer(subject: Subject, frames: Frames, start: Images) -> Transfer:
 
 
 def elsewhere(pool: Int[Tensor, "m"], episode: Int[Tensor, "n"]) -> list[int]:
-    """For each of ``episode`` a row of ``pool`` (episode numbers too) that is of another one; the n-th row where there is none."""
+    """For each of ``episode`` a row of ``pool`` (episode numbers too) of another one; where there is none, one half the pool away."""
     rows = []
     for n, number in enumerate(episode):
         others = (pool != number).nonzero().flatten()
-        rows.append(int(others[(n * 7919) % len(others)]) if len(others) else n)
+        rows.append(int(others[(n * 7919) % len(others)]) if len(others) else (n + len(pool) // 2) % len(pool))
     return rows

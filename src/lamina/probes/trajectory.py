@@ -56,12 +56,14 @@ def trajectories(
     """The norm trajectories of the first ``limit`` stretches of a split, each LONGEST frames at most, at ``points`` evenly spread ones."""
     columns = {e.number: source.column(e, state) for e in source.episodes} if state else {}
     spread = np.concatenate(list(columns.values())).std(0).clip(1e-6) if columns else 1.0
-    stretches = [(e, start, stop) for e in source.episodes for name, start, stop in e.splits if name == split]
+    camera = camera or source.cameras[0]
+    shown = [e for e in source.episodes if e.number not in source.unseen(camera)]
+    stretches = [(e, start, stop) for e in shown for name, start, stop in e.splits if name == split]
     found = []
     for episode, start, stop in stretches[:limit]:
         stop = min(stop, start + LONGEST)
         rows = np.unique(np.linspace(0, stop - start - 1, min(points, stop - start)).astype(int))
-        frames = source.frames(episode, camera or source.cameras[0], start, stop, size)[rows]
+        frames = source.frames(episode, camera, start, stop, size)[rows]
         column = columns[episode.number][start + rows] / spread if columns else None
         seconds = episode.times[start + rows]
         pictures = torch.from_numpy(frames).permute(0, 3, 1, 2).contiguous()
