@@ -114,10 +114,11 @@ def train(argv: Sequence[str], parse_only: bool = False) -> None:
         )
         for name in methods.names():
             print(f"  {name:<10} {(methods.load(name).__doc__ or '').splitlines()[0]}")
-        print("\nExample: lamina train flexlam --data videos/ --out runs/mine --steps 3000")
+        print("\nExample: lamina train flexlam --data videos/ --out runs/mine")
         return
     method = methods.load(argv[0])
-    command = _extended(Train, method=method.Config(), train=TrainConfig())
+    # What a first model of one's own video needs on two cores, within twenty minutes; more of either is for more data or larger sizes.
+    command = _extended(Train, method=method.Config(), train=TrainConfig(steps=3000, lr=1e-3))
     args = _parsed(command, argv[1:], prog=f"lamina train {argv[0]}", description=method.__doc__)
     if parse_only:
         return

@@ -63,7 +63,8 @@ class Backbone:
     cross_exogenous: float = 0.0
     """weight of cross-exogenous reconstruction, which needs paired views (--paired); 0: none"""
     robust_target: float = 0.0
-    """weight of a linear head's squared error on a target that no exogenous state changes, in units of the target's variance; 0: none"""
+    """weight of a linear head's squared error on a target that no exogenous state changes, of each transition whose target is known, in
+    units of the target's variance; 0: none"""
     target: str = "action"
     """that target: action, flow (optical flow), or the name of a feature, whose change is predicted"""
     target_share: float = 1.0

@@ -10,7 +10,7 @@ from lamina.bootstrap import Estimate, bootstrap_mean
 from lamina.probes.exogenous import SwapScore, Views
 from lamina.probes.reconstruction import ReconstructionScore
 from lamina.probes.translation import TranslationScore
-from lamina.remedies import ROBUST_WEIGHT
+from lamina.remedies import FLOW_WEIGHT, ROBUST_WEIGHT
 from lamina.shapes import Clip
 
 Finding = tuple[str, str]  # level (bad, warn, good, note) and one plain sentence
@@ -92,7 +92,7 @@ def judge_exogenous(views: Views | None, clip: Clip, alike: Estimate | None, act
     target = (
         f"--robust-target {ROBUST_WEIGHT:g}, which a few of your action labels allow"
         if actions
-        else f"--robust-target {ROBUST_WEIGHT:g} --target flow, which needs no labels and helps where the camera stands still"
+        else f"--robust-target {FLOW_WEIGHT:g} --target flow, which needs no labels and helps where the camera stands still"
     )
     if views is None:
         yield (
