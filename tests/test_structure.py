@@ -194,7 +194,7 @@ def test_elsewhere_is_another_episode() -> None:
     pool = torch.tensor([0, 0, 1, 1, 2])
     rows = elsewhere(pool, torch.tensor([0, 1, 2, 2]))
     assert all(int(pool[row]) != number for row, number in zip(rows, (0, 1, 2, 2), strict=True))
-    assert elsewhere(torch.zeros(2), torch.zeros(2)) == [0, 1]
+    assert elsewhere(torch.zeros(3), torch.zeros(4)) == [1, 2, 0, 1]  # of one episode alone: half the pool away
 
 
 def held() -> HeldOut:

@@ -572,7 +572,8 @@ def test_two_processes_are_one_with_the_same_batch(parallel, two_processes, one_
             assert row[name] == pytest.approx(other[name], rel=1e-5)
     weights = load_file(run / "model/model.safetensors")
     for name, value in load_file(one_process / "model/model.safetensors").items():
-        torch.testing.assert_close(weights[name], value, rtol=1e-4, atol=1e-5)
+        # Adam divides by the size of the gradient, so rounding moves a weight whose gradient is hardly any by a part of a step (1e-3).
+        torch.testing.assert_close(weights[name], value, rtol=1e-4, atol=5e-5)
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
