@@ -26,8 +26,8 @@ from lamina.shapes import ActionSpec, Clip, Latent, to_float
 from lamina.sizes import Backbone
 from lamina.train import Losses
 
-#: The weight of a robust target that a report advises: at a label in a hundred it leaves the latent what it was (LOG.md).
-ROBUST_WEIGHT = 0.1
+#: The weight of a robust target that a report advises for a few labels: with one in a hundred it leaves the latent in use (LOG.md).
+ROBUST_WEIGHT = 0.01
 #: ... and where every transition has a target, as with optical flow: what exo/cheetah was recorded with.
 FLOW_WEIGHT = 0.02
 

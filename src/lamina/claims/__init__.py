@@ -115,8 +115,9 @@ def _verdicts(claim: Claim, folders: Sequence[Path]) -> str:
         if record["holds"] is not None:
             rows = [row for part in record.get("withdrawn", ()) for row in part["rows"]]
             withdrawn = f"; withdrawn: {', '.join(rows)}" if rows else ""
+            outdated = "; outdated, to be run again" if record.get("outdated") else ""
             verdict = "held" if record["holds"] else "did not hold"
-            said.append(f"{verdict} ({scale}, {len(record['seeds'])} seeds{withdrawn})")
+            said.append(f"{verdict} ({scale}, {len(record['seeds'])} seeds{outdated}{withdrawn})")
     return "; ".join(said)
 
 

@@ -52,6 +52,9 @@ def code_version() -> str:
 def make_record(claim: Claim, experiment: Experiment, outcome: Outcome, seconds: float) -> dict[str, Any]:
     """The record of ``outcome``; JSON has no NaN, so a value that is not finite is null.
 
+    What is found to be wrong with a record afterwards is written into it by hand: ``outdated``, why its numbers are to be made again, and
+    ``withdrawn``, rows that were taken out of it, each with the reason.
+
     ``wall_seconds`` counts runs that came from the cache with the time they took when they were built. ``holds`` is
     null where the scale, or the number of seeds, decides nothing. Raises ValueError unless every metric has one value
     per seed.
