@@ -51,6 +51,7 @@ bench: $(BIN)/dev-is-here
 	$(BIN)/python bench/pipeline.py
 	$(BIN)/python bench/memory.py
 	$(BIN)/python bench/policy.py
+	$(BIN)/python bench/label_files.py
 
 clean:
 	rm -rf $(VENV) .venv-lerobot demo
