@@ -17,7 +17,7 @@ if [ ! -f "$venv/installed" ]; then
     "$venv/bin/pip" install -q --no-deps lerobot==0.4.4 torchvision==0.28.0 torchcodec==0.13.0
     "$venv/bin/pip" install -q datasets==4.8.5 huggingface-hub==0.35.3 av==15.1.0 draccus==0.10.0 diffusers==0.35.2 \
         numpy==2.2.6 pandas pyarrow jsonlines imageio einops deepdiff opencv-python-headless==4.12.0.88 gymnasium \
-        safetensors termcolor accelerate toml packaging jaxtyping
+        safetensors termcolor accelerate toml packaging jaxtyping "pydantic>=2.7"
     touch "$venv/installed"
 fi
 HF_HUB_OFFLINE=1 PYTHONPATH=src "$venv/bin/python" tests/lerobot_roundtrip.py
