@@ -49,10 +49,6 @@ def test_one_pass_is_the_plain_mean_over_its_batches_and_one_step_of_k_means() -
     assert not torch.equal(book.codebook, before)  # training goes on as before
 
 
-def varied(batch: int = 256) -> torch.Tensor:
-    return clip((16, 16), batch=batch).frames
-
-
 @every_method
 def test_the_random_weights_control_has_seen_data(name: str) -> None:
     module = methods.load(name)
