@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -49,10 +50,14 @@ def test_one_pass_is_the_plain_mean_over_its_batches_and_one_step_of_k_means() -
     assert not torch.equal(book.codebook, before)  # training goes on as before
 
 
-@every_method
-def test_the_random_weights_control_has_seen_data(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [*((name, {}) for name in methods.names()), ("univla", {"stage": 2}), ("lapo", {"space": "ema"})],
+)
+def test_the_random_weights_control_has_seen_data(name: str, options: dict[str, Any]) -> None:
+    """Also where a method's second stage keeps a codebook that a first one has trained."""
     module = methods.load(name)
-    config = module.build(module.Config(size="debug", image=(16, 16)))
+    config = module.build(module.Config(size="debug", image=(16, 16), **options))
     pictures = clip((16, 16), batch=256)
     random = random_weights(config, pictures, seed=3)
     torch.manual_seed(3)

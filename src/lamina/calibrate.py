@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lamina.bottleneck import VQ, FirstBatch
+from lamina.bottleneck import VQ, FirstBatch, SplitVQ
 from lamina.lam import LAM, LAMConfig
 from lamina.shapes import Clip, to_float
 
@@ -58,6 +58,8 @@ def random_weights(config: LAMConfig, clip: Clip, seed: int) -> LAM:
     differs from a trained one by its training alone. In evaluation mode, on the CPU."""
     torch.manual_seed(seed)
     lam = LAM(config)
+    if isinstance(lam.bottleneck, SplitVQ):
+        lam.bottleneck.frozen = ()  # nothing was trained before that could be kept
     if has_statistics(lam):
         # In an order of its own: neighbouring samples are of one episode, and the first batch fills a codebook.
         order = torch.randperm(len(clip), generator=torch.Generator().manual_seed(seed))
