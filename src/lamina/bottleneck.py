@@ -9,16 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from jaxtyping import Float, Int
+from pydantic import Field
 from torch import Tensor, nn
 
 from lamina.errors import LaminaError
 from lamina.shapes import Latent
+from lamina.strict import LARGEST_CODEBOOK, Codes, Count, Layers, Share, Some
 
 Whitening = Literal["none", "first", "batch"]
 
@@ -65,7 +67,7 @@ class Identity(nn.Module):
 
     @dataclass(frozen=True)
     class Config:
-        dim: int = 32
+        dim: Count = 32
 
     codebook_size: int | None = None
 
@@ -89,12 +91,16 @@ class FSQ(nn.Module):
 
     @dataclass(frozen=True)
     class Config:
-        levels: tuple[int, ...] = (7, 5, 5, 5, 5)
+        levels: Annotated[tuple[Annotated[int, Field(ge=2, le=1024)], ...], Field(min_length=1, max_length=20)] = (
+            7, 5, 5, 5, 5
+        )  # fmt: skip
 
     def __init__(self, levels: Sequence[int]):
         super().__init__()
         if not levels or any(int(n) != n or n < 2 for n in levels):
             raise LaminaError(f"FSQ levels must be whole numbers of at least 2, got {tuple(levels)}")
+        if math.prod(levels) > LARGEST_CODEBOOK:
+            raise LaminaError(f"FSQ levels {tuple(levels)} make more than {LARGEST_CODEBOOK} codes")
         self.dim = len(levels)
         self.codebook_size: int | None = math.prod(levels)
         self.register_buffer("levels", torch.tensor(levels), persistent=False)
@@ -137,10 +143,10 @@ class VQ(nn.Module):
 
     @dataclass(frozen=True)
     class Config:
-        codebook_size: int = 256
-        dim: int = 32
-        decay: float = 0.99
-        dead_below: float = 0.05
+        codebook_size: Codes = 256
+        dim: Count = 32
+        decay: Share = 0.99
+        dead_below: Share = 0.05
         gradient: Literal["straight-through", "noise"] = "straight-through"
 
     def __init__(
@@ -230,15 +236,17 @@ class SplitVQ(nn.Module):
 
     @dataclass(frozen=True)
     class Config:
-        groups: int = 2
-        codebook_size: int = 16
-        dim: int = 32
-        decay: float = 0.99
-        dead_below: float = 0.05
-        frozen: tuple[int, ...] = ()
+        groups: Layers = 2
+        codebook_size: Codes = 16
+        dim: Count = 32
+        decay: Share = 0.99
+        dead_below: Share = 0.05
+        frozen: Annotated[tuple[Some, ...], Field(max_length=256)] = ()
 
     def __init__(self, groups: int, frozen: Sequence[int] = (), **vq: Any):
         super().__init__()
+        if not set(frozen) <= set(range(groups)):
+            raise LaminaError(f"of {groups} groups of slots, the codebooks {tuple(frozen)} cannot be frozen")
         self.parts = nn.ModuleList([VQ(**vq) for _ in range(groups)])
         self.frozen = tuple(frozen)
         self.dim, self.codebook_size = vq["dim"], groups * vq["codebook_size"]

@@ -9,14 +9,17 @@ Both encoders split the work in two:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor, nn
 
 from lamina.errors import LaminaError
 from lamina.layers import Block, ConvBlock, CrossBlock, patch_count, patchify, position_embedding
+from lamina.strict import Count, Layers
 
 
 class TransformerEncoder(nn.Module):
@@ -28,11 +31,11 @@ class TransformerEncoder(nn.Module):
 
     @dataclass(frozen=True)
     class Config:
-        patch: int = 8
-        width: int = 384
-        heads: int = 6
-        frame_layers: int = 3
-        pair_layers: int = 3
+        patch: Count = 8
+        width: Count = 384
+        heads: Count = 6
+        frame_layers: Layers = 3
+        pair_layers: Layers = 3
 
     def __init__(self, config: Config, image: tuple[int, int, int], slots: int, dim: int):
         super().__init__()
@@ -74,9 +77,9 @@ class ConvEncoder(nn.Module):
 
     @dataclass(frozen=True)
     class Config:
-        channels: int = 32
-        pair: tuple[int, ...] = (2,)  # channel multiples of the strided stages that read the pair
-        width: int = 256
+        channels: Count = 32
+        pair: Annotated[tuple[Count, ...], Field(max_length=8)] = (2,)  # channel multiples of the strided stages
+        width: Count = 256
 
     def __init__(self, config: Config, image: tuple[int, int, int], slots: int, dim: int):
         super().__init__()

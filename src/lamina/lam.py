@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,8 +15,6 @@ from typing import Any, Literal
 import torch
 from huggingface_hub import ModelCard, ModelCardData, PyTorchModelHubMixin, hf_hub_download
 from jaxtyping import Float, Int, UInt8
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lamina import __version__
@@ -30,6 +30,8 @@ from lamina.prefix import PrefixLaw, RetainedPrefix
 from lamina.shapes import Clip, Latent, to_float, to_uint8
 from lamina.space import SPACES, Observed, Space, SpaceName
 from lamina.state import StateDynamics
+from lamina.strict import Count, Image, Seconds, Some, Whole, checked, read_json
+from lamina.weights import loaded, save_weights
 
 FORMAT = 1  # of config.json and model.safetensors; raised when an old file can no longer be read
 Pair = tuple[int, int]
@@ -41,20 +43,20 @@ Side = Literal["quantised", "continuous"]
 class LAMConfig:
     """Everything that decides the shape of a LAM. Each part's config says which part it is by its type."""
 
-    image: tuple[int, int, int]  # channels, height, width
-    slots: int
+    image: Image  # channels, height, width
+    slots: Count
     encoder: Any
     bottleneck: Any
     decoder: Any
     prefix: PrefixLaw = "full"
     whiten: Whitening = "none"
     space: SpaceName = "pixels"
-    state: int = (
+    state: Some = (
         0  # size of the proprioception that follows from the latent; 0: there is no proprioceptive forward model
     )
-    target: int = 0  # numbers that a linear head reads off the latent in training; 0: no head
-    task: int = 0  # slots that a task's words can fill in the place of latents; 0: none
-    action_slots: tuple[int, int] | None = (
+    target: Some = 0  # numbers that a linear head reads off the latent in training; 0: no head
+    task: Some = 0  # slots that a task's words can fill in the place of latents; 0: none
+    action_slots: tuple[Some, Count] | None = (
         None  # first slot of the latent action, and the one after its last; None: all
     )
     action_side: Side = "quantised"  # the latent action is what comes out of the quantiser, or what goes into it
@@ -84,17 +86,18 @@ class LAMConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> LAMConfig:
-        """The inverse of :meth:`to_dict`. Raises LaminaError for a field or a part that this version does not know."""
-        values = dict(values)
-        try:
-            for part, kinds in _PARTS.items():
-                settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values[part].items()}
-                values[part] = kinds[settings.pop("kind")].Config(**settings)
-            for name in ("image", "action_slots"):
-                values |= {name: tuple(values[name])} if values.get(name) else {}
-            return cls(**values)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise LaminaError(f"this model's config does not fit lamina {__version__}: {error}") from error
+        """The inverse of :meth:`to_dict`.
+
+        Raises LaminaError for a field or a part that this version does not know, and for a value of another type or out of all bounds.
+        """
+        parts: dict[str, Any] = {}
+        for part, kinds in _PARTS.items():
+            settings = dict(values[part]) if isinstance(values.get(part), Mapping) else {}
+            kind = settings.pop("kind", None)
+            if not isinstance(kind, str) or kind not in kinds:
+                raise LaminaError(f"model.{part}: no kind that lamina {__version__} knows, got {kind!r:.60}")
+            parts[part] = checked(kinds[kind].Config, settings, f"model.{part}")
+        return dataclasses.replace(checked(cls, {**values, **dict.fromkeys(parts)}, "model"), **parts)
 
 
 _PARTS: dict[str, dict[str, Any]] = {"encoder": ENCODERS, "bottleneck": BOTTLENECKS, "decoder": DECODERS}
@@ -154,9 +157,15 @@ class LAM(nn.Module):
         super().__init__()
         if config.slots < 1:
             raise LaminaError(f"a LAM needs at least one slot, got {config.slots}")
-        if not range(config.slots)[config.latent_action] or config.action_side not in ("quantised", "continuous"):
+        first, stop = config.action_slots or (0, config.slots)
+        if not 0 <= first < stop <= config.slots or config.action_side not in ("quantised", "continuous"):
             raise LaminaError(f"no latent action: {config.action_side} slots {config.action_slots} of {config.slots}")
         self.config = config
+        if config.task > config.slots:
+            raise LaminaError(f"a task's words cannot fill {config.task} of {config.slots} slots")
+        groups = getattr(config.bottleneck, "groups", 1)
+        if -(-config.slots // -(-config.slots // groups)) != groups:
+            raise LaminaError(f"{config.slots} slots cannot be shared out to {groups} groups")
         self.bottleneck = BOTTLENECKS[part_kind(config.bottleneck)](**dataclasses.asdict(config.bottleneck))
         dim: int = self.bottleneck.dim  # type: ignore[assignment]
         self.space: Space = SPACES[config.space](config.image[0])
@@ -339,11 +348,15 @@ class Provenance:
 
     method: str = "unknown"
     data: tuple[str, ...] = ()
-    gap_seconds: tuple[float, float] = (0.1, 0.2)
+    gap_seconds: tuple[Seconds, Seconds] = (0.1, 0.2)
     code_version: str = __version__
-    steps: int = 0
+    steps: Whole = 0
     metrics: dict[str, float] = field(default_factory=dict)
-    frames: int = 2  # that its objective ties together: 2 of a pair, 3 of a triplet, each a gap after the one before
+    frames: Count = 2  # that its objective ties together: 2 of a pair, 3 of a triplet, each a gap after the one before
+
+    def __post_init__(self) -> None:
+        if not 0 < self.gap_seconds[0] <= self.gap_seconds[1] < math.inf:
+            raise LaminaError(f"gap_seconds must be 0 < shortest <= longest, got {self.gap_seconds}")
 
     @property
     def label_gap(self) -> float:
@@ -361,9 +374,9 @@ class LatentActionModel(nn.Module, PyTorchModelHubMixin):
     Loading runs no code: a JSON config and safetensors.
     """
 
-    def __init__(self, config: LAMConfig, provenance: Provenance | None = None):
+    def __init__(self, config: LAMConfig, provenance: Provenance | None = None, lam: LAM | None = None):
         super().__init__()
-        self.lam = LAM(config)
+        self.lam = lam or LAM(config)
         self.provenance = provenance or Provenance()
 
     @property
@@ -436,8 +449,7 @@ class LatentActionModel(nn.Module, PyTorchModelHubMixin):
 
     def _save_pretrained(self, save_directory: Path) -> None:
         save_directory.mkdir(parents=True, exist_ok=True)
-        state = {name: value.contiguous() for name, value in self.lam.state_dict().items()}
-        save_file(state, save_directory / "model.safetensors", metadata={"format": "pt"})
+        save_weights(save_directory / "model.safetensors", self.lam.state_dict(), _record(self.config, self.provenance))
         self._write_config(save_directory)
 
     def _write_config(self, folder: Path) -> None:
@@ -450,8 +462,12 @@ class LatentActionModel(nn.Module, PyTorchModelHubMixin):
         write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
 
     def write_metrics(self, folder: Path, metrics: dict[str, float]) -> None:
-        """State ``metrics`` in the provenance and the model card of a saved model, whose weights stay as they are."""
-        self.provenance = dataclasses.replace(self.provenance, metrics=metrics)
+        """State ``metrics`` in the provenance and the model card of a saved model, whose weights stay as they are.
+
+        One that is not finite is no figure, and is left out.
+        """
+        finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        self.provenance = dataclasses.replace(self.provenance, metrics=finite)
         self._write_config(folder)
         write_text(folder / "README.md", str(self.generate_model_card()))
 
@@ -461,26 +477,22 @@ class LatentActionModel(nn.Module, PyTorchModelHubMixin):
         if (folder / "model" / "config.json").is_file():
             folder = folder / "model"  # a run folder
         if folder.is_dir():
-            files = [folder / name for name in ("config.json", "model.safetensors")]
+            config_file, weights = (folder / name for name in ("config.json", "model.safetensors"))
         else:
             options: dict[str, Any] = {
                 k: hub.get(k) for k in ("revision", "cache_dir", "force_download", "token", "local_files_only")
             }
             try:
-                files = [
+                config_file, weights = (
                     Path(hf_hub_download(model_id, name, **options)) for name in ("config.json", "model.safetensors")
-                ]
+                )
             except Exception as error:  # the hub raises many kinds; each means that there is no such model to be had
                 raise LaminaError(
                     f"{model_id}: neither a run folder nor a model on the hub ({type(error).__name__})"
                 ) from error
-        config, provenance = read_config(files[0])
-        try:
-            model = cls(config, provenance)
-        except Exception as error:  # torch raises many kinds for sizes that make no sense
-            raise LaminaError(f"{files[0]}: describes no model: {str(error).splitlines()[0]}") from error
-        load_weights(model.lam, files[1])
-        return model.to(map_location).eval()
+        config, provenance = read_config(config_file)
+        lam = loaded(lambda: LAM(config), config_file, weights, _record(config, provenance))
+        return cls(config, provenance, lam).to(map_location).eval()
 
     def _columns(self) -> str:
         slots = range(self.config.slots)[self.config.latent_action]
@@ -497,19 +509,20 @@ class LatentActionModel(nn.Module, PyTorchModelHubMixin):
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         p = self.provenance
-        metrics = "\n".join(f"| {name} | {value:.4g} |" for name, value in p.metrics.items()) or "| not evaluated | |"
+        rows = [f"| {as_words(name)} | {value:.4g} |" for name, value in p.metrics.items()]
+        metrics = "\n".join(rows) or "| not evaluated | |"
         text = f"""---
 {ModelCardData(library_name="lamina", tags=["latent-action-model", "lamina"]).to_yaml()}
 ---
-# Latent action model ({p.method})
+# Latent action model ({as_words(p.method)})
 
 Encodes a pair of frames as {self.config.slots} slots of {self.lam.dim} channels and decodes the second frame from the first.
 
-- data: {", ".join(p.data) or "unknown"}
+- data: {", ".join(map(as_words, p.data)) or "unknown"}
 - gap between the two frames: {p.gap_seconds[0]:g} to {p.gap_seconds[1]:g} seconds
 - image: {self.config.image[1]}x{self.config.image[2]}, {self.config.image[0]} channels
 - training steps: {p.steps}
-- code version: lamina {p.code_version}
+- code version: lamina {as_words(p.code_version)}
 - columns of a dataset that `lamina label` writes: {self._columns()}
 
 | metric | value |
@@ -523,6 +536,17 @@ Encodes a pair of frames as {self.config.slots} slots of {self.lam.dim} channels
         return ModelCard(text)
 
 
+def as_words(text: str) -> str:
+    """A name that anybody may have chosen, as markdown shows it: one line without formatting, links, HTML, or what moves a cursor."""
+    plain = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.split()))
+    return re.sub(r"[\\`*{}\[\]<>|~&$#]|(?<![^\W_])_|_(?![^\W_])", lambda found: f"&#{ord(found[0])};", plain)
+
+
+def _record(config: LAMConfig, provenance: Provenance) -> dict[str, Any]:
+    """What a model's numbers mean, beside their shapes; kept with the weights, so that a config that was changed is noticed."""
+    return {"model": config.to_dict(), "gap_seconds": list(provenance.gap_seconds), "frames": provenance.frames}
+
+
 def model_folder(run: Path) -> Path:
     """Where a run keeps its model (or the folder itself). Raises LaminaError if there is none."""
     for folder in (run / "model", run):
@@ -534,39 +558,18 @@ def model_folder(run: Path) -> Path:
 def read_config(path: Path) -> tuple[LAMConfig, Provenance]:
     """Config and provenance of a saved model. Raises LaminaError for a missing, damaged or newer file."""
     try:
-        values = json.loads(path.read_text())
+        values = read_json(path, "save the model again")
     except FileNotFoundError as error:
         raise LaminaError(f"{path}: no such file; is {path.parent} a model folder?") from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise LaminaError(f"{path}: not a readable JSON config ({error}); save the model again") from error
-    if not isinstance(values, dict) or values.get("format") != FORMAT:
-        found = values.get("format") if isinstance(values, dict) else None
+    if values.get("format") != FORMAT:
         raise LaminaError(
-            f"{path}: model format {found}, lamina {__version__} reads format {FORMAT}; train it again or change versions"
+            f"{path}: model format {values.get('format')!r:.60}, lamina {__version__} reads format {FORMAT}; train it again or change "
+            "versions"
         )
+    for name in ("model", "provenance"):
+        if not isinstance(values.get(name), dict):
+            raise LaminaError(f"{path}: is not a saved model's config, '{name}' is missing; has the training finished?")
     try:
-        p = values["provenance"]
-        provenance = Provenance(**{**p, "data": tuple(p["data"]), "gap_seconds": tuple(p["gap_seconds"])})
-        return LAMConfig.from_dict(values["model"]), provenance
-    except KeyError as error:
-        raise LaminaError(
-            f"{path}: is not a saved model's config, {error} is missing; has the training finished?"
-        ) from error
-    except (TypeError, ValueError) as error:
+        return LAMConfig.from_dict(values["model"]), checked(Provenance, values["provenance"], "provenance")
+    except LaminaError as error:
         raise LaminaError(f"{path}: {error}") from error
-
-
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Fill ``model`` from a safetensors file. Raises LaminaError for a missing, cut-short or ill-fitting file."""
-    try:
-        model.load_state_dict(load_file(path))
-    except FileNotFoundError as error:
-        raise LaminaError(f"{path}: no such file") from error
-    except (SafetensorError, OSError) as error:
-        raise LaminaError(
-            f"{path}: damaged or cut short ({error}); restore the checkpoint from a copy or train again"
-        ) from error
-    except RuntimeError as error:
-        raise LaminaError(
-            f"{path}: the weights do not fit the config beside them: {str(error).splitlines()[-1].strip()}"
-        ) from error

@@ -100,7 +100,9 @@ class RandomFeatures(Space):
         self.channels = features
         generator = torch.Generator().manual_seed(0)
         for name, inputs, wide in (("first", channels, 5), ("second", features, 3)):
-            weight = torch.randn(features, inputs, wide, wide, generator=generator) * math.sqrt(2 / (inputs * wide**2))
+            weight = torch.randn(features, inputs, wide, wide, generator=generator, device="cpu") * math.sqrt(
+                2 / (inputs * wide**2)
+            )
             # Filters that sum to zero see edges and motion, and not how bright the picture is.
             self.register_buffer(name, weight - weight.mean(dim=(1, 2, 3), keepdim=True))
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -18,24 +17,23 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
-import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from jaxtyping import Float
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 from tqdm import tqdm
 
+from lamina.checkpoints import Checkpoints, full
 from lamina.device import DeviceName, Precision, pick_device
 from lamina.draws import Draws
 from lamina.errors import LaminaError
-from lamina.files import disk_errors, whole_folder, write_text
+from lamina.files import disk_errors, write_text
 from lamina.layers import BLOCKS
 from lamina.objectives import total
+from lamina.strict import differences, read_json, whole
+from lamina.weights import infinite
 
 Losses = Callable[[Any, Any, Draws], dict[str, Float[Tensor, "b"]]]
 #: What a validation returns: figures for the log, and warnings that tell the user what to do.
@@ -100,27 +98,11 @@ def fixed_options(config: TrainConfig) -> dict[str, Any]:
     return {name: value for name, value in vars(config).items() if name not in FREE}
 
 
-def differences(before: Any, now: Mapping[str, Any]) -> list[str]:
-    """The names of the settings, dotted where they are nested, that are not what they were."""
-    if not isinstance(before, Mapping):
-        before = {}
-    found = []
-    for name, value in now.items():
-        if isinstance(value, Mapping):
-            found += [f"{name}.{inner}" for inner in differences(before.get(name), value)]
-        elif before.get(name) != value:
-            found.append(name)
-    return found
-
-
 def keep_settings(path: Path, settings: Mapping[str, Any], resume: bool) -> None:
     """Keep a stage's settings beside its checkpoints, in the JSON file ``path``. Raises LaminaError if a resumed run had others."""
     settings = json.loads(json.dumps(settings))  # as they will be read back
     if resume and path.exists():
-        try:
-            before = json.loads(path.read_text())
-        except ValueError as error:
-            raise LaminaError(f"{path}: not readable as JSON; delete {path.parent} and start again") from error
+        before = read_json(path, f"delete {path.parent} and start again")
         if changed := differences(before, settings):
             raise LaminaError(
                 f"{path.parent}: was started with other settings ({', '.join(changed)}); resume with the same ones, or delete that "
@@ -185,11 +167,6 @@ def _accelerator(config: TrainConfig) -> Accelerator:
     return Accelerator(cpu=device == "cpu", mixed_precision="bf16" if config.precision == "bf16" else "no")
 
 
-def _full(value: Tensor) -> Tensor:
-    """The whole tensor on the CPU, gathered if FSDP2 holds it in pieces (a collective call then)."""
-    return value.full_tensor().cpu() if isinstance(value, DTensor) else value.detach().cpu()
-
-
 def _state(module: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in module.state_dict().items()}
 
@@ -236,70 +213,6 @@ def _fill(module: nn.Module, state: Mapping[str, Tensor]) -> None:
         value.copy_(state[name])
 
 
-class Checkpoints:
-    """RUN/checkpoints/step-00000500/: weights, averaged weights, optimiser and stream state, each folder whole or absent."""
-
-    def __init__(self, run: Path, keep: int):
-        self.folder, self.keep = run / "checkpoints", keep
-
-    def steps(self) -> list[int]:
-        return sorted(int(p.name.removeprefix("step-")) for p in self.folder.glob("step-*") if p.is_dir())
-
-    def path(self, step: int) -> Path:
-        return self.folder / f"step-{step:08d}"
-
-    def save(
-        self, step: int, world: World, module: nn.Module, optimizer: Any, average: dict[str, Tensor], stream: Stream
-    ) -> None:
-        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        weights: Any
-        weights, optim = get_state_dict(module, optimizer, options=options)
-        averaged = {name: _full(value) for name, value in average.items()}
-        streams: list[Any] = [stream.state_dict()]
-        if world.size > 1:
-            streams = [None] * world.size
-            dist.all_gather_object(streams, stream.state_dict())
-        if world.rank == 0:
-            with whole_folder(self.path(step)) as folder:
-                save_file({k: v.contiguous() for k, v in weights.items()}, folder / "model.safetensors")
-                save_file({k: v.contiguous() for k, v in averaged.items()}, folder / "average.safetensors")
-                try:
-                    torch.save(optim, folder / "optimizer.pt")
-                except RuntimeError as error:  # how torch tells of a full disk
-                    raise OSError(str(error).splitlines()[0]) from error
-                write_text(folder / "streams.json", json.dumps(streams))
-            for old in self.steps()[: -self.keep]:
-                shutil.rmtree(self.path(old))
-        if world.size > 1:
-            dist.barrier()
-
-    def load(
-        self, step: int, world: World, module: nn.Module, optimizer: Any, average: dict[str, Tensor], stream: Stream
-    ) -> None:
-        folder = self.path(step)
-        try:
-            weights: Any
-            weights, averaged = (load_file(folder / f"{name}.safetensors") for name in ("model", "average"))
-            optim = torch.load(folder / "optimizer.pt", weights_only=True)
-            streams = json.loads((folder / "streams.json").read_text())
-            options = StateDictOptions(full_state_dict=True)
-            set_state_dict(module, optimizer, model_state_dict=weights, optim_state_dict=optim, options=options)
-        except Exception as error:  # torch and safetensors raise many kinds for damaged files; to the user they are one
-            why = f"damaged checkpoint ({type(error).__name__})"
-            raise LaminaError(
-                f"{folder}: {why}; delete this folder and --resume goes on from the one before"
-            ) from error
-        if len(streams) != world.size:
-            raise LaminaError(
-                f"{folder}: written by {len(streams)} processes, this job has {world.size}; resume with as many"
-            )
-        for name, value in averaged.items():
-            own = average[name]
-            piece = distribute_tensor(value, own.device_mesh, own.placements) if isinstance(own, DTensor) else value
-            own.copy_(piece)
-        stream.load_state_dict(streams[world.rank])
-
-
 class Log:
     """RUN/log.jsonl always, TensorBoard and wandb by flag. Only rank 0 writes."""
 
@@ -310,7 +223,8 @@ class Log:
         if not self.writes:
             return
         # Lines that a killed run wrote after its last checkpoint will be written again.
-        kept = [line for line in self.path.read_text().splitlines() if _step_of(line) <= after] if after else []
+        lines = self.path.read_text(errors="replace").splitlines() if after and self.path.exists() else []
+        kept = [line for line in lines if _step_of(line) <= after]
         write_text(self.path, "".join(line + "\n" for line in kept))
         try:
             if config.tensorboard:
@@ -342,8 +256,8 @@ class Log:
 
 def _step_of(line: str) -> float:
     try:
-        return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError, TypeError):
+        return whole(json.loads(line), "step")
+    except (ValueError, RecursionError):
         return math.inf  # the half line of a killed process
 
 
@@ -374,7 +288,7 @@ def fit(
     ``settle(module)`` has fitted its statistics. ``title`` names the progress bar (None: no bar). Logs and checkpoints go to ``run``;
     with ``config.resume`` it goes on from the last checkpoint there.
     Parts of ``module`` with an ``after_step()`` are told of every step of the optimiser.
-    Raises LaminaError for a loss that is not finite, a damaged checkpoint, a disk that cannot be written.
+    Raises LaminaError for a loss or weights that are not finite, a damaged checkpoint, a disk that cannot be written.
     """
     accelerator = _accelerator(config)
     world = World.here()
@@ -402,9 +316,8 @@ def fit(
     stream = open_stream(shards, shard)
     average = _state(module) if config.ema else {}
     checkpoints = Checkpoints(run, config.keep)
-    done = checkpoints.steps() if config.resume else []
-    start = done[-1] if done else 0
-    if done:
+    start = checkpoints.last(config.steps) if config.resume else 0
+    if start:
         checkpoints.load(start, world, step_module, optimizer, average, stream)
     log = Log(run, config, world, start)
     mine = range(shards) if shard is None else [shard]
@@ -454,7 +367,7 @@ def fit(
             if not math.isfinite(row["loss"]):
                 raise LaminaError(f"{run}: the loss is {row['loss']} at step {number}; start again with a lower --lr")
             seconds = time.perf_counter() - began
-            row |= {"lr": learning_rate(config, step), "gradient_norm": float(_full(norm))}
+            row |= {"lr": learning_rate(config, step), "gradient_norm": float(full(norm))}
             row |= {"samples_per_second": config.batch / seconds, "data_wait": waited / seconds}
             if validating and validate is not None:
                 with _as_saved(module, average, settle, step_module if sharded else None):
@@ -471,4 +384,7 @@ def fit(
     stream.close()
     with _as_saved(module, average, settle, step_module if sharded else None):
         settled = {name: value.clone() for name, value in module.named_buffers()} if average else {}
-    return {name: _full(settled.get(name, value)) for name, value in (average or _state(module)).items()}
+    final = {name: full(settled.get(name, value)) for name, value in (average or _state(module)).items()}
+    if bad := infinite(final):
+        raise LaminaError(f"{run}: '{bad}' is not finite at the end; start again with a lower --lr")
+    return final

@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from pydantic import Field
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from lamina.align.heads import InverseDynamics, Translator, TranslatorConfig
 from lamina.align.labels import Labelled, Minibatches
 from lamina.draws import Draws
 from lamina.errors import LaminaError
-from lamina.files import disk_errors, partial_path, sync
-from lamina.lam import LAM, LAMConfig, load_weights
+from lamina.lam import LAM, LAMConfig
 from lamina.shapes import ActionSpec, to_float
+from lamina.strict import checked, reason
 from lamina.train import Losses, TrainConfig, fit
+from lamina.weights import load_weights, record_of, save_weights
+
+
+@dataclass(frozen=True)
+class _Loss:
+    loss: Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Best:
@@ -30,23 +37,18 @@ class Best:
         self.path, self.loss = path, float("inf")
         if path.exists():
             try:
-                with safe_open(path, "pt") as file:
-                    self.loss = float(file.metadata()["loss"])
-            except SafetensorError as error:
-                raise LaminaError(f"{path}: damaged ({error}); delete {path.parent} and align again") from error
+                note = record_of(path) or {}
+                self.loss = checked(_Loss, note).loss
+            except (SafetensorError, OSError, ValueError) as error:
+                raise LaminaError(f"{path}: damaged ({reason(error)}); delete {path.parent} and align again") from error
 
     def offer(self, module: nn.Module, loss: float) -> None:
         if loss < self.loss:
             self.loss = loss
-            state = {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
-            partial = partial_path(self.path)
-            with disk_errors(self.path):
-                save_file(state, partial, metadata={"loss": repr(loss)})
-                sync(partial)
-                partial.replace(self.path)
+            save_weights(self.path, module.state_dict(), {"loss": loss})
 
     def restore(self, module: nn.Module) -> None:
-        load_weights(module, self.path)
+        load_weights(module, self.path, {"loss": self.loss})
 
 
 def fit_head(

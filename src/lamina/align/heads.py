@@ -14,6 +14,7 @@ from lamina.encoder import ENCODERS
 from lamina.lam import LAMConfig, part_kind
 from lamina.shapes import ActionSpec
 from lamina.sizes import SizeName
+from lamina.strict import Count, Layers, Share
 
 Condition = Literal["latent", "latent+previous", "latent+previous+observation"]
 
@@ -103,12 +104,12 @@ class TranslatorConfig:
     condition: Condition = "latent+previous"
     """App. D.1; latent+previous is the paper's choice"""
     size: SizeName = "small"
-    width: int | None = None
+    width: Count | None = None
     """derived from --size"""
-    narrow: int | None = None
+    narrow: Count | None = None
     """derived: a quarter of the width"""
-    layers: int = 3
-    dropout: float = 0.1
+    layers: Layers = 3
+    dropout: Share = 0.1
 
     def widths(self) -> tuple[int, int]:
         """Wide and narrow width of the Hourglass MLP."""

@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from safetensors.torch import save_file
-
 from lamina.align.fitting import train_translator
 from lamina.align.heads import Translator, TranslatorConfig
 from lamina.align.joint import train_joint
@@ -30,11 +28,14 @@ from lamina.data import count_transitions, gather
 from lamina.data.plan import ActionsOf
 from lamina.device import autocast, pick_device
 from lamina.errors import LaminaError
-from lamina.files import checkpoint_hash, disk_errors, write_text
-from lamina.lam import LatentActionModel, Side, load_weights, model_folder
+from lamina.files import checkpoint_hash, write_text
+from lamina.lam import LatentActionModel, Side, model_folder
 from lamina.shapes import ActionSpec, Clip
+from lamina.strict import Count, Whole, checked, read_json
 from lamina.train import Losses, TrainConfig, fixed_options, keep_settings
+from lamina.weights import loaded, save_weights
 
+LARGEST_ACTION = 65_536  # numbers of a label whose discrete dimensions are one-hot
 FORMAT = 2  # of translator.json; raised when an old file can no longer be read
 
 
@@ -159,37 +160,70 @@ def note_of(
     }
 
 
+#: What the numbers of translator.safetensors mean, beside their shapes: kept with them too.
+MEANING = ("spec", "config", "slots", "side", "latent", "observation", "steps")
+
+
+@dataclass(frozen=True)
+class _Note:
+    """translator.json, as it is read: what it takes to use the translator, then what it takes to train another one."""
+
+    spec: ActionSpec
+    config: TranslatorConfig
+    slots: Count
+    side: Side
+    latent: Whole
+    observation: Whole
+    steps: Count
+    data: str = ""
+    camera: str | None = None
+    action: str = "action"
+    actions: ActionsOf = "first"
+    tasks: tuple[str, ...] = ()
+    labels: Whole = 0
+    label_episodes: Whole = 0
+
+    def __post_init__(self) -> None:
+        if min((*self.spec.discrete, self.spec.continuous)) < 0 or self.spec.width * self.steps > LARGEST_ACTION:
+            raise LaminaError(
+                f"spec: actions of {self.spec.width} times {self.steps} numbers, at most {LARGEST_ACTION}"
+            )
+
+
 def training_of(note: Mapping[str, Any], **changes: Any) -> TrainConfig:
     """How the translator of a note was trained. Raises LaminaError for options that this version does not know."""
     try:
-        return TrainConfig(**{**note["training"], **changes})
-    except (KeyError, TypeError) as error:
+        return checked(TrainConfig, {**note["training"], **changes}, "training")
+    except (KeyError, TypeError, LaminaError) as error:
         raise LaminaError(f"translator.json: does not say how it was trained ({error}); align again") from error
 
 
 def save_translator(folder: Path, translator: Translator, note: dict[str, Any]) -> None:
     """RUN/translator/: translator.safetensors, then translator.json, whose presence says that both are whole."""
-    with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        state = {name: value.contiguous() for name, value in translator.state_dict().items()}
-        save_file(state, folder / "translator.safetensors")
+    save_weights(folder / "translator.safetensors", translator.state_dict(), {name: note[name] for name in MEANING})
     write_text(folder / "translator.json", json.dumps(note, indent=2) + "\n")
 
 
 def load_translator(folder: Path) -> tuple[Translator, dict[str, Any]]:
     """A saved translator and its note. Raises LaminaError if there is none or it is damaged."""
     path = folder / "translator.json"
+    remedy = f"delete {folder} and align again"
     try:
-        note = json.loads(path.read_text())
-        if note["format"] != FORMAT:
-            raise ValueError(f"format {note['format']}, this version of lamina reads {FORMAT}")
-        spec = note["spec"]
-        actions = ActionSpec(tuple(spec["discrete"]), spec["continuous"], tuple(spec["names"]))
-        config = TranslatorConfig(**note["config"])
-        translator = Translator(note["latent"], actions, config, note["observation"], note["steps"])
+        note = read_json(path, remedy)
     except FileNotFoundError as error:
         raise LaminaError(f"{folder}: no translator here; run: lamina align {folder.parent} --data DATASET") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise LaminaError(f"{path}: damaged ({error}); delete {folder} and align again") from error
-    load_weights(translator, folder / "translator.safetensors")
+    if note.get("format") != FORMAT:
+        told = f"format {note.get('format')!r:.60}, this version of lamina reads {FORMAT}"
+        raise LaminaError(f"{path}: damaged ({told}); {remedy}")
+    known = [f.name for f in dataclasses.fields(_Note)]
+    try:
+        n = checked(_Note, {name: note[name] for name in known if name in note})
+    except LaminaError as error:
+        raise LaminaError(f"{path}: damaged ({error}); {remedy}") from error
+    translator = loaded(
+        lambda: Translator(n.latent, n.spec, n.config, n.observation, n.steps),
+        path,
+        folder / "translator.safetensors",
+        {name: note[name] for name in MEANING},
+    )
     return translator.eval(), note

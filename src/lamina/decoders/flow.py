@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from lamina.decoders.base import Decoder
 from lamina.draws import Draws
+from lamina.errors import LaminaError
 from lamina.flow_matching import integrate, interpolate, sample_time, velocity, velocity_of_data
 from lamina.layers import MLP, AdaLNBlock, patch_count, patchify, position_embedding, unpatchify
 from lamina.objectives import squared_error
+from lamina.strict import Count, Layers
 
 
 def timestep_embedding(t: Float[Tensor, "b"], width: int) -> Float[Tensor, "b d"]:
@@ -32,15 +34,17 @@ class FlowDecoder(Decoder):
 
     @dataclass(frozen=True)
     class Config:
-        patch: int = 8
-        width: int = 384
-        heads: int = 6
-        layers: int = 3
-        steps: int = 8  # Euler steps of one sample
+        patch: Count = 8
+        width: Count = 384
+        heads: Count = 6
+        layers: Layers = 3
+        steps: Layers = 8  # Euler steps of one sample
 
     def __init__(self, config: Config, image: tuple[int, int, int], slots: int, dim: int):
         super().__init__()
         tokens = patch_count(image, config.patch, config.width, config.heads)
+        if config.width % 2:
+            raise LaminaError(f"the flow decoder's width must be even, got {config.width}")
         self.config, self.height, self.slots = config, image[1], slots
         pixels = image[0] * config.patch**2
         self.patch = nn.Linear(2 * pixels, config.width)

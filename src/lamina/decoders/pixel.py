@@ -10,15 +10,16 @@ from torch import Tensor, nn
 
 from lamina.decoders.base import DirectDecoder
 from lamina.layers import Block, patch_count, patchify, position_embedding, unpatchify
+from lamina.strict import Count, Layers
 
 
 class PixelDecoder(DirectDecoder):
     @dataclass(frozen=True)
     class Config:
-        patch: int = 8
-        width: int = 384
-        heads: int = 6
-        layers: int = 3
+        patch: Count = 8
+        width: Count = 384
+        heads: Count = 6
+        layers: Layers = 3
 
     def __init__(self, config: Config, image: tuple[int, int, int], slots: int, dim: int):
         super().__init__()

@@ -10,16 +10,18 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from lamina.decoders.base import DirectDecoder
 from lamina.errors import LaminaError
+from lamina.strict import Count
 
 
 def displacements(height: int, width: int) -> list[tuple[int, int]]:
@@ -129,9 +131,9 @@ class FiLMBlock(nn.Module):
 class UNetDecoder(DirectDecoder):
     @dataclass(frozen=True)
     class Config:
-        channels: int = 32
-        multiples: tuple[int, ...] = (1, 2)
-        condition: int = 256
+        channels: Count = 32
+        multiples: Annotated[tuple[Count, ...], Field(min_length=1, max_length=8)] = (1, 2)
+        condition: Count = 256
 
     def __init__(self, config: Config, image: tuple[int, int, int], slots: int, dim: int):
         super().__init__()

@@ -27,13 +27,13 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Bool, Complex, Float, Int, UInt8
-from safetensors.torch import save_file
+from pydantic import Field
 from torch import Tensor, nn
 
 from lamina import __version__
@@ -42,17 +42,20 @@ from lamina.bottleneck import FSQ
 from lamina.device import pick_device
 from lamina.draws import Draws
 from lamina.errors import LaminaError
-from lamina.files import disk_errors, partial_path, sync, write_text
-from lamina.lam import LAM, LatentActionModel, load_weights
+from lamina.files import disk_errors, write_text
+from lamina.lam import LAM, LatentActionModel
 from lamina.layers import ConvBlock, position_embedding
 from lamina.policy.qwen import Plan, Qwen, QwenConfig
 from lamina.policy.windows import Window, WindowStream, fixed_windows, open_steps, tokenize
 from lamina.shapes import to_float
 from lamina.sizes import SizeName
+from lamina.strict import Codes, Count, Image, Layers, Seconds, checked, read_json
 from lamina.train import TrainConfig, Validation, World, fit, fixed_options, keep_settings
+from lamina.weights import loaded, save_weights
 
 FORMAT = 3  # of config.json and model.safetensors; raised when an old file can no longer be read
 STEM = 4  # stride of the convolution before the patches
+Frames = Annotated[int, Field(ge=1, le=4096)]  # of a context: a decision keeps all of their tokens in memory
 CHUNK = 8  # frames of a chunk of an attention plan
 
 
@@ -80,25 +83,25 @@ class TokenConfig:
     """The token model's shape. None means: derived from ``size``."""
 
     size: SizeName = "tiny"
-    context: int = 34
+    context: Frames = 34
     """frames that a decision sees, the latest included"""
-    stride: int = 8
+    stride: Frames = 8
     """every how manieth observation stays in the context"""
-    grid: int = 4
+    grid: Count = 4
     """patches along each side of a frame, where the picture can be cut that way; else the nearest number"""
-    local: int | None = None
+    local: Frames | None = None
     """frames that a layer sees, but for every third one, the last included; none: every layer sees the whole context"""
-    window: int | None = None
+    window: Frames | None = None
     """frames of a training sample, at least the stride; derived: the context"""
-    width: int | None = None
-    layers: int | None = None
-    heads: int | None = None
-    kv_heads: int | None = None
-    hidden: int | None = None
+    width: Count | None = None
+    layers: Layers | None = None
+    heads: Count | None = None
+    kv_heads: Count | None = None
+    hidden: Count | None = None
     """of the SwiGLU; derived: three times the width"""
-    channels: int | None = None
+    channels: Count | None = None
     """of the convolutional stem"""
-    theta: float = 10_000.0
+    theta: Annotated[float, Field(gt=0, le=1e9)] = 10_000.0
     """base of the rotary positions"""
 
     def __post_init__(self) -> None:
@@ -406,6 +409,23 @@ def train_tokens(run: Path, path: str, config: TokenConfig, training: TrainConfi
     return folder
 
 
+@dataclass(frozen=True)
+class _Note:
+    """What RUN/policy/config.json says of the token model itself: the arguments of :class:`TokenModel`."""
+
+    config: TokenConfig
+    image: Image
+    slots: Count
+    codebook_size: Codes
+    fingerprint: str
+    decision_seconds: Seconds | None
+    levels: Annotated[tuple[Codes, ...], Field(max_length=20)]
+
+
+#: What the numbers of model.safetensors mean, beside their shapes: kept with them too.
+MEANING = tuple(field.name for field in dataclasses.fields(_Note))
+
+
 def save_tokens(folder: Path, model: TokenModel, note: dict[str, Any]) -> None:
     """FOLDER/model.safetensors, then config.json, whose presence says that both are whole."""
     config = {
@@ -420,41 +440,32 @@ def save_tokens(folder: Path, model: TokenModel, note: dict[str, Any]) -> None:
         "decision_seconds": model.decision_seconds,
         **note,
     }
-    path = folder / "model.safetensors"
-    partial = partial_path(path)
-    with disk_errors(path):
+    with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").unlink(missing_ok=True)
-        state = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
-        save_file(state, partial, metadata={"format": "pt"})
-        sync(partial)
-        partial.replace(path)
+    save_weights(folder / "model.safetensors", model.state_dict(), {name: config[name] for name in MEANING})
     write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
 
 
 def load_tokens(folder: Path, lam: LAM | None = None) -> TokenModel:
     """A saved token model. Raises LaminaError if there is none, if it is damaged, or if it was trained on the codes of another LAM."""
     path = folder / "config.json"
+    remedy = f"delete {folder} and train the token model again"
     try:
-        note = json.loads(path.read_text())
-        if note["format"] != FORMAT:
-            raise ValueError(f"format {note['format']}, this version of lamina reads {FORMAT}")
-        model = TokenModel(
-            TokenConfig(**note["config"]),
-            tuple(note["image"]),
-            note["slots"],
-            note["codebook_size"],
-            note["fingerprint"],
-            note["decision_seconds"],
-            tuple(note["levels"]),
-        )
+        note = read_json(path, remedy)
     except FileNotFoundError as error:
         raise LaminaError(f"{folder}: no token model here; train one first (lamina.policy.train_tokens)") from error
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise LaminaError(f"{path}: damaged ({error}); delete {folder} and train the token model again") from error
+    if note.get("format") != FORMAT:
+        told = f"format {note.get('format')!r:.60}, this version of lamina reads {FORMAT}"
+        raise LaminaError(f"{path}: damaged ({told}); {remedy}")
+    record = {name: note[name] for name in MEANING if name in note}
+    try:
+        values = vars(checked(_Note, record))
+    except LaminaError as error:
+        raise LaminaError(f"{path}: damaged ({error}); {remedy}") from error
+    model = loaded(lambda: TokenModel(**values), path, folder / "model.safetensors", record)
     if lam is not None:
         check_lam(model, lam, str(folder))
-    load_weights(model, folder / "model.safetensors")
     return model.eval()
 
 

@@ -1,0 +1,121 @@
+"""JSON that anybody may have written: read up to a size, and checked against a dataclass, type by type and limit by limit.
+
+The limits are far above what is trained and far below what could fill a memory: a config is compared with its weights only after
+the module that it describes was laid out.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+from lamina.errors import LaminaError
+
+T = TypeVar("T")
+
+LONGEST = 4 * 2**20  # bytes of a JSON file
+
+Count = Annotated[int, Field(ge=1, le=65_536)]
+#: A count that may be none.
+Some = Annotated[int, Field(ge=0, le=65_536)]
+#: What is built, or done, one after the other.
+Layers = Annotated[int, Field(ge=1, le=256)]
+LARGEST_CODEBOOK = 2**20
+#: Entries of a codebook.
+Codes = Annotated[int, Field(ge=2, le=LARGEST_CODEBOOK)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+#: Channels, height, width.
+Image = tuple[Count, Count, Count]
+#: How often something happened.
+Whole = Annotated[int, Field(ge=0, lt=2**62)]
+
+
+class Malformed(LaminaError):
+    """Values that are not what they should be, whoever wrote them."""
+
+
+def reason(error: BaseException) -> str:
+    """What went wrong, in one line without the name of the file."""
+    lines = (getattr(error, "strerror", None) or str(error)).splitlines()
+    return lines[0].strip() if lines else type(error).__name__
+
+
+def check_regular(path: Path) -> os.stat_result:
+    """The status of a regular file, or of one that a link leads to. Raises ValueError for anything else, which reading might wait for."""
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("not a regular file")
+    return status
+
+
+def json_of(path: Path, kind: type = dict) -> Any:
+    """What the JSON file ``path`` holds: an object, or a value of another ``kind``.
+
+    Raises OSError, and ValueError for what is too long, no regular file, no JSON, or of another kind.
+    """
+    if (size := check_regular(path).st_size) > LONGEST:
+        raise ValueError(f"{size} bytes long, which is more than {LONGEST}")
+    try:
+        content = json.loads(path.read_bytes().decode())
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    if not isinstance(content, kind):
+        raise ValueError(f"{kind.__name__} expected, not {type(content).__name__}")
+    return content
+
+
+def read_json(path: Path, remedy: str) -> dict[str, Any]:
+    """The JSON object in ``path``. Raises FileNotFoundError, and LaminaError with the ``remedy`` where :func:`json_of` refuses."""
+    try:
+        return json_of(path)
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:
+        raise Malformed(f"{path}: damaged ({reason(error)}); {remedy}") from error
+
+
+def checked(kind: type[T], values: Any, name: str = "") -> T:
+    """The dataclass ``kind`` from values as JSON has them.
+
+    Raises Malformed (a LaminaError), which names the first field that is wrong, behind ``name``: missing, unknown, of another type
+    (no number is taken for another kind of number, but a whole one for a real one), out of its limits, or refused by ``kind`` itself.
+    """
+    # A plain dataclass takes the strictness of what is around it; it has no place for its own.
+    adapter: TypeAdapter[Any] = TypeAdapter(tuple[kind], config=ConfigDict(strict=True, extra="forbid"))  # type: ignore[valid-type]
+    try:
+        return adapter.validate_json(json.dumps([values]))[0]
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join([name, *map(str, first["loc"][1:])]).strip(".")
+        told = first["msg"].removeprefix("Value error, ")
+        simple = isinstance(first["input"], str | int | float | None) and first["type"] != "value_error"
+        got = f", got {first['input']!r:.60}" if simple else ""
+        raise Malformed(f"{where}: {told}{got}" if where else told) from error
+
+
+def whole(state: Any, name: str) -> int:
+    """A whole number of at least 0 in a saved state. Raises Malformed for anything else."""
+    value = state.get(name) if isinstance(state, dict) else None
+    if type(value) is not int or value < 0:
+        raise Malformed(f"'{name}' is not a whole number of at least 0")
+    return value
+
+
+def differences(before: Any, now: Mapping[str, Any]) -> list[str]:
+    """The names of the settings, dotted where they are nested, that are not what they were."""
+    if not isinstance(before, Mapping):
+        before = {}
+    found = []
+    for name, value in now.items():
+        if isinstance(value, Mapping):
+            found += [f"{name}.{inner}" for inner in differences(before.get(name), value)]
+        elif before.get(name) != value:
+            found.append(name)
+    return found

@@ -1,0 +1,204 @@
+"""Weights in safetensors files: what is saved is finite, and what is loaded is exactly what was saved for this module.
+
+A file that Lamina writes holds, in its metadata, a ``record`` of what its numbers mean (levels of a quantiser, heads, seconds of a gap:
+much of it no shape tells) and a sha256 over record and tensors. Files of before have neither, and are loaded as they are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from lamina.errors import LaminaError
+from lamina.files import disk_errors, partial_path, sync
+from lamina.strict import check_regular, differences, reason
+
+M = TypeVar("M", bound=nn.Module)
+
+LONGEST_HEADER = 8 * 2**20  # bytes: names, types and shapes of some ten thousand tensors
+COMPUTED = 2**28  # bytes of tables that a module may compute for itself, which no file accounts for
+KEY = "lamina"  # the one key of the metadata: several would be written in an order of chance
+
+TYPES = {
+    torch.float32: "F32", torch.float64: "F64", torch.float16: "F16", torch.bfloat16: "BF16",
+    torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+
+Layout = dict[str, tuple[str, tuple[int, ...]]]
+
+
+class Misfit(ValueError):
+    """Tensors that are whole, and not those of this module."""
+
+
+def layout(state: Mapping[str, Tensor]) -> Layout:
+    """Type and shape of every tensor, in the words of a safetensors header."""
+    return {name: (TYPES[value.dtype], tuple(value.shape)) for name, value in state.items()}
+
+
+def infinite(state: Mapping[str, Tensor]) -> str | None:
+    """The first tensor that holds NaN or infinity; None if all are finite."""
+    return next((n for n, v in state.items() if v.is_floating_point() and not bool(v.isfinite().all())), None)
+
+
+def digest(state: Mapping[str, Tensor], record: Any) -> str:
+    """sha256 over a record and every tensor."""
+    found = hashlib.sha256(json.dumps(record, sort_keys=True).encode())
+    for name, value in sorted(state.items()):
+        found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        found.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def save_weights(path: Path, state: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
+    """Write tensors and their record to ``path``, whole or not at all.
+
+    Raises LaminaError for NaN or infinity in them, and where the disk refuses.
+    """
+    whole = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
+    if bad := infinite(whole):
+        raise LaminaError(f"{path}: not saved, '{bad}' is not finite; train again with a lower --lr")
+    note = json.dumps({"record": record, "sha256": digest(whole, json.loads(json.dumps(record)))}, sort_keys=True)
+    partial = partial_path(path)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            save_file(whole, partial, metadata={KEY: note})
+            sync(partial)
+            partial.replace(path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A safetensors file whose header has been read and no tensor. Raises OSError, ValueError, SafetensorError."""
+    check_regular(path)
+    with path.open("rb") as file:
+        if (length := int.from_bytes(file.read(8), "little")) > LONGEST_HEADER:
+            raise ValueError(f"a header of {length} bytes")
+    with safe_open(path, "pt") as opened:
+        yield opened
+
+
+def _check_layout(file: Any, expected: Layout) -> None:
+    """Raises Misfit unless an opened file has exactly the ``expected`` tensors."""
+    names = file.keys()
+    slices = {name: file.get_slice(name) for name in names}
+    found = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
+    if lost := sorted(expected.keys() - found.keys()):
+        raise Misfit(f"'{lost[0]}' is missing")
+    if foreign := sorted(found.keys() - expected.keys()):
+        raise Misfit(f"{foreign[0]!r} is not one of them")
+    for name, wanted in expected.items():
+        if found[name] != wanted:
+            raise Misfit(f"'{name}' is {_told(*found[name])}, not {_told(*wanted)}")
+
+
+def _told(kind: str, shape: tuple[int, ...]) -> str:
+    return f"{kind} [{', '.join(map(str, shape))}]"
+
+
+def read_tensors(path: Path, expected: Layout) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of ``path``, which are exactly the ``expected`` ones and finite, and the file's metadata.
+
+    Raises Misfit for other tensors before any is read; OSError, ValueError and SafetensorError for a file that is missing or damaged.
+    """
+    with _opened(path) as file:
+        _check_layout(file, expected)
+        tensors = {name: file.get_tensor(name) for name in expected}
+        metadata = file.metadata() or {}
+    if bad := infinite(tensors):
+        raise ValueError(f"'{bad}' is not finite")
+    return tensors, metadata
+
+
+def record_of(path: Path) -> dict[str, Any] | None:
+    """The record in a file of weights, without reading them; None if there is none. Raises OSError, ValueError, SafetensorError."""
+    with _opened(path) as file:
+        note = note_of_weights(file.metadata() or {})
+    return None if note is None else note["record"]
+
+
+@contextmanager
+def _failures(path: Path) -> Iterator[None]:
+    """Turns what is wrong with a file of weights into one line."""
+    try:
+        yield
+    except LaminaError:
+        raise
+    except FileNotFoundError as error:
+        raise LaminaError(f"{path}: no such file") from error
+    except Misfit as error:
+        raise LaminaError(f"{path}: the weights do not fit the config beside them: {reason(error)}") from error
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        raise LaminaError(
+            f"{path}: damaged or cut short ({reason(error)}); restore the checkpoint from a copy or train again"
+        ) from error
+
+
+def note_of_weights(metadata: Mapping[str, str]) -> dict[str, Any] | None:
+    """Record and sha256 that a file's metadata hold; None where it was written before there were any. Raises ValueError if damaged."""
+    if KEY not in metadata:
+        return None
+    note = json.loads(metadata[KEY])
+    if not isinstance(note, dict) or note.keys() != {"record", "sha256"} or not isinstance(note["record"], dict):
+        raise ValueError("its metadata are not those of a model")
+    return note
+
+
+def load_weights(module: nn.Module, path: Path, record: Mapping[str, Any] | None = None) -> None:
+    """Fill ``module`` from a safetensors file.
+
+    ``record``: what its numbers are taken to mean; None: it has no config beside it.
+    Raises LaminaError for a missing, damaged, ill-fitting file, for NaN and infinity in it, and for weights of another record.
+    """
+    with _failures(path):
+        tensors, metadata = read_tensors(path, layout(module.state_dict()))
+        note = note_of_weights(metadata)
+        if note is not None and note["sha256"] != digest(tensors, note["record"]):
+            raise ValueError("its content is not what was saved")
+    if note is not None and record is not None:
+        now = json.loads(json.dumps(record))
+        if now != note["record"]:
+            changed = ", ".join(differences(note["record"], now) or differences(now, note["record"]))
+            raise LaminaError(
+                f"{path}: the config beside these weights is not the one that they were saved with ({changed}); restore it from a copy"
+            )
+    module.load_state_dict(tensors)
+
+
+def loaded(make: Callable[[], M], config: Path, path: Path, record: Mapping[str, Any]) -> M:
+    """The module that ``make`` builds, as the file ``config`` describes it, with the weights of ``path``.
+
+    It is laid out without memory first and compared with the header of the weights: a config that claims sizes which its weights do
+    not have costs nothing. Raises LaminaError as :func:`load_weights` does, and for a config that describes no module.
+    """
+    try:
+        with torch.device("meta"):
+            plan = make()
+        stored = plan.state_dict()
+        computed = sum(value.nbytes for name, value in plan.named_buffers() if name not in stored)
+        if computed > COMPUTED:
+            raise ValueError(f"tables of {computed} bytes")
+        expected = layout(stored)
+    except Exception as error:  # torch raises many kinds for sizes that make no sense
+        raise LaminaError(f"{config}: describes no model: {reason(error)}") from error
+    with _failures(path), _opened(path) as file:
+        _check_layout(file, expected)
+    try:
+        module = make()
+    except RuntimeError as error:
+        raise LaminaError(f"{config}: the model cannot be built here ({reason(error)})") from error
+    load_weights(module, path, record)
+    return module
