@@ -25,6 +25,7 @@ from processes import die, dies_in, in_child
 from safetensors.torch import load_file
 from torch import nn
 
+import lamina.checkpoints
 import lamina.codes
 import lamina.train
 from lamina import LatentActionModel
@@ -350,9 +351,9 @@ KILLS = {
     "in step 5": lambda: dies_in(lamina.train, "total", 4),
     "in step 10": lambda: dies_in(lamina.train, "total", 9),
     "between optimiser and average in step 8": lambda: dies_in(lamina.train, "_average", 7),
-    "in the first checkpoint": lambda: dies_in(lamina.train, "save_file", 0, half_written),
-    "in the second checkpoint": lambda: dies_in(lamina.train, "save_file", 3, half_written),
-    "before the second checkpoint gets its name": lambda: dies_in(os, "replace", 5),
+    "in the first checkpoint": lambda: dies_in(lamina.checkpoints, "save_file", 0, half_written),
+    "in the second checkpoint": lambda: dies_in(lamina.checkpoints, "save_file", 3, half_written),
+    "before the second checkpoint gets its name": lambda: dies_in(os, "replace", 7),
     "in a line of the log": lambda: dies_in(
         lamina.train.Log, "write", 7, lambda self, row: self.path.open("a").write('{"step": 8, "lo')
     ),
@@ -383,7 +384,7 @@ def test_a_killed_run_resumes_bit_for_bit(kill, dataset, uninterrupted, tmp_path
 
     assert in_child(work) == signal.SIGKILL
     for folder in run.glob("checkpoints/step-*"):
-        assert len(list(folder.iterdir())) == 4
+        assert len(list(folder.iterdir())) == 5
     check_resumed(run, dataset, uninterrupted)
 
 
@@ -433,7 +434,7 @@ def stopped(uninterrupted, tmp_path) -> Path:
     return run
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "average.safetensors", "optimizer.pt", "streams.json"])
+@pytest.mark.parametrize("name", ["model.safetensors", "average.safetensors", "optimizer.safetensors", "streams.json"])
 @pytest.mark.parametrize("damage", ["cut", "empty", "missing", "junk"])
 def test_a_damaged_checkpoint_is_one_clear_line(name, damage, dataset, stopped):
     folder = Checkpoints(stopped, 2).path(10)
@@ -463,7 +464,7 @@ def test_training_state_is_loaded_without_running_code(dataset, stopped, tmp_pat
         def __reduce__(self):
             return (os.mkdir, (str(tmp_path / "exploded"),))
 
-    torch.save({"state": Bomb()}, Checkpoints(stopped, 2).path(10) / "optimizer.pt")
+    torch.save({"state": Bomb()}, Checkpoints(stopped, 2).path(10) / "optimizer.safetensors")
     with pytest.raises(LaminaError, match="damaged checkpoint"):
         train(stopped, dataset, resume=True, **ONE)
     assert not (tmp_path / "exploded").exists()
@@ -508,7 +509,7 @@ def test_a_run_whose_config_is_damaged_is_not_resumed(dataset, stopped):
         train(stopped, dataset, resume=True, **ONE)
 
 
-@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.pt"])
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors"])
 def test_a_full_disk_is_one_clear_line_and_leaves_nothing_half_written(file, dataset, uninterrupted, tmp_path):
     """A limit on the size of a file stands for the full disk."""
     run, told = tmp_path / "run", tmp_path / "told"

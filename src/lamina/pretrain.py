@@ -366,7 +366,7 @@ def pretrain(run: Path, recipe: Recipe, data: DataConfig, config: TrainConfig, i
         check_run(run, settings, config.resume)
     torch.manual_seed(config.seed)
     # Model and data are opened before anything is written: what is wrong with them leaves no half a run behind.
-    lam = LAM(recipe.lam)
+    lam = LAM(LAMConfig.from_dict(recipe.lam.to_dict()))  # as it will be read: what could not be loaded is not trained
     if init is not None:
         start_from(lam, init)
     held = gather(data, "validation", limit=256)

@@ -17,6 +17,7 @@ from lamina.data import ClipStream, DataConfig
 from lamina.draws import Draws
 from lamina.lam import LAM, Side
 from lamina.shapes import ActionSpec, Clip, to_float
+from lamina.strict import Malformed
 from lamina.train import Losses, TrainConfig
 
 
@@ -53,6 +54,8 @@ class JointStream:
         return {"labels": self.labels.state_dict(), "video": self.video.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        if not isinstance(state, dict) or state.keys() != {"labels", "video"}:
+            raise Malformed("not the state of labels and video")
         self.labels.load_state_dict(state["labels"])
         self.video.load_state_dict(state["video"])
 

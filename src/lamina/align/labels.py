@@ -17,6 +17,7 @@ from lamina.data.plan import ActionsOf, Plan
 from lamina.errors import LaminaError, LaminaWarning
 from lamina.lam import LAM, LatentActionModel, Side
 from lamina.shapes import ActionSpec, Clip, to_float
+from lamina.strict import whole
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Minibatches:
         return {"drawn": self.drawn}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        self.drawn = state["drawn"]
+        self.drawn = whole(state, "drawn")
 
     def close(self) -> None:
         """Nothing is open."""

@@ -74,6 +74,7 @@ def align(
     Raises LaminaError for data without actions, too few labels, a folder that is there already without ``resume``, a resumed alignment
     with other settings or labels.
     """
+    checked(TranslatorConfig, dataclasses.asdict(config.translator), "translator")  # as it will be read
     folder = run / ("joint" if config.joint else "translator")
     model = LatentActionModel.from_pretrained(str(run)).to(pick_device(training.device))
     data = probe_data(model, path, config.camera, config.action, config.actions)
@@ -84,6 +85,7 @@ def align(
     if config.joint and (losses is None or weights is None):
         raise LaminaError("joint alignment needs the method's own losses")
     actions = actions_of(data)
+    _check_width(actions.spec, actions.steps)
     tell_span(data, actions)
     clip = gather(data, "train", number, seed=training.seed, require_action=True)
     side = model.config.action_side if config.side == "model" else config.side
@@ -184,10 +186,13 @@ class _Note:
     label_episodes: Whole = 0
 
     def __post_init__(self) -> None:
-        if min((*self.spec.discrete, self.spec.continuous)) < 0 or self.spec.width * self.steps > LARGEST_ACTION:
-            raise LaminaError(
-                f"spec: actions of {self.spec.width} times {self.steps} numbers, at most {LARGEST_ACTION}"
-            )
+        _check_width(self.spec, self.steps)
+
+
+def _check_width(spec: ActionSpec, steps: int) -> None:
+    """Raises LaminaError for labels of more numbers than are read back."""
+    if spec.continuous < 0 or spec.width * steps > LARGEST_ACTION:
+        raise LaminaError(f"an action of {spec.width} numbers times {steps}; they can be at most {LARGEST_ACTION}")
 
 
 def training_of(note: Mapping[str, Any], **changes: Any) -> TrainConfig:

@@ -29,6 +29,7 @@ from lamina.data.episodes import DecodeError, Episode, Source, check_classes, ta
 from lamina.data.plan import DataConfig, Plan, Segment, draw_samples, open_source, parse_data
 from lamina.errors import LaminaError, LaminaWarning
 from lamina.shapes import ActionSpec, Clip
+from lamina.strict import Malformed, Whole, checked
 
 __all__ = ["ClipStream", "DataConfig", "Episode", "Source", "gather", "open_source", "parse_data"]
 
@@ -311,6 +312,28 @@ class _Shard:
         self.arrivals = None
 
 
+@dataclass(frozen=True)
+class _Place:
+    """What :meth:`_Shard.state` says."""
+
+    serial: Whole
+    segments: tuple[Whole, ...]
+    samples: tuple[Whole, ...]
+    arrived: Whole
+    last: tuple[int, int]
+    bad: tuple[tuple[Whole, Whole, Whole, Whole, Whole, Whole, Whole], ...]
+
+    def __post_init__(self) -> None:
+        if sum(self.segments) != self.serial:
+            raise LaminaError(f"{self.segments} segments of the sources are not {self.serial} together")
+
+
+@dataclass(frozen=True)
+class _State:
+    data: str
+    shards: dict[str, _Place]
+
+
 class ClipStream:
     """An endless stream of :class:`lamina.shapes.Clip` batches for training.
 
@@ -372,12 +395,19 @@ class ClipStream:
         return {"data": self._fingerprint, "shards": {str(r): s.state() for r, s in self._shards.items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on at the exact next sample. Raises LaminaError if the state is of other data or settings."""
-        if state["data"] != self._fingerprint or not self._shards.keys() <= {int(r) for r in state["shards"]}:
+        """Go on at the exact next sample. Raises LaminaError if the state is of other data or settings, or none."""
+        saved = checked(_State, state)
+        places = {str(r): saved.shards.get(str(r)) for r in self._shards}
+        if saved.data != self._fingerprint or None in places.values():
             raise LaminaError(
                 f"{', '.join(self.config.data)}: the data or its settings are not those of the run to be resumed; "
                 "use the same ones, or start a new run from this one's weights with --init"
             )
+        for r, place in places.items():
+            if place and (not len(place.segments) == len(place.samples) == len(self.plan.sources)):
+                raise Malformed(
+                    f"shards.{r}: places in {len(place.segments)} sources, there are {len(self.plan.sources)}"
+                )
         for r, shard in self._shards.items():
             shard.load(state["shards"][str(r)])
 

@@ -358,6 +358,7 @@ def train_tokens(run: Path, path: str, config: TokenConfig, training: TrainConfi
         raise LaminaError(f"{folder}: trained already; add --resume to go on, or delete that folder")
     print_of_lam = fingerprint(model.lam)
     image, slots = model.config.image, model.config.action_length
+    config = checked(TokenConfig, dataclasses.asdict(config), "token model")  # as it will be read
     torch.manual_seed(training.seed)
     bottleneck = model.lam.bottleneck
     levels = tuple(bottleneck.levels.tolist()) if isinstance(bottleneck, FSQ) else ()

@@ -27,6 +27,7 @@ from lamina.errors import LaminaError
 from lamina.files import whole_folder
 from lamina.label import CHUNK, encode_episode, partners
 from lamina.lam import LatentActionModel
+from lamina.strict import whole
 
 FORMAT = 2
 SPLITS = ("train", "validation")
@@ -131,7 +132,7 @@ class WindowStream:
         return {"drawn": self.drawn}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        self.drawn = state["drawn"]
+        self.drawn = whole(state, "drawn")
 
     def close(self) -> None:
         """Nothing is open but memory maps."""
