@@ -288,6 +288,8 @@ def write(folder: Path, translator: Translator, **changes) -> None:
         "format": 2,
         "spec": spec,
         "config": config,
+        "slots": 4,
+        "side": "quantised",
         "latent": 12,
         "observation": 0,
         "steps": 1,
@@ -428,7 +430,9 @@ def test_alignment_leaves_a_translator_and_the_model_as_it_was(run, dataset):
 
 
 def test_alignment_can_read_the_observation_too(run, dataset):
-    config = AlignConfig("60", translator=TranslatorConfig("latent+previous+observation", 32, 16, 1))
+    config = AlignConfig(
+        "60", translator=TranslatorConfig("latent+previous+observation", width=32, narrow=16, layers=1)
+    )
     translator, note = load_translator(align(run, str(dataset), config, training(steps=2)))
     assert note["observation"] == note["latent"] == 15
     assert translator.mlp.inputs.in_features == 15 + 4 + 15

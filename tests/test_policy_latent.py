@@ -380,7 +380,7 @@ def home(tmp_path_factory) -> Path:
 
 def translator_note(latent: int) -> dict:
     config = dataclasses.asdict(TranslatorConfig(size="debug"))
-    more = {"latent": latent, "observation": 0, "steps": 1, "side": "quantised"}
+    more = {"latent": latent, "slots": SLOTS, "observation": 0, "steps": 1, "side": "quantised"}
     return {"format": 2, "spec": dataclasses.asdict(SPEC), "config": config, **more}
 
 

@@ -403,11 +403,9 @@ class ClipStream:
                 f"{', '.join(self.config.data)}: the data or its settings are not those of the run to be resumed; "
                 "use the same ones, or start a new run from this one's weights with --init"
             )
-        for r, place in places.items():
-            if place and (not len(place.segments) == len(place.samples) == len(self.plan.sources)):
-                raise Malformed(
-                    f"shards.{r}: places in {len(place.segments)} sources, there are {len(self.plan.sources)}"
-                )
+        sources = len(self.plan.sources)
+        if any(place and not len(place.segments) == len(place.samples) == sources for place in places.values()):
+            raise Malformed(f"a shard's place is not one in {sources} source(s)")
         for r, shard in self._shards.items():
             shard.load(state["shards"][str(r)])
 
