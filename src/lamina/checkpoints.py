@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
 from dataclasses import dataclass
@@ -59,8 +60,9 @@ class Checkpoints:
 
     def _named(self) -> dict[int, Path]:
         """What has a checkpoint's name, whatever it is. Copies, and folders of other names, are somebody else's."""
-        found = {int(m[1]): p for p in self.folder.glob("step-*") if (m := re.fullmatch("step-([0-9]{8,18})", p.name))}
-        return {step: path for step, path in sorted(found.items()) if step and path == self.path(step)}
+        steps = [int(p.name[5:]) for p in self.folder.glob("step-*") if re.fullmatch("step-[0-9]{8,18}", p.name)]
+        named = {step: self.path(step) for step in sorted(steps) if step}
+        return {step: path for step, path in named.items() if os.path.lexists(path)}
 
     def steps(self) -> list[int]:
         """The steps of the checkpoints that there are."""

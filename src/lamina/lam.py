@@ -30,7 +30,7 @@ from lamina.prefix import PrefixLaw, RetainedPrefix
 from lamina.shapes import Clip, Latent, to_float, to_uint8
 from lamina.space import SPACES, Observed, Space, SpaceName
 from lamina.state import StateDynamics
-from lamina.strict import Count, Image, Seconds, Some, Whole, checked, read_json
+from lamina.strict import Count, Image, Seconds, Short, Some, Whole, checked, read_json
 from lamina.weights import loaded, save_weights
 
 FORMAT = 1  # of config.json and model.safetensors; raised when an old file can no longer be read
@@ -44,7 +44,7 @@ class LAMConfig:
     """Everything that decides the shape of a LAM. Each part's config says which part it is by its type."""
 
     image: Image  # channels, height, width
-    slots: Count
+    slots: Short
     encoder: Any
     bottleneck: Any
     decoder: Any

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from lamina.errors import LaminaError
 
+MOST_PATCHES = 16_384  # of a picture: each attends to all
+
 
 class MLP(nn.Sequential):
     """Linear, GELU, Linear. [... d] -> [... out]."""
@@ -120,7 +122,7 @@ BLOCKS = (Block, CrossBlock, AdaLNBlock, ConvBlock)
 
 
 def patch_count(image: tuple[int, int, int], patch: int, width: int, heads: int) -> int:
-    """Patches of a picture (channels, height, width). Raises LaminaError if patches or heads do not divide evenly."""
+    """Patches of a picture (channels, height, width). Raises LaminaError if patches or heads do not divide evenly, or are too many."""
     _, high, wide = image
     if high % patch or wide % patch:
         raise LaminaError(
@@ -128,7 +130,12 @@ def patch_count(image: tuple[int, int, int], patch: int, width: int, heads: int)
         )
     if width % heads:
         raise LaminaError(f"width {width} is not a multiple of {heads} heads; set --width or --heads")
-    return (high // patch) * (wide // patch)
+    patches = (high // patch) * (wide // patch)
+    if patches > MOST_PATCHES:
+        raise LaminaError(
+            f"image {high}x{wide} has {patches} patches of {patch} pixels, at most {MOST_PATCHES} can be; set --patch"
+        )
+    return patches
 
 
 def patchify(images: Float[Tensor, "b c h w"], patch: int) -> Float[Tensor, "b p d"]:

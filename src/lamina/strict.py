@@ -31,8 +31,10 @@ LARGEST_CODEBOOK = 2**20
 Codes = Annotated[int, Field(ge=2, le=LARGEST_CODEBOOK)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
+#: Slots of a code, or pixels of a picture's side: what every frame costs grows with them, whatever the weights hold.
+Short = Annotated[int, Field(ge=1, le=1024)]
 #: Channels, height, width.
-Image = tuple[Count, Count, Count]
+Image = tuple[Annotated[int, Field(ge=1, le=64)], Short, Short]
 #: How often something happened.
 Whole = Annotated[int, Field(ge=0, lt=2**62)]
 

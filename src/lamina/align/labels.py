@@ -140,7 +140,12 @@ def probe_data(
     action: str = "action",
     actions: ActionsOf = "first",
 ) -> DataConfig:
-    """How a model reads data for labels and probes: its own picture size, pairs at its one label gap."""
+    """How a model reads data for labels and probes: its own picture size, pairs at its one label gap.
+
+    Raises LaminaError for a model of pictures that are not RGB.
+    """
+    if model.config.image[0] != 3:
+        raise LaminaError(f"this model reads pictures of {model.config.image[0]} channels, and videos have 3")
     gap = model.provenance.label_gap
     return DataConfig((path,), model.config.image[1:], gap=(gap, gap), camera=camera, action=action, actions=actions)
 

@@ -31,7 +31,7 @@ from lamina.errors import LaminaError
 from lamina.files import checkpoint_hash, write_text
 from lamina.lam import LatentActionModel, Side, model_folder
 from lamina.shapes import ActionSpec, Clip
-from lamina.strict import Count, Whole, checked, read_json
+from lamina.strict import Count, Short, Whole, checked, read_json
 from lamina.train import Losses, TrainConfig, fixed_options, keep_settings
 from lamina.weights import loaded, save_weights
 
@@ -172,7 +172,7 @@ class _Note:
 
     spec: ActionSpec
     config: TranslatorConfig
-    slots: Count
+    slots: Short
     side: Side
     latent: Whole
     observation: Whole

@@ -49,13 +49,14 @@ from lamina.policy.qwen import Plan, Qwen, QwenConfig
 from lamina.policy.windows import Window, WindowStream, fixed_windows, open_steps, tokenize
 from lamina.shapes import to_float
 from lamina.sizes import SizeName
-from lamina.strict import Codes, Count, Image, Layers, Seconds, checked, read_json
+from lamina.strict import Codes, Count, Image, Layers, Seconds, Short, checked, read_json
 from lamina.train import TrainConfig, Validation, World, fit, fixed_options, keep_settings
 from lamina.weights import loaded, save_weights
 
 FORMAT = 3  # of config.json and model.safetensors; raised when an old file can no longer be read
 STEM = 4  # stride of the convolution before the patches
-Frames = Annotated[int, Field(ge=1, le=4096)]  # of a context: a decision keeps all of their tokens in memory
+MOST_TOKENS = 65_536  # of a decision's context, whose keys and values are kept in memory
+Frames = Annotated[int, Field(ge=1, le=4096)]
 CHUNK = 8  # frames of a chunk of an attention plan
 
 
@@ -219,6 +220,11 @@ class TokenModel(nn.Module):
         channels = config.channels or SIZES[config.size].channels
         self.grid = patch_grid(image, config.grid)
         self.patches = self.grid[0] * self.grid[1]
+        seen = config.context * slots + (config.context // config.stride + 1) * self.patches
+        if seen > MOST_TOKENS:
+            raise LaminaError(
+                f"a decision would see {seen} tokens, at most {MOST_TOKENS} can be; set --context or --stride"
+            )
         core = config.core()
         self.core = Qwen(core)
         self.stem = nn.Sequential(
@@ -416,7 +422,7 @@ class _Note:
 
     config: TokenConfig
     image: Image
-    slots: Count
+    slots: Short
     codebook_size: Codes
     fingerprint: str
     decision_seconds: Seconds | None
