@@ -30,7 +30,8 @@ from lamina.data import ClipStream
 from lamina.draws import Draws
 from lamina.errors import LaminaError
 from lamina.lam import LAM, Provenance
-from lamina.policy.tokens import TokenConfig, load_tokens, train_tokens
+from lamina.layers import patch_count
+from lamina.policy.tokens import TokenConfig, TokenModel, load_tokens, train_tokens
 from lamina.policy.windows import WindowStream
 from lamina.shapes import to_float
 from lamina.strict import LONGEST
@@ -538,7 +539,6 @@ GREEDY: dict[str, tuple[str, Callable[[dict], Any]]] = {
     "policy hidden": ("policy/config.json", set_in("config", "hidden", to=65_536)),
     "codebook": ("policy/config.json", lambda v: v.update(codebook_size=2**20, levels=[1024, 1024])),
     "context": ("policy/config.json", set_in("config", "context", to=10**9)),
-    "some context": ("policy/config.json", set_in("config", "context", to=4096)),
     "policy image": ("policy/config.json", set_in("image", to=[3, 1024, 1024])),
 }  # fmt: skip
 
@@ -652,6 +652,8 @@ def test_parts_that_do_not_go_together_are_refused():
     split = dataclasses.replace(plan.bottleneck, frozen=(2,))
     refused(lambda: LAM(dataclasses.replace(plan, bottleneck=split)), "frozen")
     refused(lambda: FSQ((1024,) * 3), "codes")
+    refused(lambda: TokenModel(TokenConfig(size="debug", context=4096), (3, 64, 64), 64, 16), "tokens", "--context")
+    refused(lambda: patch_count((3, 1024, 1024), 1, 32, 2), "patches", "--patch")
 
 
 # ---------------------------------------------------------------------------------------- translator, policy, settings
