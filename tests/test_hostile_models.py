@@ -641,7 +641,16 @@ def test_a_model_that_could_not_be_loaded_is_not_trained(dataset, tmp_path):
             lambda wide=wide: pretrain(tmp_path / "run", wide, data(dataset), TrainConfig(steps=1, device="cpu")),
             *change,
         )
+    far = dataclasses.replace(data(dataset), gap=(0.1, 1e6))
+    refused(lambda: pretrain(tmp_path / "run", plan, far, TrainConfig(steps=1, device="cpu")), "gap_seconds")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_name_that_is_no_utf8_does_not_stop_a_model_from_loading(tmp_path):
+    plan = methods.load("lapo").build(options("lapo"))
+    LatentActionModel(plan, Provenance(data=("videos/\udcff",))).save_pretrained(tmp_path)
+    assert LatentActionModel.from_pretrained(tmp_path).provenance.data == ("videos/?",)
+    assert "videos/" in (tmp_path / "README.md").read_text()
 
 
 def test_parts_that_do_not_go_together_are_refused():

@@ -42,6 +42,7 @@ from lamina.remedies import added, known, mean_and_deviation, target_actions, ta
 from lamina.shapes import Clip, Latent, to_float
 from lamina.sizes import with_decoder
 from lamina.space import Observed
+from lamina.strict import checked
 from lamina.train import FREE, Losses, TrainConfig, Validation, World, differences, fit
 
 
@@ -366,7 +367,10 @@ def pretrain(run: Path, recipe: Recipe, data: DataConfig, config: TrainConfig, i
         check_run(run, settings, config.resume)
     torch.manual_seed(config.seed)
     # Model and data are opened before anything is written: what is wrong with them leaves no half a run behind.
-    lam = LAM(LAMConfig.from_dict(recipe.lam.to_dict()))  # as it will be read: what could not be loaded is not trained
+    # As they will be read: what could not be loaded is not trained.
+    lam = LAM(LAMConfig.from_dict(recipe.lam.to_dict()))
+    provenance = Provenance(recipe.method, data.data, data.gap, __version__, config.steps, frames=recipe.group)
+    checked(Provenance, dataclasses.asdict(provenance))
     if init is not None:
         start_from(lam, init)
     held = gather(data, "validation", limit=256)
@@ -407,7 +411,6 @@ def pretrain(run: Path, recipe: Recipe, data: DataConfig, config: TrainConfig, i
     )
     folder = run / "model"
     if world.rank == 0:
-        provenance = Provenance(recipe.method, data.data, data.gap, __version__, config.steps, frames=recipe.group)
         model = LatentActionModel(recipe.lam, provenance)
         model.lam.load_state_dict(state)
         with whole_folder(folder) as partial:

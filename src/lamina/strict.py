@@ -92,7 +92,8 @@ def checked(kind: type[T], values: Any, name: str = "") -> T:
     # A plain dataclass takes the strictness of what is around it; it has no place for its own.
     adapter: TypeAdapter[Any] = TypeAdapter(tuple[kind], config=ConfigDict(strict=True, extra="forbid"))  # type: ignore[valid-type]
     try:
-        return adapter.validate_json(json.dumps([values]))[0]
+        # Names of files may hold half a character, which is no UTF-8 and is shown as a question mark.
+        return adapter.validate_json(json.dumps([values], ensure_ascii=False).encode(errors="replace"))[0]
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join([name, *map(str, first["loc"][1:])]).strip(".")
