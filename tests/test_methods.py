@@ -225,11 +225,11 @@ def test_every_file_in_methods_is_a_method():
 
 #: Imports run from a later line to an earlier one, or within a line.
 LAYERS = (
-    "errors files shapes draws bootstrap paired device",
+    "errors files strict shapes draws bootstrap paired device weights",
     "data",
     "worlds",
     "linear layers bottleneck prefix flow_matching motion encoder decoders objectives perceptual space state lam calibrate codes sizes",
-    "augment train remedies pretrain align label",
+    "augment checkpoints train remedies pretrain align label",
     "policy",
     "probes",
     "pictures evaluate chart report",

@@ -7,9 +7,10 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 import torch.distributed as dist
 from pydantic import Field
@@ -22,9 +23,6 @@ from lamina.errors import LaminaError
 from lamina.files import whole_folder, write_text
 from lamina.strict import Malformed, Whole, checked, json_of, reason
 from lamina.weights import Layout, infinite, layout, read_tensors
-
-if TYPE_CHECKING:
-    from lamina.train import Stream, World
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # what AdamW keeps of a parameter
 TENSORS = ("model.safetensors", "average.safetensors", "optimizer.safetensors")
@@ -42,6 +40,24 @@ class _Manifest:
     format: Literal[1]
     step: Whole
     files: dict[str, _File]
+
+
+class Stream(Protocol):
+    """An endless stream of batches (:class:`Clip` or anything with ``.to(device)``) that can say where it is and go there."""
+
+    def __iter__(self) -> Iterator[Any]: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def close(self) -> None: ...
+
+
+class Process(Protocol):
+    """This process among the processes of the job."""
+
+    @property
+    def rank(self) -> int: ...
+    @property
+    def size(self) -> int: ...
 
 
 def full(value: Tensor) -> Tensor:
@@ -81,7 +97,7 @@ class Checkpoints:
         return max(self.steps(), default=0)
 
     def save(
-        self, step: int, world: World, module: nn.Module, optimizer: Any, average: dict[str, Tensor], stream: Stream
+        self, step: int, world: Process, module: nn.Module, optimizer: Any, average: dict[str, Tensor], stream: Stream
     ) -> None:
         """Write a checkpoint and remove the oldest. Raises LaminaError for weights that are not finite, and where the disk refuses."""
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -120,7 +136,7 @@ class Checkpoints:
             dist.barrier()
 
     def load(
-        self, step: int, world: World, module: nn.Module, optimizer: Any, average: dict[str, Tensor], stream: Stream
+        self, step: int, world: Process, module: nn.Module, optimizer: Any, average: dict[str, Tensor], stream: Stream
     ) -> None:
         """Put everything back where it was at ``step``.
 

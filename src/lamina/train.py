@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -25,7 +25,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from tqdm import tqdm
 
-from lamina.checkpoints import Checkpoints, full
+from lamina.checkpoints import Checkpoints, Stream, full
 from lamina.device import DeviceName, Precision, pick_device
 from lamina.draws import Draws
 from lamina.errors import LaminaError
@@ -109,15 +109,6 @@ def keep_settings(path: Path, settings: Mapping[str, Any], resume: bool) -> None
                 "folder and start again"
             )
     write_text(path, json.dumps(settings, indent=2) + "\n")
-
-
-class Stream(Protocol):
-    """An endless stream of batches (:class:`Clip` or anything with ``.to(device)``) that can say where it is and go there."""
-
-    def __iter__(self) -> Iterator[Any]: ...
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
-    def close(self) -> None: ...
 
 
 @dataclass(frozen=True)
