@@ -19,6 +19,7 @@ from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction
 
 from lamina.device import DeviceName, Precision, pick_device
 from lamina.errors import LaminaError, LaminaWarning
+from lamina.options import check_options
 
 # Modules that need torch are imported by the commands themselves, so that --help answers at once.
 
@@ -367,7 +368,7 @@ def _parsed(command: Any, argv: Sequence[str], **more: Any) -> Any:
     told = io.StringIO()
     try:
         with contextlib.redirect_stderr(told):
-            return tyro.cli(command, args=list(argv), **more)
+            options = tyro.cli(command, args=list(argv), **more)
     except SystemExit as ended:
         error: BaseException | None = ended
         while error is not None:
@@ -376,6 +377,8 @@ def _parsed(command: Any, argv: Sequence[str], **more: Any) -> Any:
             error = error.__cause__ or error.__context__
         sys.stderr.write(told.getvalue())
         raise
+    check_options(options)
+    return options
 
 
 def _plain(command: type, name: str) -> Callable[[Sequence[str], bool], None]:
@@ -429,6 +432,14 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.split()))
 
 
+def no_memory(error: BaseException) -> bool:
+    """Whether an allocation was refused. torch says so by a RuntimeError, on a GPU by a kind of its own."""
+    text = str(error)
+    return (
+        isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``lamina``; returns the exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -461,6 +472,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 130
+    except Exception as error:
+        if debug:
+            raise
+        if no_memory(error):
+            print("lamina: not enough memory; choose a lower --batch, --size or --image", file=sys.stderr)
+        else:
+            told = printable(f"{type(error).__name__}: {error}")
+            print(f"lamina: internal error: {told}; please report it (--debug shows the traceback)", file=sys.stderr)
+        return 2
     return 0
 
 

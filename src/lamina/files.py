@@ -3,15 +3,76 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory, gettempdir
+from typing import Any
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from lamina.errors import LaminaError
+
+
+class Scratch(TemporaryDirectory[str]):
+    """A temporary folder that goes with the process that made it; if that was killed, when another one is made."""
+
+    PREFIX = "lamina-scratch-"
+
+    def __init__(self) -> None:
+        for lock in Path(gettempdir()).glob(f"{self.PREFIX}*/lock"):
+            with suppress(Timeout, OSError), FileLock(lock, timeout=0):
+                shutil.rmtree(lock.parent, ignore_errors=True)
+        super().__init__(prefix=self.PREFIX)
+        self._lock = FileLock(Path(self.name) / "lock")
+        self._lock.acquire()
+
+    def cleanup(self) -> None:
+        self._lock.release()
+        super().cleanup()
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """``path``, a file or folder that a command writes, belongs to this process until the ``with`` block ends; missing parents are made.
+
+    The lock is a hidden neighbour of ``path`` that the system lets go of however the process ends. Raises LaminaError if another process
+    has it, or the file system refuses.
+    """
+    path = Path(os.path.realpath(path))
+    lock = path.with_name(f".{path.name}.lock")
+    made = [parent for parent in lock.parents if not parent.exists()]
+    try:
+        with disk_errors(path):
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            holder = FileLock(lock, timeout=0)
+            try:
+                holder.acquire()
+            except Timeout as error:
+                raise LaminaError(f"{path}: in use by {_holder(lock)}; wait for it to end") from error
+        try:
+            with disk_errors(path):
+                lock.write_text(str(os.getpid()))
+            yield
+        finally:
+            lock.unlink(missing_ok=True)  # while it is held: who waits for it sees that it is gone, and makes a new one
+            holder.release()
+    finally:
+        for parent in made:  # where nothing was written, nothing stays
+            with suppress(OSError):
+                parent.rmdir()
+
+
+def _holder(lock: Path) -> str:
+    try:
+        return f"process {int(lock.read_text())}"
+    except (OSError, ValueError):
+        return "another process"  # which has not said its number yet
 
 
 @contextmanager
@@ -36,6 +97,22 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def to_json(content: Any, indent: int | None = None) -> str:
+    """``content`` as JSON. A number that is not finite, for which JSON has no word, is null."""
+    return json.dumps(_finite(content), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    match value:
+        case dict():
+            return {name: _finite(inner) for name, inner in value.items()}
+        case list() | tuple():
+            return [_finite(inner) for inner in value]
+        case float():
+            return value if math.isfinite(value) else None
+    return value
 
 
 def write_text(path: Path, text: str) -> Path:

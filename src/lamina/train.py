@@ -33,9 +33,10 @@ from tqdm import tqdm
 from lamina.device import DeviceName, Precision, pick_device
 from lamina.draws import Draws
 from lamina.errors import LaminaError
-from lamina.files import disk_errors, whole_folder, write_text
+from lamina.files import disk_errors, to_json, whole_folder, write_text
 from lamina.layers import BLOCKS
 from lamina.objectives import total
+from lamina.options import check_options
 
 Losses = Callable[[Any, Any, Draws], dict[str, Float[Tensor, "b"]]]
 #: What a validation returns: figures for the log, and warnings that tell the user what to do.
@@ -78,15 +79,10 @@ class TrainConfig:
     wandb: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "accumulate", "checkpoint_every", "validate_every", "log_every", "keep"):
-            if getattr(self, name) < 1:
-                raise LaminaError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
-        if not self.lr > 0:
-            raise LaminaError(f"--lr must be above 0, got {self.lr}")
-        if self.batch % (self.accumulate * (self.shards or 1)):
-            raise LaminaError(
-                f"--batch {self.batch} does not split into {self.accumulate} x {self.shards or 1} equal parts"
-            )
+        check_options(self)
+        parts = self.accumulate * (1 if self.shards is None else self.shards)
+        if self.batch % parts:
+            raise LaminaError(f"--batch {self.batch} does not split into {parts} equal parts")
 
 
 #: Training options that a resumed run may change without becoming another experiment.
@@ -335,7 +331,7 @@ class Log:
         if not self.writes:
             return
         with disk_errors(self.path), self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(to_json(row) + "\n")
         for tracker in self.trackers:
             tracker(row)
 

@@ -30,7 +30,7 @@ from lamina.data import count_transitions, gather
 from lamina.data.plan import ActionsOf
 from lamina.device import autocast, pick_device
 from lamina.errors import LaminaError
-from lamina.files import checkpoint_hash, disk_errors, write_text
+from lamina.files import alone, checkpoint_hash, disk_errors, write_text
 from lamina.lam import LatentActionModel, Side, load_weights, model_folder
 from lamina.shapes import ActionSpec, Clip
 from lamina.train import Losses, TrainConfig, fixed_options, keep_settings
@@ -73,6 +73,19 @@ def align(
     Raises LaminaError for data without actions, too few labels, a folder that is there already without ``resume``, a resumed alignment
     with other settings or labels.
     """
+    with alone(run / ("joint" if config.joint else "translator")):
+        return _align(run, path, config, training, losses, weights, needs)
+
+
+def _align(
+    run: Path,
+    path: str,
+    config: AlignConfig,
+    training: TrainConfig,
+    losses: Losses | None,
+    weights: dict[str, float] | None,
+    needs: Mapping[str, Any],
+) -> Path:
     folder = run / ("joint" if config.joint else "translator")
     model = LatentActionModel.from_pretrained(str(run)).to(pick_device(training.device))
     data = probe_data(model, path, config.camera, config.action, config.actions)
