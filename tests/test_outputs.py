@@ -23,8 +23,10 @@ from lamina.cli import main
 from lamina.data import labels as data_labels
 from lamina.data import open_source
 from lamina.errors import LaminaError
+from lamina.evaluate import training_curve
 from lamina.files import Scratch, alone, to_json
 from lamina.report import write_report
+from lamina.train import read_log
 
 torch.set_num_threads(1)
 SMALL = ["--image", "32", "32", "--size", "debug", "--slots", "4", "--decoder", "unet", "--steps", "6", "--batch", "8",
@@ -373,3 +375,21 @@ def test_what_nobody_foresaw_is_one_line_too(error, told, monkeypatch, capsys):
     assert text.count("\n") == 1
     with pytest.raises(type(error)):
         main(["collect", "--debug"])
+
+
+def test_a_log_with_other_lines_in_it_is_read_without_them(home, run, tmp_path):
+    log = run / "log.jsonl"
+    whole = read_log(log)
+    assert [row["step"] for row in whole] == [6]  # the last step; --log-every is 10
+    junk = (
+        b'{"step": 3, "los\n[1]\nnull\n{"step": "6", "loss": 1}\n{"step": true, "loss": 1}\n\xff\xfe\n'
+        + b"[" * 10**5
+        + b"\n"
+    )
+    log.write_bytes(junk + log.read_bytes() + b'{"step": 7')
+    assert read_log(log) == whole
+    assert training_curve(log)["steps"] == [6]
+    assert read_log(tmp_path / "none.jsonl") == []
+    shutil.rmtree(run / "checkpoints/step-00000006")
+    assert main(["train", "flexlam", "--data", str(home / "data"), "--out", str(run), *SMALL, "--resume"]) == 0
+    assert [row["step"] for row in map(json.loads, log.read_text().splitlines())] == [6]

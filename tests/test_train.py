@@ -504,7 +504,7 @@ def test_a_run_is_not_overwritten(dataset, stopped, tmp_path):
 
 def test_a_run_whose_config_is_damaged_is_not_resumed(dataset, stopped):
     (stopped / "config.json").write_text('{"format": 1, "met')
-    with pytest.raises(LaminaError, match=r"config.json: not the settings of a run"):
+    with pytest.raises(LaminaError, match=r"config.json: cannot be read"):
         train(stopped, dataset, resume=True, **ONE)
 
 

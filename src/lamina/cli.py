@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import difflib
 import io
-import json
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction
 
 from lamina.device import DeviceName, Precision, pick_device
 from lamina.errors import LaminaError, LaminaWarning
+from lamina.files import read_json
 from lamina.options import check_options
 
 # Modules that need torch are imported by the commands themselves, so that --help answers at once.
@@ -182,12 +182,12 @@ def _recipe_of(run: Path) -> tuple[Any, dict[str, Any]]:
     from lamina.pretrain import recipe
 
     path = run / "config.json"
+    settings = read_json(path, "--joint needs the run that trained the model")
     try:
-        settings = json.loads(path.read_text())
         method = methods.load(settings["method"])
         options = {k: tuple(v) if isinstance(v, list) else v for k, v in settings["options"].items()}
         return recipe(settings["method"], method, method.Config(**options)), settings["data"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise LaminaError(f"{path}: cannot read how this run was trained ({error})") from error
 
 
@@ -211,7 +211,7 @@ class Label:
         from lamina.label import label
 
         out = label(self.model, self.data, self.out, self.device, self.precision, self.camera, self.continuous)
-        column = json.loads((out / "meta" / "lamina.json").read_text())["latent_action"]
+        column = read_json(out / "meta" / "lamina.json", "label again")["latent_action"]
         print(f"the latent action is in the column {column}")
         print(out)
 

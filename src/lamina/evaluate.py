@@ -6,7 +6,6 @@ import copy
 import dataclasses
 import datetime
 import hashlib
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -54,6 +53,7 @@ from lamina.probes.trajectory import Trajectory, trajectories
 from lamina.probes.translation import TranslationScore, controls, score_translator
 from lamina.probes.verdict import in_order, judge_exogenous, judge_leakage, summary, verdict
 from lamina.shapes import ActionSpec, Clip, to_float
+from lamina.train import read_log
 
 
 @dataclass(frozen=True)
@@ -441,9 +441,7 @@ def translator_probes(
 
 def training_curve(path: Path) -> dict[str, Any]:
     """Steps and losses of RUN/log.jsonl, thinned to at most 400 points; empty if there is no log."""
-    if not path.exists():
-        return {"steps": [], "loss": [], "validation": {"steps": [], "loss": []}}
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows = read_log(path)
     kept = rows[:: max(1, len(rows) // 400)]
     held = [row for row in rows if "validation/reconstruction" in row]
     validation = {"steps": [r["step"] for r in held], "loss": [r["validation/reconstruction"] for r in held]}
@@ -452,8 +450,7 @@ def training_curve(path: Path) -> dict[str, Any]:
 
 def translator_curve(path: Path) -> dict[str, Any]:
     """Steps, training and validation loss of a translator's log; empty if there is none."""
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    rows = [row for row in rows if "validation/action" in row]
+    rows = [row for row in read_log(path) if "validation/action" in row]
     steps, train = [row["step"] for row in rows], [row["loss"] for row in rows]
     return {"steps": steps, "train": train, "validation": [row["validation/action"] for row in rows]}
 

@@ -99,6 +99,17 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
+def read_json(path: Path, hint: str) -> dict[str, Any]:
+    """The JSON object in a file. Raises LaminaError, which ends with ``hint``, if it is missing, damaged or something else."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise LaminaError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}); {hint}") from error
+    if not isinstance(content, dict):
+        raise LaminaError(f"{path}: is not a JSON object; {hint}")
+    return content
+
+
 def to_json(content: Any, indent: int | None = None) -> str:
     """``content`` as JSON. A number that is not finite, for which JSON has no word, is null."""
     return json.dumps(_finite(content), indent=indent, allow_nan=False)

@@ -34,7 +34,7 @@ from lamina.data.plan import Plan
 from lamina.device import autocast, memory, pick_device
 from lamina.draws import Draws
 from lamina.errors import LaminaError, LaminaWarning
-from lamina.files import alone, whole_folder, write_text
+from lamina.files import alone, read_json, whole_folder, write_text
 from lamina.lam import LAM, LAMConfig, LatentActionModel, Provenance
 from lamina.motion import FLOW_WIDTH
 from lamina.objectives import total
@@ -188,8 +188,8 @@ def check_run(run: Path, settings: dict[str, Any], resume: bool) -> None:
     if not resume:
         raise LaminaError(f"{run}: there is a run here already; add --resume to go on with it, or choose another --out")
     try:
-        before = lasting(json.loads(path.read_text()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        before = lasting(read_json(path, "it cannot be resumed"))
+    except (KeyError, TypeError, AttributeError) as error:
         raise LaminaError(
             f"{path}: not the settings of a run ({error}); it cannot be resumed, start another (--out NEW)"
         ) from error

@@ -306,8 +306,8 @@ class Log:
         if not self.writes:
             return
         # Lines that a killed run wrote after its last checkpoint will be written again.
-        kept = [line for line in self.path.read_text().splitlines() if _step_of(line) <= after] if after else []
-        write_text(self.path, "".join(line + "\n" for line in kept))
+        kept = [row for row in read_log(self.path) if row["step"] <= after] if after else []
+        write_text(self.path, "".join(to_json(row) + "\n" for row in kept))
         try:
             if config.tensorboard:
                 from torch.utils.tensorboard import SummaryWriter
@@ -336,11 +336,18 @@ class Log:
             tracker(row)
 
 
-def _step_of(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError, TypeError):
-        return math.inf  # the half line of a killed process
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The rows of a log.jsonl, each with a whole "step" and a "loss"; lines that are something else, such as the last one of a killed
+    process, are left out, and a file that is not there has none."""
+    rows = []
+    for line in path.read_bytes().splitlines() if path.is_file() else ():
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(row, dict) and type(row.get("step")) is int and isinstance(row.get("loss"), int | float):
+            rows.append(row)
+    return rows
 
 
 def _shard(module: nn.Module, device: torch.device, size: int) -> None:
