@@ -29,7 +29,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "reconstruction": (0, 1e6), "commitment": (0, 1e6), "composition": (0, 1e6), "reversal": (0, 1e6), "perception": (0, 1e6),
     "cross_exogenous": (0, 1e6), "robust_target": (0, 1e6),
     # what is filled in from the data
-    "target_width": (0, 10**5), "target_classes": (1, 10**5), "target_mean": (-1e30, 1e30), "target_deviation": (0, 1e30),
+    "target_width": (0, 10**5), "target_classes": (1, 10**5), "target_mean": (-1e15, 1e15), "target_deviation": (0, 1e15),
     "proprio_width": (0, 10**5),
     "max_rotation": (1e-6, 10), "rotation": (0, 10**6),
     # evaluation
