@@ -353,7 +353,7 @@ def test_a_damaged_record_is_one_line_that_names_the_file(tmp_path: Path, record
 def test_a_record_cut_short_leaves_the_old_report(tmp_path: Path, content: bytes) -> None:
     before = report(tmp_path, evaluation())
     (tmp_path / "evaluation.json").write_bytes(content)
-    with pytest.raises(LaminaError, match="evaluation.json: cannot be read"):
+    with pytest.raises(LaminaError, match=r"evaluation\.json: cannot be read"):
         write_report(tmp_path)
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == before
 
