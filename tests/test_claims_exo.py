@@ -108,14 +108,14 @@ def test_every_figure_is_drawn_from_closed_forms(name: str, tmp_path: Path, monk
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--p-switch", "1.5"], "0 to 1"),
-        (["--p-switch", "nan"], "0 to 1"),
+        (["--p-switch", "1.5"], "--p-switch must be at most 1"),
+        (["--p-switch", "nan"], "--p-switch must be a finite number"),
         (["--alpha", "0"], "above 0"),
         (["--alpha", "inf"], "finite"),
         (["--alpha", "1e-9"], "rank-deficient"),
-        (["--alpha", "1e200"], "not finite"),
+        (["--alpha", "1e200"], "--alpha must be at most"),
         (["--latent", "9"], "d_z = 9"),
-        (["--latent", "0"], "d_z = 0"),
+        (["--latent", "0"], "--latent must be at least 1"),
         (["--states", "1"], "at least 2"),
         (["--state", "9"], "below d_o"),
         (["--weight", "-1"], "--weight"),

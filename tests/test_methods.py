@@ -225,7 +225,7 @@ def test_every_file_in_methods_is_a_method():
 
 #: Imports run from a later line to an earlier one, or within a line.
 LAYERS = (
-    "errors files strict shapes draws bootstrap paired device weights",
+    "errors files options strict shapes draws bootstrap paired device weights",
     "data",
     "worlds",
     "linear layers bottleneck prefix flow_matching motion encoder decoders objectives perceptual space state lam calibrate codes sizes",
@@ -323,7 +323,7 @@ def test_little_data_is_augmented_and_much_is_not(tmp_path):
     assert pretrain.completed(options, data, seldom)[0].augment == 0
     assert pretrain.completed(options, data, often)[0].augment == 0.5
     assert pretrain.completed(dataclasses.replace(options, augment=0.0), data, often)[0].augment == 0
-    with pytest.raises(LaminaError, match="--augment is a share"):
+    with pytest.raises(LaminaError, match=r"--augment must be at most 0\.99"):
         module.Config(augment=1.0)
 
 

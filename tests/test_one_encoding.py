@@ -127,7 +127,7 @@ def test_label_encode_align_probes_and_policy_say_the_same(
     if latent.index is None:
         return
     # The token model's data, and what a policy makes of the frames that it is shown.
-    tokenize(model, str(dataset), tmp_path / "tokens", fingerprint(lam), precision=precision)
+    tokenize(model, open_source(str(dataset)), tmp_path / "tokens", fingerprint(lam), precision=precision)
     steps = open_steps(tmp_path / "tokens", "train")
     first, last = (int(x) for x in steps.bounds[:2])
     shown = torch.from_numpy(steps.frames[first:last].copy()).permute(0, 3, 1, 2)

@@ -421,7 +421,7 @@ def training(**changes) -> TrainConfig:
 
 def test_tokens_are_the_codes_of_neighbouring_frames(run, dataset):
     model = LatentActionModel.from_pretrained(run)
-    index = tokenize(model, str(dataset), run / "tokens", "x")
+    index = tokenize(model, open_source(str(dataset)), run / "tokens", "x")
     assert index["decision_seconds"] == pytest.approx(0.1)
     source = open_source(dataset)
     for split, names in (("train", 8), ("validation", 1)):
@@ -438,7 +438,7 @@ def test_tokens_are_the_codes_of_neighbouring_frames(run, dataset):
 
 def test_a_longer_gap_makes_slower_decisions_of_all_frames(tmp_path, dataset):
     model = model_of(tmp_path, gap=0.3)
-    index = tokenize(model, str(dataset), tmp_path / "tokens", "x")
+    index = tokenize(model, open_source(str(dataset)), tmp_path / "tokens", "x")
     assert index["decision_seconds"] == pytest.approx(0.3)
     data = open_steps(tmp_path / "tokens", "train")
     assert np.diff(data.bounds).tolist() == [3, 3, 3] * 8
@@ -454,14 +454,14 @@ def test_data_is_encoded_once_and_again_when_model_or_data_change(run, dataset, 
     model, calls = LatentActionModel.from_pretrained(run), []
     encode = lamina.policy.windows.encode_episode
     monkeypatch.setattr(lamina.policy.windows, "encode_episode", lambda *a: calls.append(1) or encode(*a))
-    tokenize(model, str(dataset), run / "tokens", "x")
+    tokenize(model, open_source(str(dataset)), run / "tokens", "x")
     assert len(calls) == 9  # train and validation, never test
-    tokenize(model, str(dataset), run / "tokens", "x")
+    tokenize(model, open_source(str(dataset)), run / "tokens", "x")
     assert len(calls) == 9
-    tokenize(model, str(dataset), run / "tokens", "y")
+    tokenize(model, open_source(str(dataset)), run / "tokens", "y")
     assert len(calls) == 18
     other = write_planted(tmp_path / "other", episodes=10, length=13)
-    tokenize(model, str(other), run / "tokens", "y")
+    tokenize(model, open_source(str(other)), run / "tokens", "y")
     assert len(calls) == 27 and len(open_steps(run / "tokens", "train")) == 8 * 12
 
 
@@ -470,11 +470,11 @@ def test_tokenizing_that_is_killed_leaves_nothing_that_is_believed(run, dataset)
 
     def work():
         dies_in(lamina.policy.windows, "encode_episode", 4)
-        tokenize(model, str(dataset), run / "tokens", "x")
+        tokenize(model, open_source(str(dataset)), run / "tokens", "x")
 
     assert in_child(work) == signal.SIGKILL
     assert not (run / "tokens").exists()
-    tokenize(model, str(dataset), run / "tokens", "x")
+    tokenize(model, open_source(str(dataset)), run / "tokens", "x")
     assert len(open_steps(run / "tokens", "train")) == 8 * 11
     (run / "tokens" / "train.codes.npy").write_bytes(b"\x93NUMPY")
     with pytest.raises(LaminaError, match="damaged"):
@@ -484,9 +484,9 @@ def test_tokenizing_that_is_killed_leaves_nothing_that_is_believed(run, dataset)
 def test_data_without_a_transition_is_refused(tmp_path, dataset):
     model = model_of(tmp_path, gap=5.0)
     with pytest.raises(LaminaError, match="two frames 5 s apart"):
-        tokenize(model, str(dataset), tmp_path / "tokens", "x")
+        tokenize(model, open_source(str(dataset)), tmp_path / "tokens", "x")
     with pytest.raises(LaminaError, match="no camera 'top'"):
-        tokenize(model, str(dataset), tmp_path / "tokens", "x", "top")
+        tokenize(model, open_source(str(dataset)), tmp_path / "tokens", "x", "top")
     assert not (tmp_path / "tokens").exists()
 
 
@@ -622,7 +622,7 @@ def test_a_damaged_token_model_is_refused(run):
     save_tokens(folder, TokenModel(SMALL, IMAGE, 3, 4375), {})
     config = (folder / "config.json").read_text()
     for text, word in (
-        ("{", "damaged"),
+        ("{", "cannot be read"),
         (config.replace(f'"format": {FORMAT}', '"format": 9'), "format 9"),
         ("{}", "damaged"),
     ):

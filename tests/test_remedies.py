@@ -249,7 +249,7 @@ def test_a_run_with_remedies_trains_aligns_jointly_and_is_evaluated(grid, tmp_pa
             ["--cross-exogenous", "1", "--camera", "observation.images.grid", "--paired", "observation.images.grid"],
             "paired with itself",
         ),
-        (["--cross-exogenous", "-1"], "must not be negative"),
+        (["--cross-exogenous", "-1"], "--cross-exogenous must be at least 0"),
         (["--robust-target", "1", "--target", "mood"], "no feature 'mood'"),
         (["--robust-target", "1", "--target-share", "0"], "target-share"),
     ],

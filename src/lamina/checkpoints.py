@@ -20,8 +20,8 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from lamina.errors import LaminaError
-from lamina.files import whole_folder, write_text
-from lamina.strict import Malformed, Whole, checked, json_of, reason
+from lamina.files import json_of, reason, whole_folder, write_text
+from lamina.strict import Malformed, Whole, checked
 from lamina.weights import Layout, infinite, layout, read_tensors
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # what AdamW keeps of a parameter

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import difflib
 import io
-import json
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -19,6 +18,8 @@ from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction
 
 from lamina.device import DeviceName, Precision, pick_device
 from lamina.errors import LaminaError, LaminaWarning
+from lamina.files import read_json
+from lamina.options import check_options
 
 # Modules that need torch are imported by the commands themselves, so that --help answers at once.
 
@@ -181,12 +182,12 @@ def _recipe_of(run: Path) -> tuple[Any, dict[str, Any]]:
     from lamina.pretrain import recipe
 
     path = run / "config.json"
+    settings = read_json(path, "--joint needs the run that trained the model")
     try:
-        settings = json.loads(path.read_text())
         method = methods.load(settings["method"])
         options = {k: tuple(v) if isinstance(v, list) else v for k, v in settings["options"].items()}
         return recipe(settings["method"], method, method.Config(**options)), settings["data"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise LaminaError(f"{path}: cannot read how this run was trained ({error})") from error
 
 
@@ -210,7 +211,7 @@ class Label:
         from lamina.label import label
 
         out = label(self.model, self.data, self.out, self.device, self.precision, self.camera, self.continuous)
-        column = json.loads((out / "meta" / "lamina.json").read_text())["latent_action"]
+        column = read_json(out / "meta" / "lamina.json", "label again")["latent_action"]
         print(f"the latent action is in the column {column}")
         print(out)
 
@@ -367,7 +368,7 @@ def _parsed(command: Any, argv: Sequence[str], **more: Any) -> Any:
     told = io.StringIO()
     try:
         with contextlib.redirect_stderr(told):
-            return tyro.cli(command, args=list(argv), **more)
+            options = tyro.cli(command, args=list(argv), **more)
     except SystemExit as ended:
         error: BaseException | None = ended
         while error is not None:
@@ -376,6 +377,8 @@ def _parsed(command: Any, argv: Sequence[str], **more: Any) -> Any:
             error = error.__cause__ or error.__context__
         sys.stderr.write(told.getvalue())
         raise
+    check_options(options)
+    return options
 
 
 def _plain(command: type, name: str) -> Callable[[Sequence[str], bool], None]:
@@ -429,6 +432,14 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.split()))
 
 
+def no_memory(error: BaseException) -> bool:
+    """Whether an allocation was refused. torch says so by a RuntimeError, on a GPU by a kind of its own."""
+    text = str(error)
+    return (
+        isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``lamina``; returns the exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -461,6 +472,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 130
+    except Exception as error:
+        if debug:
+            raise
+        if no_memory(error):
+            print("lamina: not enough memory; choose a lower --batch, --size or --image", file=sys.stderr)
+        else:
+            told = printable(f"{type(error).__name__}: {error}")
+            print(f"lamina: internal error: {told}; please report it (--debug shows the traceback)", file=sys.stderr)
+        return 2
     return 0
 
 

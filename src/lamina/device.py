@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Literal
 
 from lamina.errors import LaminaError
@@ -25,6 +26,18 @@ def pick_device(name: str) -> str:
     if not here[name]:
         raise LaminaError(f"--device {name}: this machine has none that torch can use; try --device cpu")
     return name
+
+
+def memory(device: str) -> float:
+    """Bytes that a device (of :func:`pick_device`) has in all; infinite where the system does not say."""
+    import torch
+
+    if device == "cuda":
+        return float(torch.cuda.get_device_properties(0).total_memory)
+    try:
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (AttributeError, ValueError, OSError):
+        return float("inf")
 
 
 def autocast(device: torch.device | str, precision: str) -> torch.autocast:

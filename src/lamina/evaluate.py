@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import datetime
-import json
+import hashlib
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,8 +38,9 @@ from lamina.data import DataConfig, feature_width, gather, open_source
 from lamina.data.plan import ActionsOf
 from lamina.device import DeviceName, Precision, autocast, pick_device
 from lamina.errors import LaminaError
-from lamina.files import checkpoint_hash, write_text
+from lamina.files import alone, checkpoint_hash, disk_errors, partial_path, to_json, write_text
 from lamina.lam import LatentActionModel, model_folder
+from lamina.options import check_options
 from lamina.paired import LEAST, same_states
 from lamina.pictures import composed_picture, prefix_picture, swap_picture, transfer_picture
 from lamina.probes.encoders import of_model, untrained
@@ -51,6 +53,7 @@ from lamina.probes.trajectory import Trajectory, trajectories
 from lamina.probes.translation import TranslationScore, controls, score_translator
 from lamina.probes.verdict import in_order, judge_exogenous, judge_leakage, summary, verdict
 from lamina.shapes import ActionSpec, Clip, to_float
+from lamina.train import read_log
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,9 @@ class EvaluateConfig:
     the translator had"""
     device: DeviceName = "auto"
     precision: Precision = "fp32"
+
+    def __post_init__(self) -> None:
+        check_options(self)
 
 
 #: Episodes whose norm trajectory is drawn, and at how many frames.
@@ -117,11 +123,31 @@ def prefixes_of(slots: int) -> tuple[int, ...]:
 def evaluate(run: Path, path: str, config: EvaluateConfig) -> Path:
     """Probe RUN's model (and translator, if it has one) on the test split of ``path``; writes RUN/evaluation.json and pictures."""
     device = pick_device(config.device)
-    with autocast(device, config.precision):
-        return _evaluate(run, path, config, device)
+    out, pictures = run / "evaluation.json", run / "pictures"
+    drawn = partial_path(pictures)
+    with alone(out), autocast(device, config.precision):
+        shutil.rmtree(drawn, ignore_errors=True)  # what a killed evaluation left
+        try:
+            record, model, metrics = _evaluate(run, path, config, device, drawn)
+            for picture in record["pictures"] + record["structure_pictures"]:
+                content = (drawn / Path(picture["file"]).name).read_bytes()
+                picture["sha256"] = hashlib.sha256(content).hexdigest()
+            write_text(drawn / out.name, to_json(record, indent=1) + "\n")
+            # Nothing from here on needs room on the disk: pictures and record change together, or not at all.
+            with disk_errors(out):
+                shutil.rmtree(pictures, ignore_errors=True)
+                drawn.replace(pictures)
+                (pictures / out.name).replace(out)
+        finally:
+            shutil.rmtree(drawn, ignore_errors=True)
+        model.write_metrics(model_folder(run), metrics)
+    return out
 
 
-def _evaluate(run: Path, path: str, config: EvaluateConfig, device: str) -> Path:
+def _evaluate(
+    run: Path, path: str, config: EvaluateConfig, device: str, drawn: Path
+) -> tuple[dict[str, Any], LatentActionModel, dict[str, float]]:
+    """The record, with pictures in the folder ``drawn``; the model; and its headline figures."""
     folder = model_folder(run)
     model = LatentActionModel.from_pretrained(str(folder)).to(device)
     aligned = load_translator(run / "translator") if (run / "translator" / "translator.json").exists() else None
@@ -149,10 +175,10 @@ def _evaluate(run: Path, path: str, config: EvaluateConfig, device: str) -> Path
         notes.append("LPIPS is not available: its weights are not on this machine.")
     bar.update()
     if pictures:
-        prefix_picture(model, test, prefixes, run / "pictures" / "prefix.png")
-        transfer_picture(model, test, run / "pictures" / "transfer.png")
+        prefix_picture(model, test, prefixes, drawn / "prefix.png")
+        transfer_picture(model, test, drawn / "transfer.png")
     bar.update()
-    structure = structural_probes(model, data, config.structure, run / "pictures", notes)
+    structure = structural_probes(model, data, config.structure, drawn, notes)
     bar.update()
     leaks = leakage_probes(model, data, config.environments, config.transitions)
 
@@ -208,8 +234,8 @@ def _evaluate(run: Path, path: str, config: EvaluateConfig, device: str) -> Path
         {"name": name, "role": role, "k": k, "nmse": s.nmse.to_dict(), "accuracy": _maybe(s.accuracy)}
         for name, role, k, s in linear
     ]
-    record["structure_pictures"] = [COMPOSED] if structure and pictures else []
-    record["pictures"] = list(PICTURES) if pictures else []
+    record["structure_pictures"] = [dict(COMPOSED)] if structure and pictures else []
+    record["pictures"] = [dict(picture) for picture in PICTURES] if pictures else []
     record["notes"] = notes
     findings = verdict(
         reconstruction, small, translation, test, record.get("labels", 0), record["codes"]["warnings"], structure
@@ -219,15 +245,13 @@ def _evaluate(run: Path, path: str, config: EvaluateConfig, device: str) -> Path
         seen = swap(model, small) if pictures else views(model, small)
         record["exogenous"] = exogenous_rows(seen, small)
     if isinstance(seen, SwapScore):
-        swap_picture({"": seen}, run / "pictures" / "swap.png")
-        record["pictures"].append(SWAP)
+        swap_picture({"": seen}, drawn / "swap.png")
+        record["pictures"].append(dict(SWAP))
     alike = same_states(test) if paired and len(test) >= LEAST else None
     findings += judge_leakage(leaks)
     findings += judge_exogenous(seen, small, alike, test.action is not None)
     record["verdict"], record["summary"] = in_order(findings), summary(findings)
-    write_text(run / "evaluation.json", json.dumps(record, indent=1) + "\n")
-    model.write_metrics(folder, headline(reconstruction, translation))
-    return run / "evaluation.json"
+    return record, model, headline(reconstruction, translation)
 
 
 def _told(data: DataConfig, actions: Actions) -> str:
@@ -417,9 +441,7 @@ def translator_probes(
 
 def training_curve(path: Path) -> dict[str, Any]:
     """Steps and losses of RUN/log.jsonl, thinned to at most 400 points; empty if there is no log."""
-    if not path.exists():
-        return {"steps": [], "loss": [], "validation": {"steps": [], "loss": []}}
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows = read_log(path)
     kept = rows[:: max(1, len(rows) // 400)]
     held = [row for row in rows if "validation/reconstruction" in row]
     validation = {"steps": [r["step"] for r in held], "loss": [r["validation/reconstruction"] for r in held]}
@@ -428,8 +450,7 @@ def training_curve(path: Path) -> dict[str, Any]:
 
 def translator_curve(path: Path) -> dict[str, Any]:
     """Steps, training and validation loss of a translator's log; empty if there is none."""
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    rows = [row for row in rows if "validation/action" in row]
+    rows = [row for row in read_log(path) if "validation/action" in row]
     steps, train = [row["step"] for row in rows], [row["loss"] for row in rows]
     return {"steps": steps, "train": train, "validation": [row["validation/action"] for row in rows]}
 

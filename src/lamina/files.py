@@ -3,15 +3,79 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 import os
 import shutil
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory, gettempdir
+from typing import Any
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from lamina.errors import LaminaError
+
+LONGEST = 16 * 2**20  # bytes of a JSON file
+
+
+class Scratch(TemporaryDirectory[str]):
+    """A temporary folder that goes with the process that made it; if that was killed, when another one is made."""
+
+    PREFIX = "lamina-scratch-"
+
+    def __init__(self) -> None:
+        for lock in Path(gettempdir()).glob(f"{self.PREFIX}*/lock"):
+            with suppress(Timeout, OSError), FileLock(lock, timeout=0):
+                shutil.rmtree(lock.parent, ignore_errors=True)
+        super().__init__(prefix=self.PREFIX)
+        self._lock = FileLock(Path(self.name) / "lock")
+        self._lock.acquire()
+
+    def cleanup(self) -> None:
+        self._lock.release()
+        super().cleanup()
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """``path``, a file or folder that a command writes, belongs to this process until the ``with`` block ends; missing parents are made.
+
+    The lock is a hidden neighbour of ``path`` that the system lets go of however the process ends. Raises LaminaError if another process
+    has it, or the file system refuses.
+    """
+    path = Path(os.path.realpath(path))
+    lock = path.with_name(f".{path.name}.lock")
+    made = [parent for parent in lock.parents if not parent.exists()]
+    try:
+        with disk_errors(path):
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            holder = FileLock(lock, timeout=0)
+            try:
+                holder.acquire()
+            except Timeout as error:
+                raise LaminaError(f"{path}: in use by {_holder(lock)}; wait for it to end") from error
+        try:
+            with disk_errors(path):
+                lock.write_text(str(os.getpid()))
+            yield
+        finally:
+            lock.unlink(missing_ok=True)  # while it is held: who waits for it sees that it is gone, and makes a new one
+            holder.release()
+    finally:
+        for parent in made:  # where nothing was written, nothing stays
+            with suppress(OSError):
+                parent.rmdir()
+
+
+def _holder(lock: Path) -> str:
+    try:
+        return f"process {int(lock.read_text())}"
+    except (OSError, ValueError):
+        return "another process"  # which has not said its number yet
 
 
 @contextmanager
@@ -36,6 +100,60 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def reason(error: BaseException) -> str:
+    """What went wrong, in one line without the name of the file."""
+    lines = (getattr(error, "strerror", None) or str(error)).splitlines()
+    return lines[0].strip() if lines else type(error).__name__
+
+
+def check_regular(path: Path) -> os.stat_result:
+    """The status of a regular file, or of one that a link leads to. Raises ValueError for anything else, which reading might wait for."""
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("not a regular file")
+    return status
+
+
+def json_of(path: Path, kind: type = dict) -> Any:
+    """What the JSON file ``path`` holds: an object, or a value of another ``kind``.
+
+    Raises OSError, and ValueError for what is too long, no regular file, no JSON, or of another kind.
+    """
+    if (size := check_regular(path).st_size) > LONGEST:
+        raise ValueError(f"{size} bytes long, which is more than {LONGEST}")
+    try:
+        content = json.loads(path.read_bytes().decode())
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    if not isinstance(content, kind):
+        raise ValueError(f"not a JSON {'object' if kind is dict else kind.__name__}")
+    return content
+
+
+def read_json(path: Path, hint: str) -> dict[str, Any]:
+    """The JSON object in a file. Raises LaminaError, which ends with ``hint``, if it is missing, damaged or something else."""
+    try:
+        return json_of(path)
+    except (OSError, ValueError) as error:
+        raise LaminaError(f"{path}: cannot be read ({reason(error)}); {hint}") from error
+
+
+def to_json(content: Any, indent: int | None = None) -> str:
+    """``content`` as JSON. A number that is not finite, for which JSON has no word, is null."""
+    return json.dumps(_finite(content), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    match value:
+        case dict():
+            return {name: _finite(inner) for name, inner in value.items()}
+        case list() | tuple():
+            return [_finite(inner) for inner in value]
+        case float():
+            return value if math.isfinite(value) else None
+    return value
 
 
 def write_text(path: Path, text: str) -> Path:

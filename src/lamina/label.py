@@ -14,7 +14,7 @@ from tqdm import tqdm
 from lamina import __version__
 from lamina.data import Episode, ReadAhead, open_source, source_camera, write_labels
 from lamina.device import autocast, pick_device
-from lamina.files import checkpoint_hash
+from lamina.files import alone, checkpoint_hash
 from lamina.lam import Embedded, LatentActionModel, Side, model_folder
 from lamina.shapes import Latent
 
@@ -142,6 +142,7 @@ def label(
             return found | ({"latent_action.index": index.numpy()} if index is not None else {})
 
         try:
-            return write_labels(source, out, features, values, provenance, camera=camera)
+            with alone(out):
+                return write_labels(source, out, features, values, provenance, camera=camera)
         finally:
             ahead.close()

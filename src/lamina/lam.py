@@ -25,12 +25,12 @@ from lamina.decoders import DECODERS
 from lamina.draws import Draws
 from lamina.encoder import ENCODERS
 from lamina.errors import LaminaError
-from lamina.files import write_text
+from lamina.files import read_json, write_text
 from lamina.prefix import PrefixLaw, RetainedPrefix
 from lamina.shapes import Clip, Latent, to_float, to_uint8
 from lamina.space import SPACES, Observed, Space, SpaceName
 from lamina.state import StateDynamics
-from lamina.strict import Count, Image, Seconds, Short, Some, Whole, checked, read_json
+from lamina.strict import Count, Image, Seconds, Short, Some, Whole, checked
 from lamina.weights import loaded, save_weights
 
 FORMAT = 1  # of config.json and model.safetensors; raised when an old file can no longer be read
@@ -557,10 +557,9 @@ def model_folder(run: Path) -> Path:
 
 def read_config(path: Path) -> tuple[LAMConfig, Provenance]:
     """Config and provenance of a saved model. Raises LaminaError for a missing, damaged or newer file."""
-    try:
-        values = read_json(path, "save the model again")
-    except FileNotFoundError as error:
-        raise LaminaError(f"{path}: no such file; is {path.parent} a model folder?") from error
+    if not path.exists():
+        raise LaminaError(f"{path}: no such file; is {path.parent} a model folder?")
+    values = read_json(path, "save the model again")
     if values.get("format") != FORMAT:
         raise LaminaError(
             f"{path}: model format {values.get('format')!r:.60}, lamina {__version__} reads format {FORMAT}; train it again or change "

@@ -103,12 +103,22 @@ class AdaLNBlock(nn.Module):
         return x + gate2 * self.mlp(self.norm2(x) * (1 + scale2) + shift2)
 
 
+GROUPS = 8  # of a group norm
+
+
+def group_norm(channels: int, affine: bool = True) -> nn.GroupNorm:
+    """Raises LaminaError for channels that do not divide into groups."""
+    if channels % GROUPS:
+        raise LaminaError(f"--channels must be a multiple of {GROUPS}, got {channels}")
+    return nn.GroupNorm(GROUPS, channels, affine=affine)
+
+
 class ConvBlock(nn.Module):
     """Pre-activation residual block of two 3x3 convolutions. [b c h w] -> [b c h w]."""
 
-    def __init__(self, channels: int, groups: int = 8):
+    def __init__(self, channels: int):
         super().__init__()
-        self.norm1, self.norm2 = nn.GroupNorm(groups, channels), nn.GroupNorm(groups, channels)
+        self.norm1, self.norm2 = group_norm(channels), group_norm(channels)
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
 

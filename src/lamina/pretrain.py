@@ -16,6 +16,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,10 +31,10 @@ from lamina.augment import OFTEN, STRENGTH, augmented
 from lamina.calibrate import calibrating, has_statistics
 from lamina.data import ClipStream, DataConfig, count_transitions, feature_width, gather, open_source, parse_data
 from lamina.data.plan import Plan
-from lamina.device import autocast, pick_device
+from lamina.device import autocast, memory, pick_device
 from lamina.draws import Draws
 from lamina.errors import LaminaError, LaminaWarning
-from lamina.files import disk_errors, whole_folder, write_text
+from lamina.files import alone, read_json, whole_folder, write_text
 from lamina.lam import LAM, LAMConfig, LatentActionModel, Provenance
 from lamina.motion import FLOW_WIDTH
 from lamina.objectives import total
@@ -162,22 +163,38 @@ def with_proprio(options: Any, data: DataConfig) -> tuple[Any, DataConfig]:
 FIXED = ("method", "options", "weights", "data", "train")
 
 
+#: What may lie in a folder that is no run yet: the lock of this one, and a first write that was killed.
+FIRST = {".model.lock", ".config.json.partial"}
+
+
+def lasting(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that may not change when a run is resumed. Where its data lies may, and who decodes it; the stream itself compares
+    what the data is."""
+    kept = {name: settings[name] for name in FIXED if name in settings}
+    data = {name: value for name, value in kept["data"].items() if name not in ("data", "workers")}
+    shares = [parse_data(text)[1] for text in kept["data"]["data"]]
+    return kept | {
+        "data": data | {"shares": shares},
+        "train": {name: value for name, value in kept["train"].items() if name not in FREE},
+    }
+
+
 def check_run(run: Path, settings: dict[str, Any], resume: bool) -> None:
     """Raises LaminaError if there is a run (or anything else) at ``run`` and ``resume`` is off, or its settings differ."""
     path = run / "config.json"
     if not path.exists():
-        if run.exists() and any(run.iterdir()):
+        if run.exists() and {entry.name for entry in run.iterdir()} - FIRST:
             raise LaminaError(f"{run}: not empty and not a run of lamina; choose another --out")
         return
     if not resume:
         raise LaminaError(f"{run}: there is a run here already; add --resume to go on with it, or choose another --out")
     try:
-        before = json.loads(path.read_text())
-    except ValueError as error:
-        raise LaminaError(f"{path}: not readable as JSON; this run cannot be resumed") from error
-    fixed = {"train": {name: value for name, value in settings["train"].items() if name not in FREE}}
-    changed = differences(before, {k: v for k, v in (settings | fixed).items() if k in FIXED})
-    if changed:
+        before = lasting(read_json(path, "it cannot be resumed"))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise LaminaError(
+            f"{path}: not the settings of a run ({error}); it cannot be resumed, start another (--out NEW)"
+        ) from error
+    if changed := differences(before, lasting(settings)):
         raise LaminaError(
             f"{run}: was started with other settings ({', '.join(changed)}); resume with the same ones, or start another run from its "
             f"weights (--out NEW --init {run})"
@@ -304,6 +321,26 @@ def settler(recipe: Recipe, data: DataConfig, config: TrainConfig) -> Callable[[
     return settle
 
 
+COPIES = 5  # of every weight while it is trained: itself, its gradient, two moments and the average
+
+
+def check_memory(lam: LAMConfig, config: TrainConfig) -> None:
+    """Raises LaminaError for a LAM that this machine cannot hold while it is trained, before any of it is allocated."""
+    try:
+        with torch.device("meta"):
+            needed = COPIES * sum(value.numel() * value.element_size() for value in LAM(lam).parameters())
+    except (RuntimeError, ValueError, OverflowError) as error:
+        if isinstance(error, LaminaError):
+            raise
+        raise LaminaError(f"no model has these sizes: {str(error).splitlines()[0]}") from error
+    there = memory(pick_device(config.device))
+    if needed > there:
+        raise LaminaError(
+            f"training this model takes {needed / 2**30:,.0f} GiB for its weights alone, this machine has {there / 2**30:,.0f}; choose a "
+            "smaller --size, --width, --slots or --image"
+        )
+
+
 TRIAL = 16  # samples
 
 
@@ -362,9 +399,17 @@ def pretrain(run: Path, recipe: Recipe, data: DataConfig, config: TrainConfig, i
     }
     settings |= {"init": str(init)} if init is not None else {}
     settings = json.loads(json.dumps(settings))  # as it will be read back
+    with alone(run / "model") if World.here().rank == 0 else nullcontext():
+        return _pretrain(run, recipe, data, config, init, settings)
+
+
+def _pretrain(
+    run: Path, recipe: Recipe, data: DataConfig, config: TrainConfig, init: Path | None, settings: dict[str, Any]
+) -> Path:
     world = World.here()
     if world.rank == 0:
         check_run(run, settings, config.resume)
+    check_memory(recipe.lam, config)
     torch.manual_seed(config.seed)
     # Model and data are opened before anything is written: what is wrong with them leaves no half a run behind.
     # As they will be read: what could not be loaded is not trained.
@@ -381,8 +426,6 @@ def pretrain(run: Path, recipe: Recipe, data: DataConfig, config: TrainConfig, i
         )
         warnings.warn(text, LaminaWarning, stacklevel=2)
     if world.rank == 0 and not (run / "config.json").exists():
-        with disk_errors(run):
-            run.mkdir(parents=True, exist_ok=True)
         write_text(run / "config.json", json.dumps(settings, indent=2) + "\n")
 
     if world.size == 1:

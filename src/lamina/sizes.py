@@ -11,6 +11,7 @@ from lamina.decoders import FlowDecoder, PixelDecoder, UNetDecoder
 from lamina.device import pick_device
 from lamina.encoder import ConvEncoder, TransformerEncoder
 from lamina.errors import LaminaError
+from lamina.options import check_options
 
 SizeName = Literal["debug", "tiny", "small", "base"]
 EncoderName = Literal["auto", "conv", "transformer"]
@@ -31,12 +32,6 @@ SIZES: dict[str, Size] = {
     "small": Size(width=384, heads=6, layers=3, channels=32),
     "base": Size(width=768, heads=12, layers=6, channels=64),
 }
-
-
-#: The least that a count may be.
-LEAST = {
-    "image": 1, "slots": 1, "frames": 2, "width": 1, "heads": 1, "layers": 1, "channels": 1, "patch": 1, "flow_steps": 1
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -87,16 +82,9 @@ class Backbone:
     """Euler steps of one sample of the flow decoder"""
 
     def __post_init__(self) -> None:
-        for name, least in LEAST.items():
-            value = getattr(self, name)
-            if value is not None and min(value if isinstance(value, tuple) else (value,)) < least:
-                raise LaminaError(f"--{name.replace('_', '-')} must be at least {least}")
-        if self.augment is not None and not 0 <= self.augment < 1:
-            raise LaminaError(
-                f"--augment is a share of the picture's sides, at least 0 and below 1, got {self.augment}"
-            )
-        if min(self.cross_exogenous, self.robust_target) < 0 or not 0 < self.target_share <= 1:
-            raise LaminaError("--cross-exogenous and --robust-target must not be negative, --target-share is of (0, 1]")
+        check_options(self)
+        if self.frames < 2:
+            raise LaminaError(f"--frames must be at least 2, got {self.frames}: a latent action is of a pair")
 
     def parts(self) -> dict[str, Any]:
         """The fields of :class:`lamina.lam.LAMConfig` that do not depend on the method: image, slots, encoder, decoder."""

@@ -1,4 +1,4 @@
-"""JSON that anybody may have written: read up to a size, and checked against a dataclass, type by type and limit by limit.
+"""Values of JSON that anybody may have written: checked against a dataclass, type by type and limit by limit.
 
 The limits are far above what is trained and far below what could fill a memory: a config is compared with its weights only after
 the module that it describes was laid out.
@@ -7,10 +7,7 @@ the module that it describes was laid out.
 from __future__ import annotations
 
 import json
-import os
-import stat
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
@@ -18,8 +15,6 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from lamina.errors import LaminaError
 
 T = TypeVar("T")
-
-LONGEST = 4 * 2**20  # bytes of a JSON file
 
 Count = Annotated[int, Field(ge=1, le=65_536)]
 #: A count that may be none.
@@ -41,46 +36,6 @@ Whole = Annotated[int, Field(ge=0, lt=2**62)]
 
 class Malformed(LaminaError):
     """Values that are not what they should be, whoever wrote them."""
-
-
-def reason(error: BaseException) -> str:
-    """What went wrong, in one line without the name of the file."""
-    lines = (getattr(error, "strerror", None) or str(error)).splitlines()
-    return lines[0].strip() if lines else type(error).__name__
-
-
-def check_regular(path: Path) -> os.stat_result:
-    """The status of a regular file, or of one that a link leads to. Raises ValueError for anything else, which reading might wait for."""
-    status = os.stat(path)
-    if not stat.S_ISREG(status.st_mode):
-        raise ValueError("not a regular file")
-    return status
-
-
-def json_of(path: Path, kind: type = dict) -> Any:
-    """What the JSON file ``path`` holds: an object, or a value of another ``kind``.
-
-    Raises OSError, and ValueError for what is too long, no regular file, no JSON, or of another kind.
-    """
-    if (size := check_regular(path).st_size) > LONGEST:
-        raise ValueError(f"{size} bytes long, which is more than {LONGEST}")
-    try:
-        content = json.loads(path.read_bytes().decode())
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
-    if not isinstance(content, kind):
-        raise ValueError(f"{kind.__name__} expected, not {type(content).__name__}")
-    return content
-
-
-def read_json(path: Path, remedy: str) -> dict[str, Any]:
-    """The JSON object in ``path``. Raises FileNotFoundError, and LaminaError with the ``remedy`` where :func:`json_of` refuses."""
-    try:
-        return json_of(path)
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError) as error:
-        raise Malformed(f"{path}: damaged ({reason(error)}); {remedy}") from error
 
 
 def checked(kind: type[T], values: Any, name: str = "") -> T:

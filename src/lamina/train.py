@@ -29,10 +29,11 @@ from lamina.checkpoints import Checkpoints, Stream, full
 from lamina.device import DeviceName, Precision, pick_device
 from lamina.draws import Draws
 from lamina.errors import LaminaError
-from lamina.files import disk_errors, write_text
+from lamina.files import disk_errors, read_json, to_json, write_text
 from lamina.layers import BLOCKS
 from lamina.objectives import total
-from lamina.strict import differences, read_json, whole
+from lamina.options import check_options
+from lamina.strict import differences
 from lamina.weights import infinite
 
 Losses = Callable[[Any, Any, Draws], dict[str, Float[Tensor, "b"]]]
@@ -76,15 +77,10 @@ class TrainConfig:
     wandb: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "accumulate", "checkpoint_every", "validate_every", "log_every", "keep"):
-            if getattr(self, name) < 1:
-                raise LaminaError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
-        if not self.lr > 0:
-            raise LaminaError(f"--lr must be above 0, got {self.lr}")
-        if self.batch % (self.accumulate * (self.shards or 1)):
-            raise LaminaError(
-                f"--batch {self.batch} does not split into {self.accumulate} x {self.shards or 1} equal parts"
-            )
+        check_options(self)
+        parts = self.accumulate * (1 if self.shards is None else self.shards)
+        if self.batch % parts:
+            raise LaminaError(f"--batch {self.batch} does not split into {parts} equal parts")
 
 
 #: Training options that a resumed run may change without becoming another experiment.
@@ -214,9 +210,8 @@ class Log:
         if not self.writes:
             return
         # Lines that a killed run wrote after its last checkpoint will be written again.
-        lines = self.path.read_text(errors="replace").splitlines() if after and self.path.exists() else []
-        kept = [line for line in lines if _step_of(line) <= after]
-        write_text(self.path, "".join(line + "\n" for line in kept))
+        kept = [row for row in read_log(self.path) if row["step"] <= after] if after else []
+        write_text(self.path, "".join(to_json(row) + "\n" for row in kept))
         try:
             if config.tensorboard:
                 from torch.utils.tensorboard import SummaryWriter
@@ -240,16 +235,23 @@ class Log:
         if not self.writes:
             return
         with disk_errors(self.path), self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(to_json(row) + "\n")
         for tracker in self.trackers:
             tracker(row)
 
 
-def _step_of(line: str) -> float:
-    try:
-        return whole(json.loads(line), "step")
-    except (ValueError, RecursionError):
-        return math.inf  # the half line of a killed process
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The rows of a log.jsonl, each with a whole "step" and a "loss"; lines that are something else, such as the last one of a killed
+    process, are left out, and a file that is not there has none."""
+    rows = []
+    for line in path.read_bytes().splitlines() if path.is_file() else ():
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(row, dict) and type(row.get("step")) is int and isinstance(row.get("loss"), int | float):
+            rows.append(row)
+    return rows
 
 
 def _shard(module: nn.Module, device: torch.device, size: int) -> None:

@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lamina.errors import LaminaError
-from lamina.files import disk_errors, partial_path, sync
-from lamina.strict import check_regular, differences, reason
+from lamina.files import check_regular, disk_errors, partial_path, reason, sync
+from lamina.strict import differences
 
 M = TypeVar("M", bound=nn.Module)
 

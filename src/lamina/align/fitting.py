@@ -6,7 +6,6 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import torch
@@ -18,9 +17,10 @@ from lamina.align.heads import InverseDynamics, Translator, TranslatorConfig
 from lamina.align.labels import Labelled, Minibatches
 from lamina.draws import Draws
 from lamina.errors import LaminaError
+from lamina.files import Scratch, reason
 from lamina.lam import LAM, LAMConfig
 from lamina.shapes import ActionSpec, to_float
-from lamina.strict import checked, reason
+from lamina.strict import checked
 from lamina.train import Losses, TrainConfig, fit
 from lamina.weights import load_weights, record_of, save_weights
 
@@ -127,7 +127,7 @@ def train_translator(
     translator = Translator(train.z.shape[1] * train.z.shape[2], spec, config, observation, steps)
     translator.calibrate(train.action)
     prefix = copy.deepcopy(lam.prefix).requires_grad_(False)
-    with TemporaryDirectory() as scratch:
+    with Scratch() as scratch:
         title = "align" if run else None
         folder = run or Path(scratch)
         loss = fit_head(translator, translator_losses(prefix), train, held, training, folder, title=title)
@@ -149,6 +149,6 @@ def train_idm(
     torch.manual_seed(training.seed)
     module = InverseDynamics(config, spec, pairs, head or TranslatorConfig(), steps)
     module.translator.calibrate(train.action)
-    with TemporaryDirectory() as scratch:
+    with Scratch() as scratch:
         loss = fit_head(module, idm_losses, train, held, training, Path(scratch))
     return module.cpu().eval(), loss

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lamina.encoder import ENCODERS
 from lamina.lam import LAMConfig, part_kind
+from lamina.options import check_options
 from lamina.shapes import ActionSpec
 from lamina.sizes import SizeName
 from lamina.strict import Count, Layers, Share
@@ -110,6 +111,9 @@ class TranslatorConfig:
     """derived: a quarter of the width"""
     layers: Layers = 3
     dropout: Share = 0.1
+
+    def __post_init__(self) -> None:
+        check_options(self)
 
     def widths(self) -> tuple[int, int]:
         """Wide and narrow width of the Hourglass MLP."""

@@ -28,10 +28,10 @@ from lamina.data import count_transitions, gather
 from lamina.data.plan import ActionsOf
 from lamina.device import autocast, pick_device
 from lamina.errors import LaminaError
-from lamina.files import checkpoint_hash, write_text
+from lamina.files import alone, checkpoint_hash, read_json, write_text
 from lamina.lam import LatentActionModel, Side, model_folder
 from lamina.shapes import ActionSpec, Clip
-from lamina.strict import Count, Short, Whole, checked, read_json
+from lamina.strict import Count, Short, Whole, checked
 from lamina.train import Losses, TrainConfig, fixed_options, keep_settings
 from lamina.weights import loaded, save_weights
 
@@ -75,6 +75,19 @@ def align(
     with other settings or labels.
     """
     checked(TranslatorConfig, dataclasses.asdict(config.translator), "translator")  # as it will be read
+    with alone(run / ("joint" if config.joint else "translator")):
+        return _align(run, path, config, training, losses, weights, needs)
+
+
+def _align(
+    run: Path,
+    path: str,
+    config: AlignConfig,
+    training: TrainConfig,
+    losses: Losses | None,
+    weights: dict[str, float] | None,
+    needs: Mapping[str, Any],
+) -> Path:
     folder = run / ("joint" if config.joint else "translator")
     model = LatentActionModel.from_pretrained(str(run)).to(pick_device(training.device))
     data = probe_data(model, path, config.camera, config.action, config.actions)
@@ -213,10 +226,9 @@ def load_translator(folder: Path) -> tuple[Translator, dict[str, Any]]:
     """A saved translator and its note. Raises LaminaError if there is none or it is damaged."""
     path = folder / "translator.json"
     remedy = f"delete {folder} and align again"
-    try:
-        note = read_json(path, remedy)
-    except FileNotFoundError as error:
-        raise LaminaError(f"{folder}: no translator here; run: lamina align {folder.parent} --data DATASET") from error
+    if not path.exists():
+        raise LaminaError(f"{folder}: no translator here; run: lamina align {folder.parent} --data DATASET")
+    note = read_json(path, remedy)
     if note.get("format") != FORMAT:
         told = f"format {note.get('format')!r:.60}, this version of lamina reads {FORMAT}"
         raise LaminaError(f"{path}: damaged ({told}); {remedy}")

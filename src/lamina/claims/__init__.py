@@ -18,7 +18,7 @@ from lamina.claims.experiment import SCALES, Claim, Experiment
 from lamina.claims.figures import save
 from lamina.claims.record import make_record, read_record, write_record
 from lamina.errors import LaminaError
-from lamina.files import write_bytes
+from lamina.files import alone, write_bytes
 
 PAPERS = (flexlam, alam, ac_lam, exo, lamina_own)
 CLAIMS: dict[str, Claim] = {claim.id: claim for paper in PAPERS for claim in paper.CLAIMS}
@@ -76,13 +76,14 @@ def reproduce(
     _check_writable(out)
 
     started = time.monotonic()
-    experiment = Experiment(scale, chosen, workdir, progress)
-    outcome = claim.run(experiment)
-    if outcome.plot is not None:
-        save(outcome.plot, figure)
-    if outcome.picture is not None:
-        write_bytes(figure.with_suffix(".png"), outcome.picture.read_bytes())
-    return write_record(out, make_record(claim, experiment, outcome, time.monotonic() - started))
+    with alone(out):
+        experiment = Experiment(scale, chosen, workdir, progress)
+        outcome = claim.run(experiment)
+        if outcome.plot is not None:
+            save(outcome.plot, figure)
+        if outcome.picture is not None:
+            write_bytes(figure.with_suffix(".png"), outcome.picture.read_bytes())
+        return write_record(out, make_record(claim, experiment, outcome, time.monotonic() - started))
 
 
 def _check_writable(path: Path) -> None:

@@ -26,6 +26,7 @@ from jaxtyping import Float, Int, UInt8
 from torch.utils.data import DataLoader, Dataset
 
 from lamina.data.episodes import DecodeError, Episode, Source, check_classes, task_vector
+from lamina.data.paths import contents
 from lamina.data.plan import DataConfig, Plan, Segment, draw_samples, open_source, parse_data
 from lamina.errors import LaminaError, LaminaWarning
 from lamina.shapes import ActionSpec, Clip
@@ -34,7 +35,6 @@ from lamina.strict import Malformed, Whole, checked
 __all__ = ["ClipStream", "DataConfig", "Episode", "Source", "gather", "open_source", "parse_data"]
 
 PREFETCH = 4  # segments that each worker decodes ahead
-LATER = ("tasks", "actions", "span")  # settings of DataConfig that came later
 PER_STRETCH = 4  # samples that gather takes from one stretch of video
 
 
@@ -355,13 +355,11 @@ class ClipStream:
         self.plan = Plan(config, split)
         self._shards = {r: _Shard(self.plan, seed, r, shards) for r in (range(shards) if shard is None else (shard,))}
         self._each = batch // shards
-        settings = {k: v for k, v in asdict(config).items() if k not in ("data", "workers", "max_bad", *LATER)}
-        # Not where they are what they always were: runs of before there was such a setting.
-        settings |= {
-            name: getattr(config, name) for name in LATER if getattr(config, name) != getattr(DataConfig, name)
-        }
+        settings = {k: v for k, v in asdict(config).items() if k not in ("data", "workers", "max_bad")}
         segments = [len(s) for s in self.plan.segments]
-        description = json.dumps([settings, batch, seed, split, shards, self.plan.counts, self.plan.shares, segments])
+        made_of = [contents(source.files) for source in self.plan.sources]
+        what = [settings, batch, seed, split, shards, self.plan.counts, self.plan.shares, segments, made_of]
+        description = json.dumps(what)
         self._fingerprint = hashlib.sha256(description.encode()).hexdigest()[:16]
 
     @property

@@ -17,6 +17,7 @@ import lamina
 from lamina.data.episodes import HELD_OUT, SPLITS
 from lamina.data.writer import LeRobotWriter, VideoEncoding, check_new
 from lamina.errors import LaminaError
+from lamina.files import alone
 from lamina.worlds import SUITES, Observation, Step, World, make, rollout
 from lamina.worlds.base import Action, Policy, Size
 
@@ -73,7 +74,7 @@ def collect(
     if frames is None and episodes is None:
         frames = FRAMES
 
-    with _unwound_when_killed(), ExitStack() as stack:
+    with _unwound_when_killed(), alone(Path(out)), ExitStack() as stack:
         places = [stack.enter_context(make(name, size)) for name in names]
         turns = [_Recording(place, task or place.task, seed, noise, hold) for place in places]
         if len({turn.task for turn in turns}) < len(turns) or len({_kind(place) for place in places}) > 1:

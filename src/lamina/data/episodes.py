@@ -79,6 +79,11 @@ class Source(Protocol):
         """Values of feature ``name`` in one frame; None if there is no such feature."""
         ...
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that hold pictures and rows of its episodes, in an order that does not depend on where it lies."""
+        ...
+
     def unseen(self, camera: str) -> dict[int, DecodeError | None]:
         """Numbers of the episodes that a camera does not show: with None where the dataset says so itself, else with the reason."""
         ...

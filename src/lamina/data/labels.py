@@ -94,6 +94,8 @@ def write_labels(
         raise LaminaError(
             f"{source.root}: has a feature '{min(taken)}' already; label the dataset that it was made from"
         )
+    if out.exists():  # a process that was killed just after its last step left this
+        shutil.rmtree(partial_path(out), ignore_errors=True)
     check_new(out)
     unseen = check_writable(source, out, features, camera)
     partial = partial_path(out)

@@ -188,6 +188,13 @@ class LeRobotDataset:
         place = self.video_place(number, camera)
         return None if place is None else self.video_file(camera, place)
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """See :attr:`lamina.data.episodes.Source.files`."""
+        videos = (self._by_file(camera) for camera in self.cameras if not self.in_table(camera))
+        shown = {path for groups in videos for path in groups if path is not None}
+        return (*sorted(shown), *self.rows.files)
+
     def unseen(self, camera: str) -> dict[int, DecodeError | None]:
         """See :meth:`lamina.data.episodes.Source.unseen`. Compares the rows with the pictures of every file of the camera."""
         self._check_camera(camera)

@@ -6,14 +6,16 @@ that a dataset states stays below its root, and a file's name is never read as a
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import stat
 import string
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from lamina.errors import LaminaError
@@ -96,6 +98,28 @@ def check_inside(path: str) -> None:
     parts = PurePosixPath(path)
     if parts.is_absolute() or ".." in parts.parts or not parts.parts or any(c in path for c in "\\\0"):
         raise ValueError(f"'{path}' leads out of the dataset")
+
+
+#: Files of a dataset that are looked into, the blocks of each, and the bytes of a block.
+LOOKED_INTO, BLOCKS, BLOCK = 256, 4, 2**16
+
+
+def contents(files: Sequence[Path]) -> str:
+    """sha256 that tells one dataset's files from another's, wherever they lie: the size of every file, and evenly spread blocks of up to
+    256 of them. A file that is missing counts as such."""
+    digest = hashlib.sha256()
+    chosen = set(np.linspace(0, len(files) - 1, min(len(files), LOOKED_INTO)).astype(int).tolist())
+    for number, path in enumerate(files):
+        try:
+            with path.open("rb", buffering=0) as file:
+                size = os.fstat(file.fileno()).st_size
+                digest.update(f"{size};".encode())
+                for start in np.linspace(0, max(0, size - BLOCK), BLOCKS).astype(int) if number in chosen else ():
+                    file.seek(int(start))
+                    digest.update(file.read(BLOCK))
+        except OSError:
+            digest.update(b"missing;")
+    return digest.hexdigest()
 
 
 def open_arrow(path: Path, mode: str = "rb") -> pa.OSFile:

@@ -18,11 +18,11 @@ from lamina.data.lerobot import open_lerobot
 from lamina.data.paths import is_dataset
 from lamina.data.video import open_folder
 from lamina.errors import LaminaError, LaminaWarning
+from lamina.options import check_options
 from lamina.shapes import ActionSpec
 
 SEGMENT = 64  # frames of a segment, at least
 LONGEST_SEGMENT = 320  # frames of a segment, at most, where key frames are far apart
-LARGEST_SHUFFLE = 2**20  # samples: nothing is delivered before the buffer is full
 
 
 ActionsOf = Literal["first", "mean", "chunk"]
@@ -65,12 +65,13 @@ class DataConfig:
     """Stretches of video that may fail to decode before it is an error; each one is named in a warning."""
 
     def __post_init__(self) -> None:
+        check_options(self)
         if not self.data:
             raise LaminaError("no data: give at least one --data PATH")
         if self.frames < 2:
             raise LaminaError(f"a sample needs at least 2 frames, not {self.frames}")
-        if not 0 < self.gap[0] <= self.gap[1] < math.inf:
-            raise LaminaError(f"gap must be 0 < shortest <= longest, in seconds, not {self.gap}")
+        if not self.gap[0] <= self.gap[1]:
+            raise LaminaError(f"gap must be shortest <= longest, in seconds, not {self.gap}")
         if self.actions not in ("first", "mean", "chunk"):
             raise LaminaError(f"actions must be first, mean or chunk, not {self.actions}")
         if self.actions != "first" and self.gap[0] != self.gap[1]:
@@ -78,12 +79,6 @@ class DataConfig:
         if self.span is not None and not self.span >= self.gap[0] * (self.frames - 1):
             raise LaminaError(
                 f"{self.frames} frames at least {self.gap[0]:g} s apart do not fit into a span of {self.span:g} s"
-            )
-        if min(self.size) < 1 or self.shuffle < 1 or self.workers < 0 or self.max_bad < 0:
-            raise LaminaError("size and shuffle must be at least 1, workers and max_bad at least 0")
-        if self.shuffle > LARGEST_SHUFFLE:
-            raise LaminaError(
-                f"shuffle must be at most {LARGEST_SHUFFLE}, not {self.shuffle}: so many samples are held in memory"
             )
 
 

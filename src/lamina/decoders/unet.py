@@ -21,6 +21,7 @@ from torch.autograd.function import once_differentiable
 
 from lamina.decoders.base import DirectDecoder
 from lamina.errors import LaminaError
+from lamina.layers import group_norm
 from lamina.strict import Count
 
 
@@ -113,9 +114,9 @@ def advect(
 class FiLMBlock(nn.Module):
     """Residual block whose second half is shifted and scaled by a condition."""
 
-    def __init__(self, inputs: int, outputs: int, condition: int, groups: int = 8):
+    def __init__(self, inputs: int, outputs: int, condition: int):
         super().__init__()
-        self.norm1, self.norm2 = nn.GroupNorm(groups, inputs), nn.GroupNorm(groups, outputs, affine=False)
+        self.norm1, self.norm2 = group_norm(inputs), group_norm(outputs, affine=False)
         self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
         self.film = nn.Linear(condition, 2 * outputs)

@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -27,6 +26,7 @@ from lamina.data.resize import resize_frames
 from lamina.draws import Draws
 from lamina.encoder import ENCODERS
 from lamina.errors import LaminaError
+from lamina.files import Scratch
 from lamina.lam import LAMConfig, part_kind
 from lamina.objectives import squared_error
 from lamina.shapes import ActionSpec, Clip, to_float
@@ -102,7 +102,7 @@ def train_seer(config: LAMConfig, train: Seen, held: Seen, training: TrainConfig
     def losses(module: Seer, batch: Seen, draws: Draws) -> dict[str, Tensor]:
         return {"action": squared_error(module.standardised(batch.frames), (batch.target - module.mean) / module.std)}
 
-    with TemporaryDirectory() as scratch:
+    with Scratch() as scratch:
         loss = fit_head(seer, losses, train, held, training, Path(scratch))
     return seer.eval(), loss
 

@@ -7,12 +7,11 @@ world with most of them left for each row on it. The same arguments give the sam
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections import deque
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -23,7 +22,7 @@ from tqdm import tqdm
 
 from lamina import worlds as all_worlds
 from lamina.errors import LaminaError
-from lamina.files import disk_errors, write_text
+from lamina.files import alone, to_json, write_text
 from lamina.policy.workers import Facts, Make, Workers
 from lamina.shapes import ActionSpec
 from lamina.worlds.base import Action, Size
@@ -123,11 +122,31 @@ def rollout(
     latent tokens to decide with (all by default), ``size`` (height, width) that of the frames: the model's own, 64x64 for
     ``expert`` and ``random``. Raises what rollout_worlds and LatentPolicy.from_run raise.
     """
-    if out is not None:
-        if out.is_dir():
-            raise LaminaError(f"{out}: is a folder; name a file for the record, for example {out / 'rollout.json'}")
-        with disk_errors(out):  # now, not after hours
-            out.parent.mkdir(parents=True, exist_ok=True)
+    if out is not None and out.is_dir():
+        raise LaminaError(f"{out}: is a folder; name a file for the record, for example {out / 'rollout.json'}")
+    with nullcontext() if out is None else alone(out):  # what the disk refuses it refuses now, not after hours
+        record = _rollout(
+            run, worlds, k, episodes, parallel, seed, temperature, max_steps, size, progress, device, precision
+        )
+        if out is not None:
+            write_text(out, to_json(record, indent=2) + "\n")
+    return record
+
+
+def _rollout(
+    run: str | Path,
+    worlds: Sequence[str],
+    k: int | None,
+    episodes: int,
+    parallel: int,
+    seed: int,
+    temperature: float,
+    max_steps: int | None,
+    size: Size | None,
+    progress: bool,
+    device: str,
+    precision: str,
+) -> dict[str, Any]:
     suites = all_worlds.SUITES
     names = list(dict.fromkeys(name for given in worlds for name in suites.get(given, (given,))))
     agent: Any = str(run)
@@ -138,10 +157,7 @@ def rollout(
         agent = LatentPolicy.from_run(Path(run), k=k, batch=parallel, **options)  # type: ignore[arg-type]
     size = size or getattr(agent, "image", (3, 64, 64))[1:]
     record = rollout_worlds(agent, names, episodes, parallel, seed, max_steps, size, progress)
-    record |= {"agent": str(run), "k": k, "temperature": temperature}
-    if out is not None:
-        write_text(out, json.dumps(record, indent=2) + "\n")
-    return record
+    return record | {"agent": str(run), "k": k, "temperature": temperature}
 
 
 def table(record: dict[str, Any]) -> str:

@@ -25,6 +25,7 @@ import json
 import math
 import shutil
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -39,17 +40,20 @@ from torch import Tensor, nn
 from lamina import __version__
 from lamina.align import Best
 from lamina.bottleneck import FSQ
+from lamina.data import open_source
+from lamina.data.paths import contents
 from lamina.device import pick_device
 from lamina.draws import Draws
 from lamina.errors import LaminaError
-from lamina.files import disk_errors, write_text
+from lamina.files import alone, disk_errors, read_json, write_text
 from lamina.lam import LAM, LatentActionModel
 from lamina.layers import ConvBlock, position_embedding
+from lamina.options import check_options
 from lamina.policy.qwen import Plan, Qwen, QwenConfig
 from lamina.policy.windows import Window, WindowStream, fixed_windows, open_steps, tokenize
 from lamina.shapes import to_float
 from lamina.sizes import SizeName
-from lamina.strict import Codes, Count, Image, Layers, Seconds, Short, checked, read_json
+from lamina.strict import Codes, Count, Image, Layers, Seconds, Short, checked
 from lamina.train import TrainConfig, Validation, World, fit, fixed_options, keep_settings
 from lamina.weights import loaded, save_weights
 
@@ -108,10 +112,7 @@ class TokenConfig:
     def __post_init__(self) -> None:
         if self.size not in SIZES:
             raise LaminaError(f"unknown size {self.size!r}: choose {', '.join(SIZES)}")
-        for name in ("context", "stride", "grid", "local", "window"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise LaminaError(f"--{name} must be at least 1, got {value}")
+        check_options(self)
 
     @property
     def length(self) -> int:
@@ -357,12 +358,17 @@ def train_tokens(run: Path, path: str, config: TokenConfig, training: TrainConfi
     and model.safetensors the result. Raises LaminaError for a LAM without a codebook, a policy that is there already without
     ``resume``, a resumed run with other settings, data that cannot be read.
     """
+    with alone(run / "policy") if World.here().rank == 0 else nullcontext():
+        return _train_tokens(run, path, config, training, camera)
+
+
+def _train_tokens(run: Path, path: str, config: TokenConfig, training: TrainConfig, camera: str | None) -> Path:
     folder = run / "policy"
     model = LatentActionModel.from_pretrained(str(run)).to(pick_device(training.device))
     codebook_size = code_book(model)
     if (folder / "config.json").exists() and not training.resume:
         raise LaminaError(f"{folder}: trained already; add --resume to go on, or delete that folder")
-    print_of_lam = fingerprint(model.lam)
+    print_of_lam, source = fingerprint(model.lam), open_source(path)
     image, slots = model.config.image, model.config.action_length
     config = checked(TokenConfig, dataclasses.asdict(config), "token model")  # as it will be read
     torch.manual_seed(training.seed)
@@ -373,7 +379,7 @@ def train_tokens(run: Path, path: str, config: TokenConfig, training: TrainConfi
     settings = {
         "token_model": dataclasses.asdict(config),
         "train": fixed_options(training),
-        "data": path,
+        "data": contents(source.files),
         "camera": camera,
         "lam": print_of_lam,
     }
@@ -385,7 +391,7 @@ def train_tokens(run: Path, path: str, config: TokenConfig, training: TrainConfi
     else:  # one process encodes for all
         while not (folder / "tokens" / "index.json").exists():
             time.sleep(0.5)
-    index = tokenize(model, path, folder / "tokens", print_of_lam, camera, training.precision)
+    index = tokenize(model, source, folder / "tokens", print_of_lam, camera, training.precision)
     tokens.decision_seconds = index["decision_seconds"]
     steps = open_steps(folder / "tokens", "train")
     held = fixed_windows(open_steps(folder / "tokens", "validation"), config.length, config.stride)
@@ -458,10 +464,9 @@ def load_tokens(folder: Path, lam: LAM | None = None) -> TokenModel:
     """A saved token model. Raises LaminaError if there is none, if it is damaged, or if it was trained on the codes of another LAM."""
     path = folder / "config.json"
     remedy = f"delete {folder} and train the token model again"
-    try:
-        note = read_json(path, remedy)
-    except FileNotFoundError as error:
-        raise LaminaError(f"{folder}: no token model here; train one first (lamina.policy.train_tokens)") from error
+    if not path.exists():
+        raise LaminaError(f"{folder}: no token model here; train one first (lamina.policy.train_tokens)")
+    note = read_json(path, remedy)
     if note.get("format") != FORMAT:
         told = f"format {note.get('format')!r:.60}, this version of lamina reads {FORMAT}"
         raise LaminaError(f"{path}: damaged ({told}); {remedy}")

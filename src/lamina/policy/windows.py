@@ -20,8 +20,9 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 from tqdm import tqdm
 
-from lamina.data import Source, open_source, source_camera
+from lamina.data import Source, source_camera
 from lamina.data.clips import spread
+from lamina.data.paths import contents
 from lamina.device import autocast
 from lamina.errors import LaminaError
 from lamina.files import whole_folder
@@ -188,37 +189,38 @@ def _reserve(path: Path, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
 
 def tokenize(
     model: LatentActionModel,
-    path: str,
+    source: Source,
     folder: Path,
     fingerprint: str,
     camera: str | None = None,
     precision: str = "fp32",
 ) -> dict[str, Any]:
-    """Encode the training and the validation split of ``path`` once into ``folder``; returns its index.
+    """Encode the training and the validation split of ``source`` once into ``folder``; returns its index.
 
     What is there already is used again if it was made by the same encoder, from the same data. Decisions are as far apart as the
     model's label gap: longer than a frame, each episode gives several chains. Raises LaminaError for a camera that is not there, a split
     without a single transition, video that cannot be decoded, a disk that refuses.
     """
-    source, gap = open_source(path), model.provenance.label_gap
+    gap = model.provenance.label_gap
     camera = source_camera(source, camera)
     made_from = {
         "format": FORMAT,
         "fingerprint": fingerprint,
-        "data": str(Path(path).resolve()),
+        "data": contents(source.files),
         "camera": camera,
         "gap_seconds": gap,
         "image": list(model.config.image),
         "precision": precision,
-        "source": [len(source.episodes), sum(e.length for e in source.episodes)],
+        "splits": [[episode.length, *episode.splits] for episode in source.episodes],
     }
+    made_from = json.loads(json.dumps(made_from))  # as it will be read back
     index = read_index(folder)
     if index is not None and all(index.get(name) == value for name, value in made_from.items()):
         return index
     plans = {split: _plan(source, camera, split, gap) for split in SPLITS}
     for split, (_, lengths, _) in plans.items():
         if not lengths:
-            raise LaminaError(f"{path}: no {split} episode has two frames {gap:g} s apart; use longer episodes")
+            raise LaminaError(f"{source.root}: no {split} episode has two frames {gap:g} s apart; use longer episodes")
     size, slots = model.config.image[1:], model.config.action_length
     dtype = np.int16 if model.lam.bottleneck.codebook_size <= 2**15 else np.int32  # type: ignore[operator]
     frames_total = sum(s.stop - s.first for stretches, _, _ in plans.values() for s in stretches)

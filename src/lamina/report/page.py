@@ -5,14 +5,13 @@ The page holds its pictures and its style and asks for nothing else, so it can b
 
 from __future__ import annotations
 
-import json
 from datetime import datetime
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from lamina.errors import LaminaError
-from lamina.files import write_text
+from lamina.files import read_json, write_text
 from lamina.report import sections, structure
 from lamina.report.chart import Html, join, tag
 from lamina.report.parts import MISSING, section
@@ -88,13 +87,10 @@ def write_report(run: Path) -> Path:
     """
     source = run / "evaluation.json"
     again = f"run `lamina evaluate {run}` again"
-    try:
-        record = json.loads(source.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise LaminaError(f"{source}: no evaluation is there; run `lamina evaluate {run} --data DATASET`") from error
-    except (OSError, ValueError) as error:
-        raise LaminaError(f"{source}: not a readable record ({error}); {again}") from error
-    if not isinstance(record, dict) or record.get("format") != 1:
+    if not source.exists():
+        raise LaminaError(f"{source}: no evaluation is there; run `lamina evaluate {run} --data DATASET`")
+    record = read_json(source, again)
+    if record.get("format") != 1:
         raise LaminaError(f"{source}: not an evaluation record of format 1, which this version reads; {again}")
     try:
         page = _page(record, run)

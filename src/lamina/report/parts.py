@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import math
 import statistics
 import struct
@@ -158,6 +159,10 @@ def picture(raw: dict[str, Any], run: Path) -> Html:
         content = path.read_bytes()
     except OSError as error:
         reason = f"{name}: {MISSING} ({error.strerror})."
+        return tag("figure", words, tag("p", reason, class_="missing"), class_="picture")
+    expected = get(raw, "sha256", str, "pictures: ")
+    if expected and hashlib.sha256(content).hexdigest() != expected:
+        reason = f"{name}: {MISSING} (the file is of another evaluation)."
         return tag("figure", words, tag("p", reason, class_="missing"), class_="picture")
     if content[:8] != b"\x89PNG\r\n\x1a\n" or len(content) < 24:
         raise Malformed(f"the picture {name!r} is not a PNG file")

@@ -81,8 +81,11 @@ def estimate(value: Any, where: str) -> Estimate | None:
     """An estimate, or None for null."""
     if value is None:
         return None
-    if not isinstance(value, dict) or not all(is_number(value.get(part)) for part in ("mean", "low", "high")):
+    parts = [value.get(part, "") if isinstance(value, dict) else "" for part in ("mean", "low", "high")]
+    if not all(part is None or is_number(part) for part in parts):
         raise Malformed(f"{where} is not an estimate (mean, low and high) or null")
+    if None in parts:  # what was measured is not a number, such as the error of a constant in units of its variance
+        return None
     return Estimate(float(value["mean"]), float(value["low"]), float(value["high"]))
 
 

@@ -27,7 +27,6 @@ from __future__ import annotations
 import atexit
 import os
 import subprocess
-import tempfile
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -39,6 +38,7 @@ from jaxtyping import Float
 from vizdoom import Button, GameVariable
 
 from lamina.errors import LaminaError
+from lamina.files import Scratch
 from lamina.shapes import ActionSpec
 from lamina.worlds.base import Action, Observation, Size, World, resize
 from lamina.worlds.doom_experts import (
@@ -130,7 +130,7 @@ class Doom(World):
         game.load_config(str(Path(vizdoom.scenarios_path) / f"{name}.cfg"))
         # The engine obeys a settings file that it finds in the working folder and leaves one behind, and makes a folder
         # there for every game that its settings do not name.
-        self._scratch = tempfile.TemporaryDirectory(prefix="lamina-doom-")
+        self._scratch = Scratch()
         settings = Path(self._scratch.name) / "settings.ini"
         settings.write_text(
             "".join(f"[{title}.AutoExec]\n" for title in ("Doom", "Heretic", "Hexen", "Strife", "Chex"))

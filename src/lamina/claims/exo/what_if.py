@@ -17,6 +17,7 @@ from lamina.claims.figures import Plot, save
 from lamina.errors import LaminaError
 from lamina.linear import closed_form, scores
 from lamina.linear.lam import OBJECTIVES, LinearLAM, Objective, check_width, loss
+from lamina.options import check_options
 from lamina.worlds.linear import LinearWorld
 
 Figure = Literal["leakage", "sensitivity", "remedies", "cca"]
@@ -48,18 +49,17 @@ class Question:
     draws: int = 4
     """worlds that are drawn; seeds 0, 1, ..."""
 
+    def __post_init__(self) -> None:
+        check_options(self)
+
     def grid(self, p: Sequence[float] | None = None, alpha: Sequence[float] | None = None) -> Grid:
         """The worlds asked about. Raises LaminaError for values that make none."""
-        if self.draws < 1:
-            raise LaminaError(f"--draws must be at least 1, got {self.draws}")
         world = LinearWorld(self.states, self.state, self.observation, steps=self.steps)
         return Grid(world, tuple(p or (self.p_switch,)), tuple(alpha or (self.alpha,)), tuple(range(self.draws)))
 
     def objectives(self) -> dict[str, Objective]:
         """The paper's objectives with the weight asked for; without weight a remedy is plain reconstruction."""
         plain, *remedies = OBJECTIVES
-        if not 0 < self.weight < float("inf"):
-            raise LaminaError(f"--weight {self.weight}: the weight of a remedy is a finite number above 0")
         changed = {
             name: replace(OBJECTIVES[name], cross=self.weight) if OBJECTIVES[name].cross else replace(OBJECTIVES[name], weight=self.weight)
             for name in remedies

@@ -204,7 +204,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "whole-numbered weights": (tensors("average", lambda s: {k: v.long() for k, v in s.items()}), "I64"),
     "another model's optimiser": (tensors("optimizer", lambda s: {f"x.{k}": v for k, v in s.items()}), "is missing"),
     "moments of another shape": (tensors("optimizer", with_one("module.weight.exp_avg", torch.zeros(2))), "exp_avg"),
-    "streams that are an object": (streams('{"drawn": 5}'), "list expected"),
+    "streams that are an object": (streams('{"drawn": 5}'), "not a JSON list"),
     "a stream that is a number": (streams("[5]"), "'drawn'"),
     "a stream at a text": (streams('[{"drawn": "5"}]'), "'drawn'"),
     "a stream at a fraction": (streams('[{"drawn": 5.0}]'), "'drawn'"),
@@ -728,7 +728,9 @@ def test_settings_that_cannot_be_read_are_one_clear_line(file, text, run, datase
     from lamina.train import keep_settings
 
     (run / file).write_text(text)
-    refused(lambda: keep_settings(run / file, {"align": 1}, resume=True), str(run / file), "damaged", "start again")
+    refused(
+        lambda: keep_settings(run / file, {"align": 1}, resume=True), str(run / file), "cannot be read", "start again"
+    )
     assert (run / file).read_text() == text
 
 

@@ -1,0 +1,68 @@
+"""What the options of commands and configs may be: one table, looked at before any work."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+from lamina.errors import LaminaError
+
+INTEGER = 2**31 - 1  # the largest seed that every simulator takes
+
+#: The least and the most that an option may be, whichever command or method it belongs to. What depends on other options (a batch that
+#: divides into shards, heads that divide the width) is checked where they meet.
+LIMITS: dict[str, tuple[float, float]] = {
+    # training
+    "steps": (1, 10**9), "batch": (1, 10**7), "accumulate": (1, 10**5), "shards": (1, 10**5), "warmup": (0, 10**9),
+    "lr": (1e-12, 100), "weight_decay": (0, 100), "clip": (1e-12, 1e12), "ema": (0, 1 - 1e-9), "seed": (0, INTEGER), "seeds": (0, INTEGER),
+    "checkpoint_every": (1, 10**9), "validate_every": (1, 10**9), "log_every": (1, 10**9), "keep": (1, 10**6),
+    # data
+    "gap": (1e-6, 1e6), "span": (1e-6, 1e6), "frames": (1, 10**9), "size": (1, 8192), "shuffle": (1, 10**6), "workers": (0, 1024),
+    "max_bad": (0, 10**9),
+    # models
+    "image": (1, 8192), "slots": (1, 4096), "code_dim": (1, 65536), "codebook_size": (2, 2**20), "levels": (2, 2**16), "width": (1, 65536),
+    "heads": (1, 1024), "kv_heads": (1, 1024), "layers": (1, 1000), "channels": (1, 8192), "patch": (1, 8192), "hidden": (1, 2**20),
+    "narrow": (1, 65536), "dropout": (0, 0.99), "flow_steps": (1, 10**4), "augment": (0, 0.99), "context": (1, 10**5),
+    "stride": (1, 10**5), "grid": (1, 1024), "local": (1, 10**5), "window": (1, 10**5), "theta": (1, 1e12), "target_share": (1e-9, 1),
+    # weights of losses
+    "reconstruction": (0, 1e6), "commitment": (0, 1e6), "composition": (0, 1e6), "reversal": (0, 1e6), "perception": (0, 1e6),
+    "cross_exogenous": (0, 1e6), "robust_target": (0, 1e6),
+    # what is filled in from the data
+    "target_width": (0, 10**5), "target_classes": (1, 10**5), "target_mean": (-1e15, 1e15), "target_deviation": (0, 1e15),
+    "proprio_width": (0, 10**5),
+    "max_rotation": (1e-6, 10), "rotation": (0, 10**6),
+    # evaluation
+    "transitions": (2, 10**8), "reconstructions": (1, 10**7), "linear": (2, 10**8), "structure": (0, 10**7), "scratch_steps": (1, 10**9),
+    # simulators
+    "episodes": (1, 10**8), "hold": (1, 10**6), "noise": (0, 1), "k": (0, 4096), "parallel": (1, 4096), "temperature": (0, 100),
+    "max_steps": (1, 10**9),
+    # the linear world
+    "p_switch": (0, 1), "alpha": (0, 1e6), "states": (2, 10**4), "state": (0, 10**4), "observation": (1, 10**5), "latent": (1, 10**4),
+    "weight": (1e-12, 1e6), "draws": (1, 10**4),
+}  # fmt: skip
+
+
+def check_options(options: Any) -> None:
+    """Every number in ``options``, a dataclass that may hold others, is finite and within the limits of its name.
+
+    Raises LaminaError for the first that is not; None is never refused.
+    """
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if dataclasses.is_dataclass(value):
+            check_options(value)
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, int | float) and not isinstance(number, bool):
+                _check(field.name, number)
+
+
+def _check(name: str, number: float) -> None:
+    option = f"--{name.replace('_', '-')}"
+    if not math.isfinite(number):
+        raise LaminaError(f"{option} must be a finite number, got {number}")
+    least, most = LIMITS.get(name, (-math.inf, math.inf))
+    if number < least:
+        raise LaminaError(f"{option} must be at least {least:g}, got {number}")
+    if number > most:
+        raise LaminaError(f"{option} must be at most {most:g}, got {number}")
