@@ -29,12 +29,12 @@ from lamina.checkpoints import Checkpoints
 from lamina.data import ClipStream
 from lamina.draws import Draws
 from lamina.errors import LaminaError
+from lamina.files import LONGEST
 from lamina.lam import LAM, Provenance
 from lamina.layers import patch_count
 from lamina.policy.tokens import TokenConfig, TokenModel, load_tokens, train_tokens
 from lamina.policy.windows import WindowStream
 from lamina.shapes import to_float
-from lamina.strict import LONGEST
 from lamina.train import TrainConfig, World, _Step, fit
 from lamina.weights import LONGEST_HEADER, load_weights, save_weights
 

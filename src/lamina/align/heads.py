@@ -15,7 +15,6 @@ from lamina.lam import LAMConfig, part_kind
 from lamina.options import check_options
 from lamina.shapes import ActionSpec
 from lamina.sizes import SizeName
-from lamina.strict import Count, Layers, Share
 
 Condition = Literal["latent", "latent+previous", "latent+previous+observation"]
 
@@ -105,12 +104,12 @@ class TranslatorConfig:
     condition: Condition = "latent+previous"
     """App. D.1; latent+previous is the paper's choice"""
     size: SizeName = "small"
-    width: Count | None = None
+    width: int | None = None
     """derived from --size"""
-    narrow: Count | None = None
+    narrow: int | None = None
     """derived: a quarter of the width"""
-    layers: Layers = 3
-    dropout: Share = 0.1
+    layers: int = 3
+    dropout: float = 0.1
 
     def __post_init__(self) -> None:
         check_options(self)

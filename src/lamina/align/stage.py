@@ -74,7 +74,6 @@ def align(
     Raises LaminaError for data without actions, too few labels, a folder that is there already without ``resume``, a resumed alignment
     with other settings or labels.
     """
-    checked(TranslatorConfig, dataclasses.asdict(config.translator), "translator")  # as it will be read
     with alone(run / ("joint" if config.joint else "translator")):
         return _align(run, path, config, training, losses, weights, needs)
 

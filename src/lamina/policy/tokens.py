@@ -53,14 +53,13 @@ from lamina.policy.qwen import Plan, Qwen, QwenConfig
 from lamina.policy.windows import Window, WindowStream, fixed_windows, open_steps, tokenize
 from lamina.shapes import to_float
 from lamina.sizes import SizeName
-from lamina.strict import Codes, Count, Image, Layers, Seconds, Short, checked
+from lamina.strict import Codes, Image, Seconds, Short, checked
 from lamina.train import TrainConfig, Validation, World, fit, fixed_options, keep_settings
 from lamina.weights import loaded, save_weights
 
 FORMAT = 3  # of config.json and model.safetensors; raised when an old file can no longer be read
 STEM = 4  # stride of the convolution before the patches
 MOST_TOKENS = 65_536  # of a decision's context, whose keys and values are kept in memory
-Frames = Annotated[int, Field(ge=1, le=4096)]
 CHUNK = 8  # frames of a chunk of an attention plan
 
 
@@ -88,25 +87,25 @@ class TokenConfig:
     """The token model's shape. None means: derived from ``size``."""
 
     size: SizeName = "tiny"
-    context: Frames = 34
+    context: int = 34
     """frames that a decision sees, the latest included"""
-    stride: Frames = 8
+    stride: int = 8
     """every how manieth observation stays in the context"""
-    grid: Count = 4
+    grid: int = 4
     """patches along each side of a frame, where the picture can be cut that way; else the nearest number"""
-    local: Frames | None = None
+    local: int | None = None
     """frames that a layer sees, but for every third one, the last included; none: every layer sees the whole context"""
-    window: Frames | None = None
+    window: int | None = None
     """frames of a training sample, at least the stride; derived: the context"""
-    width: Count | None = None
-    layers: Layers | None = None
-    heads: Count | None = None
-    kv_heads: Count | None = None
-    hidden: Count | None = None
+    width: int | None = None
+    layers: int | None = None
+    heads: int | None = None
+    kv_heads: int | None = None
+    hidden: int | None = None
     """of the SwiGLU; derived: three times the width"""
-    channels: Count | None = None
+    channels: int | None = None
     """of the convolutional stem"""
-    theta: Annotated[float, Field(gt=0, le=1e9)] = 10_000.0
+    theta: float = 10_000.0
     """base of the rotary positions"""
 
     def __post_init__(self) -> None:
@@ -370,7 +369,6 @@ def _train_tokens(run: Path, path: str, config: TokenConfig, training: TrainConf
         raise LaminaError(f"{folder}: trained already; add --resume to go on, or delete that folder")
     print_of_lam, source = fingerprint(model.lam), open_source(path)
     image, slots = model.config.image, model.config.action_length
-    config = checked(TokenConfig, dataclasses.asdict(config), "token model")  # as it will be read
     torch.manual_seed(training.seed)
     bottleneck = model.lam.bottleneck
     levels = tuple(bottleneck.levels.tolist()) if isinstance(bottleneck, FSQ) else ()
