@@ -83,7 +83,7 @@ def test_every_default_is_within_the_limits():
         ("train flexlam --data x --out y --warmup -5", "--warmup must be at least 0, got -5"),
         ("train flexlam --data x --out y --shards 0", "--shards must be at least 1, got 0"),
         ("train flexlam --data x --out y --shards -8", "--shards must be at least 1, got -8"),
-        ("train flexlam --data x --out y --slots 100000000", "--slots must be at most 4096, got 100000000"),
+        ("train flexlam --data x --out y --slots 100000000", "--slots must be at most 1024, got 100000000"),
         ("policy x --data y --stride 1000000", "--stride must be at most 100000, got 1000000"),
         ("evaluate x --data y --transitions 1", "--transitions must be at least 2, got 1"),
         ("collect grid --out y --noise nan", "--noise must be a finite number, got nan"),

@@ -18,11 +18,11 @@ LIMITS: dict[str, tuple[float, float]] = {
     "lr": (1e-12, 100), "weight_decay": (0, 100), "clip": (1e-12, 1e12), "ema": (0, 1 - 1e-9), "seed": (0, INTEGER), "seeds": (0, INTEGER),
     "checkpoint_every": (1, 10**9), "validate_every": (1, 10**9), "log_every": (1, 10**9), "keep": (1, 10**6),
     # data
-    "gap": (1e-6, 1e6), "span": (1e-6, 1e6), "frames": (1, 10**9), "size": (1, 8192), "shuffle": (1, 10**6), "workers": (0, 1024),
+    "gap": (1e-6, 86_400), "span": (1e-6, 86_400), "frames": (1, 10**9), "size": (1, 8192), "shuffle": (1, 10**6), "workers": (0, 1024),
     "max_bad": (0, 10**9),
     # models
-    "image": (1, 8192), "slots": (1, 4096), "code_dim": (1, 65536), "codebook_size": (2, 2**20), "levels": (2, 2**16), "width": (1, 65536),
-    "heads": (1, 1024), "kv_heads": (1, 1024), "layers": (1, 1000), "channels": (1, 8192), "patch": (1, 8192), "hidden": (1, 2**20),
+    "image": (1, 1024), "slots": (1, 1024), "code_dim": (1, 65536), "codebook_size": (2, 2**20), "levels": (2, 1024), "width": (1, 65536),
+    "heads": (1, 1024), "kv_heads": (1, 1024), "layers": (1, 256), "channels": (1, 8192), "patch": (1, 8192), "hidden": (1, 2**20),
     "narrow": (1, 65536), "dropout": (0, 0.99), "flow_steps": (1, 10**4), "augment": (0, 0.99), "context": (1, 10**5),
     "stride": (1, 10**5), "grid": (1, 1024), "local": (1, 10**5), "window": (1, 10**5), "theta": (1, 1e12), "target_share": (1e-9, 1),
     # weights of losses
@@ -35,7 +35,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     # evaluation
     "transitions": (2, 10**8), "reconstructions": (1, 10**7), "linear": (2, 10**8), "structure": (0, 10**7), "scratch_steps": (1, 10**9),
     # simulators
-    "episodes": (1, 10**8), "hold": (1, 10**6), "noise": (0, 1), "k": (0, 4096), "parallel": (1, 4096), "temperature": (0, 100),
+    "episodes": (1, 10**8), "hold": (1, 10**6), "noise": (0, 1), "k": (0, 1024), "parallel": (1, 4096), "temperature": (0, 100),
     "max_steps": (1, 10**9),
     # the linear world
     "p_switch": (0, 1), "alpha": (0, 1e6), "states": (2, 10**4), "state": (0, 10**4), "observation": (1, 10**5), "latent": (1, 10**4),
