@@ -18,8 +18,8 @@ import av
 import numpy as np
 
 from lamina import methods
-from lamina.label import label
-from lamina.lam import LatentActionModel, Provenance
+from lamina.inference.label import label
+from lamina.models.hub import LatentActionModel, Provenance
 
 FRAMES, DIFFERENT, TARGET = 3, 20, 120.0
 

@@ -58,7 +58,9 @@ def megabytes(process: psutil.Process) -> float:
 
 def measure(work: str, root: str) -> None:
     """Runs in a process of its own: prints the frames of the set and the highest memory of this process and its child."""
-    from lamina.data import ClipStream, DataConfig, ReadAhead, open_source
+    from lamina.data.read_ahead import ReadAhead
+    from lamina.data.sampling import DataConfig, open_source
+    from lamina.data.stream import ClipStream
 
     here = psutil.Process()
     own = child = 0.0

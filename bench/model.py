@@ -17,16 +17,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lamina.bottleneck import FSQ
-from lamina.decoders.flow import FlowDecoder
-from lamina.decoders.pixel import PixelDecoder
-from lamina.draws import Draws
-from lamina.encoder import TransformerEncoder
-from lamina.lam import LAM, LAMConfig
-from lamina.layers import patchify
+from lamina.losses.reconstruction import total
 from lamina.methods import ac_lam, alam, lapa
-from lamina.objectives import total
-from lamina.shapes import Clip
+from lamina.models.bottlenecks.fsq import FSQ
+from lamina.models.config import LAMConfig
+from lamina.models.decoders.flow import FlowDecoder
+from lamina.models.decoders.pixel import PixelDecoder
+from lamina.models.encoders.transformer import TransformerEncoder
+from lamina.models.lam import LAM
+from lamina.models.layers import patchify
+from lamina.rng import Draws
+from lamina.types import Clip
 
 WINDOWS, FRAMES, SIDE, WIDTH, HEADS, LAYERS, SLOTS = 2, 8, 64, 384, 6, 3, 16
 PAIRS = [(i, i + 1) for i in range(FRAMES - 1)]

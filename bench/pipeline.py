@@ -21,11 +21,13 @@ import numpy as np
 import torch
 
 from lamina import methods
-from lamina.data import DataConfig, open_source
-from lamina.label import CHUNK, encode_episode, label, partners
-from lamina.lam import LatentActionModel, Provenance
-from lamina.pretrain import pretrain, recipe
-from lamina.train import TrainConfig
+from lamina.data.sampling import DataConfig, open_source
+from lamina.inference.encode import CHUNK, encode_episode, partners
+from lamina.inference.label import label
+from lamina.models.hub import LatentActionModel, Provenance
+from lamina.training.pretraining import pretrain
+from lamina.training.recipe import recipe
+from lamina.training.settings import TrainConfig
 
 FPS, ROUNDS = 30, 2
 

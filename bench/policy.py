@@ -24,12 +24,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lamina import LatentActionModel, methods
-from lamina.align import Translator, TranslatorConfig
-from lamina.policy.latent import LatentPolicy
-from lamina.policy.tokens import TokenConfig, TokenModel
-from lamina.probes.latency import decision_times
-from lamina.shapes import ActionSpec, to_float
+from lamina import methods
+from lamina.images import to_float
+from lamina.models.heads import Translator, TranslatorConfig
+from lamina.models.hub import LatentActionModel
+from lamina.policies.latency import decision_times
+from lamina.policies.token_model import TokenConfig, TokenModel
+from lamina.policies.token_policy import LatentPolicy
+from lamina.types import ActionSpec
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 SIDE, SLOTS = 64, 64

@@ -11,7 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lamina.data import DataConfig, LeRobotWriter, Source
+from lamina.data.dataset import Source
+from lamina.data.lerobot.writer import LeRobotWriter
+from lamina.data.sampling import DataConfig
 
 BITS = 12
 

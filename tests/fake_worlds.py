@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-import lamina.worlds
-from lamina.shapes import ActionSpec
-from lamina.worlds.base import Action, Observation, Size, World
+import lamina.envs
+from lamina.envs.base import Action, Observation, World
+from lamina.types import ActionSpec, Size
 
 
 class Fake(World):
@@ -127,10 +127,10 @@ class Engine(Endless):
 
 
 def make(world: str, size: Size) -> World:
-    """``CLASS``, ``CLASS:SPECIAL`` or what ``lamina.worlds.make`` knows."""
+    """``CLASS``, ``CLASS:SPECIAL`` or what ``lamina.envs.registry.make`` knows."""
     name, _, special = world.partition(":")
     if name == "Engine":
         return Engine(size, special)
     if name in globals():
         return globals()[name](size, int(special or -1))
-    return lamina.worlds.make(world, size)
+    return lamina.envs.registry.make(world, size)

@@ -11,10 +11,13 @@ import torch
 from safetensors.torch import save_file
 
 from lamina import methods
-from lamina.data import DataConfig
-from lamina.lam import LAM
-from lamina.pretrain import pretrain, recipe
-from lamina.train import TrainConfig, World, fit
+from lamina.data.sampling import DataConfig
+from lamina.models.lam import LAM
+from lamina.training.distributed import World
+from lamina.training.loop import fit
+from lamina.training.pretraining import pretrain
+from lamina.training.recipe import recipe
+from lamina.training.settings import TrainConfig
 
 SETTINGS = TrainConfig(
     steps=6, batch=8, lr=1e-3, device="cpu", shards=2, checkpoint_every=4, validate_every=3, log_every=1
@@ -46,7 +49,7 @@ def train(run: Path, dataset: Path, method: str = "flexlam", stop: int | None = 
 
 def codebooks(run: Path, dataset: Path) -> None:
     """Train LAPO (VQ) and let every process save the codebook that it ends with."""
-    from lamina.data import ClipStream
+    from lamina.data.stream import ClipStream
 
     module = methods.load("lapo")
     torch.manual_seed(0)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lamina.data import LeRobotWriter
+from lamina.data.lerobot.writer import LeRobotWriter
 
 SIZE, SIDE, STEP, FPS = 16, 6, 2, 10
 

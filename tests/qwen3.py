@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from lamina.policy.qwen import Qwen
+from lamina.policies.qwen import Qwen
 
 
 def qwen3(core: Qwen, table: Tensor, head: Tensor, attention: str = "eager") -> Qwen3ForCausalLM:

@@ -13,16 +13,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from planted import write_planted
 
-from lamina import LatentActionModel, methods
-from lamina.align import Translator, TranslatorConfig, actions_of, load_translator
+from lamina import methods
 from lamina.cli import main
-from lamina.data import DataConfig, LeRobotWriter, gather, open_source
-from lamina.data.plan import Plan, actions_of_gap, draw_samples
+from lamina.data.lerobot.writer import LeRobotWriter
+from lamina.data.sampling import DataConfig, Plan, actions_of_gap, draw_samples, open_source
+from lamina.data.stream import gather
 from lamina.errors import LaminaError
-from lamina.lam import Provenance
-from lamina.policy.latent import LatentPolicy
-from lamina.policy.tokens import TokenConfig, TokenModel
-from lamina.shapes import ActionSpec
+from lamina.models.heads import Translator, TranslatorConfig
+from lamina.models.hub import LatentActionModel, Provenance
+from lamina.policies.token_model import TokenConfig, TokenModel
+from lamina.policies.token_policy import LatentPolicy
+from lamina.training.alignment import load_translator
+from lamina.training.labelled import actions_of
+from lamina.types import ActionSpec
 
 torch.set_num_threads(1)
 

@@ -22,41 +22,23 @@ from planted import write_planted
 from processes import dies_in, in_child
 from safetensors.torch import load_file
 
-import lamina.train
-from lamina import LatentActionModel, methods
-from lamina.align import (
-    ActionHead,
-    AlignConfig,
-    Best,
-    Hourglass,
-    InverseDynamics,
-    Labelled,
-    Minibatches,
-    Translator,
-    TranslatorConfig,
-    actions_of,
-    align,
-    idm_losses,
-    labelled,
-    load_translator,
-    parse_labels,
-    probe_data,
-    quick,
-    save_translator,
-    split_labels,
-    train_idm,
-    train_translator,
-    training_of,
-    translator_losses,
-)
-from lamina.data import gather, open_source
-from lamina.draws import Draws
+import lamina.training.loop
+from lamina import methods
+from lamina.data.sampling import open_source
+from lamina.data.stream import gather
 from lamina.errors import LaminaError
-from lamina.lam import LAM, Provenance
-from lamina.prefix import RetainedPrefix
-from lamina.probes.translation import controls
-from lamina.shapes import ActionSpec
-from lamina.train import TrainConfig
+from lamina.evaluation.probes.translation import controls
+from lamina.models.bottlenecks.prefix import RetainedPrefix
+from lamina.models.heads import ActionHead, Hourglass, InverseDynamics, Translator, TranslatorConfig
+from lamina.models.hub import LatentActionModel, Provenance
+from lamina.models.lam import LAM
+from lamina.rng import Draws
+from lamina.training.alignment import AlignConfig, align, load_translator, save_translator, training_of
+from lamina.training.checkpoints import Best
+from lamina.training.heads import idm_losses, quick, train_idm, train_translator, translator_losses
+from lamina.training.labelled import Labelled, Minibatches, actions_of, labelled, parse_labels, probe_data, split_labels
+from lamina.training.settings import TrainConfig
+from lamina.types import ActionSpec
 
 torch.set_num_threads(1)
 
@@ -463,7 +445,7 @@ def test_a_killed_alignment_resumes_bit_for_bit(step, joint, run, dataset, tmp_p
 
     def dying() -> None:
         # the translator that joint training starts from takes five steps of its own
-        dies_in(lamina.train, "total", step + 5 * joint)
+        dies_in(lamina.training.loop, "total", step + 5 * joint)
         work(run, resume=False)
 
     assert in_child(dying) == signal.SIGKILL
@@ -480,7 +462,7 @@ def aligning(joint: bool, dataset: Path) -> Callable[..., Path]:
 
     def work(run: Path, **changes) -> Path:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("lamina.align.joint.quick", lambda steps, seed, **more: quick(5, seed, **more))
+            patch.setattr("lamina.training.joint.quick", lambda steps, seed, **more: quick(5, seed, **more))
             return align(run, str(dataset), config, training(**changes), **more)
 
     return work
@@ -491,7 +473,7 @@ def test_what_an_unfinished_alignment_left_does_not_leak_into_a_new_one(run, dat
     wide = AlignConfig("60", translator=TranslatorConfig(width=48, narrow=16, layers=1))
 
     def dying() -> None:
-        dies_in(lamina.train, "total", 15)
+        dies_in(lamina.training.loop, "total", 15)
         align(run, str(dataset), wide, training())
 
     assert in_child(dying) == signal.SIGKILL
@@ -515,7 +497,7 @@ def test_joint_alignment_moves_a_copy_of_the_encoder(run, dataset):
 
 
 def test_joint_alignment_lets_the_action_loss_reach_the_encoder_and_frozen_does_not(run, dataset):
-    from lamina.align import Joint, JointBatch, joint_losses
+    from lamina.training.joint import Joint, JointBatch, joint_losses
 
     model = LatentActionModel.from_pretrained(run)
     clip = gather(probe_data(model, str(dataset)), "train", 16, require_action=True)

@@ -5,13 +5,16 @@ import pytest
 import torch
 
 from lamina import methods
-from lamina.align import Labelled, TranslatorConfig, quick, train_translator
+from lamina.envs.base import rollout
+from lamina.envs.registry import make
 from lamina.errors import LaminaError
-from lamina.lam import LAM
-from lamina.policy.behaviour import FramePolicy, Seer, cloning, latent_policy, seen, train_seer
-from lamina.policy.rollout import rollout_worlds
-from lamina.shapes import ActionSpec, Clip
-from lamina.worlds import make, rollout
+from lamina.models.heads import TranslatorConfig
+from lamina.models.lam import LAM
+from lamina.policies.cloning import FramePolicy, Seer, cloning, latent_policy, seen, train_seer
+from lamina.policies.rollout import rollout_worlds
+from lamina.training.heads import quick, train_translator
+from lamina.training.labelled import Labelled
+from lamina.types import ActionSpec, Clip
 
 torch.set_num_threads(1)
 method = methods.load("fixed_k")

@@ -8,8 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from vector_quantize_pytorch import FSQ as ReferenceFSQ
 
-from lamina.bottleneck import FSQ, VQ, Identity
 from lamina.errors import LaminaError
+from lamina.models.bottlenecks.base import Identity
+from lamina.models.bottlenecks.fsq import FSQ
+from lamina.models.bottlenecks.vq import VQ
 
 torch.set_num_threads(1)
 

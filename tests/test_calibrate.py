@@ -12,15 +12,20 @@ import torch
 from planted import write_planted
 from test_methods import clip, every_method
 
-from lamina import LatentActionModel, methods
-from lamina.bottleneck import VQ, FirstBatch
-from lamina.calibrate import calibrating, has_statistics, random_weights
-from lamina.data import DataConfig, gather
-from lamina.draws import Draws
-from lamina.lam import LAM
-from lamina.pretrain import completed, pretrain, recipe, settler, validator
-from lamina.shapes import to_float
-from lamina.train import TrainConfig
+from lamina import methods
+from lamina.data.sampling import DataConfig
+from lamina.data.stream import gather
+from lamina.images import to_float
+from lamina.models.bottlenecks.vq import VQ
+from lamina.models.bottlenecks.whitening import FirstBatch
+from lamina.models.calibration import calibrating, has_statistics, random_weights
+from lamina.models.hub import LatentActionModel
+from lamina.models.lam import LAM
+from lamina.rng import Draws
+from lamina.training.diagnostics import validator
+from lamina.training.pretraining import pretrain, settler
+from lamina.training.recipe import completed, recipe
+from lamina.training.settings import TrainConfig
 
 torch.set_num_threads(1)
 

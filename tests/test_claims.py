@@ -9,16 +9,16 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import lamina_research.seeds
 import pytest
+from lamina_research import reproduce as claims
+from lamina_research.cache import cached, code_digest
+from lamina_research.experiment import Experiment, Outcome
+from lamina_research.figures import LinePlot, save
+from lamina_research.record import read_record
+from lamina_research.reproduce import CLAIMS, list_claims, reproduce
+from lamina_research.seeds import Interval, interval, paired_difference
 
-import lamina.claims.intervals
-from lamina import claims
-from lamina.claims import CLAIMS, list_claims, reproduce
-from lamina.claims.cache import cached, code_digest
-from lamina.claims.experiment import Experiment, Outcome
-from lamina.claims.figures import LinePlot, save
-from lamina.claims.intervals import Interval, interval, paired_difference
-from lamina.claims.record import read_record
 from lamina.errors import LaminaError
 
 IDS = [
@@ -163,8 +163,10 @@ def test_a_module_imports_itself_in_a_circle(package: Path) -> None:
 
 
 def test_the_digest_reads_the_real_package() -> None:
-    assert code_digest(["lamina.claims.intervals"]) != code_digest(["lamina.claims.cache"])
-    assert code_digest(["lamina.claims.cache"]) == code_digest(["lamina.claims.cache", "lamina.files", "lamina.errors"])
+    assert code_digest(["lamina_research.seeds"]) != code_digest(["lamina_research.cache"])
+    assert code_digest(["lamina_research.cache"]) == code_digest(
+        ["lamina_research.cache", "lamina.files", "lamina.errors"]
+    )
 
 
 @dataclass(frozen=True)
@@ -201,7 +203,7 @@ def test_a_run_is_built_once_per_config_and_code(package: Path, tmp_path: Path) 
 
 def test_the_order_of_a_key_does_not_count(tmp_path: Path) -> None:
     build = Builder()
-    modules = [lamina.claims.intervals.__name__]
+    modules = [lamina_research.seeds.__name__]
     a = cached(tmp_path, {"a": 1, "b": (2, 3)}, modules, build)
     assert cached(tmp_path, {"b": [2, 3], "a": 1}, modules, build) == a and build.calls == 1
     with pytest.raises(TypeError, match="cache key"):
@@ -220,9 +222,9 @@ def test_an_interrupted_build_goes_on_where_it_stopped(tmp_path: Path) -> None:
 
     experiment = Experiment("smoke", (0,), tmp_path, lambda line: None)
     with pytest.raises(KeyboardInterrupt):
-        experiment.cached({"seed": 0}, (lamina.claims.intervals,), train)
+        experiment.cached({"seed": 0}, (lamina_research.seeds,), train)
     (partial,) = (tmp_path / "cache").glob("*.partial")
-    run = experiment.cached({"seed": 0}, (lamina.claims.intervals,), train)
+    run = experiment.cached({"seed": 0}, (lamina_research.seeds,), train)
     assert (run / "log").read_text() == "4" and (run / "resumed_from").read_text() == "2"
     assert not partial.exists()
 
@@ -234,7 +236,7 @@ def _build_slowly(folder: Path) -> None:
         time.sleep(0.5)
         (path / "model").write_text("whole")
 
-    run = cached(folder, {"seed": 0}, ["lamina.claims.intervals"], build)
+    run = cached(folder, {"seed": 0}, ["lamina_research.seeds"], build)
     assert (run / "model").read_text() == "whole"
 
 
@@ -252,7 +254,7 @@ def test_two_processes_build_once(tmp_path: Path) -> None:
 def test_a_work_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(LaminaError, match="file/cache"):
-        cached(tmp_path / "file" / "cache", {}, ["lamina.claims.intervals"], Builder())
+        cached(tmp_path / "file" / "cache", {}, ["lamina_research.seeds"], Builder())
 
 
 # Reproducing
@@ -265,7 +267,7 @@ def claim(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
 
     def run(experiment: Experiment) -> Outcome:
         for seed in experiment.seeds:
-            experiment.cached({"seed": seed}, (lamina.claims.intervals,), Builder())
+            experiment.cached({"seed": seed}, (lamina_research.seeds,), Builder())
         losses = {
             "FlexLAM@1": {"loss": [1.0 + 0.1 * seed for seed in experiment.seeds]},
             "FlexLAM@4": {"loss": [0.5 + 0.1 * seed for seed in experiment.seeds]},
@@ -309,7 +311,7 @@ def test_a_second_run_takes_its_models_from_the_cache(claim: str) -> None:
 
 
 def test_time_of_cached_runs_counts(tmp_path: Path) -> None:
-    modules = (lamina.claims.intervals,)
+    modules = (lamina_research.seeds,)
     run = Experiment("cpu", (0,), tmp_path, lambda line: None).cached({}, modules, Builder())
     note = json.loads((run / "cache.json").read_text())
     (run / "cache.json").write_text(json.dumps(note | {"seconds": 120.0}))

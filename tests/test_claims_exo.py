@@ -7,17 +7,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from lamina_research.claims import exo as paper
+from lamina_research.claims.exo import grid_lam as practical
+from lamina_research.claims.exo import gridworld, linear
+from lamina_research.claims.exo import linear_study as lab
+from lamina_research.claims.exo.grid_lam import PracticalLAM
+from lamina_research.experiment import Claim
+from lamina_research.figures import LinePlot, Panels, draw
+from lamina_research.linear import analysis as what_if
+from lamina_research.linear.analysis import Question
+from lamina_research.reproduce import reproduce
+from lamina_research.seeds import Interval
 
-from lamina.claims import exo as paper
-from lamina.claims import reproduce
-from lamina.claims.exo import gridworld, lab, linear, practical, what_if
-from lamina.claims.exo.practical import PracticalLAM
-from lamina.claims.exo.what_if import Question
-from lamina.claims.experiment import Claim
-from lamina.claims.figures import LinePlot, Panels, draw
-from lamina.claims.intervals import Interval
 from lamina.cli import main
-from lamina.objectives import squared_error
+from lamina.losses.reconstruction import squared_error
 
 torch.set_num_threads(1)
 

@@ -9,18 +9,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from lamina_research.claims import flexlam as paper
+from lamina_research.claims.flexlam import study as lab
+from lamina_research.claims.flexlam.study import SETUPS, FlexLab, Labels, draw_labels, fixed, flex
+from lamina_research.experiment import Experiment
+from lamina_research.figures import BarPlot, save
+from lamina_research.record import read_record
+from lamina_research.reproduce import reproduce
+from lamina_research.seeds import Interval, below
 
 from lamina import methods
-from lamina.claims import flexlam as paper
-from lamina.claims import reproduce
-from lamina.claims.experiment import Experiment
-from lamina.claims.figures import BarPlot, save
-from lamina.claims.flexlam import lab
-from lamina.claims.flexlam.lab import SETUPS, FlexLab, Labels, draw_labels, fixed, flex
-from lamina.claims.intervals import Interval, below
-from lamina.claims.record import read_record
-from lamina.lam import LAM
-from lamina.policy.tokens import TokenModel
+from lamina.models.lam import LAM
+from lamina.policies.token_model import TokenModel
 
 TASKS = ["shoot"] * 500 + ["walk"] * 40 + ["dodge"] * 60
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from lamina_research.claims.exo.cheetah import REMEDIES, SETUPS, VARIANTS, PixelLab
+from lamina_research.experiment import Experiment
+from lamina_research.reproduce import find_claim, reproduce
+from lamina_research.study import STOPPED
 
-from lamina.claims import find_claim, reproduce
-from lamina.claims.exo.pixels import REMEDIES, SETUPS, VARIANTS, PixelLab
-from lamina.claims.experiment import Experiment
-from lamina.claims.lab import STOPPED
-from lamina.lam import LAM
 from lamina.methods import lapo
+from lamina.models.lam import LAM
 
 torch.set_num_threads(1)
 

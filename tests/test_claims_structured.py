@@ -10,14 +10,16 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
+from lamina_research.claims import ac_lam, alam
+from lamina_research.claims import structure_study as structure
+from lamina_research.claims.structure_study import SETUPS, Contender, StructureLab, ac_lam_model, alam_model, rivals
+from lamina_research.experiment import Experiment, Outcome
+from lamina_research.record import read_record
+from lamina_research.reproduce import CLAIMS, reproduce
+from lamina_research.study import Recipe
 
-from lamina.claims import CLAIMS, ac_lam, alam, reproduce, structure
-from lamina.claims.experiment import Experiment, Outcome
-from lamina.claims.lab import Recipe
-from lamina.claims.record import read_record
-from lamina.claims.structure import SETUPS, Contender, StructureLab, ac_lam_model, alam_model, rivals
+from lamina.envs.registry import make
 from lamina.errors import LaminaError
-from lamina.worlds import make
 
 RUNNABLE = [claim.id for claim in CLAIMS.values() if claim.run and claim.id.startswith(("alam/", "ac_lam/"))]
 
@@ -78,7 +80,7 @@ def test_every_claim_runs_at_smoke_scale(claim: str, workdir: Path) -> None:
 
 @pytest.mark.sim
 def test_a_run_that_explodes_is_a_result_and_not_an_error(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lamina.pretrain.EXPLODED", 1e-6)
+    monkeypatch.setattr("lamina.training.diagnostics.EXPLODED", 1e-6)
     lab = StructureLab(Experiment("smoke", (5,), workdir, lambda line: None))
     model = ac_lam_model(5, "idm-stop-sum")
     assert lab.stopped(model) == "explosion"

@@ -13,12 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lamina.data import collect as collecting
-from lamina.data import open_source
-from lamina.data.collect import collect
+from lamina.data.sampling import open_source
+from lamina.envs import collect as collecting
+from lamina.envs.base import rollout
+from lamina.envs.collect import collect
+from lamina.envs.grid import Grid
+from lamina.envs.registry import SUITES, make
 from lamina.errors import LaminaError
-from lamina.worlds import SUITES, make, rollout
-from lamina.worlds.grid import Grid
 
 
 def read_back_equals_replay(path: Path, name: str, seed: int, worst: float) -> None:
@@ -244,7 +245,7 @@ def test_ctrl_c_leaves_nothing(tmp_path, monkeypatch):
 
 
 def test_kill_leaves_nothing(tmp_path):
-    code = "import sys; from lamina.data.collect import collect; collect('grid', sys.argv[1], frames=10**7)"
+    code = "import sys; from lamina.envs.collect import collect; collect('grid', sys.argv[1], frames=10**7)"
     with subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "set")], stderr=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + 60
         while not list(tmp_path.rglob("*.mp4")) and time.monotonic() < deadline:

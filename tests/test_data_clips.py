@@ -23,11 +23,10 @@ from data_files import read_number, write_dataset, write_video
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lamina.data import ClipStream, DataConfig, count_transitions, gather, open_source
-from lamina.data.clips import share_out
-from lamina.data.plan import _cut, count_starts, draw_samples
+from lamina.data.sampling import DataConfig, _cut, count_starts, count_transitions, draw_samples, open_source
+from lamina.data.stream import ClipStream, gather, share_out
 from lamina.errors import LaminaError, LaminaWarning
-from lamina.shapes import Clip
+from lamina.types import Clip
 
 pytestmark = pytest.mark.filterwarnings("ignore::lamina.errors.LaminaWarning")
 

@@ -9,8 +9,9 @@ from data_files import write_dataset, write_video
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lamina.data import ClipStream, DataConfig, open_source
 from lamina.data import video as video_module
+from lamina.data.sampling import DataConfig, open_source
+from lamina.data.stream import ClipStream
 from lamina.errors import LaminaError, LaminaWarning
 
 pytestmark = pytest.mark.filterwarnings("ignore::lamina.errors.LaminaWarning")

@@ -15,8 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 from data_files import read_number, write_dataset, write_video
 
-from lamina.data import ReadAhead, open_source, write_labels
-from lamina.data.statistics import STATISTICS
+from lamina.data.lerobot.labels import write_labels
+from lamina.data.lerobot.statistics import STATISTICS
+from lamina.data.read_ahead import ReadAhead
+from lamina.data.sampling import open_source
 from lamina.errors import LaminaError, LaminaWarning
 
 pytestmark = pytest.mark.filterwarnings("ignore::lamina.errors.LaminaWarning")

@@ -15,10 +15,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from lamina.data import LeRobotWriter, VideoEncoding, open_source
-from lamina.data.statistics import STATISTICS, column_statistics, merge_statistics, pixel_histogram, pixel_statistics
+from lamina.data.lerobot.statistics import (
+    STATISTICS,
+    column_statistics,
+    merge_statistics,
+    pixel_histogram,
+    pixel_statistics,
+)
+from lamina.data.lerobot.writer import LeRobotWriter, VideoEncoding
+from lamina.data.sampling import open_source
 from lamina.errors import LaminaError
-from lamina.shapes import ActionSpec
+from lamina.types import ActionSpec
 
 pytestmark = pytest.mark.filterwarnings("ignore::lamina.errors.LaminaWarning")
 LENGTHS = [20, 12, 15, 8, 30, 11]
@@ -119,9 +126,9 @@ def test_pixel_statistics_equal_those_of_the_pixels(frames):
 
 
 def test_frames_may_come_one_by_one_and_files_are_split_by_size(tmp_path, monkeypatch):
-    monkeypatch.setattr("lamina.data.writer.VIDEO_MB", 1 / 1024)
-    monkeypatch.setattr("lamina.data.writer.DATA_MB", 1 / 1024)
-    monkeypatch.setattr("lamina.data.writer.CHUNK_FILES", 2)
+    monkeypatch.setattr("lamina.data.lerobot.writer.VIDEO_MB", 1 / 1024)
+    monkeypatch.setattr("lamina.data.lerobot.writer.DATA_MB", 1 / 1024)
+    monkeypatch.setattr("lamina.data.lerobot.writer.CHUNK_FILES", 2)
     root = write_dataset(tmp_path / "set", [40] * 6, splits=["train", "test"] * 3)
     files = sorted(p.relative_to(root).as_posix() for p in root.rglob("*.*") if "meta" not in p.parts)
     assert "data/chunk-001/file-001.parquet" in files and f"videos/{FRONT}/chunk-001/file-000.mp4" in files
@@ -228,7 +235,8 @@ def test_names_that_are_not_there_are_listed(root):
 
 
 def test_a_dataset_without_video_is_told(tmp_path):
-    from lamina.data import ClipStream, DataConfig
+    from lamina.data.sampling import DataConfig
+    from lamina.data.stream import ClipStream
 
     with LeRobotWriter(tmp_path / "a", 10, {"action": {"dtype": "float32", "shape": [1], "names": None}}) as writer:
         writer.add_episode({"action": np.zeros(5)}, {})

@@ -12,9 +12,9 @@ from data_files import picture, read_number, write_video
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lamina.data import DecodeError, open_source
 from lamina.data import video as video_module
-from lamina.data.episodes import compact_times, split_episodes
+from lamina.data.episodes import DecodeError, compact_times, split_episodes
+from lamina.data.sampling import open_source
 from lamina.data.video import index_video
 from lamina.errors import LaminaError, LaminaWarning
 
@@ -236,7 +236,7 @@ def test_splits_are_by_episode_and_depend_on_names_only(count, random):
 
 
 def open_episodes(count: int):
-    from lamina.data import Episode
+    from lamina.data.episodes import Episode
 
     return [Episode(0, n, f"{n}", 100, 10.0) for n in range(count)]
 

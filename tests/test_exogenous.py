@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from lamina.data.paired import same_states
 from lamina.errors import LaminaError
-from lamina.paired import same_states
-from lamina.probes.exogenous import swap
-from lamina.probes.exogenous import views as latent_views
-from lamina.probes.verdict import judge_exogenous
-from lamina.shapes import Clip, Latent
+from lamina.evaluation.probes.exogenous import swap
+from lamina.evaluation.probes.exogenous import views as latent_views
+from lamina.evaluation.verdict import judge_exogenous
+from lamina.types import Clip, Latent
 
 
 def views(n: int = 200, seed: int = 0, drift: int = 255) -> Clip:

@@ -28,9 +28,12 @@ from data_files import (
     write_video,
 )
 
-from lamina.data import ClipStream, DecodeError, feature_width, gather, open_source, write_labels
+from lamina.data.episodes import DecodeError
+from lamina.data.lerobot.labels import write_labels
+from lamina.data.sampling import feature_width, open_source
+from lamina.data.stream import ClipStream, gather
 from lamina.errors import LaminaError, LaminaWarning
-from lamina.shapes import ActionSpec
+from lamina.types import ActionSpec
 
 pytestmark = pytest.mark.filterwarnings("ignore::lamina.errors.LaminaWarning")
 VIDEO = f"videos/{FRONT}/chunk-000/file-000.mp4"

@@ -26,8 +26,10 @@ from data_files import (
     write_video,
 )
 
-from lamina.data import DataConfig, gather, open_source, write_labels
+from lamina.data.lerobot.labels import write_labels
 from lamina.data.paths import check_template, walk
+from lamina.data.sampling import DataConfig, open_source
+from lamina.data.stream import gather
 from lamina.errors import LaminaError, LaminaWarning
 
 pytestmark = pytest.mark.filterwarnings("ignore::lamina.errors.LaminaWarning")

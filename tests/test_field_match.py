@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from lamina.data.match import Span, match, rate_of
+from lamina.data.lerobot.match import Span, match, rate_of
 from lamina.data.video import FrameClock
 
 RATES = [10.0, 12.0, 25.0, 30.0, 30000 / 1001, 24000 / 1001, 29.2, 60.0, 50.0]

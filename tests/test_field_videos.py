@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from data_files import DATA, FRONT, LABELS, foreign_dataset, label, numbers, picture, read_number, write_video
 
-from lamina.data import ClipStream, DataConfig, open_source, write_labels
+from lamina.data.lerobot.labels import write_labels
+from lamina.data.sampling import DataConfig, open_source
+from lamina.data.stream import ClipStream
 from lamina.data.video import index_video
 from lamina.errors import LaminaError, LaminaWarning
 

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lamina.draws import Draws
-from lamina.flow_matching import SMALLEST_T, integrate, interpolate, sample_time, velocity, velocity_of_data
+from lamina.losses.flow_matching import SMALLEST_T, integrate, interpolate, sample_time, velocity, velocity_of_data
+from lamina.rng import Draws
 
 torch.set_num_threads(1)
 

@@ -8,15 +8,15 @@ import sys
 import numpy as np
 import pytest
 
-from lamina import worlds
+from lamina import envs as worlds
+from lamina.envs.base import World
 from lamina.errors import LaminaError
-from lamina.policy.rollout import rollout_worlds
-from lamina.shapes import ActionSpec
-from lamina.worlds.base import Size, World
+from lamina.policies.rollout import rollout_worlds
+from lamina.types import ActionSpec, Size
 
 gymnasium = pytest.importorskip("gymnasium")
 spaces = gymnasium.spaces
-gym = importlib.import_module("lamina.worlds.gym")
+gym = importlib.import_module("lamina.envs.gym")
 
 
 class Toy(gymnasium.Env):
@@ -140,9 +140,9 @@ def test_environments_that_cannot_be_made(variant, part):
 
 def test_a_missing_gymnasium_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "gymnasium", None)
-    monkeypatch.delitem(sys.modules, "lamina.worlds.gym")
+    monkeypatch.delitem(sys.modules, "lamina.envs.gym")
     with pytest.raises(LaminaError, match=r"pip install 'lamina\[doom\]'"):
-        importlib.import_module("lamina.worlds.gym")
+        importlib.import_module("lamina.envs.gym")
 
 
 def open_cartpole() -> World:
@@ -169,10 +169,10 @@ def test_our_policy_in_gymnasiums_own_loop():
     import torch
 
     from lamina import methods
-    from lamina.align import Translator
-    from lamina.lam import LatentActionModel
-    from lamina.policy.latent import LatentPolicy
-    from lamina.policy.tokens import TokenConfig, TokenModel
+    from lamina.models.heads import Translator
+    from lamina.models.hub import LatentActionModel
+    from lamina.policies.token_model import TokenConfig, TokenModel
+    from lamina.policies.token_policy import LatentPolicy
 
     open_cartpole().close()  # or a skip
     torch.manual_seed(0)

@@ -15,17 +15,21 @@ import torch
 from planted import write_planted
 
 import lamina
-from lamina import LatentActionModel, methods, pretrain
-from lamina.augment import augmented
-from lamina.data import DataConfig
-from lamina.data.episodes import TASK_WIDTH
-from lamina.draws import Draws
+from lamina import methods
+from lamina.data.augment import augmented
+from lamina.data.sampling import DataConfig
 from lamina.errors import LaminaError
-from lamina.lam import LAM, LAMConfig
-from lamina.objectives import total
-from lamina.shapes import Clip
-from lamina.space import MovingFeatures
-from lamina.train import TrainConfig, fit
+from lamina.losses.reconstruction import total
+from lamina.models.config import LAMConfig
+from lamina.models.features import MovingFeatures
+from lamina.models.hub import LatentActionModel
+from lamina.models.lam import LAM
+from lamina.rng import Draws
+from lamina.training import pretraining as pretrain
+from lamina.training.loop import fit
+from lamina.training.recipe import completed, recipe
+from lamina.training.settings import TrainConfig
+from lamina.types import TASK_WIDTH, Clip
 
 torch.set_num_threads(1)
 
@@ -112,7 +116,7 @@ def test_the_average_moves_once_a_step_of_training_whatever_is_added_to_a_step(t
     monkeypatch.setattr(MovingFeatures, "after_step", lambda space: calls.append(space))
     module = methods.load("lapo")
     config = module.Config(size="debug", image=(16, 16), space="ema", cross_exogenous=1.0)
-    plan = pretrain.recipe("lapo", module, config)
+    plan = recipe("lapo", module, config)
     data = DataConfig((str(write_planted(tmp_path / "data")),), (16, 16), workers=0)
 
     def with_a_view(lam, clip, draws):
@@ -320,9 +324,9 @@ def test_little_data_is_augmented_and_much_is_not(tmp_path):
     data = DataConfig((str(write_planted(tmp_path / "data")),), (16, 16), gap=(0.1, 0.1), workers=0)
     options = module.Config(size="debug", image=(16, 16))
     seldom, often = TrainConfig(steps=20, batch=8), TrainConfig(steps=2000, batch=8)
-    assert pretrain.completed(options, data, seldom)[0].augment == 0
-    assert pretrain.completed(options, data, often)[0].augment == 0.5
-    assert pretrain.completed(dataclasses.replace(options, augment=0.0), data, often)[0].augment == 0
+    assert completed(options, data, seldom)[0].augment == 0
+    assert completed(options, data, often)[0].augment == 0.5
+    assert completed(dataclasses.replace(options, augment=0.0), data, often)[0].augment == 0
     with pytest.raises(LaminaError, match=r"--augment must be at most 0\.99"):
         module.Config(augment=1.0)
 
@@ -332,7 +336,7 @@ def test_mirror_images_are_for_methods_that_read_nothing_but_frames(changes, mir
     module = methods.load("flexlam")
     told = []
     monkeypatch.setattr(pretrain, "augmented", lambda clip, strength, draws, mirror: told.append(mirror) or clip)
-    plan = pretrain.recipe("flexlam", module, module.Config(size="debug", image=(16, 16), augment=0.5, **changes))
+    plan = recipe("flexlam", module, module.Config(size="debug", image=(16, 16), augment=0.5, **changes))
     batch = dataclasses.replace(clip((16, 16)), action=torch.randn(4, 2, 2))
     plan.losses(LAM(plan.lam), batch, Draws(0))
     assert told == [mirrored]

@@ -14,18 +14,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from lamina import LatentActionModel
-from lamina.bottleneck import FSQ, VQ, Identity
-from lamina.decoders.unet import Blend, advect, displacements
-from lamina.draws import Draws
-from lamina.encoder import ENCODERS
 from lamina.errors import LaminaError
-from lamina.flow_matching import sample_time
-from lamina.lam import LAM, LAMConfig, Provenance, pair_losses
-from lamina.layers import AdaLNBlock, Block, CrossBlock, patchify, unpatchify
-from lamina.objectives import squared_error, total
-from lamina.shapes import Clip, Latent, to_float, to_uint8
-from lamina.sizes import SIZES, Backbone
+from lamina.images import to_float, to_uint8
+from lamina.losses.flow_matching import sample_time
+from lamina.losses.reconstruction import squared_error, total
+from lamina.methods.base import Backbone, pair_losses
+from lamina.models.bottlenecks.base import Identity
+from lamina.models.bottlenecks.fsq import FSQ
+from lamina.models.bottlenecks.vq import VQ
+from lamina.models.config import SIZES, LAMConfig
+from lamina.models.decoders.advection import Blend, advect, displacements
+from lamina.models.encoders import ENCODERS
+from lamina.models.hub import LatentActionModel, Provenance
+from lamina.models.lam import LAM
+from lamina.models.layers import AdaLNBlock, Block, CrossBlock, patchify, unpatchify
+from lamina.rng import Draws
+from lamina.types import Clip, Latent
 
 torch.set_num_threads(1)
 

@@ -14,19 +14,25 @@ import torch
 from planted import SIZE, write_planted
 from test_methods import every_method
 
-from lamina import LatentActionModel, methods
-from lamina.align import Translator, TranslatorConfig, actions_of, encode_clip, probe_data
-from lamina.data import DataConfig, gather, open_source
-from lamina.data.lerobot import to_numpy
-from lamina.data.resize import resize, resize_frames
+from lamina import methods
+from lamina.data.lerobot.tables import to_numpy
+from lamina.data.sampling import DataConfig, open_source
+from lamina.data.stream import gather
 from lamina.device import autocast
-from lamina.label import label, partners
-from lamina.policy.latent import LatentPolicy
-from lamina.policy.tokens import TokenConfig, TokenModel, fingerprint
-from lamina.policy.windows import open_steps, tokenize
-from lamina.pretrain import completed, pretrain, recipe
-from lamina.probes.encoders import of_model
-from lamina.train import TrainConfig
+from lamina.images import resize, resize_frames
+from lamina.inference.encode import encode_clip, partners
+from lamina.inference.label import label
+from lamina.inference.subject import of_model
+from lamina.models.heads import Translator, TranslatorConfig
+from lamina.models.hub import LatentActionModel
+from lamina.policies.token_model import TokenConfig, TokenModel
+from lamina.policies.token_policy import LatentPolicy
+from lamina.policies.token_training import fingerprint
+from lamina.policies.windows import open_steps, tokenize
+from lamina.training.labelled import actions_of, probe_data
+from lamina.training.pretraining import pretrain
+from lamina.training.recipe import completed, recipe
+from lamina.training.settings import TrainConfig
 
 torch.set_num_threads(1)
 

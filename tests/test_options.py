@@ -9,18 +9,19 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from lamina_research.linear.analysis import Question
 
 from lamina import cli, methods
-from lamina.align import AlignConfig, TranslatorConfig
-from lamina.claims.exo.what_if import Question
 from lamina.cli import main
-from lamina.data import DataConfig
+from lamina.data.sampling import DataConfig
 from lamina.errors import LaminaError
-from lamina.evaluate import EvaluateConfig
+from lamina.evaluation.evaluate import EvaluateConfig
+from lamina.models.heads import TranslatorConfig
 from lamina.options import LIMITS, check_options
-from lamina.policy.tokens import TokenConfig
-from lamina.pretrain import check_memory
-from lamina.train import TrainConfig
+from lamina.policies.token_model import TokenConfig
+from lamina.training.alignment import AlignConfig
+from lamina.training.pretraining import check_memory
+from lamina.training.settings import TrainConfig
 
 CONFIGS: dict[str, Any] = {
     "TrainConfig": TrainConfig(), "AlignConfig": AlignConfig(), "TranslatorConfig": TranslatorConfig(), "TokenConfig": TokenConfig(),

@@ -18,15 +18,16 @@ import torch
 from data_files import change_table
 from processes import die, dies_in, in_child
 
-from lamina import cli, files, pretrain
+import lamina.data.lerobot.labels as data_labels
+from lamina import cli, files
 from lamina.cli import main
-from lamina.data import labels as data_labels
-from lamina.data import open_source
+from lamina.data.sampling import open_source
 from lamina.errors import LaminaError
-from lamina.evaluate import training_curve
+from lamina.evaluation.evaluate import training_curve
+from lamina.evaluation.report.page import write_report
 from lamina.files import Scratch, alone, to_json
-from lamina.report import write_report
-from lamina.train import read_log
+from lamina.models.hub import LatentActionModel
+from lamina.training.log import read_log
 
 torch.set_num_threads(1)
 SMALL = ["--image", "32", "32", "--size", "debug", "--slots", "4", "--decoder", "unet", "--steps", "6", "--batch", "8",
@@ -285,7 +286,7 @@ def test_what_is_not_a_number_is_null_in_every_record(home, run):
     evaluate = ["evaluate", str(run), "--data", str(home / "data"), *EVALUATE]
     original = cli.__dict__  # the stage itself is asked for a figure that is none
     assert original
-    from lamina import evaluate as stage
+    from lamina.evaluation import evaluate as stage
 
     before = stage._translation_row
 
@@ -314,7 +315,7 @@ def test_a_run_goes_on_where_its_data_lies_now(home, tmp_path):
     train = ["train", "flexlam", "--out", str(tmp_path / "run"), *SMALL]
 
     def work():
-        dies_in(pretrain.LatentActionModel, "save_pretrained", 0)
+        dies_in(LatentActionModel, "save_pretrained", 0)
         main([*train, "--data", f"{data}:1"])
 
     assert in_child(work) == 9

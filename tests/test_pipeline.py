@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from lamina import LatentActionModel
 from lamina.cli import main, parse
-from lamina.data import open_source
+from lamina.data.sampling import open_source
 from lamina.errors import LaminaError
-from lamina.label import partners
+from lamina.inference.encode import encode_episode, partners
+from lamina.models.hub import LatentActionModel
 
 torch.set_num_threads(1)
 TRAIN = ["--image", "32", "32", "--size", "debug", "--slots", "4", "--decoder", "unet", "--steps", "12", "--batch", "8",
@@ -72,11 +72,11 @@ def test_labels_are_columns_of_a_lerobot_dataset(home: Path, capsys: pytest.Capt
 
 
 def test_interrupted_labelling_resumes_to_the_same_bytes(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lamina import label as stage
+    from lamina.inference import label as stage
 
     whole, resumed = home / "whole", home / "resumed"
     stage.label(home / "run", str(home / "data"), whole)
-    encode, calls = stage.encode_episode, [0]
+    encode, calls = encode_episode, [0]
 
     def dies(*args: object) -> object:
         calls[0] += 1

@@ -11,14 +11,18 @@ import pytest
 import torch
 from parallel import options
 
-from lamina import LatentActionModel, methods
-from lamina.align import ActionHead, Translator, TranslatorConfig, observe, save_translator
+from lamina import methods
+from lamina.envs.base import resize
 from lamina.errors import LaminaError
-from lamina.policy.latent import LatentPolicy
-from lamina.policy.tokens import TokenConfig, TokenModel, fingerprint, save_tokens
-from lamina.probes.latency import decision_latency, decision_times
-from lamina.shapes import ActionSpec, Clip
-from lamina.worlds.base import resize
+from lamina.inference.encode import observe
+from lamina.models.heads import ActionHead, Translator, TranslatorConfig
+from lamina.models.hub import LatentActionModel
+from lamina.policies.latency import decision_latency, decision_times
+from lamina.policies.token_model import TokenConfig, TokenModel
+from lamina.policies.token_policy import LatentPolicy
+from lamina.policies.token_training import fingerprint, save_tokens
+from lamina.training.alignment import save_translator
+from lamina.types import ActionSpec, Clip
 
 torch.set_num_threads(1)
 

@@ -21,31 +21,29 @@ from processes import dies_in, in_child
 from qwen3 import qwen3
 from safetensors.torch import load_file
 
-import lamina.policy.windows
-import lamina.train
-from lamina import LatentActionModel, methods
-from lamina.bottleneck import FSQ
-from lamina.data import open_source
-from lamina.draws import Draws
+import lamina.policies.windows
+import lamina.training.loop
+from lamina import methods
+from lamina.data.sampling import open_source
 from lamina.errors import LaminaError
-from lamina.lam import LAM, Provenance
-from lamina.policy.qwen import Plan, Qwen, QwenConfig, Stepper, causal
-from lamina.policy.tokens import (
+from lamina.models.bottlenecks.fsq import FSQ
+from lamina.models.hub import LatentActionModel, Provenance
+from lamina.models.lam import LAM
+from lamina.policies.decoding import Stepper
+from lamina.policies.qwen import Plan, Qwen, QwenConfig, causal
+from lamina.policies.token_model import CodeTable, TokenConfig, TokenModel, patch_grid, visible
+from lamina.policies.token_training import (
     FORMAT,
-    CodeTable,
-    TokenConfig,
-    TokenModel,
     check_lam,
     fingerprint,
     load_tokens,
-    patch_grid,
     save_tokens,
     token_losses,
     train_tokens,
-    visible,
 )
-from lamina.policy.windows import Steps, Window, WindowStream, chains, cut, fixed_windows, open_steps, tokenize
-from lamina.train import TrainConfig
+from lamina.policies.windows import Steps, Window, WindowStream, chains, cut, fixed_windows, open_steps, tokenize
+from lamina.rng import Draws
+from lamina.training.settings import TrainConfig
 
 torch.set_num_threads(1)
 
@@ -452,8 +450,8 @@ def test_a_longer_gap_makes_slower_decisions_of_all_frames(tmp_path, dataset):
 
 def test_data_is_encoded_once_and_again_when_model_or_data_change(run, dataset, tmp_path, monkeypatch):
     model, calls = LatentActionModel.from_pretrained(run), []
-    encode = lamina.policy.windows.encode_episode
-    monkeypatch.setattr(lamina.policy.windows, "encode_episode", lambda *a: calls.append(1) or encode(*a))
+    encode = lamina.policies.windows.encode_episode
+    monkeypatch.setattr(lamina.policies.windows, "encode_episode", lambda *a: calls.append(1) or encode(*a))
     tokenize(model, open_source(str(dataset)), run / "tokens", "x")
     assert len(calls) == 9  # train and validation, never test
     tokenize(model, open_source(str(dataset)), run / "tokens", "x")
@@ -469,7 +467,7 @@ def test_tokenizing_that_is_killed_leaves_nothing_that_is_believed(run, dataset)
     model = LatentActionModel.from_pretrained(run)
 
     def work():
-        dies_in(lamina.policy.windows, "encode_episode", 4)
+        dies_in(lamina.policies.windows, "encode_episode", 4)
         tokenize(model, open_source(str(dataset)), run / "tokens", "x")
 
     assert in_child(work) == signal.SIGKILL
@@ -516,7 +514,7 @@ def test_killed_training_resumes_bit_for_bit(run, dataset, tmp_path):
     train_tokens(other, str(dataset), SMALL, training())
 
     def work():
-        dies_in(lamina.train, "total", 4)
+        dies_in(lamina.training.loop, "total", 4)
         train_tokens(run, str(dataset), SMALL, training())
 
     assert in_child(work) == signal.SIGKILL
@@ -532,7 +530,7 @@ def test_killed_training_resumes_bit_for_bit(run, dataset, tmp_path):
 
 def test_what_a_killed_run_left_does_not_leak_into_a_new_one(run, dataset, tmp_path):
     def work():
-        dies_in(lamina.train, "total", 4)
+        dies_in(lamina.training.loop, "total", 4)
         train_tokens(run, str(dataset), SMALL, training(lr=1.0))
 
     other = shutil.copytree(run, tmp_path / "other")
@@ -605,7 +603,7 @@ def test_tokens_of_another_lam_are_refused(run, tmp_path):
 
 
 def test_a_lam_without_a_codebook_is_refused(tmp_path, dataset, monkeypatch):
-    from lamina.bottleneck import Identity
+    from lamina.models.bottlenecks.base import Identity
 
     model = model_of(tmp_path / "run")
     config = dataclasses.replace(model.config, bottleneck=Identity.Config(5))

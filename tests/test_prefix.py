@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lamina.draws import Draws
 from lamina.errors import LaminaError
-from lamina.prefix import RetainedPrefix, prefix_weights
+from lamina.models.bottlenecks.prefix import RetainedPrefix, prefix_weights
+from lamina.rng import Draws
 
 torch.set_num_threads(1)
 

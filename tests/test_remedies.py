@@ -17,18 +17,19 @@ from test_methods import clip, every_method
 
 from lamina import methods
 from lamina.cli import main
-from lamina.data import DataConfig, open_source
-from lamina.draws import Draws
+from lamina.data.sampling import DataConfig, open_source
+from lamina.envs.base import Observation
+from lamina.envs.grid import CELLS as GRID_CELLS
+from lamina.envs.grid import ROWS, Grid
 from lamina.errors import LaminaError
-from lamina.lam import LAM
-from lamina.motion import CELLS, FLOW_WIDTH, optical_flow
-from lamina.objectives import total
-from lamina.pretrain import completed, recipe
-from lamina.remedies import added, known, target_of
-from lamina.shapes import Clip, to_float
-from lamina.worlds.base import Observation
-from lamina.worlds.grid import CELLS as GRID_CELLS
-from lamina.worlds.grid import ROWS, Grid
+from lamina.images import to_float
+from lamina.losses.optical_flow import CELLS, FLOW_WIDTH, optical_flow
+from lamina.losses.reconstruction import total
+from lamina.methods.auxiliary import added, known, target_of
+from lamina.models.lam import LAM
+from lamina.rng import Draws
+from lamina.training.recipe import completed, recipe
+from lamina.types import Clip
 
 torch.set_num_threads(1)
 REMEDIES = {

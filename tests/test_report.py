@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from lamina.errors import LaminaError
-from lamina.report import write_report
-from lamina.report.chart import Html, Line, line_chart, log_ticks, tag, ticks
+from lamina.evaluation.report.chart import Html, Line, line_chart, log_ticks, tag, ticks
+from lamina.evaluation.report.page import write_report
 
 BUDGETS = (1, 2, 4, 8, 16)
 

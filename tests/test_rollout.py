@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 from processes import in_child
 
-from lamina import worlds
+from lamina import envs as worlds
+from lamina.envs.registry import SUITES, make
 from lamina.errors import LaminaError
-from lamina.policy import rollout as module
-from lamina.policy.rollout import check_action, rollout, rollout_worlds, summarize
-from lamina.policy.workers import Workers
-from lamina.shapes import ActionSpec
+from lamina.policies import rollout as module
+from lamina.policies.rollout import check_action, rollout, rollout_worlds, summarize
+from lamina.policies.workers import Workers
+from lamina.types import ActionSpec
 
 psutil = pytest.importorskip("psutil")
 SIZE = (8, 8)
@@ -381,7 +382,7 @@ def test_the_command(tmp_path, monkeypatch):
         return {"episodes": arguments[0]}
 
     monkeypatch.setattr(module, "rollout_worlds", play_instead)
-    monkeypatch.setitem(worlds.SUITES, "two", ("basic", "grid"))
+    monkeypatch.setitem(SUITES, "two", ("basic", "grid"))
     out = tmp_path / "deep" / "record.json"
     record = rollout("expert", ["two", "grid", "cheetah"], episodes=4, parallel=2, seed=5, out=out, progress=False)
     assert played == [("expert", ["basic", "grid", "cheetah"], (4, 2, 5, None, (64, 64), False))]
@@ -397,7 +398,7 @@ def test_the_command(tmp_path, monkeypatch):
 @pytest.mark.sim
 def test_doom_plays_as_without_processes_and_leaves_none():
     try:
-        place = worlds.make("basic")
+        place = make("basic")
     except LaminaError as error:
         pytest.skip(str(error))
     with place:

@@ -13,20 +13,21 @@ import torch
 from data_files import write_dataset
 from torch import Tensor
 
-from lamina import LatentActionModel, pretrain
-from lamina.bootstrap import bootstrap_correlation
-from lamina.data import DataConfig
+from lamina.data.sampling import DataConfig
 from lamina.errors import LaminaError
-from lamina.lam import Provenance
+from lamina.evaluation.probes import algebra
+from lamina.evaluation.probes.horizon import elsewhere, reconstruct_horizons, transfer
+from lamina.evaluation.probes.leakage import leakage
+from lamina.evaluation.probes.structure import HeldOut, held_out, horizon_rows, measure, places
+from lamina.evaluation.probes.trajectory import trajectory
+from lamina.evaluation.probes.usage import latent_use
+from lamina.images import to_float
+from lamina.inference.subject import Subject, of_model, pixel_change
+from lamina.intervals import bootstrap_correlation
 from lamina.methods import ac_lam, alam, lapa, univla
-from lamina.probes import algebra
-from lamina.probes.encoders import Subject, of_model, pixel_change
-from lamina.probes.horizon import elsewhere, reconstruct_horizons, transfer
-from lamina.probes.leakage import leakage
-from lamina.probes.structural import HeldOut, held_out, horizon_rows, measure, places
-from lamina.probes.trajectory import trajectory
-from lamina.probes.use import latent_use
-from lamina.shapes import Clip, to_float
+from lamina.models.hub import LatentActionModel, Provenance
+from lamina.training.recipe import recipe
+from lamina.types import Clip
 
 N, T = 40, 6
 
@@ -243,9 +244,7 @@ def test_horizons_are_seen_as_far_as_the_objective_reaches(dataset: Path, group:
     found = held_out(data, Provenance(gap_seconds=(0.1, 0.2), frames=group), 8, "train", stride=0.2)
     assert found.seen == seen and found.windows.frames.shape[1] == 6 and found.triplets.frames.shape[1] == 3
     assert (
-        pretrain.recipe(
-            "m", {2: lapa, 3: ac_lam}[group], {2: lapa, 3: ac_lam}[group].Config(size="debug", frames=4)
-        ).group
+        recipe("m", {2: lapa, 3: ac_lam}[group], {2: lapa, 3: ac_lam}[group].Config(size="debug", frames=4)).group
         == group
     )
 

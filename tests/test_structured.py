@@ -14,20 +14,28 @@ from data_files import write_dataset
 from test_methods import check, clip
 from torch import Tensor, nn
 
-from lamina import objectives, perceptual, pretrain
-from lamina.bottleneck import VQ, FirstBatch, SplitVQ
-from lamina.data import DataConfig, gather
-from lamina.data.collect import collect, noisy
-from lamina.data.episodes import TASK_WIDTH, task_vector
-from lamina.draws import Draws
+from lamina.data.episodes import task_vector
+from lamina.data.sampling import DataConfig
+from lamina.data.stream import gather
+from lamina.envs.collect import collect, noisy
+from lamina.envs.grid import Grid
+from lamina.envs.registry import SUITES, make
 from lamina.errors import LaminaError, LaminaWarning
-from lamina.lam import LAM, triplets
+from lamina.losses import perceptual
+from lamina.losses.algebra import composition, reversal
 from lamina.methods import ac_lam, alam, univla, villa_x
-from lamina.shapes import Latent
-from lamina.state import StateDynamics, rotation
-from lamina.train import TrainConfig
-from lamina.worlds import SUITES, make
-from lamina.worlds.grid import Grid
+from lamina.methods.ac_lam import rotation
+from lamina.methods.base import triplets
+from lamina.models.bottlenecks.vq import VQ, SplitVQ
+from lamina.models.bottlenecks.whitening import FirstBatch
+from lamina.models.heads import StateDynamics
+from lamina.models.lam import LAM
+from lamina.rng import Draws
+from lamina.training import pretraining as pretrain
+from lamina.training.diagnostics import validator
+from lamina.training.recipe import recipe, with_proprio
+from lamina.training.settings import TrainConfig
+from lamina.types import TASK_WIDTH, Latent
 
 torch.set_num_threads(1)
 SMALL = {"size": "debug", "image": (16, 16), "slots": 4, "code_dim": 4}
@@ -58,9 +66,9 @@ class Additive(nn.Module):
 
 def test_composition_and_reversal_by_hand() -> None:
     ab, bc, ac = (torch.tensor(v).view(1, 1, 2) for v in ([1.0, 2.0], [3.0, -1.0], [5.0, 1.0]))
-    assert objectives.composition(ab, bc, ac).tolist() == [(5 - 4) ** 2 / 2]  # (1, 0): mean over two channels
-    assert objectives.reversal(ab, bc).tolist() == [(4**2 + 1**2) / 2]
-    assert objectives.reversal(ab, -ab).tolist() == [0]
+    assert composition(ab, bc, ac).tolist() == [(5 - 4) ** 2 / 2]  # (1, 0): mean over two channels
+    assert reversal(ab, bc).tolist() == [(4**2 + 1**2) / 2]
+    assert reversal(ab, -ab).tolist() == [0]
 
 
 def test_the_gradient_distance_by_hand() -> None:
@@ -280,7 +288,7 @@ def test_whitening_by_the_first_batch_is_fixed_from_then_on() -> None:
 
 def test_training_tells_that_the_latent_is_ignored_in_decibels() -> None:
     lam = lam_of(alam)
-    validate = pretrain.validator(lam, clip((16, 16)), 0)
+    validate = validator(lam, clip((16, 16)), 0)
     figures, told = validate(lam.eval())  # the decoder begins as a copy of the source: it reads nothing
     assert figures["gain_over_another_latent_db"] == figures["gain_over_the_mean_latent_db"] == 0
     assert any("ignores the latent" in text and "+0.00 dB" in text for text in told)
@@ -289,7 +297,7 @@ def test_training_tells_that_the_latent_is_ignored_in_decibels() -> None:
 @pytest.mark.parametrize(("factor", "named"), [(1e-4, "collapse"), (1e4, "explosion")])
 def test_a_collapse_and_an_explosion_are_named_and_stop_the_run(factor: float, named: str) -> None:
     lam = lam_of(ac_lam, whiten="none")
-    validate = pretrain.validator(lam, clip((16, 16)), 0)
+    validate = validator(lam, clip((16, 16)), 0)
     with torch.no_grad():
         lam.encoder.head[-1].weight.mul_(factor)
         lam.encoder.head[-1].bias.mul_(factor)
@@ -300,7 +308,7 @@ def test_a_collapse_and_an_explosion_are_named_and_stop_the_run(factor: float, n
 
 def test_latents_that_come_to_one_point_are_a_collapse_however_long_they_are() -> None:
     lam = lam_of(ac_lam, whiten="none")
-    validate = pretrain.validator(lam, clip((16, 16)), 0)
+    validate = validator(lam, clip((16, 16)), 0)
     with torch.no_grad():
         lam.encoder.head[-1].weight.mul_(1e-4)
         lam.encoder.head[-1].bias.fill_(1.0)
@@ -313,10 +321,8 @@ def test_a_lam_that_reads_words_is_validated_with_them() -> None:
     with torch.no_grad():
         for parameter in lam.decoder.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))  # an untrained decoder reads nothing
-    told = [pretrain.validator(lam, batch, 0)(lam.eval())[0]]
-    told.append(
-        pretrain.validator(lam, dataclasses.replace(batch, task=torch.randn_like(batch.task)), 0)(lam.eval())[0]
-    )
+    told = [validator(lam, batch, 0)(lam.eval())[0]]
+    told.append(validator(lam, dataclasses.replace(batch, task=torch.randn_like(batch.task)), 0)(lam.eval())[0])
     assert (
         told[0]["latent_length"] == told[1]["latent_length"] and told[0]["reconstruction"] != told[1]["reconstruction"]
     )
@@ -335,22 +341,22 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_proprioception_comes_where_a_method_asks_and_the_data_has_it(dataset: Path) -> None:
     data = DataConfig((str(dataset),), (16, 16), frames=3, workers=0)
-    options, asked = pretrain.with_proprio(ac_lam.Config(**SMALL), data)
+    options, asked = with_proprio(ac_lam.Config(**SMALL), data)
     assert options.proprio_width == 2 and asked.proprio == "observation.state"
     batch = gather(asked, "train", 8)
     assert batch.proprio is not None and batch.proprio.shape[1:] == (3, 2)
-    assert pretrain.with_proprio(alam.Config(**SMALL), data)[1] == data
+    assert with_proprio(alam.Config(**SMALL), data)[1] == data
     with pytest.warns(LaminaWarning, match="no feature 'nothing'"):
-        options, asked = pretrain.with_proprio(ac_lam.Config(**SMALL, proprio="nothing"), data)
+        options, asked = with_proprio(ac_lam.Config(**SMALL, proprio="nothing"), data)
     assert options.proprio_width == 0 and asked == data
 
 
 def test_a_run_starts_from_the_weights_of_another_as_far_as_they_fit(dataset: Path, tmp_path: Path) -> None:
     data = DataConfig((str(dataset),), (16, 16), gap=(0.1, 0.3), workers=0, shuffle=8)
     training = TrainConfig(steps=2, batch=4, device="cpu", checkpoint_every=2)
-    first = pretrain.recipe("univla", univla, univla.Config(size="debug", image=(16, 16), slots=4))
+    first = recipe("univla", univla, univla.Config(size="debug", image=(16, 16), slots=4))
     pretrain.pretrain(tmp_path / "one", first, data, training)
-    second = pretrain.recipe("univla", univla, univla.Config(size="debug", image=(16, 16), slots=4, stage=2))
+    second = recipe("univla", univla, univla.Config(size="debug", image=(16, 16), slots=4, stage=2))
     with pytest.raises(LaminaError, match="--init"):
         pretrain.pretrain(tmp_path / "none", second, data, training)
     pretrain.pretrain(tmp_path / "two", second, data, training, tmp_path / "one")
@@ -377,7 +383,7 @@ def test_held_noise_keeps_its_share_and_comes_in_stretches(noise: float, hold: i
 
 
 def test_the_suite_has_twelve_tasks_with_the_same_actions_and_two_cameras() -> None:
-    metaworld = pytest.importorskip("lamina.worlds.metaworld", reason="no metaworld or no OpenGL", exc_type=ImportError)
+    metaworld = pytest.importorskip("lamina.envs.metaworld", reason="no metaworld or no OpenGL", exc_type=ImportError)
     tasks = [name.partition("/")[2] for name in SUITES["metaworld-suite"]]
     assert len(set(tasks)) >= 10 and set(tasks) <= set(metaworld.TASKS)
     assert metaworld.MetaWorld.cameras == ("corner2", "gripperPOV") and metaworld.MetaWorld.proprio == 4
@@ -391,7 +397,7 @@ def test_a_suite_of_arms_is_collected_with_both_cameras_and_the_hand(
         make("metaworld/reach-v3", (16, 16)).close()
     except LaminaError as error:
         pytest.skip(str(error))
-    monkeypatch.setattr("lamina.worlds.metaworld.MetaWorld.max_steps", 12)
+    monkeypatch.setattr("lamina.envs.metaworld.MetaWorld.max_steps", 12)
     monkeypatch.setitem(SUITES, "metaworld-suite", ("metaworld/reach-v3", "metaworld/handle-press-v3"))
     path = collect("metaworld-suite", tmp_path / "set", episodes=3, noise=0.4, hold=8, size=(32, 32), progress=False)
     views = [

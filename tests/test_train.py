@@ -25,14 +25,17 @@ from processes import die, dies_in, in_child
 from safetensors.torch import load_file
 from torch import nn
 
-import lamina.checkpoints
-import lamina.codes
-import lamina.train
-from lamina import LatentActionModel
-from lamina.data import ClipStream
-from lamina.draws import Draws
+import lamina.models.code_usage
+import lamina.training.checkpoints
+import lamina.training.loop
+from lamina.data.stream import ClipStream
 from lamina.errors import LaminaError
-from lamina.train import Checkpoints, TrainConfig, World, fit, learning_rate
+from lamina.models.hub import LatentActionModel
+from lamina.rng import Draws
+from lamina.training.checkpoints import Checkpoints
+from lamina.training.distributed import World
+from lamina.training.loop import fit, learning_rate
+from lamina.training.settings import TrainConfig
 
 torch.set_num_threads(1)
 
@@ -258,7 +261,7 @@ def test_blocks_are_what_is_compiled(tmp_path, monkeypatch):
     monkeypatch.setattr(nn.Module, "compile", lambda self: compiled.append(type(self).__name__))
     toy(tmp_path, compile=True, steps=1)
     assert compiled == []
-    module = nn.Sequential(lamina.train.BLOCKS[0](3, 1), nn.Linear(3, 1))
+    module = nn.Sequential(lamina.training.loop.BLOCKS[0](3, 1), nn.Linear(3, 1))
 
     def losses(module, batch, draws):
         return {"error": (module(batch.x[:, None])[:, 0] - batch.y).square().mean(1)}
@@ -346,18 +349,18 @@ def half_written(tensors, path) -> None:
 
 
 KILLS = {
-    "before the first step": lambda: dies_in(lamina.train, "total", 0),
-    "in step 3": lambda: dies_in(lamina.train, "total", 2),
-    "in step 5": lambda: dies_in(lamina.train, "total", 4),
-    "in step 10": lambda: dies_in(lamina.train, "total", 9),
-    "between optimiser and average in step 8": lambda: dies_in(lamina.train, "_average", 7),
-    "in the first checkpoint": lambda: dies_in(lamina.checkpoints, "save_file", 0, half_written),
-    "in the second checkpoint": lambda: dies_in(lamina.checkpoints, "save_file", 3, half_written),
+    "before the first step": lambda: dies_in(lamina.training.loop, "total", 0),
+    "in step 3": lambda: dies_in(lamina.training.loop, "total", 2),
+    "in step 5": lambda: dies_in(lamina.training.loop, "total", 4),
+    "in step 10": lambda: dies_in(lamina.training.loop, "total", 9),
+    "between optimiser and average in step 8": lambda: dies_in(lamina.training.loop, "_average", 7),
+    "in the first checkpoint": lambda: dies_in(lamina.training.checkpoints, "save_file", 0, half_written),
+    "in the second checkpoint": lambda: dies_in(lamina.training.checkpoints, "save_file", 3, half_written),
     "before the second checkpoint gets its name": lambda: dies_in(os, "replace", 7),
     "in a line of the log": lambda: dies_in(
-        lamina.train.Log, "write", 7, lambda self, row: self.path.open("a").write('{"step": 8, "lo')
+        lamina.training.log.Log, "write", 7, lambda self, row: self.path.open("a").write('{"step": 8, "lo')
     ),
-    "in the second validation": lambda: dies_in(lamina.codes, "slot_use", 1),
+    "in the second validation": lambda: dies_in(lamina.models.code_usage, "slot_use", 1),
     "after the last step": lambda: dies_in(LatentActionModel, "save_pretrained", 0),
 }
 

@@ -22,20 +22,26 @@ from processes import in_child
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from lamina import LatentActionModel, methods
-from lamina.align import AlignConfig, Best, Minibatches, TranslatorConfig, align, load_translator
-from lamina.bottleneck import FSQ
-from lamina.checkpoints import Checkpoints
-from lamina.data import ClipStream
-from lamina.draws import Draws
+from lamina import methods
+from lamina.data.stream import ClipStream
 from lamina.errors import LaminaError
 from lamina.files import LONGEST
-from lamina.lam import LAM, Provenance
-from lamina.layers import patch_count
-from lamina.policy.tokens import TokenConfig, TokenModel, load_tokens, train_tokens
-from lamina.policy.windows import WindowStream
-from lamina.shapes import to_float
-from lamina.train import TrainConfig, World, _Step, fit
+from lamina.images import to_float
+from lamina.models.bottlenecks.fsq import FSQ
+from lamina.models.heads import TranslatorConfig
+from lamina.models.hub import LatentActionModel, Provenance
+from lamina.models.lam import LAM
+from lamina.models.layers import patch_count
+from lamina.policies.token_model import TokenConfig, TokenModel
+from lamina.policies.token_training import load_tokens, train_tokens
+from lamina.policies.windows import WindowStream
+from lamina.rng import Draws
+from lamina.training.alignment import AlignConfig, align, load_translator
+from lamina.training.checkpoints import Best, Checkpoints
+from lamina.training.distributed import World
+from lamina.training.labelled import Minibatches
+from lamina.training.loop import _Step, fit
+from lamina.training.settings import TrainConfig
 from lamina.weights import LONGEST_HEADER, load_weights, save_weights
 
 torch.set_num_threads(1)
@@ -580,7 +586,7 @@ def test_no_config_takes_memory_or_time_that_its_weights_do_not_account_for(home
 
 
 def test_a_picture_of_four_channels_is_not_fed_to_the_model(dataset, tmp_path):
-    from lamina.align import probe_data
+    from lamina.training.labelled import probe_data
 
     plan = methods.load("lapo").build(options("lapo"))
     model = LatentActionModel(dataclasses.replace(plan, image=(4, 16, 16)))
@@ -631,7 +637,8 @@ def test_laying_a_model_out_draws_no_random_numbers(run):
 
 
 def test_a_model_that_could_not_be_loaded_is_not_trained(dataset, tmp_path):
-    from lamina.pretrain import pretrain, recipe
+    from lamina.training.pretraining import pretrain
+    from lamina.training.recipe import recipe
 
     module = methods.load("flexlam")
     plan = recipe("flexlam", module, options("flexlam"))
@@ -713,7 +720,7 @@ def test_what_a_translators_or_policys_numbers_mean_cannot_be_edited(file, path,
 
 
 def test_how_a_translator_was_trained_is_read_strictly(run):
-    from lamina.align import training_of
+    from lamina.training.alignment import training_of
 
     _, note = load_translator(run / "translator")
     assert training_of(note, steps=7).steps == 7
@@ -725,7 +732,7 @@ def test_how_a_translator_was_trained_is_read_strictly(run):
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "\x00", "[" * 100_000, '{"align": '])
 @pytest.mark.parametrize("file", ["translator/training/settings.json", "policy/training.json"])
 def test_settings_that_cannot_be_read_are_one_clear_line(file, text, run, dataset, home):
-    from lamina.train import keep_settings
+    from lamina.training.settings import keep_settings
 
     (run / file).write_text(text)
     refused(

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from processes import die, in_child
 
+from lamina.envs import doom_experts as experts
+from lamina.envs.base import World, returns, rollout
+from lamina.envs.grid import MOVES, SNAKE, Grid
+from lamina.envs.maze import Maze, free
+from lamina.envs.registry import SUITES, WORLDS, make
 from lamina.errors import LaminaError
-from lamina.worlds import SUITES, WORLDS, World, make, returns, rollout
-from lamina.worlds import doom_experts as experts
-from lamina.worlds.grid import MOVES, SNAKE, Grid
-from lamina.worlds.maze import Maze, free
 
 
 def open_world(name: str) -> World:
@@ -110,7 +111,7 @@ def test_grid_refuses_a_picture_that_cells_do_not_fill():
 
 def test_missing_simulator_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "vizdoom", None)
-    monkeypatch.delitem(sys.modules, "lamina.worlds.doom", raising=False)
+    monkeypatch.delitem(sys.modules, "lamina.envs.doom", raising=False)
     with pytest.raises(LaminaError, match=r"pip install 'lamina\[doom\]'"):
         make("my_way_home")
 
@@ -392,7 +393,7 @@ def test_doom_ends_its_process():
 def test_kill_9_takes_the_engine_along(tmp_path):
     psutil = pytest.importorskip("psutil")
     open_world("basic").close()
-    if not sys.modules["lamina.worlds.doom"]._can_tie():
+    if not sys.modules["lamina.envs.doom"]._can_tie():
         pytest.skip("no setpriv")
 
     def work():
@@ -464,8 +465,9 @@ def test_an_exogenous_state_that_switches_is_drawn_anew_at_that_share_of_steps()
 @pytest.mark.sim
 def test_the_cheetahs_expert_is_a_function_of_its_state_and_its_search_is_repeatable():
     open_world("cheetah").close()
-    from lamina.worlds.cheetah import GAIT
-    from lamina.worlds.gait import Runs, search
+    from lamina_research.gait import Runs, search
+
+    from lamina.envs.cheetah import GAIT
 
     with open_world("cheetah") as world:
         seen = world.reset(5)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from lamina.lam import LatentActionModel
-    from lamina.shapes import Latent
+    from lamina.models.hub import LatentActionModel
+    from lamina.types import Latent
 
 __all__ = ["Latent", "LatentActionModel", "__version__"]
 
@@ -16,11 +16,11 @@ __all__ = ["Latent", "LatentActionModel", "__version__"]
 def __getattr__(name: str) -> Any:
     # Late, so that `lamina --help` does not wait for torch.
     if name == "LatentActionModel":
-        from lamina.lam import LatentActionModel
+        from lamina.models.hub import LatentActionModel
 
         return LatentActionModel
     if name == "Latent":
-        from lamina.shapes import Latent
+        from lamina.types import Latent
 
         return Latent
     raise AttributeError(f"module 'lamina' has no attribute {name!r}")

@@ -76,7 +76,7 @@ class Collect:
     """task description written to the dataset"""
 
     def run(self) -> None:
-        from lamina.data.collect import collect
+        from lamina.envs.collect import collect
 
         print(collect(self.world, **{k: v for k, v in vars(self).items() if k != "world"}))
 
@@ -107,7 +107,7 @@ class Train:
 def train(argv: Sequence[str], parse_only: bool = False) -> None:
     """``lamina train METHOD``: the options are the method's, the loop's and the data's."""
     from lamina import methods
-    from lamina.train import TrainConfig
+    from lamina.training.settings import TrainConfig
 
     if not argv or argv[0] in ("-h", "--help"):
         print(
@@ -123,10 +123,11 @@ def train(argv: Sequence[str], parse_only: bool = False) -> None:
     args = _parsed(command, argv[1:], prog=f"lamina train {argv[0]}", description=method.__doc__)
     if parse_only:
         return
-    from lamina.data import DataConfig
-    from lamina.pretrain import completed, pretrain, recipe
-    from lamina.sizes import with_decoder
-    from lamina.train import World
+    from lamina.data.sampling import DataConfig
+    from lamina.methods.base import with_decoder
+    from lamina.training.distributed import World
+    from lamina.training.pretraining import pretrain
+    from lamina.training.recipe import completed, recipe
 
     data = DataConfig(
         tuple(args.data), args.method.image, args.method.frames, tuple(args.gap), args.camera, args.paired,
@@ -158,13 +159,14 @@ class Align:
 
 def align(argv: Sequence[str], parse_only: bool = False) -> None:
     """``lamina align RUN``: frozen or joint."""
-    from lamina.align import AlignConfig, quick
+    from lamina.training.alignment import AlignConfig
+    from lamina.training.heads import quick
 
     command = _extended(Align, align=AlignConfig(), train=quick(600, 0, device="auto"))
     args = _parsed(command, argv, prog="lamina align")
     if parse_only:
         return
-    from lamina import align as stage
+    from lamina import training as stage
 
     losses = weights = None
     needs: dict[str, Any] = {}
@@ -179,7 +181,7 @@ def align(argv: Sequence[str], parse_only: bool = False) -> None:
 def _recipe_of(run: Path) -> tuple[Any, dict[str, Any]]:
     """The recipe that RUN was trained with, and the settings of its data. Raises LaminaError if its config cannot be read."""
     from lamina import methods
-    from lamina.pretrain import recipe
+    from lamina.training.recipe import recipe
 
     path = run / "config.json"
     settings = read_json(path, "--joint needs the run that trained the model")
@@ -208,7 +210,7 @@ class Label:
     precision: Precision = "fp32"
 
     def run(self) -> None:
-        from lamina.label import label
+        from lamina.inference.label import label
 
         out = label(self.model, self.data, self.out, self.device, self.precision, self.camera, self.continuous)
         column = read_json(out / "meta" / "lamina.json", "label again")["latent_action"]
@@ -230,14 +232,14 @@ class Evaluate:
 
 def evaluate(argv: Sequence[str], parse_only: bool = False) -> None:
     """``lamina evaluate RUN``."""
-    from lamina.evaluate import EvaluateConfig
+    from lamina.evaluation.evaluate import EvaluateConfig
 
     command = _extended(Evaluate, evaluate=EvaluateConfig())
     args = _parsed(command, argv, prog="lamina evaluate")
     if parse_only:
         return
-    from lamina import evaluate as stage
-    from lamina.report import write_report
+    from lamina.evaluation import evaluate as stage
+    from lamina.evaluation.report.page import write_report
 
     stage.evaluate(args.run, args.data, args.evaluate)
     print(write_report(args.run))
@@ -258,14 +260,14 @@ class Policy:
 
 def policy(argv: Sequence[str], parse_only: bool = False) -> None:
     """``lamina policy RUN``."""
-    from lamina.policy.tokens import TokenConfig
-    from lamina.train import TrainConfig
+    from lamina.policies.token_model import TokenConfig
+    from lamina.training.settings import TrainConfig
 
     command = _extended(Policy, tokens=TokenConfig(), train=TrainConfig(steps=2000, batch=16, lr=1e-3))
     args = _parsed(command, argv, prog="lamina policy")
     if parse_only:
         return
-    from lamina.policy.tokens import train_tokens
+    from lamina.policies.token_training import train_tokens
 
     print(train_tokens(args.run, args.data, args.tokens, args.train, args.camera))
 
@@ -298,7 +300,7 @@ class Rollout:
     precision: Precision = "fp32"
 
     def run(self) -> None:
-        from lamina.policy.rollout import rollout, table
+        from lamina.policies.rollout import rollout, table
 
         options = {k: v for k, v in vars(self).items() if k not in ("agent", "world")}
         print(table(rollout(self.agent, self.world, **options)))
@@ -325,7 +327,7 @@ class Reproduce:
     """show every claim and its state"""
 
     def run(self) -> None:
-        from lamina.claims import list_claims, reproduce
+        from lamina_research.reproduce import list_claims, reproduce
 
         if self.list:
             print(list_claims())
@@ -350,7 +352,7 @@ class Exogenous:
 
 def exogenous(argv: Sequence[str], parse_only: bool = False) -> None:
     """``lamina exogenous``: the closed forms of the linear LAM."""
-    from lamina.claims.exo.what_if import Question, answer, draw
+    from lamina_research.linear.analysis import Question, answer, draw
 
     args = _parsed(_extended(Exogenous, question=Question()), argv, prog="lamina exogenous")
     if parse_only:
@@ -416,7 +418,7 @@ def dispatch(argv: Sequence[str], parse_only: bool = False) -> None:
         print(USAGE, end="")
         return
     if argv[0] == "--version":
-        from lamina import __version__
+        from lamina.version import __version__
 
         print(__version__)
         return

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from lamina.errors import LaminaError
 from lamina.files import check_regular, disk_errors, partial_path, reason, sync
-from lamina.strict import differences
+from lamina.records import differences
 
 M = TypeVar("M", bound=nn.Module)
 

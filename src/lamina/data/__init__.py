@@ -1,12 +1,14 @@
 """Video and LeRobot datasets in, batches of frame tuples out; labels and collected episodes back to disk."""
 
-from lamina.data.clips import ClipStream, gather
-from lamina.data.episodes import DecodeError, Episode, Source
-from lamina.data.labels import ReadAhead, write_labels
-from lamina.data.lerobot import LeRobotDataset
-from lamina.data.plan import DataConfig, count_transitions, feature_width, open_source, parse_data, source_camera
+from lamina.data.dataset import Source
+from lamina.data.episodes import DecodeError, Episode
+from lamina.data.lerobot.labels import write_labels
+from lamina.data.lerobot.reader import LeRobotDataset
+from lamina.data.lerobot.writer import LeRobotWriter, VideoEncoding
+from lamina.data.read_ahead import ReadAhead
+from lamina.data.sampling import DataConfig, count_transitions, feature_width, open_source, parse_data, source_camera
+from lamina.data.stream import ClipStream, gather
 from lamina.data.video import VideoFolder
-from lamina.data.writer import LeRobotWriter, VideoEncoding
 
 __all__ = [
     "ClipStream",

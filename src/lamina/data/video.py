@@ -21,9 +21,9 @@ from jaxtyping import Float, Int, UInt8
 
 from lamina.data.episodes import DecodeError, Episode, compact_times, split_episodes
 from lamina.data.paths import check_regular, dataset_around, is_dataset, reason, walk
-from lamina.data.resize import resize_frames
 from lamina.errors import LaminaError, LaminaWarning
-from lamina.shapes import ActionSpec
+from lamina.images import resize_frames
+from lamina.types import ActionSpec
 
 SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm")
 OTHER_SUFFIXES = (".avi", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv", ".flv", ".3gp", ".ogv", ".mxf", ".vob")
@@ -433,19 +433,19 @@ class VideoFolder:
         return None
 
     def unseen(self, camera: str) -> dict[int, DecodeError | None]:
-        """See :meth:`lamina.data.episodes.Source.unseen`: none, bad files are left out when the folder is opened."""
+        """See :meth:`lamina.data.dataset.Source.unseen`: none, bad files are left out when the folder is opened."""
         return {}
 
     def frames(
         self, episode: Episode, camera: str, start: int, stop: int, size: tuple[int, int] | None = None
     ) -> UInt8[np.ndarray, "n h w 3"]:
-        """See :meth:`lamina.data.episodes.Source.frames`."""
+        """See :meth:`lamina.data.dataset.Source.frames`."""
         clock = self.clocks[episode.number]
         times = clock.at(np.arange(start, min(stop, episode.length)))
         return decode(self.files[episode.number], times, size, clock.tolerance)
 
     def seconds(self, episode: Episode, camera: str) -> float:
-        """See :meth:`lamina.data.episodes.Source.seconds`."""
+        """See :meth:`lamina.data.dataset.Source.seconds`."""
         return float(episode.times[-1]) + 1.0 / episode.fps
 
     def column(self, episode: Episode, name: str) -> Float[np.ndarray, "t d"]:

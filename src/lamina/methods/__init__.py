@@ -18,7 +18,7 @@ from lamina.errors import LaminaError
 
 def names() -> list[str]:
     """The methods there are."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+    return sorted({module.name for module in pkgutil.iter_modules(__path__)} - {"base", "auxiliary"})
 
 
 def load(name: str) -> ModuleType:

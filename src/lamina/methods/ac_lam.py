@@ -28,15 +28,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lamina.bottleneck import VQ, Whitening
-from lamina.draws import Draws
 from lamina.errors import LaminaError
-from lamina.lam import LAM, Clips, LAMConfig, mean_aux, state_loss, triplets
-from lamina.objectives import composition
-from lamina.shapes import Clip, Latent, to_float
-from lamina.sizes import Backbone, DecoderName
-from lamina.state import rotation
-from lamina.train import Losses
+from lamina.images import to_float
+from lamina.losses.algebra import composition
+from lamina.methods.base import Backbone, DecoderName, Losses, mean_aux, state_loss, triplets
+from lamina.models.bottlenecks.vq import VQ
+from lamina.models.bottlenecks.whitening import Whitening
+from lamina.models.config import LAMConfig
+from lamina.models.lam import LAM, Clips
+from lamina.rng import Draws
+from lamina.types import Clip, Latent
 
 Form = Literal["fdm", "fdm-pre", "idm", "idm-stop-direct", "idm-stop-sum"]
 
@@ -146,3 +147,19 @@ def _small_rotation(config: Config, clip: Clip, i: int, k: int) -> Float[Tensor,
         )
     angles = clip.proprio[:, :, list(config.rotation)]
     return (rotation(angles[:, i], angles[:, k]) <= config.max_rotation).float()
+
+
+def rotation(first: Float[Tensor, "b 3"], second: Float[Tensor, "b 3"]) -> Float[Tensor, "b"]:
+    """Angle between two orientations, radians in [0, pi]; each as roll, pitch and yaw in radians (R = Rz Ry Rx)."""
+    turn = _matrix(first).transpose(1, 2) @ _matrix(second)
+    return torch.acos(((turn.diagonal(dim1=1, dim2=2).sum(1) - 1) / 2).clamp(-1, 1))
+
+
+def _matrix(angles: Float[Tensor, "b 3"]) -> Float[Tensor, "b 3 3"]:
+    (sr, sp, sy), (cr, cp, cy) = angles.double().sin().unbind(1), angles.double().cos().unbind(1)
+    rows = [
+        [cy * cp, cy * sp * sr - sy * cr, cy * sp * cr + sy * sr],
+        [sy * cp, sy * sp * sr + cy * cr, sy * sp * cr - cy * sr],
+        [-sp, cp * sr, cp * cr],
+    ]
+    return torch.stack([torch.stack(row, dim=1) for row in rows], dim=1)

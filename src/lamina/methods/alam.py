@@ -27,14 +27,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lamina.bottleneck import VQ, Whitening
-from lamina.draws import Draws
-from lamina.lam import LAM, Clips, LAMConfig, mean_aux, triplets
-from lamina.objectives import composition, reversal
-from lamina.perceptual import DISTANCES, PerceptualName
-from lamina.shapes import Clip, Latent, to_float
-from lamina.sizes import Backbone, DecoderName
-from lamina.train import Losses
+from lamina.images import to_float
+from lamina.losses.algebra import composition, reversal
+from lamina.losses.perceptual import DISTANCES, PerceptualName
+from lamina.methods.base import Backbone, DecoderName, Losses, mean_aux, triplets
+from lamina.models.bottlenecks.vq import VQ
+from lamina.models.bottlenecks.whitening import Whitening
+from lamina.models.config import LAMConfig
+from lamina.models.lam import LAM, Clips
+from lamina.rng import Draws
+from lamina.types import Clip, Latent
 
 GROUP = 3
 

@@ -17,11 +17,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lamina.bottleneck import FSQ
-from lamina.lam import LAMConfig, pair_losses
-from lamina.prefix import PrefixLaw
-from lamina.sizes import Backbone
-from lamina.train import Losses
+from lamina.methods.base import Backbone, Losses, pair_losses
+from lamina.models.bottlenecks.fsq import FSQ
+from lamina.models.bottlenecks.prefix import PrefixLaw
+from lamina.models.config import LAMConfig
 
 
 @dataclass(frozen=True)

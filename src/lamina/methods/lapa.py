@@ -12,10 +12,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lamina.bottleneck import VQ
-from lamina.lam import LAMConfig, pair_losses
-from lamina.sizes import Backbone, DecoderName, EncoderName
-from lamina.train import Losses
+from lamina.methods.base import Backbone, DecoderName, EncoderName, Losses, pair_losses
+from lamina.models.bottlenecks.vq import VQ
+from lamina.models.config import LAMConfig
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from lamina.bottleneck import VQ, Identity
-from lamina.lam import LAMConfig, pair_losses
-from lamina.sizes import Backbone, DecoderName, EncoderName
-from lamina.space import SpaceName
-from lamina.train import Losses
+from lamina.methods.base import Backbone, DecoderName, EncoderName, Losses, pair_losses
+from lamina.models.bottlenecks.base import Identity
+from lamina.models.bottlenecks.vq import VQ
+from lamina.models.config import LAMConfig
+from lamina.models.features import SpaceName
 
 
 @dataclass(frozen=True)

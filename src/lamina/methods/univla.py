@@ -21,13 +21,15 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor
 
-from lamina.bottleneck import SplitVQ, Whitening
-from lamina.draws import Draws
 from lamina.errors import LaminaError
-from lamina.lam import LAM, LAMConfig, mean_aux, neighbours, pair_losses
-from lamina.shapes import Clip, to_float
-from lamina.sizes import Backbone, DecoderName, EncoderName
-from lamina.train import Losses
+from lamina.images import to_float
+from lamina.methods.base import Backbone, DecoderName, EncoderName, Losses, mean_aux, neighbours, pair_losses
+from lamina.models.bottlenecks.vq import SplitVQ
+from lamina.models.bottlenecks.whitening import Whitening
+from lamina.models.config import LAMConfig
+from lamina.models.lam import LAM
+from lamina.rng import Draws
+from lamina.types import Clip
 
 
 @dataclass(frozen=True)

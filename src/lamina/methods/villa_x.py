@@ -14,10 +14,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lamina.bottleneck import VQ, Whitening
-from lamina.lam import LAMConfig, pair_losses
-from lamina.sizes import Backbone, DecoderName
-from lamina.train import Losses
+from lamina.methods.base import Backbone, DecoderName, Losses, pair_losses
+from lamina.models.bottlenecks.vq import VQ
+from lamina.models.bottlenecks.whitening import Whitening
+from lamina.models.config import LAMConfig
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""lamina_research: TODO docstring."""

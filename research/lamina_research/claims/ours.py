@@ -1,0 +1,41 @@
+"""What none of the papers has: comparisons and combinations of their methods, claimed here."""
+
+from __future__ import annotations
+
+from lamina_research.experiment import Claim
+
+PAPER = "Lamina's own"
+
+CLAIMS = (
+    Claim(
+        id="lamina/leaderboard",
+        statement="All methods can be compared by every probe on one backbone, data set and budget.",
+        paper="none",
+        decides="One table, made by one command.",
+    ),
+    Claim(
+        id="lamina/structured-prefix",
+        statement="Retained prefixes and additive composition work in one model: every prefix composes.",
+        paper="none",
+        decides="Algebra errors per k; matched-budget and structure metrics both no worse than the better parent.",
+    ),
+    Claim(
+        id="lamina/robust-prefix",
+        statement="With cross-exogenous training of retained prefixes, exogenous detail moves to the suffix.",
+        paper="none",
+        decides="Consistency loss and probe NMSE per k.",
+    ),
+    Claim(
+        id="lamina/adaptive-k",
+        statement="Choosing k per transition from what the code says takes fewer tokens for an equal loss.",
+        paper="none",
+        decides="Mean number of tokens at equal translator loss, against the best single k.",
+    ),
+    Claim(
+        id="lamina/feature-control",
+        statement="A LAM's latent says more about the action than the plain features that it is built on.",
+        paper="none; LARYBench (arXiv 2604.11689) finds that general frozen encoders beat today's LAMs.",
+        decides="Probe NMSE of the latent against a pair of frozen features and a pair of pixel frames, at equal width "
+        "and equal labels, on seen and unseen tasks.",
+    ),
+)

@@ -1,0 +1,44 @@
+"""Random crops of training samples, the same for every frame of one: what a LAM needs where there is little video.
+
+A model that sees the same few hundred frames a thousand times knows each by heart, and its latent says which one comes next in the place of
+what changes. Crops take that away.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from lamina.images import to_float, to_uint8
+from lamina.rng import Draws
+from lamina.types import Clip
+
+#: Times that a training sees each sample beyond which ``--augment`` is on unless it is set.
+OFTEN = 50
+#: What it is then.
+STRENGTH = 0.5
+
+
+def augmented(clip: Clip, strength: float, draws: Draws, mirror: bool) -> Clip:
+    """Each sample through a random window with sides of ``1 - strength`` to 1 of the picture's, enlarged to its size; ``mirror``: half of
+    the samples are mirrored too. Every frame of a sample, and its paired view, has the same window."""
+    b = len(clip)
+    size, x, y, side = draws.uniform(b, 4).unbind(1)
+    scale = 1 - strength * size
+    transform = torch.zeros(b, 2, 3, device=clip.frames.device)
+    transform[:, 0, 0] = scale * torch.where(side < 0.5, -1.0, 1.0) if mirror else scale
+    transform[:, 1, 1] = scale
+    transform[:, 0, 2], transform[:, 1, 2] = ((2 * place - 1) * (1 - scale) for place in (x, y))
+    paired = None if clip.paired is None else _through(clip.paired, transform)
+    return replace(clip, frames=_through(clip.frames, transform), paired=paired)
+
+
+def _through(frames: UInt8[Tensor, "b t c h w"], transform: Float[Tensor, "b 2 3"]) -> UInt8[Tensor, "b t c h w"]:
+    pictures = to_float(frames.flatten(1, 2))
+    grid = F.affine_grid(transform, list(pictures.shape), align_corners=False)
+    shown = F.grid_sample(pictures, grid, padding_mode="reflection", align_corners=False)
+    return to_uint8(shown).view_as(frames)

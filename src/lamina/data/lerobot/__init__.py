@@ -1,0 +1,1 @@
+"""lamina.data.lerobot: TODO docstring."""

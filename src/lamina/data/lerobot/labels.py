@@ -1,0 +1,542 @@
+"""New per-frame columns beside existing data: labels written back as a LeRobot dataset, video never re-encoded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pyarrow as pa
+
+from lamina.data.dataset import Source
+from lamina.data.episodes import SPLITS, Episode
+from lamina.data.lerobot.reader import LeRobotDataset
+from lamina.data.lerobot.statistics import (
+    Statistics,
+    column_statistics,
+    merge_statistics,
+    pixel_histogram,
+    pixel_statistics,
+)
+from lamina.data.lerobot.tables import open_table, read_json, read_table, to_numpy
+from lamina.data.lerobot.writer import (
+    CHUNK_FILES,
+    DATA_MB,
+    DATA_PATH,
+    EPISODES_PATH,
+    INDEX_FEATURES,
+    VIDEO_PATH,
+    as_json,
+    check_new,
+    column_type,
+    dataset_info,
+    episode_table,
+    statistics_columns,
+    tasks_table,
+    to_arrow,
+    video_info,
+    write_json,
+    write_table,
+    writing,
+)
+from lamina.data.paths import belongs, is_dataset, local, reason, walk
+from lamina.data.video import FAILURES, SUFFIXES, VideoFolder, index_video, open_video, video_facts, video_stream
+from lamina.errors import LaminaError, LaminaWarning
+from lamina.files import partial_path, sync
+
+VALID = "latent_action.valid"  # rows where it is False are left out of the other labels' statistics
+CAMERA = "observation.images.video"  # what the one camera of plain video is called in a LeRobot dataset
+CONTAINERS = {".mp4": "mp4", ".mkv": "matroska"}
+TICKS = 100  # of a remuxed mp4 for each frame
+SAMPLED_FRAMES = 16  # key frames of a plain video that its pixel statistics are taken from
+
+Columns = dict[str, np.ndarray]
+Features = dict[str, dict[str, Any]]
+
+
+def write_labels(
+    source: Source,
+    out: str | Path,
+    features: Features,
+    label: Callable[[Episode, str], Columns],
+    provenance: dict[str, Any],
+    meta_name: str = "lamina.json",
+    camera: str | None = None,
+) -> Path:
+    """Write ``source`` with new columns as a LeRobotDataset v3.0 at ``out``, which is returned.
+
+    ``features`` maps the new columns to {"dtype", "shape": [d], "names"}; ``label(episode, camera)`` gives their values
+    [t, d] (or [t]). ``provenance`` goes to meta/``meta_name``. All ten statistics are written for every new column;
+    those of labels leave out the rows where ``latent_action.valid`` is False.
+
+    A LeRobot dataset keeps its tables and its videos (hard links, copies on another disk); files get the usual names, whatever theirs
+    were. Episodes that ``camera`` does not show get rows of zeros that are not valid, with a warning. Plain video becomes one
+    episode a file and one row a frame with the frame's real time, episodes grouped by split, each file linked, or
+    remuxed without re-encoding where its container is another: to mp4, or all of them to mkv if one has a codec that no mp4 can hold.
+    LeRobot's own reader finds frames by a constant rate, so files whose rate varies are named in a warning.
+
+    Killed at any time and run again, it goes on after the last whole episode, and the result is the same, byte for byte,
+    as long as ``provenance`` is (so keep clock times out of it); another provenance starts over. What can be known before the first
+    label is looked at before it: :func:`check_writable`. Raises LaminaError: ``out`` exists or lies in the dataset, ``source`` has such a
+    column already or cannot be written, labels that do not fit ``features`` or are NaN, video that cannot be decoded, a disk that refuses.
+    """
+    out = Path(out)
+    camera = camera or source.cameras[0]
+    there = source.info["features"] if isinstance(source, LeRobotDataset) else ()
+    taken = set(features) & {*there, *INDEX_FEATURES}
+    if taken:
+        raise LaminaError(
+            f"{source.root}: has a feature '{min(taken)}' already; label the dataset that it was made from"
+        )
+    if out.exists():  # a process that was killed just after its last step left this
+        shutil.rmtree(partial_path(out), ignore_errors=True)
+    check_new(out)
+    unseen = check_writable(source, out, features, camera)
+    partial = partial_path(out)
+    dataset = partial / "dataset"
+    spool = _Spool(out, features)
+    key = json.dumps([provenance, features, camera, [[e.name, e.length] for e in source.episodes]], sort_keys=True)
+    spool.resume(hashlib.sha256(key.encode()).hexdigest())
+    for episode in source.episodes:
+        if not spool.has(episode):
+            spool.put(episode, _nothing(episode, features) if episode.number in unseen else label(episode, camera))
+    with writing(out):
+        if isinstance(source, LeRobotDataset):
+            _extend(source, dataset, spool)
+        elif isinstance(source, VideoFolder):
+            _convert(source, dataset, spool)
+        write_json(dataset / "meta" / meta_name, provenance)
+        os.replace(dataset, out)
+        sync(out.parent)
+        shutil.rmtree(partial)
+    return out
+
+
+def check_writable(source: Source, out: Path, features: Features, camera: str) -> set[int]:
+    """What :func:`write_labels` can know before any work; returns the numbers of the episodes that ``camera`` does not show.
+
+    Raises LaminaError: video whose pictures cannot be told apart by row, a codec that no container here can hold, a file of the dataset
+    that is missing or no video, rows that no episode has, an ``out`` within the dataset.
+    """
+    unseen = source.unseen(camera)
+    refused = [error for error in unseen.values() if error is not None]
+    if refused:
+        raise refused[0]
+    if len(unseen) == len(source.episodes):
+        raise LaminaError(f"{source.root}: '{camera}' shows no episode; name another camera")
+    if unseen and VALID not in features:
+        raise LaminaError(
+            f"{source.root}: '{camera}' does not show episode {min(unseen)}; its labels cannot be marked as missing"
+        )
+    if unseen:
+        warnings.warn(
+            f"{source.root}: '{camera}' does not show {len(unseen)} of {len(source.episodes)} episodes; their rows are marked as not valid",
+            LaminaWarning,
+            stacklevel=3,
+        )
+    if isinstance(source, VideoFolder):
+        video_suffix(source)
+    elif isinstance(source, LeRobotDataset):
+        if out.resolve().is_relative_to(source.root.resolve()):
+            raise LaminaError(f"{out}: lies in the dataset that it is made from; choose another place")
+        if source.rows.unlisted:
+            raise LaminaError(
+                f"{min(source.rows.unlisted)}: has rows of episodes that meta/episodes does not list; mend one of them"
+            )
+        _ = source.stats
+        for path in dict.fromkeys(_videos(source).values()):
+            try:
+                with open_video(path) as container:
+                    video_stream(container)
+            except FAILURES as error:
+                if isinstance(error, LaminaError):
+                    raise
+                raise LaminaError(f"{path}: is no video ({reason(error)}); mend the dataset") from error
+    return set(unseen)
+
+
+def _nothing(episode: Episode, features: Features) -> Columns:
+    """The labels of an episode of which nothing is seen: zeros, not valid."""
+    return {n: np.zeros((episode.length, *f["shape"]), np.dtype(f["dtype"])) for n, f in features.items()}
+
+
+class _Spool:
+    """The labels of each finished episode, one parquet file each."""
+
+    def __init__(self, out: Path, features: Features) -> None:
+        self.out, self.partial, self.features = out, partial_path(out), features
+        self.folder = self.partial / "labels"
+        self.schema = pa.schema([(n, column_type(f)) for n, f in features.items()])
+
+    def resume(self, key: str) -> None:
+        """Keep what an interrupted run with the same key left behind, and nothing else."""
+        marker = self.folder / "key.json"
+        with writing(self.out):
+            if self.partial.exists() and not (marker.exists() and read_json(marker).get("key") == key):
+                shutil.rmtree(self.partial)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for path in self.folder.glob("*.parquet"):
+                try:  # a loss of power can leave files that are not whole: waiting for the disk after each is most of their time
+                    read_table(path)
+                except LaminaError:
+                    path.unlink()
+        write_json(marker, {"key": key})
+
+    def _path(self, episode: Episode) -> Path:
+        return self.folder / f"episode-{episode.number:06d}.parquet"
+
+    def has(self, episode: Episode) -> bool:
+        return self._path(episode).exists()
+
+    def put(self, episode: Episode, columns: Columns) -> None:
+        if columns.keys() != self.features.keys():
+            raise LaminaError(f"{episode.name}: labels are {sorted(columns)}, not {sorted(self.features)}")
+        arrays = []
+        for name, feature in self.features.items():
+            values = np.asarray(columns[name]).reshape(len(columns[name]), -1)
+            if values.shape != (episode.length, *feature["shape"]):
+                raise LaminaError(
+                    f"{episode.name}: '{name}' is {values.shape}, not {(episode.length, *feature['shape'])}"
+                )
+            if values.dtype.kind == "f" and not np.isfinite(values).all():
+                raise LaminaError(f"{episode.name}: '{name}' is NaN or infinite; the model is damaged or has diverged")
+            arrays.append(to_arrow(values, feature))
+        write_table(self._path(episode), [pa.table(arrays, schema=self.schema)], self.schema, durable=False)
+
+    def get(self, episode: Episode) -> tuple[pa.Table, dict[str, Statistics]]:
+        """An episode's labels and their statistics."""
+        table = read_table(self._path(episode))
+        values = {n: to_numpy(table[n]) for n in self.features}
+        valid = values[VALID][:, 0] if VALID in values else np.ones(episode.length, dtype=bool)
+        return table, {n: column_statistics(v if n == VALID else v[valid]) for n, v in values.items()}
+
+
+def _file_name(template: str, number: int, **more: str) -> str:
+    """The usual name of file ``number``. No name that a dataset states is ever written to."""
+    return template.format(chunk_index=number // CHUNK_FILES, file_index=number % CHUNK_FILES, **more)
+
+
+def _extend(source: LeRobotDataset, partial: Path, spool: _Spool) -> None:
+    """The same dataset with the new columns: tables rewritten, videos linked, everything else copied."""
+    by_file: dict[int, list[Episode]] = {}
+    for episode in source.episodes:
+        by_file.setdefault(int(source.rows.file[episode.number]), []).append(episode)
+    statistics: dict[int, dict[str, Statistics]] = {}
+    for number, episodes in by_file.items():
+        episodes.sort(key=lambda e: int(source.rows.start[e.number]))
+        labels = []
+        for episode in episodes:
+            table, statistics[episode.number] = spool.get(episode)
+            labels.append(table)
+        _extend_file(source.rows.files[number], partial / _file_name(DATA_PATH, number), pa.concat_tables(labels))
+    overall: dict[str, Statistics] = {}
+    for n in range(len(source.episodes)):
+        overall = {name: merge_statistics(overall.get(name), s) for name, s in statistics[n].items()}
+    for number, path in enumerate(sorted(walk(source.root / "meta/episodes"))):
+        if path.suffix == ".parquet":
+            table = _extend_episodes(source, read_table(path), statistics)
+            write_table(partial / _file_name(EPISODES_PATH, number), [table], table.schema)
+    write_json(partial / "meta/stats.json", {**source.stats, **as_json(overall)})
+    videos = _videos(source)
+    template = VIDEO_PATH.removesuffix(".mp4") + (_suffix(source) if videos else ".mp4")
+    own = {"data_path": DATA_PATH, "features": {**source.info["features"], **spool.features}}
+    own |= {"video_path": template} if videos else {}
+    write_json(partial / "meta/info.json", {**source.info, **own})
+    for (camera, chunk, file), path in videos.items():
+        link(path, partial / template.format(video_key=local(camera), chunk_index=chunk, file_index=file))
+    _carry_over(source, partial)
+
+
+def _extend_episodes(source: LeRobotDataset, table: pa.Table, statistics: dict[int, dict[str, Statistics]]) -> pa.Table:
+    """Rows of meta/episodes with the statistics of the new columns, and with the place where the rows of each episode are in truth."""
+    numbers = table["episode_index"].to_pylist()
+    files = source.rows.file[np.array(numbers, dtype=int)] if numbers else np.zeros(0, int)
+    for name, values in (("data/chunk_index", files // CHUNK_FILES), ("data/file_index", files % CHUNK_FILES)):
+        column = pa.array(values, pa.int64())
+        place = table.schema.get_field_index(name)
+        table = table.append_column(name, column) if place < 0 else table.set_column(place, name, column)
+    if numbers:
+        added = episode_table([statistics_columns(statistics[n]) for n in numbers])
+        for name in added.column_names:
+            table = table.append_column(name, added[name])
+    return table
+
+
+def _videos(source: LeRobotDataset) -> dict[tuple[str, int, int], Path]:
+    """Every place that an episode has pictures at (camera, chunk, file), and the video file there."""
+    places: dict[tuple[str, int, int], Path] = {}
+    for camera in source.cameras:
+        if not source.in_table(camera):
+            found = {source.video_place(e.number, camera) for e in source.episodes}
+            places |= {(camera, *p): source.video_file(camera, p) for p in sorted(filter(None, found))}
+    return places
+
+
+def _suffix(source: LeRobotDataset) -> str:
+    """What the names of a dataset's videos end with; LeRobot writes mp4."""
+    suffix = Path(source.info["video_path"]).suffix.lower()
+    return suffix if suffix in SUFFIXES else ".mp4"
+
+
+def _extend_file(path: Path, out: Path, labels: pa.Table) -> None:
+    with open_table(path) as file:
+        if file.metadata.num_rows != len(labels):
+            raise LaminaError(f"{path}: has {file.metadata.num_rows} rows, its episodes {len(labels)}; it is damaged")
+        # Metadata that the Hugging Face library left would describe the old columns only.
+        schema = pa.schema([*file.schema_arrow, *labels.schema])
+
+        def groups() -> Iterator[pa.Table]:
+            begin = 0
+            for g in range(file.metadata.num_row_groups):
+                table = file.read_row_group(g)
+                part = labels.slice(begin, len(table))
+                begin += len(table)
+                yield pa.table([*table.columns, *part.columns], schema=schema)
+
+        write_table(out, groups(), schema)
+
+
+def _carry_over(source: LeRobotDataset, partial: Path) -> None:
+    """What else there is (tasks, README, ...) is copied; but not hidden files, other datasets, and links that lead out of this one."""
+    outside: list[Path] = []
+    for path in sorted(walk(source.root, lambda folder: not is_dataset(folder))):
+        relative = path.relative_to(source.root)
+        if relative.parts[0] in ("data", "videos") or relative.parts[:2] == ("meta", "episodes"):
+            continue
+        if not belongs(path, source.root) or not path.exists():
+            outside.append(path)
+        elif not (partial / relative).exists():
+            (partial / relative).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, partial / relative)
+    if outside:
+        warnings.warn(
+            f"{outside[0]}: leads out of the dataset and is not copied ({len(outside)} such link(s))",
+            LaminaWarning,
+            stacklevel=4,
+        )
+
+
+def link(path: Path, out: Path) -> None:
+    """A hard link to a file, or a copy where it lies on another disk."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.unlink(missing_ok=True)
+    try:
+        os.link(path.resolve(), out)
+    except OSError:
+        copy = partial_path(out)
+        shutil.copyfile(path, copy)
+        sync(copy)
+        os.replace(copy, out)
+
+
+def _convert(source: VideoFolder, partial: Path, spool: _Spool) -> None:
+    """Plain video as a LeRobot dataset: one episode a file, one row a frame, episodes in the order of their splits."""
+    whole = all(len(e.splits) == 1 for e in source.episodes)
+    order = sorted(source.episodes, key=lambda e: SPLITS.index(e.splits[0][0])) if whole else list(source.episodes)
+    splits = {}
+    for split in SPLITS if whole else ():
+        numbers = [n for n, e in enumerate(order) if e.splits[0][0] == split]
+        if numbers:
+            splits[split] = f"{numbers[0]}:{numbers[-1] + 1}"
+    uneven = [e.name for e in order if e.stamps is not None]
+    if uneven:
+        warnings.warn(
+            f"{uneven[0]}: has a varying frame rate ({len(uneven)} such file(s)); its labels keep the real times, but "
+            "LeRobot's own reader needs a constant rate",
+            LaminaWarning,
+            stacklevel=3,
+        )
+    suffix = video_suffix(source)
+    if suffix != ".mp4":
+        warnings.warn(
+            f"{source.root}: holds video that no mp4 can hold; all of it is written as {suffix}, whose times are rounded to a thousandth "
+            "of a second: LeRobot's own reader needs a tolerance of 0.001 for it",
+            LaminaWarning,
+            stacklevel=3,
+        )
+    template = VIDEO_PATH.removesuffix(".mp4") + suffix
+    schema = pa.schema([(n, column_type(f)) for n, f in INDEX_FEATURES.items()] + list(spool.schema))
+    overall: dict[str, Statistics] = {}
+    rows: list[dict[str, Any]] = []
+    pending: list[pa.Table] = []
+    sizes = [(0, 0)] * len(source.files)  # as shown
+    files = index = held = 0
+
+    def flush() -> None:
+        write_table(partial / _file_name(DATA_PATH, files), pending, schema)
+
+    for number, episode in enumerate(order):
+        labels, statistics = spool.get(episode)
+        length = episode.length
+        indices = {
+            "timestamp": episode.times,
+            "frame_index": np.arange(length),
+            "episode_index": np.full(length, number),
+            "index": np.arange(index, index + length),
+            "task_index": np.zeros(length),
+        }
+        statistics |= {n: column_statistics(v[:, None]) for n, v in indices.items()}
+        statistics[CAMERA], size = _pixels(source, episode)
+        sizes[episode.number] = size
+        columns = [to_arrow(v, INDEX_FEATURES[n]) for n, v in indices.items()]
+        table = pa.table([*columns, *labels.columns], schema=schema)
+        if pending and held + table.nbytes > DATA_MB * 2**20:
+            flush()
+            pending, files, held = [], files + 1, 0
+        pending.append(table)
+        held += table.nbytes
+        place = {"chunk_index": number // CHUNK_FILES, "file_index": number % CHUNK_FILES}
+        start = _place_video(source, episode, partial / _file_name(template, number, video_key=CAMERA))
+        rows.append(
+            {
+                "episode_index": number,
+                "tasks": [""],
+                "length": length,
+                "data/chunk_index": files // CHUNK_FILES,
+                "data/file_index": files % CHUNK_FILES,
+                "dataset_from_index": index,
+                "dataset_to_index": index + length,
+                **{f"videos/{CAMERA}/{k}": v for k, v in place.items()},
+                f"videos/{CAMERA}/from_timestamp": start,
+                f"videos/{CAMERA}/to_timestamp": start + float(episode.times[-1]) + 1.0 / episode.fps,
+                **statistics_columns(statistics),
+                "meta/episodes/chunk_index": 0,
+                "meta/episodes/file_index": 0,
+            }
+        )
+        overall = {name: merge_statistics(overall.get(name), s) for name, s in statistics.items()}
+        index += length
+    flush()
+    meta = episode_table(rows)
+    write_table(partial / EPISODES_PATH.format(chunk_index=0, file_index=0), [meta], meta.schema)
+    tasks = tasks_table([""])
+    write_table(partial / "meta/tasks.parquet", [tasks], tasks.schema)
+    write_json(partial / "meta/stats.json", as_json(overall))
+    features = {CAMERA: _camera_feature(source, sizes), **spool.features}
+    info = dataset_info(source.fps, features, None, len(rows), index, tasks=1, splits=splits)
+    write_json(partial / "meta/info.json", {**info, "video_path": template})
+
+
+def _camera_feature(source: VideoFolder, sizes: Sequence[tuple[int, int]]) -> dict[str, Any]:
+    """The feature of plain video: the most frequent size as it is shown, and what a file of that size is like."""
+    (height, width), _ = Counter(sizes).most_common(1)[0]
+    codec, pix_fmt, has_audio = video_facts(source.files[sizes.index((height, width))])
+    return {
+        "dtype": "video",
+        "shape": [height, width, 3],
+        "names": ["height", "width", "channels"],
+        "info": video_info(height, width, codec, pix_fmt, source.fps, has_audio),
+    }
+
+
+def _pixels(source: VideoFolder, episode: Episode) -> tuple[Statistics, tuple[int, int]]:
+    """Pixel statistics of evenly spread frames, and their size as shown; key frames, where the others would have to be decoded up to."""
+    numbers = np.arange(episode.length) if episode.keys is None else episode.keys
+    numbers = np.unique(numbers[np.linspace(0, len(numbers) - 1, SAMPLED_FRAMES).round().astype(int)])
+    histogram = np.zeros((3, 256), dtype=np.int64)
+    size = (0, 0)
+    for n in numbers.tolist():
+        frame = source.frames(episode, source.cameras[0], n, n + 1)[0]
+        size = size if any(size) else frame.shape[:2]
+        histogram += pixel_histogram(frame)
+    return pixel_statistics(histogram, len(numbers)), size
+
+
+def video_suffix(source: VideoFolder) -> str:
+    """What the files of plain video become: .mp4, or .mkv where a codec is among them that no mp4 can hold.
+
+    Raises LaminaError if neither can hold one of them.
+    """
+    # By codec, container and suffix: what goes for one such file goes for all of them.
+    files = zip(source.codecs, source.formats, source.cut, source.files, strict=True)
+    like = {(codec, form, cut, path.suffix): path for codec, form, cut, path in reversed(list(files))}
+    refusals: dict[str, tuple[Path, str]] = {}
+    for suffix, form in CONTAINERS.items():
+        for (_, given, cut, _), path in like.items():
+            refusal = None if suffix == ".mp4" and _is_mp4(path, given) else _refusal(path, form)
+            if suffix == ".mkv" and cut:
+                refusal = "no mkv can hide what was cut off its beginning"
+            if refusal is not None:
+                refusals[suffix] = path, refusal
+                break
+        else:
+            return suffix
+    path, refusal = refusals[".mkv"]
+    raise LaminaError(
+        f"{path}: fits neither into an mp4 nor into an mkv ({refusal}); re-encode it: ffmpeg -i IN OUT.mp4"
+    )
+
+
+def _is_mp4(path: Path, form: str) -> bool:
+    """Whether a file in container ``form`` is an mp4 already, which can be linked."""
+    return "mp4" in form and path.suffix.lower() in (".mp4", ".m4v")
+
+
+def _refusal(path: Path, form: str) -> str | None:
+    """Why the video of a file cannot be put into a container, tried with its first packet; None if it can."""
+    try:
+        with open_video(path) as given, av.open(BytesIO(), "w", format=form) as target:
+            stream = video_stream(given)
+            copy = target.add_stream_from_template(stream)
+            packet = next(p for p in given.demux(stream) if p.size)
+            packet.pts = packet.dts = 0
+            packet.stream = copy
+            target.mux(packet)
+    except (*FAILURES, TypeError) as error:
+        return reason(error)
+    return None
+
+
+def _place_video(source: VideoFolder, episode: Episode, out: Path) -> float:
+    """Link an mp4, remux anything else; returns the time of the first frame in the new file, in seconds."""
+    path, start = source.files[episode.number], source.clocks[episode.number].start
+    if out.suffix == ".mp4" and _is_mp4(path, source.formats[episode.number]):
+        link(path, out)
+        return start
+    # Where frames are regular they get their exact times again, which a container may have rounded: LeRobot's own reader looks for those.
+    grid = Fraction(episode.fps).limit_denominator(1001) if episode.stamps is None and out.suffix == ".mp4" else None
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = partial_path(out)
+    try:
+        with open_video(path) as given, av.open(f"file:{partial}", "w", format=CONTAINERS[out.suffix]) as target:
+            stream = video_stream(given)
+            copy = target.add_stream_from_template(stream)
+            assert stream.time_base is not None
+            base = stream.time_base if grid is None else 1 / grid / TICKS
+            copy.time_base = base
+            origin = round(start / stream.time_base)
+            frame = stream.time_base * (grid or 1)  # of a tick, where there is a grid
+            for packet in given.demux(stream):
+                if packet.size == 0:
+                    continue
+                pts, dts = (None if t is None else t - origin for t in (packet.pts, packet.dts))
+                if grid is not None:
+                    pts = None if pts is None else TICKS * round(pts * frame)
+                    dts = None if dts is None else round(dts * frame * TICKS)
+                    dts = dts if dts is None or pts is None else min(dts, pts)
+                packet.pts, packet.dts, packet.time_base = pts, dts, base
+                packet.stream = copy
+                target.mux(packet)
+    except (*FAILURES, TypeError) as error:
+        if isinstance(error, LaminaError):
+            raise
+        kind = out.suffix.removeprefix(".")
+        raise LaminaError(
+            f"{path}: cannot be put into an {kind} ({reason(error)}); re-encode it: ffmpeg -i IN OUT.mp4"
+        ) from error
+    index = index_video(partial, quick=True)
+    if len(index.times) != episode.length:
+        raise LaminaError(f"{path}: lost frames on its way into {out.name}; re-encode it: ffmpeg -i IN OUT.mp4")
+    sync(partial)
+    os.replace(partial, out)
+    return index.start

@@ -1,0 +1,538 @@
+"""Writing LeRobotDataset v3.0 with pyarrow and PyAV. Nothing appears under its final name before it is whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Any, cast
+
+import av
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import UInt8
+
+from lamina.data.episodes import SPLITS
+from lamina.data.lerobot.statistics import (
+    Statistics,
+    column_statistics,
+    merge_statistics,
+    pixel_histogram,
+    pixel_statistics,
+)
+from lamina.data.paths import check_name, open_arrow
+from lamina.errors import LaminaError
+from lamina.files import disk_errors, partial_path, sync, write_text
+
+DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
+VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
+EPISODES_PATH = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
+CHUNK_FILES = 1000
+DATA_MB, VIDEO_MB = 100, 200
+INDEX_FEATURES = {
+    name: {"dtype": "float32" if name == "timestamp" else "int64", "shape": [1], "names": None}
+    for name in ("timestamp", "frame_index", "episode_index", "index", "task_index")
+}
+ENCODERS = {"h264": "libx264", "av1": "libsvtav1"}
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns a failure of the file system, or of the video library on it, into a LaminaError that names ``path``."""
+    with disk_errors(path):
+        try:
+            yield
+        except av.error.FFmpegError as error:
+            raise OSError(error.errno, error.strerror) from error
+
+
+def check_new(root: Path) -> None:
+    """Raises LaminaError if there is something at ``root`` already, or no folder to put it in."""
+    if root.exists():
+        raise LaminaError(f"{root}: exists already; choose another path or delete it")
+    with writing(root):
+        root.parent.mkdir(parents=True, exist_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON whole or not at all."""
+    write_text(path, json.dumps(content, indent=4) + "\n")
+
+
+def write_table(path: Path, tables: Iterable[pa.Table], schema: pa.Schema, durable: bool = True) -> None:
+    """Write a parquet file, one row group a table, whole or not at all; but for a loss of power, if it is not to be ``durable``."""
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = partial_path(path)
+        with open_arrow(partial, "wb") as raw, pq.ParquetWriter(raw, schema, write_page_checksum=True) as writer:
+            for table in tables:
+                writer.write_table(table.cast(schema))
+        if durable:
+            sync(partial)
+        os.replace(partial, path)
+
+
+def column_type(feature: dict[str, Any]) -> pa.DataType:
+    """The arrow type of a feature: a scalar for shape [1], else a list of fixed length (1-D features)."""
+    scalar = pa.from_numpy_dtype(np.dtype(feature["dtype"]))
+    return scalar if tuple(feature["shape"]) == (1,) else pa.list_(scalar, int(feature["shape"][0]))
+
+
+def to_arrow(values: np.ndarray, feature: dict[str, Any]) -> pa.Array:
+    """[t, d] as a column of a feature."""
+    kind = column_type(feature)
+    flat = pa.array(np.ascontiguousarray(values).reshape(-1).astype(feature["dtype"]))
+    return pa.FixedSizeListArray.from_arrays(flat, type=kind) if pa.types.is_fixed_size_list(kind) else flat
+
+
+def episode_table(rows: list[dict[str, Any]]) -> pa.Table:
+    """Rows of meta/episodes as a table; statistics become (nested) lists of doubles."""
+    columns = {}
+    for name in rows[0]:
+        values = [row[name] for row in rows]
+        if name.startswith("stats/"):
+            kind = pa.int64() if values[0].dtype.kind in "iu" else pa.float64()
+            for _ in range(values[0].ndim):
+                kind = pa.list_(kind)
+            columns[name] = pa.array([v.tolist() for v in values], kind)
+        else:
+            columns[name] = pa.array(values)
+    return pa.table(columns)
+
+
+def statistics_columns(statistics: dict[str, Statistics]) -> dict[str, np.ndarray]:
+    """Statistics of features as columns of meta/episodes."""
+    return {f"stats/{name}/{s}": v for name, values in statistics.items() for s, v in values.items()}
+
+
+def tasks_table(tasks: list[str]) -> pa.Table:
+    """meta/tasks.parquet: the task is the index of a pandas frame, which pandas finds in the schema's metadata."""
+    index = "__index_level_0__"
+    described = [
+        {"name": name, "field_name": field, "pandas_type": kind, "numpy_type": numpy, "metadata": None}
+        for name, field, kind, numpy in (
+            ("task_index", "task_index", "int64", "int64"),
+            (None, index, "unicode", "object"),
+        )
+    ]
+    pandas = {
+        "index_columns": [index],
+        "column_indexes": [
+            {"name": None, "field_name": None, "pandas_type": "unicode", "numpy_type": "object", "metadata": None}
+        ],
+        "columns": described,
+        "creator": {"library": "pyarrow", "version": pa.__version__},
+        "pandas_version": "2.2.3",
+    }
+    table = pa.table({"task_index": pa.array(range(len(tasks)), pa.int64()), index: pa.array(tasks, pa.string())})
+    return table.replace_schema_metadata({"pandas": json.dumps(pandas)})
+
+
+@dataclass(frozen=True)
+class VideoEncoding:
+    """How pictures are encoded. A key frame every ``g`` = 2 frames makes random access 20 times faster."""
+
+    codec: str = "h264"
+    crf: int = 18
+    g: int = 2
+    pix_fmt: str = "yuv420p"
+
+    def __post_init__(self) -> None:
+        if ENCODERS.get(self.codec, self.codec) not in av.codecs_available:
+            raise LaminaError(f"no encoder for '{self.codec}' here; use {' or '.join(ENCODERS)}")
+
+    def for_size(self, height: int, width: int) -> str:
+        """The pixel format: yuv420p needs even sizes, so an odd height or width is stored in full colour, yuv444p."""
+        return "yuv444p" if self.pix_fmt == "yuv420p" and (height % 2 or width % 2) else self.pix_fmt
+
+
+class _VideoTrack:
+    """The files of one camera and one split, in which episodes lie end to end."""
+
+    def __init__(
+        self, root: Path, folder: Path, fps: Fraction, shape: tuple[int, int, int], encoding: VideoEncoding
+    ) -> None:
+        self.root, self.folder, self.fps, self.shape, self.encoding = root, folder, fps, shape, encoding
+        self.files: list[Path] = []
+        self.container: av.container.OutputContainer | None = None
+        self.count = self.size = 0  # frames and bytes in the open file
+
+    def _open(self) -> av.container.OutputContainer:
+        height, width, _ = self.shape
+        path = self.folder / f"{len(self.files):06d}.mp4"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        container = av.open(f"file:{path}", "w")
+        self.files.append(path)
+        options = {"g": str(self.encoding.g), "crf": str(self.encoding.crf), "bf": "0", "forced-idr": "1"}
+        codec = ENCODERS.get(self.encoding.codec, self.encoding.codec)
+        self.stream = cast(av.VideoStream, container.add_stream(codec, rate=self.fps, options=options))
+        self.stream.height, self.stream.width = height, width
+        self.stream.pix_fmt = self.encoding.for_size(height, width)
+        self.count = self.size = 0
+        return container
+
+    def add(self, frames: Iterable[UInt8[np.ndarray, "h w 3"]]) -> tuple[int, int, int, Statistics]:
+        """Append an episode: (file number, its first frame there, frames, statistics)."""
+        if self.size > VIDEO_MB * 2**20:
+            self.close()
+        with writing(self.root):
+            self.container = self.container or self._open()
+        first = self.count
+        histogram = np.zeros((3, 256), dtype=np.int64)
+        for frame in frames:
+            if frame.shape != self.shape or frame.dtype != np.uint8:
+                raise LaminaError(
+                    f"{self.root}: a frame of {self.folder.name} is {frame.dtype} {frame.shape}, not uint8 {self.shape}"
+                )
+            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+            picture.pts, picture.time_base = self.count, 1 / self.fps
+            if self.count == first:
+                picture.pict_type = av.video.frame.PictureType.I
+            packets = self.stream.encode(picture)
+            self.size += sum(p.size for p in packets)
+            with writing(self.root):
+                self.container.mux(packets)
+            histogram += pixel_histogram(frame)
+            self.count += 1
+        length = self.count - first
+        if length == 0:
+            raise LaminaError(f"{self.root}: an episode has no frame of {self.folder.name}")
+        return len(self.files) - 1, first, length, pixel_statistics(histogram, length)
+
+    def close(self) -> None:
+        """Finish the open file."""
+        if self.container is not None:
+            container, self.container = self.container, None
+            with writing(self.root):
+                container.mux(self.stream.encode())
+                container.close()
+                sync(self.files[-1])
+
+
+class LeRobotWriter:
+    """Writes a LeRobotDataset v3.0 episode by episode.
+
+    ``features`` maps the name of each numeric feature to {"dtype", "shape": [d], "names"[, "num_classes"]} and that of
+    each camera to {"dtype": "video", "shape": [height, width, 3], "names": ["height", "width", "channels"]}. Any frame
+    size will do: odd ones are encoded as yuv444p. Episodes are numbered by split: train first, then validation, test.
+
+    Everything goes to a hidden neighbour of ``root`` that :meth:`finish` renames; leaving the ``with`` block by an
+    exception, or :meth:`abort`, removes it. Raises LaminaError if ``root`` exists, if what is added does not fit
+    ``features`` or is NaN, and if the disk refuses.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        fps: float,
+        features: dict[str, dict[str, Any]],
+        robot_type: str | None = None,
+        video: VideoEncoding = VideoEncoding(),
+        extra_info: dict[str, Any] | None = None,
+    ) -> None:
+        self.root = Path(root)
+        self.fps = fps
+        self.features = {name: dict(feature) for name, feature in features.items()}
+        self.robot_type, self.video, self.extra_info = robot_type, video, extra_info or {}
+        for name in features:
+            try:
+                check_name(name)
+                taken = name in INDEX_FEATURES
+            except ValueError:
+                taken = True
+            if taken:
+                raise LaminaError(f"{root}: a feature cannot be called '{name}'; choose another name")
+        check_new(self.root)
+        # Absolute: the libraries that write would take a colon in a relative path for the end of a protocol's name.
+        self.partial = Path(os.path.abspath(partial_path(self.root)))
+        with writing(self.root):
+            if self.partial.exists():
+                shutil.rmtree(self.partial)
+            self.partial.mkdir()
+        self.tasks: dict[str, int] = {}
+        self._episodes: dict[str, list[dict[str, Any]]] = {s: [] for s in SPLITS}
+        self._tracks: dict[tuple[str, str], _VideoTrack] = {}
+        self._spools: dict[str, pq.ParquetWriter] = {}
+        numeric = {n: f for n, f in {**self.features, **INDEX_FEATURES}.items() if f["dtype"] != "video"}
+        self._schema = pa.schema([(n, column_type(f)) for n, f in numeric.items()])
+
+    def add_episode(
+        self,
+        columns: dict[str, np.ndarray],
+        videos: dict[str, Iterable[UInt8[np.ndarray, "h w 3"]]],
+        task: str = "",
+        split: str = "train",
+    ) -> None:
+        """Append an episode: ``columns`` [t, d] (or [t]) for each feature, ``videos`` [t, h, w, 3] for each camera."""
+        cameras = {n for n, f in self.features.items() if f["dtype"] == "video"}
+        if split not in SPLITS:
+            raise LaminaError(f"{self.root}: no split '{split}'; there are: {', '.join(SPLITS)}")
+        if columns.keys() | videos.keys() != self.features.keys() or videos.keys() != cameras:
+            raise LaminaError(f"{self.root}: an episode has {sorted({*columns, *videos})}, not {sorted(self.features)}")
+        arrays = {n: self._checked(n, values) for n, values in columns.items()}
+        try:
+            self._add(arrays, videos, task, split)
+        except BaseException:
+            self.abort()
+            raise
+
+    def _checked(self, name: str, values: np.ndarray) -> np.ndarray:
+        feature = self.features[name]
+        array = np.asarray(values)
+        array = array[:, None] if array.ndim == 1 else array
+        if array.shape[1:] != tuple(feature["shape"]):
+            raise LaminaError(f"{self.root}: '{name}' has shape {array.shape[1:]}, not {tuple(feature['shape'])}")
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            frame = int(np.argwhere(~np.isfinite(array))[0, 0])
+            raise LaminaError(f"{self.root}: '{name}' is NaN or infinite at frame {frame} of an episode; mend it")
+        kind = np.dtype(feature["dtype"]).kind
+        if kind in "iub" and not np.array_equal(array, array.astype(feature["dtype"])):
+            raise LaminaError(
+                f"{self.root}: '{name}' has values that are no {feature['dtype']}; mend it or its feature"
+            )
+        return array.astype(feature["dtype"])
+
+    def _add(self, arrays: dict[str, np.ndarray], videos: dict[str, Any], task: str, split: str) -> None:
+        statistics: dict[str, Statistics] = {}
+        row: dict[str, Any] = {"tasks": [task]}
+        lengths = {len(a) for a in arrays.values()}
+        for camera, frames in videos.items():
+            track = self._track(split, camera)
+            file, first, length, statistics[camera] = track.add(frames)
+            lengths.add(length)
+            row[f"videos/{camera}/file"] = file
+            row[f"videos/{camera}/from_timestamp"] = float(first / track.fps)
+            row[f"videos/{camera}/to_timestamp"] = float((first + length) / track.fps)
+        if len(lengths) != 1:
+            raise LaminaError(f"{self.root}: the parts of an episode have {sorted(lengths)} frames; they must agree")
+        length = row["length"] = lengths.pop()
+        if length == 0:
+            raise LaminaError(f"{self.root}: an episode has no frame")
+        number = self.tasks.setdefault(task, len(self.tasks))
+        arrays = {
+            **arrays,
+            "timestamp": np.arange(length) / self.fps,
+            "frame_index": np.arange(length),
+            "episode_index": np.zeros(length, np.int64),  # known when all are counted, as is the index
+            "index": np.zeros(length, np.int64),
+            "task_index": np.full(length, number),
+        }
+        for name, values in arrays.items():
+            statistics[name] = column_statistics(values.reshape(length, -1))
+        row["statistics"] = statistics
+        columns = [to_arrow(arrays[n], self._feature(n)) for n in self._schema.names]
+        with writing(self.root):
+            if split not in self._spools:
+                self._spools[split] = pq.ParquetWriter(self.partial / f"{split}.parquet", self._schema)
+            self._spools[split].write_table(pa.table(columns, schema=self._schema))
+        self._episodes[split].append(row)
+
+    def _feature(self, name: str) -> dict[str, Any]:
+        return INDEX_FEATURES.get(name) or self.features[name]
+
+    def _track(self, split: str, camera: str) -> _VideoTrack:
+        if (split, camera) not in self._tracks:
+            shape = tuple(int(n) for n in self.features[camera]["shape"])
+            folder = self.partial / "encoding" / split / camera
+            rate = Fraction(self.fps).limit_denominator(1001)
+            self._tracks[split, camera] = _VideoTrack(self.root, folder, rate, shape, self.video)  # type: ignore[arg-type]
+        return self._tracks[split, camera]
+
+    def finish(self) -> Path:
+        """Put the files in their places and rename the folder to its final name, which is returned."""
+        if not any(self._episodes.values()):
+            self.abort()
+            raise LaminaError(f"{self.root}: no episode was added; there is nothing to write")
+        try:
+            with writing(self.root):
+                self._finish()
+        except BaseException:
+            self.abort()
+            raise
+        return self.root
+
+    def _finish(self) -> None:
+        for spool in self._spools.values():
+            spool.close()
+        video_files = self._place_videos()
+        overall: dict[str, Statistics] = {}
+        rows: list[dict[str, Any]] = []
+        tables: list[pa.Table] = []
+        splits, files, size, index = {}, 0, 0, 0
+        for split in SPLITS:
+            episodes = self._episodes[split]
+            if episodes:
+                splits[split] = f"{len(rows)}:{len(rows) + len(episodes)}"
+                spool = pq.ParquetFile(self.partial / f"{split}.parquet")
+            for group, episode in enumerate(episodes):
+                table = spool.read_row_group(group)
+                if tables and size + table.nbytes > DATA_MB * 2**20:
+                    self._write_data(files, tables)
+                    tables, size, files = [], 0, files + 1
+                length = episode["length"]
+                number, place = len(rows), np.arange(index, index + length)
+                for name, values in (("episode_index", np.full(length, number)), ("index", place)):
+                    table = table.set_column(table.schema.get_field_index(name), name, pa.array(values))
+                    episode["statistics"][name] = column_statistics(values[:, None])
+                tables.append(table)
+                size += table.nbytes
+                statistics = episode["statistics"]
+                overall = {n: merge_statistics(overall.get(n), s) for n, s in statistics.items()}
+                rows.append(
+                    {
+                        "episode_index": number,
+                        "tasks": episode["tasks"],
+                        "length": length,
+                        "data/chunk_index": files // CHUNK_FILES,
+                        "data/file_index": files % CHUNK_FILES,
+                        "dataset_from_index": index,
+                        "dataset_to_index": index + length,
+                        **self._video_columns(split, episode, video_files),
+                        **statistics_columns(statistics),
+                        "meta/episodes/chunk_index": 0,
+                        "meta/episodes/file_index": 0,
+                    }
+                )
+                index += length
+        self._write_data(files, tables)
+        for split in self._spools:
+            (self.partial / f"{split}.parquet").unlink()
+        meta = episode_table(rows)
+        write_table(self.partial / EPISODES_PATH.format(chunk_index=0, file_index=0), [meta], meta.schema)
+        tasks = tasks_table(list(self.tasks))
+        write_table(self.partial / "meta/tasks.parquet", [tasks], tasks.schema)
+        write_json(self.partial / "meta/stats.json", as_json(overall))
+        write_json(self.partial / "meta/info.json", self._info(len(rows), index, splits))
+        os.replace(self.partial, self.root)
+        sync(self.root.parent)
+
+    def _write_data(self, number: int, tables: list[pa.Table]) -> None:
+        name = DATA_PATH.format(chunk_index=number // CHUNK_FILES, file_index=number % CHUNK_FILES)
+        write_table(self.partial / name, tables, self._schema)
+
+    def _place_videos(self) -> dict[tuple[str, str], int]:
+        """Give the encoded files their numbers: (split, camera) -> number of its first file."""
+        first: dict[tuple[str, str], int] = {}
+        for camera in (n for n, f in self.features.items() if f["dtype"] == "video"):
+            number = 0
+            for split in SPLITS:
+                track = self._tracks.get((split, camera))
+                if track is None:
+                    continue
+                track.close()
+                first[split, camera] = number
+                for path in track.files:
+                    place = self.partial / VIDEO_PATH.format(
+                        video_key=camera, chunk_index=number // CHUNK_FILES, file_index=number % CHUNK_FILES
+                    )
+                    place.parent.mkdir(parents=True, exist_ok=True)
+                    os.replace(path, place)
+                    number += 1
+        shutil.rmtree(self.partial / "encoding", ignore_errors=True)
+        return first
+
+    def _video_columns(self, split: str, episode: dict[str, Any], first: dict[tuple[str, str], int]) -> dict[str, Any]:
+        columns: dict[str, Any] = {}
+        for camera in (n for n, f in self.features.items() if f["dtype"] == "video"):
+            number = first[split, camera] + episode[f"videos/{camera}/file"]
+            columns[f"videos/{camera}/chunk_index"] = number // CHUNK_FILES
+            columns[f"videos/{camera}/file_index"] = number % CHUNK_FILES
+            for key in ("from_timestamp", "to_timestamp"):
+                columns[f"videos/{camera}/{key}"] = episode[f"videos/{camera}/{key}"]
+        return columns
+
+    def _info(self, episodes: int, frames: int, splits: dict[str, str]) -> dict[str, Any]:
+        features = {name: dict(feature) for name, feature in self.features.items()}
+        for feature in features.values():
+            if feature["dtype"] == "video":
+                height, width, _ = feature["shape"]
+                feature["info"] = video_info(
+                    height, width, self.video.codec, self.video.for_size(height, width), self.fps
+                )
+        return {
+            **dataset_info(self.fps, features, self.robot_type, episodes, frames, len(self.tasks), splits),
+            **self.extra_info,
+        }
+
+    def abort(self) -> None:
+        """Remove everything that was written."""
+        for track in self._tracks.values():
+            container, track.container = track.container, None
+            if container is not None:
+                with suppress(OSError, av.error.FFmpegError):  # the file is about to be removed
+                    container.close()
+        for spool in self._spools.values():
+            with suppress(OSError):
+                spool.close()
+        shutil.rmtree(self.partial, ignore_errors=True)
+
+    def __enter__(self) -> LeRobotWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self.abort()
+        elif self.partial.exists():
+            self.finish()
+
+
+def video_info(
+    height: int, width: int, codec: str, pix_fmt: str, fps: float, has_audio: bool = False
+) -> dict[str, Any]:
+    """The "info" of a camera in meta/info.json."""
+    return {
+        "video.height": height,
+        "video.width": width,
+        "video.codec": codec,
+        "video.pix_fmt": pix_fmt,
+        "video.is_depth_map": False,
+        "video.fps": as_fps(fps),
+        "video.channels": 3,
+        "has_audio": has_audio,
+    }
+
+
+def dataset_info(
+    fps: float,
+    features: dict[str, Any],
+    robot_type: str | None,
+    episodes: int,
+    frames: int,
+    tasks: int,
+    splits: dict[str, str],
+) -> dict[str, Any]:
+    """meta/info.json of a new dataset."""
+    return {
+        "codebase_version": "v3.0",
+        "robot_type": robot_type,
+        "total_episodes": episodes,
+        "total_frames": frames,
+        "total_tasks": tasks,
+        "chunks_size": CHUNK_FILES,
+        "data_files_size_in_mb": DATA_MB,
+        "video_files_size_in_mb": VIDEO_MB,
+        "fps": as_fps(fps),
+        "splits": splits,
+        "data_path": DATA_PATH,
+        "video_path": VIDEO_PATH,
+        "features": {**features, **INDEX_FEATURES},
+    }
+
+
+def as_fps(fps: float) -> float | int:
+    """Whole frame rates as integers, which is what LeRobot expects."""
+    return int(fps) if float(fps).is_integer() else float(fps)
+
+
+def as_json(statistics: dict[str, Statistics]) -> dict[str, Any]:
+    """Statistics as meta/stats.json keeps them."""
+    return {name: {s: v.tolist() for s, v in values.items()} for name, values in statistics.items()}

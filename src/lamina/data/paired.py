@@ -1,0 +1,50 @@
+"""Do paired views show the same states? Cross-exogenous training and every probe of it are worth nothing where they do not."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from lamina.errors import LaminaError
+from lamina.images import to_float
+from lamina.intervals import Estimate, bootstrap_mean
+from lamina.types import Clip
+
+SIDE = 12  # pixels of the small pictures that tell whether two views show the same states
+LEAST = 64  # transitions that it takes to tell
+
+
+def same_states(clip: Clip, seed: int = 0) -> Estimate:
+    """Do the paired views show the same states? How much better the change in one view tells the change in the other than it would if
+    the views were of other moments: squared errors of a ridge regression, the latter minus the former over the latter, held out.
+
+    Clearly above 0: they do. Fitted on every second sample, scored on the others; the other moments are half the samples away.
+    Raises LaminaError without paired views, or with too few samples to tell.
+    """
+    if clip.paired is None:
+        raise LaminaError("this data has no paired views to compare")
+    if len(clip) < LEAST:
+        raise LaminaError(f"{len(clip)} transitions are too few to tell whether paired views show the same states")
+    from sklearn.linear_model import RidgeCV  # here: it takes a second to import, and every training reads this file
+
+    x, y = (_change(to_float(frames)) for frames in (clip.frames, clip.paired))
+    fit, held = torch.arange(0, len(clip), 2), torch.arange(1, len(clip), 2)
+
+    def error(target: Float[Tensor, "n f"]) -> Float[np.ndarray, "m"]:
+        ridge = RidgeCV(alphas=[1.0, 10.0, 100.0, 1000.0, 10_000.0]).fit(x[fit].numpy(), target[fit].numpy())
+        return np.square(ridge.predict(x[held].numpy()) - target[held].numpy()).sum(1)
+
+    right, wrong = error(y), error(y.roll(len(y) // 2, 0))
+    # Each error over its own target's spread: the shifted targets are the same numbers in other places.
+    spread = float((y - y.mean(0)).square().sum(1).mean())
+    return bootstrap_mean((wrong - right) / max(spread, 1e-12), clip.episode[held].numpy(), seed)
+
+
+def _change(frames: Float[Tensor, "n t c h w"]) -> Float[Tensor, "n f"]:
+    """The first pair's difference, grey and small, for each sample of one length: views differ in colour and contrast."""
+    grey = frames[:, :2].mean(2)
+    change = F.interpolate((grey[:, 1] - grey[:, 0])[:, None], (SIDE, SIDE), mode="area").flatten(1).double()
+    return change / change.norm(dim=1, keepdim=True).clamp_min(1e-6)

@@ -1,0 +1,391 @@
+"""What will be drawn from which data: the configuration, the samples that an episode holds, and the segments of a split."""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from lamina.data.dataset import Source
+from lamina.data.episodes import SPLITS
+from lamina.data.lerobot.reader import open_lerobot
+from lamina.data.paths import is_dataset
+from lamina.data.video import open_folder
+from lamina.errors import LaminaError, LaminaWarning
+from lamina.options import check_options
+from lamina.types import ActionSpec
+
+SEGMENT = 64  # frames of a segment, at least
+LONGEST_SEGMENT = 320  # frames of a segment, at most, where key frames are far apart
+
+
+ActionsOf = Literal["first", "mean", "chunk"]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is read and how it becomes samples."""
+
+    data: tuple[str, ...]
+    """Video folder or file, or LeRobot dataset: PATH, or PATH:weight for its share of the samples."""
+    size: tuple[int, int] = (64, 64)
+    """Height and width that frames are resized to."""
+    frames: int = 2
+    """Frames of a sample: 2 = pairs, 3 = triplets, more = windows."""
+    gap: tuple[float, float] = (0.1, 0.2)
+    """Seconds between neighbouring frames of a sample, uniform over this range (nearest frame, at least one)."""
+    camera: str | None = None
+    """Camera of a LeRobot dataset; default: its first. "all": each camera is a view of its own."""
+    paired: str | None = None
+    """Camera that shows the same states under another exogenous state."""
+    action: str | None = "action"
+    """Feature that holds the actions, where there is one."""
+    actions: ActionsOf = "first"
+    """Which of the actions from one frame of a sample to the next, where a gap spans several, stand for it: the first, their mean, or all
+    of them (a chunk: that many actions as one; round(gap * fps), so the gap must not be a range)."""
+    span: float | None = None
+    """Longest time from the first frame of a sample to its last, seconds; None: as the gaps allow."""
+    proprio: str | None = None
+    """Feature that holds the proprioception."""
+    tasks: tuple[str, ...] = ()
+    """Tasks whose episodes are drawn from, in the words of the dataset; empty: all."""
+    targets: tuple[str, ...] = ()
+    """Features that a head can be trained to predict."""
+    shuffle: int = 2048
+    """Samples of the shuffle buffer."""
+    workers: int = 1
+    """Processes that decode ahead, per shard; 0 decodes in the training process."""
+    max_bad: int = 8
+    """Stretches of video that may fail to decode before it is an error; each one is named in a warning."""
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        if not self.data:
+            raise LaminaError("no data: give at least one --data PATH")
+        if self.frames < 2:
+            raise LaminaError(f"a sample needs at least 2 frames, not {self.frames}")
+        if not self.gap[0] <= self.gap[1]:
+            raise LaminaError(f"gap must be shortest <= longest, in seconds, not {self.gap}")
+        if self.actions not in ("first", "mean", "chunk"):
+            raise LaminaError(f"actions must be first, mean or chunk, not {self.actions}")
+        if self.actions != "first" and self.gap[0] != self.gap[1]:
+            raise LaminaError(f"the {self.actions} of a gap's actions needs gaps of one length, not {self.gap}")
+        if self.span is not None and not self.span >= self.gap[0] * (self.frames - 1):
+            raise LaminaError(
+                f"{self.frames} frames at least {self.gap[0]:g} s apart do not fit into a span of {self.span:g} s"
+            )
+
+
+def parse_data(argument: str) -> tuple[str, float | None]:
+    """("PATH", weight) of "PATH:weight", ("PATH", None) of "PATH"."""
+    path, colon, weight = argument.rpartition(":")
+    if not colon or os.path.exists(argument):
+        return argument, None
+    try:
+        value = float(weight)
+    except ValueError:
+        return argument, None
+    if not 0 < value < math.inf:
+        raise LaminaError(f"--data {argument}: the weight must be a number above 0")
+    return path, value
+
+
+def open_source(path: str | Path, number: int = 0, max_bad: int = 8) -> Source:
+    """The source at ``path``: a LeRobot dataset if it has meta/info.json, else a video file or a folder of them (links are followed).
+
+    Raises LaminaError if there is nothing to read. Up to ``max_bad`` unreadable files of a folder are left out, each
+    with a LaminaWarning.
+    """
+    root = Path(path)
+    try:
+        if not os.path.exists(root):
+            raise LaminaError(f"{root}: no such file or folder; check the path")
+        if is_dataset(root):
+            return open_lerobot(root, number)
+        return open_folder(root, number, max_bad)
+    except OSError as error:
+        raise LaminaError(
+            f"{error.filename or root}: may not be read ({error.strerror}); check its permissions"
+        ) from error
+
+
+# ---------------------------------------------------------------------------------------------------------- samples
+
+
+def count_starts(times: Float[np.ndarray, "t"], fps: float, frames: int, shortest: float) -> int:
+    """How many of an episode's first frames leave room for a sample: ``frames`` frames, gaps of ``shortest`` seconds."""
+    if len(times) < frames:
+        return 0
+    room = times[-1] + 0.5 / fps - (frames - 1) * shortest
+    return min(int(np.searchsorted(times, room, side="right")), len(times) - frames + 1)
+
+
+def draw_samples(
+    times: Float[np.ndarray, "t"],
+    fps: float,
+    starts: Int[np.ndarray, "n"],
+    frames: int,
+    gap: tuple[float, float],
+    rng: np.random.Generator,
+    span: float | None = None,
+) -> Int[np.ndarray, "m frames"]:
+    """Frame numbers of one sample for each start: gaps uniform over ``gap``, cut to what the episode, and ``span`` seconds, have left.
+
+    A sample whose gap misses what was drawn by more than a frame's duration (a hole in the video) is left out; frames
+    being discrete, windows of four frames and more are granted half a frame for each gap.
+    """
+    at, columns = starts, [starts]
+    keep = np.ones(len(starts), dtype=bool)
+    tolerance = 0.501 * max(2, frames - 1) / fps
+    end = np.full(len(starts), times[-1] + 0.5 / fps if len(times) else 0.0)
+    if span is not None:
+        end = np.minimum(end, times[starts] + span)
+    for later in range(frames - 2, -1, -1):  # gaps still to come after this one
+        room = end - times[at] - later * max(gap[0], 1 / fps)
+        wanted = times[at] + gap[0] + rng.random(len(starts)) * (np.clip(room, *gap) - gap[0])
+        right = np.searchsorted(times, wanted).clip(1, len(times) - 1)
+        nearest = right - (wanted - times[right - 1] <= times[right] - wanted)
+        at = np.clip(nearest, at + 1, len(times) - 1 - later)
+        keep &= np.abs(times[at] - wanted) <= tolerance
+        columns.append(at)
+    return np.stack(columns, axis=1)[keep]
+
+
+def actions_of_gap(fps: float, gap: float) -> int:
+    """How many actions are taken from a frame to the one ``gap`` seconds later, at ``fps`` a second; at least one."""
+    return max(1, round(gap * fps - 1e-6))
+
+
+class Segment(NamedTuple):
+    """The samples that begin at frames start..stop-1 of an episode; none of them leaves frames first..end-1."""
+
+    source: int
+    camera: int  # number of the camera among those that are drawn from
+    episode: int
+    first: int
+    end: int
+    start: int
+    stop: int
+
+
+def _cut(start: int, stop: int, keys: np.ndarray | None) -> list[int]:
+    """Bounds of the segments of start..stop: about SEGMENT frames, at key frames where those are far apart."""
+    bounds = [start]
+    while stop - bounds[-1] > SEGMENT * 3 // 2:
+        low, high = bounds[-1] + SEGMENT, bounds[-1] + LONGEST_SEGMENT
+        if keys is None:
+            cut = low
+        else:
+            following = int(np.searchsorted(keys, low))
+            cut = min(int(keys[following]), high) if following < len(keys) else high
+        if cut >= stop:
+            break
+        bounds.append(cut)
+    return [*bounds, stop]
+
+
+class Plan:
+    """What a split of the sources holds: its segments, fields and shares. No video is decoded here."""
+
+    def __init__(self, config: DataConfig, split: str) -> None:
+        if split not in SPLITS:
+            raise LaminaError(f"no split '{split}'; there are: {', '.join(SPLITS)}")
+        self.config, self.split = config, split
+        parsed = [parse_data(d) for d in config.data]
+        self.sources: list[Source] = [open_source(p, n, config.max_bad) for n, (p, _) in enumerate(parsed)]
+        self.offsets: list[int] = np.cumsum([0] + [len(s.episodes) for s in self.sources]).tolist()
+        self.cameras: list[tuple[str, ...]] = [self._cameras(s) for s in self.sources]
+        self._unseen: list[dict[str, set[int]]] = [self._find_unseen(n) for n in range(len(self.sources))]
+        self._check_paired()
+        self.step = self._action()  # what one action holds
+        self.steps = self._steps()  # actions that a gap spans
+        chunked = self.step is not None and config.actions == "chunk"
+        self.action = self.step.chunk(self.steps) if chunked and self.step else self.step
+        for source in self.sources:
+            for name in (config.proprio, *config.targets):
+                _check_name(source, "feature", name, source.columns)
+        self._check_tasks()
+        self.segments: list[Int[np.ndarray, "n 7"]] = [self._segments(n) for n in range(len(self.sources))]
+        self.counts: list[int] = [int((s[:, 6] - s[:, 5]).sum()) for s in self.segments]
+        weights = [w for _, w in parsed]
+        if any(w is None for w in weights) and any(w is not None for w in weights):
+            raise LaminaError("give a weight to every --data PATH:weight, or to none of them")
+        shares = np.array([c if w is None else w for c, w in zip(self.counts, weights, strict=True)], dtype=np.float64)
+        self.shares: list[float] = (shares / shares.sum()).tolist()
+
+    def _cameras(self, source: Source) -> tuple[str, ...]:
+        """The cameras that frames are drawn from."""
+        if not source.cameras:
+            raise LaminaError(
+                f"{source.root}: has no video; Lamina reads features of dtype 'video' and pictures of dtype 'image'"
+            )
+        wanted, paired = self.config.camera, self.config.paired
+        _check_name(source, "camera", paired, source.cameras)
+        if paired is not None and (wanted == paired or source.cameras == (paired,)):
+            raise LaminaError(
+                f"{source.root}: camera '{paired}' would be paired with itself; name another by --camera or --paired"
+            )
+        views = tuple(c for c in source.cameras if c != paired)
+        if wanted == "all" or (wanted is None and views):
+            return views if wanted == "all" else views[:1]
+        _check_name(source, "camera", wanted, source.cameras)
+        return (wanted or source.cameras[0],)
+
+    def _find_unseen(self, number: int) -> dict[str, set[int]]:
+        """The episodes that each view leaves out: its camera, or the paired one, does not show them, or their pictures are in doubt.
+
+        Raises LaminaError if there are more than ``max_bad`` of the latter, or no episode is left.
+        """
+        source = self.sources[number]
+        missing: dict[str, set[int]] = {}
+        for camera in (*self.cameras[number], *filter(None, [self.config.paired])):
+            found = source.unseen(camera)
+            missing[camera] = set(found)
+            refused = [error for error in found.values() if error is not None]
+            absent = len(found) - len(refused)
+            if not refused and len(found) == len(source.episodes):
+                raise LaminaError(f"{source.root}: '{camera}' shows no episode; name another camera by --camera")
+            if refused and (len(refused) > self.config.max_bad or len(found) == len(source.episodes)):
+                more = f" ({len(refused)} episodes of {source.root} cannot be used)" if len(refused) > 1 else ""
+                raise LaminaError(f"{refused[0]}{more}")
+            told = [f"left out: {error}" for error in dict.fromkeys(refused)]
+            if absent:
+                told.append(
+                    f"{source.root}: '{camera}' does not show {absent} of {len(source.episodes)} episodes; they are left out"
+                )
+            for text in told:
+                warnings.warn(text, LaminaWarning, stacklevel=4)
+        return {view: missing[view] | missing.get(self.config.paired or "", set()) for view in self.cameras[number]}
+
+    def _check_paired(self) -> None:
+        """Views of the same states are as long as one another."""
+        paired = self.config.paired
+        if paired is None:
+            return
+        for source, views, unseen in zip(self.sources, self.cameras, self._unseen, strict=True):
+            for episode in source.episodes:
+                seen = [view for view in views if episode.number not in unseen[view]]
+                if not seen:
+                    continue
+                lengths = {camera: source.seconds(episode, camera) for camera in (*seen, paired)}
+                if max(lengths.values()) - min(lengths.values()) > 1.5 / episode.fps:
+                    told = ", ".join(f"'{camera}' {length:.2f} s" for camera, length in lengths.items())
+                    raise LaminaError(f"{episode.name}: paired views must be of one length, but it has {told}")
+
+    def _action(self) -> ActionSpec | None:
+        """What the actions of one step hold; None unless every source has the same ones."""
+        name = self.config.action
+        if name is None:
+            return None
+        if name != "action":
+            for source in self.sources:
+                _check_name(source, "feature", name, source.columns)
+        specs = [s.action_spec(name) for s in self.sources]
+        kinds = {None if spec is None else (spec.discrete, spec.continuous) for spec in specs}
+        spec = specs[0] if len(kinds) == 1 else None
+        if spec is not None and self.config.actions == "mean" and spec.discrete:
+            raise LaminaError(
+                f"{self.sources[0].root}: classes have no mean; tie a gap to the first action, or to a chunk"
+            )
+        return spec
+
+    def _steps(self) -> int:
+        """Actions from one frame of a sample to the next: the longest gap's, of the first source."""
+        counts = {actions_of_gap(source.fps, self.config.gap[1]) for source in self.sources}
+        if len(counts) > 1 and self.config.actions != "first":
+            roots = ", ".join(str(source.root) for source in self.sources)
+            raise LaminaError(f"{roots}: a gap spans {sorted(counts)} actions in them; take the first, or one source")
+        return min(counts)
+
+    def over_the_gap(self, action: Float[np.ndarray, "t a"], frames: Int[np.ndarray, "n"]) -> Float[np.ndarray, "n a2"]:
+        """What stands for the gap that begins at each of ``frames`` (``config.actions``), from an episode's actions; at the episode's end
+        the last action stands in for those that are not there."""
+        if self.config.actions == "first" or self.step is None:
+            return action[frames]
+        every = action[np.minimum(frames[:, None] + np.arange(self.steps), len(action) - 1)]
+        return every.mean(1) if self.config.actions == "mean" else self.step.pack(every)
+
+    def _check_tasks(self) -> None:
+        there = sorted({e.task for s in self.sources for e in s.episodes if e.task})
+        for task in self.config.tasks:
+            if task not in there:
+                roots = ", ".join(str(s.root) for s in self.sources)
+                raise LaminaError(f"{roots}: has no task '{task}'; it has: {'; '.join(there) or 'none'}")
+
+    def _segments(self, number: int) -> Int[np.ndarray, "n 7"]:
+        """The segments of one source. Raises LaminaError if no episode of the split has room for a sample."""
+        source, config, unseen = self.sources[number], self.config, self._unseen[number]
+        rows: list[Segment] = []
+        spans = short = 0
+        for n, episode in enumerate(source.episodes):
+            if config.tasks and episode.task not in config.tasks:
+                continue
+            for split, first, end in episode.splits:
+                if split != self.split:
+                    continue
+                views = [c for c, view in enumerate(self.cameras[number]) if episode.number not in unseen[view]]
+                if not views:
+                    continue
+                spans += 1
+                starts = count_starts(episode.times[first:end], episode.fps, config.frames, config.gap[0])
+                short += starts == 0
+                bounds = _cut(first, first + starts, episode.keys)
+                for camera in views:
+                    rows += [Segment(number, camera, n, first, end, a, b) for a, b in pairwise(bounds) if b > a]
+        need = f"{config.frames} frames at least {config.gap[0]:g} s apart"
+        if not rows:
+            where = source.episodes[0].name if len(source.episodes) == 1 else source.root
+            of = " of " + "; ".join(map(repr, config.tasks)) if config.tasks else ""
+            what = (
+                f"no {self.split} episode{of}"
+                if spans == 0
+                else f"none of its {spans} {self.split} stretch(es) of video"
+            )
+            raise LaminaError(f"{where}: {what} holds {need}; use longer video or a shorter gap")
+        if short:
+            warnings.warn(
+                f"{source.root}: {short} of {spans} {self.split} episodes are too short for {need} and are left out",
+                LaminaWarning,
+                stacklevel=4,
+            )
+        if 1.0 / source.fps > config.gap[1]:
+            warnings.warn(
+                f"{source.root}: at {source.fps:g} frames per second neighbouring frames are {1 / source.fps:.3g} s apart, "
+                f"more than the longest gap, {config.gap[1]:g} s; samples are neighbouring frames",
+                LaminaWarning,
+                stacklevel=4,
+            )
+        return np.array(rows, dtype=np.int32)
+
+
+def feature_width(config: DataConfig, name: str) -> int | None:
+    """Values of feature ``name`` in one frame; None unless every source has it, and as wide.
+
+    Raises LaminaError for data that cannot be read.
+    """
+    sources = [open_source(parse_data(d)[0], n, config.max_bad) for n, d in enumerate(config.data)]
+    widths = {s.width(name) for s in sources}
+    return widths.pop() if len(widths) == 1 else None
+
+
+def count_transitions(config: DataConfig, split: str) -> int:
+    """Samples of a split: each frame that leaves room for a sample begins one."""
+    return sum(Plan(config, split).counts)
+
+
+def source_camera(source: Source, camera: str | None) -> str:
+    """``camera``, or the source's first one for None. Raises LaminaError if the source has no such camera."""
+    _check_name(source, "camera", camera, source.cameras)
+    return camera or source.cameras[0]
+
+
+def _check_name(source: Source, what: str, name: str | None, there: tuple[str, ...]) -> None:
+    if name is not None and name not in there:
+        raise LaminaError(f"{source.root}: has no {what} '{name}'; it has: {', '.join(there) or 'none'}")

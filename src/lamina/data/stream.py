@@ -1,0 +1,490 @@
+"""From video to batches of samples, decoded ahead by worker processes.
+
+Every frame that leaves room for a sample begins exactly one sample an epoch. Episodes are cut into short segments, each
+decoded forward in one go. Segments come in a seeded random order, from the source that is furthest behind its share.
+Their samples, numbered j = 0, 1, 2, ... in that order, are delivered in the order of j + U{0..shuffle-1}: a shuffle
+buffer whose content follows from the numbers alone. So a stream goes on at the exact sample from a few integers,
+whatever the number of workers, and holds about ``shuffle`` samples in memory however much video there is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import json
+import os
+import threading
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch.utils.data import DataLoader, Dataset
+
+from lamina.data.dataset import Source
+from lamina.data.episodes import DecodeError, Episode, check_classes, task_vector
+from lamina.data.paths import contents
+from lamina.data.sampling import DataConfig, Plan, Segment, draw_samples, open_source, parse_data
+from lamina.errors import LaminaError, LaminaWarning
+from lamina.records import Malformed, Whole, checked
+from lamina.types import ActionSpec, Clip
+
+__all__ = ["ClipStream", "DataConfig", "Episode", "Source", "gather", "open_source", "parse_data"]
+
+PREFETCH = 4  # segments that each worker decodes ahead
+PER_STRETCH = 4  # samples that gather takes from one stretch of video
+
+
+class Decoded(NamedTuple):
+    """The frames that a segment's samples need, each once, and the samples as rows of them."""
+
+    frames: UInt8[np.ndarray, "n c h w"]
+    paired: UInt8[np.ndarray, "n c h w"] | None
+    columns: dict[str, Float[np.ndarray, "n d"]]  # time, index, and whichever of action, previous_action, ... there are
+    episode: int
+    task: Float[np.ndarray, "e"]
+    samples: Int[np.ndarray, "m t"]  # rows of the above
+
+
+def decode_segment(
+    plan: Plan, segment: Segment, rng: np.random.Generator, picks: Int[np.ndarray, "n"] | None = None
+) -> Decoded:
+    """Draw a segment's samples (or only the ones with the numbers ``picks``) and decode the frames that they need.
+
+    Raises DecodeError if the video is damaged there and LaminaError for what a feature cannot hold: NaN, infinity, no class of its.
+    """
+    config, source = plan.config, plan.sources[segment.source]
+    episode = source.episodes[segment.episode]
+    times = episode.times[segment.first : segment.end]
+    starts = np.arange(segment.start, segment.stop) - segment.first
+    starts = starts if picks is None else starts[picks]
+    samples = segment.first + draw_samples(times, episode.fps, starts, config.frames, config.gap, rng, config.span)
+    numbers, rows = np.unique(samples, return_inverse=True)
+    camera = plan.cameras[segment.source][segment.camera]
+    columns = {"time": episode.times[numbers].astype(np.float32), "index": numbers.astype(np.int64)}
+    if plan.action is not None:
+        assert config.action is not None
+        action = source.column(episode, config.action)
+        assert plan.step is not None
+        check_classes(action, plan.step, config.action, episode)
+        columns["action"] = plan.over_the_gap(action, numbers)
+        columns["previous_action"] = np.where(numbers[:, None] > 0, action[numbers - 1], 0).astype(np.float32)
+    if config.proprio is not None:
+        columns["proprio"] = source.column(episode, config.proprio)[numbers]
+    columns |= {f"target {name}": source.column(episode, name)[numbers] for name in config.targets}
+    return Decoded(
+        _read(source, episode, camera, numbers, config.size),
+        None if config.paired is None else _read(source, episode, config.paired, numbers, config.size),
+        columns,
+        plan.offsets[segment.source] + segment.episode,
+        task_vector(episode.task),
+        rows.reshape(samples.shape),
+    )
+
+
+def _read(
+    source: Source, episode: Episode, camera: str, numbers: Int[np.ndarray, "n"], size: tuple[int, int]
+) -> UInt8[np.ndarray, "n c h w"]:
+    if len(numbers) == 0:
+        return np.empty((0, 3, *size), dtype=np.uint8)
+    runs = np.split(numbers, np.flatnonzero(np.diff(numbers) > 1) + 1)
+    frames = np.concatenate([source.frames(episode, camera, int(r[0]), int(r[-1]) + 1, size) for r in runs])
+    return np.ascontiguousarray(frames.transpose(0, 3, 1, 2))
+
+
+def spread(total: int, count: int) -> Int[np.ndarray, "count"]:
+    """``count`` of the numbers 0..total-1, evenly spread."""
+    count = min(total, count)
+    return (np.arange(count) * total + total // 2) // max(count, 1)
+
+
+def assemble(rows: Sequence[tuple[Decoded, int]]) -> Clip:
+    """A batch from single samples: (decoded segment, number of the sample in it)."""
+    picks = [(d, d.samples[m]) for d, m in rows]
+
+    def stack(values: Sequence[np.ndarray]) -> torch.Tensor:
+        out = np.empty((len(picks), *picks[0][1].shape, *values[0].shape[1:]), values[0].dtype)
+        for n, (_, frames) in enumerate(picks):
+            np.take(values[n], frames, axis=0, out=out[n], mode="clip")  # "raise" would copy once more
+        return torch.from_numpy(out)
+
+    columns = {name: stack([d.columns[name] for d, _ in rows]) for name in rows[0][0].columns}
+    paired = [d.paired for d, _ in rows if d.paired is not None]
+    return Clip(
+        frames=stack([d.frames for d, _ in rows]),
+        paired=stack(paired) if paired else None,
+        episode=torch.tensor([d.episode for d, _ in rows]),
+        task=torch.from_numpy(np.stack([d.task for d, _ in rows])),
+        targets={n.removeprefix("target "): columns.pop(n) for n in list(columns) if n.startswith("target ")},
+        **columns,
+    )
+
+
+# --------------------------------------------------------------------------------------------------------- the order
+
+
+class Turn(NamedTuple):
+    """One segment's place in the order: everything before it is known from these few numbers."""
+
+    serial: int  # segments before it
+    segments: tuple[int, ...]  # segments of each source before it
+    samples: tuple[int, ...]  # samples of each source before it
+
+    def after(self, segment: Segment) -> Turn:
+        """The place of the one that follows ``segment``."""
+        here = [i == segment.source for i in range(len(self.segments))]
+        return Turn(
+            self.serial + 1,
+            tuple(n + h for n, h in zip(self.segments, here, strict=True)),
+            tuple(n + h * (segment.stop - segment.start) for n, h in zip(self.samples, here, strict=True)),
+        )
+
+
+def schedule(plan: Plan, seed: int, turn: Turn) -> Iterator[tuple[Turn, Segment]]:
+    """The endless order of segments from ``turn`` on, the same for every shard."""
+    orders: dict[int, tuple[int, np.ndarray]] = {}
+    while True:
+        done = sum(turn.samples)
+        behind = [share * (done + 1) - n for share, n in zip(plan.shares, turn.samples, strict=True)]
+        s = int(np.argmax(behind))
+        epoch, position = divmod(turn.segments[s], len(plan.segments[s]))
+        if s not in orders or orders[s][0] != epoch:
+            orders[s] = (epoch, np.random.default_rng([seed, 0, s, epoch]).permutation(len(plan.segments[s])))
+        segment = Segment(*plan.segments[s][orders[s][1][position]].tolist())
+        yield turn, segment
+        turn = turn.after(segment)
+
+
+class _Work(Dataset):
+    """What a worker process does: turn -> (turn, segment, decoded segment or the reason why not, delays)."""
+
+    def __init__(self, plan: Plan, seed: int) -> None:
+        self.plan, self.seed = plan, seed
+
+    def __getitem__(self, item: tuple[Turn, Segment]) -> tuple[Turn, Segment, Decoded | LaminaError, np.ndarray]:
+        turn, segment = item
+        rng = np.random.default_rng([self.seed, 1, turn.serial])
+        try:
+            decoded = decode_segment(self.plan, segment, rng)
+        except LaminaError as error:  # returned, so that the training process tells it in one line
+            return turn, segment, error, np.empty(0, np.int64)
+        return turn, segment, decoded, rng.integers(0, self.plan.config.shuffle, len(decoded.samples))
+
+
+def _end_with_parent(worker: int) -> None:
+    """Let this worker process end when its parent does. One that is killed can't tell it to, and torch's own watch over the parent
+    waits for ever for somebody to take what was decoded ahead."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+@dataclass
+class _Held:
+    """A segment of which some samples wait in the shuffle buffer."""
+
+    turn: Turn
+    first: int  # number of its first sample in the stream
+    decoded: Decoded
+    waiting: int = 0
+
+
+class _Shard:
+    """One stream of samples over every ``shards``-th segment of the schedule."""
+
+    def __init__(self, plan: Plan, seed: int, shard: int, shards: int) -> None:
+        self.plan, self.seed, self.shard, self.shards = plan, seed, shard, shards
+        none = (0,) * len(plan.sources)
+        self.arrivals: Iterator[Any] | None = None
+        self.restart(Turn(0, none, none), arrived=0, last=(-1, -1), bad=[])
+
+    def restart(self, turn: Turn, arrived: int, last: tuple[int, int], bad: list[tuple[int, ...]]) -> None:
+        self.close()
+        self.turn = turn  # the next segment to arrive is this one or a later one
+        self.arrived = arrived  # samples that have arrived
+        self.last = last  # (key, number) of the last sample delivered: whatever is not above it has been delivered
+        self.bad = bad
+        self.barren = 0  # segments without a sample since the last one with any
+        self.held: dict[int, _Held] = {}
+        self.queue: list[tuple[int, int, int]] = []  # heap of (key, number, serial)
+
+    def state(self) -> dict[str, Any]:
+        oldest = next(iter(self.held.values()), None)
+        turn, arrived = (self.turn, self.arrived) if oldest is None else (oldest.turn, oldest.first)
+        return {
+            "serial": turn.serial,
+            "segments": list(turn.segments),
+            "samples": list(turn.samples),
+            "arrived": arrived,
+            "last": list(self.last),
+            "bad": [list(b) for b in self.bad],
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        turn = Turn(state["serial"], tuple(state["segments"]), tuple(state["samples"]))
+        self.restart(turn, state["arrived"], tuple(state["last"]), [tuple(b) for b in state["bad"]])
+
+    def draw(self) -> tuple[Decoded, int]:
+        """The next sample: (decoded segment, number of the sample in it)."""
+        while not self.queue or self.queue[0][0] > self.arrived:
+            self._receive()
+        key, number, serial = heapq.heappop(self.queue)
+        self.last = (key, number)
+        held = self.held[serial]
+        held.waiting -= 1
+        if held.waiting == 0:
+            del self.held[serial]
+        return held.decoded, number - held.first
+
+    def _receive(self) -> None:
+        """Take in the next segment."""
+        if self.arrivals is None:
+            self.arrivals = self._start()
+        try:
+            turn, segment, decoded, delays = next(self.arrivals)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            reason = str(error).splitlines()[0]
+            raise LaminaError(
+                f"{self.plan.config.data[0]}: a decoding process died ({reason}); try workers = 0"
+            ) from error
+        self.turn = turn.after(segment)
+        self.barren += 1
+        if isinstance(decoded, LaminaError):
+            self._skip(segment, decoded)
+        elif len(delays):
+            held = _Held(turn, self.arrived, decoded)
+            self.arrived += len(delays)
+            self.barren = 0
+            numbers = range(held.first, self.arrived)
+            waiting = [(n + d, n, turn.serial) for n, d in zip(numbers, delays.tolist(), strict=True)]
+            waiting = [w for w in waiting if w[:2] > self.last]  # the others were delivered before a resume
+            held.waiting = len(waiting)
+            if waiting:
+                self.held[turn.serial] = held
+            for w in waiting:
+                heapq.heappush(self.queue, w)
+        if self.barren > sum(len(s) for s in self.plan.segments):
+            raise LaminaError(
+                f"{self.plan.config.data[0]}: no sample can be drawn, its frames are too far apart in time"
+            )
+
+    def _skip(self, segment: Segment, error: LaminaError) -> None:
+        """Count a stretch of video that cannot be decoded; anything else that is wrong is an error at once."""
+        if not isinstance(error, DecodeError):
+            raise error
+        if tuple(segment) not in self.bad:
+            self.bad.append(tuple(segment))
+            warnings.warn(f"skipped frames {segment.start}-{segment.stop - 1}: {error}", LaminaWarning, stacklevel=2)
+        if len(self.bad) > self.plan.config.max_bad:
+            raise LaminaError(f"{error} (more than {self.plan.config.max_bad} stretches of video cannot be decoded)")
+
+    def _start(self) -> Iterator[Any]:
+        turns = (x for x in schedule(self.plan, self.seed, self.turn) if x[0].serial % self.shards == self.shard)
+        workers = self.plan.config.workers
+        loader = DataLoader(
+            _Work(self.plan, self.seed),
+            batch_size=None,
+            sampler=turns,
+            num_workers=workers,
+            prefetch_factor=PREFETCH if workers else None,
+            collate_fn=_same,
+            worker_init_fn=_end_with_parent,
+            generator=torch.Generator(),  # of its own: the global one must not depend on how often a loader starts
+        )
+        return iter(loader)
+
+    def close(self) -> None:
+        """Stop the worker processes."""
+        self.arrivals = None
+
+
+@dataclass(frozen=True)
+class _Place:
+    """What :meth:`_Shard.state` says."""
+
+    serial: Whole
+    segments: tuple[Whole, ...]
+    samples: tuple[Whole, ...]
+    arrived: Whole
+    last: tuple[int, int]
+    bad: tuple[tuple[Whole, Whole, Whole, Whole, Whole, Whole, Whole], ...]
+
+    def __post_init__(self) -> None:
+        if sum(self.segments) != self.serial:
+            raise LaminaError(f"{self.segments} segments of the sources are not {self.serial} together")
+
+
+@dataclass(frozen=True)
+class _State:
+    data: str
+    shards: dict[str, _Place]
+
+
+class ClipStream:
+    """An endless stream of :class:`lamina.types.Clip` batches for training.
+
+    ``shards`` independent streams share the data; a batch is ``batch // shards`` samples of each, in their order. With
+    ``shard=None`` this process draws all of them, with ``shard=r`` only that one: so one process with ``shards=2`` sees
+    exactly what two processes see together. The order depends on the data, the configuration, ``seed`` and ``shards``,
+    not on the number of workers. Stretches that cannot be decoded are skipped, each with a warning, up to ``max_bad``;
+    ``skipped`` counts them.
+
+    Raises LaminaError: data that cannot be read, names that are not there, NaN in a feature, too many bad stretches.
+    """
+
+    def __init__(
+        self, config: DataConfig, batch: int, seed: int, split: str = "train", shards: int = 1, shard: int | None = None
+    ) -> None:
+        if batch < 1 or batch % shards:
+            raise LaminaError(f"a batch of {batch} cannot be shared evenly by {shards} streams; change one of them")
+        self.config, self.batch = config, batch
+        self.plan = Plan(config, split)
+        self._shards = {r: _Shard(self.plan, seed, r, shards) for r in (range(shards) if shard is None else (shard,))}
+        self._each = batch // shards
+        settings = {k: v for k, v in asdict(config).items() if k not in ("data", "workers", "max_bad")}
+        segments = [len(s) for s in self.plan.segments]
+        made_of = [contents(source.files) for source in self.plan.sources]
+        what = [settings, batch, seed, split, shards, self.plan.counts, self.plan.shares, segments, made_of]
+        description = json.dumps(what)
+        self._fingerprint = hashlib.sha256(description.encode()).hexdigest()[:16]
+
+    @property
+    def action(self) -> ActionSpec | None:
+        """What ``Clip.action`` holds; None where the sources have no actions, or not the same ones."""
+        return self.plan.action
+
+    @property
+    def fps(self) -> float:
+        """Frames per second of the first source."""
+        return self.plan.sources[0].fps
+
+    @property
+    def epoch(self) -> int:
+        """Samples of an epoch: each frame that leaves room for a sample begins one."""
+        return sum(self.plan.counts)
+
+    @property
+    def skipped(self) -> int:
+        """Stretches of video that could not be decoded so far."""
+        return sum(len(s.bad) for s in self._shards.values())
+
+    def __iter__(self) -> Iterator[Clip]:
+        return self
+
+    def __next__(self) -> Clip:
+        return assemble([s.draw() for s in self._shards.values() for _ in range(self._each)])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the stream stands: a few integers for each shard, fit for JSON. Shards of several processes merge."""
+        return {"data": self._fingerprint, "shards": {str(r): s.state() for r, s in self._shards.items()}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on at the exact next sample. Raises LaminaError if the state is of other data or settings, or none."""
+        saved = checked(_State, state)
+        places = {str(r): saved.shards.get(str(r)) for r in self._shards}
+        if saved.data != self._fingerprint or None in places.values():
+            raise LaminaError(
+                f"{', '.join(self.config.data)}: the data or its settings are not those of the run to be resumed; "
+                "use the same ones, or start a new run from this one's weights with --init"
+            )
+        sources = len(self.plan.sources)
+        if any(place and not len(place.segments) == len(place.samples) == sources for place in places.values()):
+            raise Malformed(f"a shard's place is not one in {sources} source(s)")
+        for r, shard in self._shards.items():
+            shard.load(state["shards"][str(r)])
+
+    def close(self) -> None:
+        """Stop the worker processes. The stream can go on afterwards; they start again."""
+        for shard in self._shards.values():
+            shard.close()
+
+
+def gather(config: DataConfig, split: str, limit: int | None, seed: int = 0, require_action: bool = False) -> Clip:
+    """An in-memory sample of a split, evenly spread over its episodes and in their order; the same every time.
+
+    ``limit``: how many samples at most (None: every one of the split). Where that is fewer than the split has, every task
+    gives equally many, as far as it has them, and about four are taken from each of evenly spread stretches of video,
+    which spares decoding. Raises LaminaError as :class:`ClipStream` does, and if ``require_action`` and there are no
+    actions.
+    """
+    plan = Plan(config, split)
+    if require_action and plan.action is None:
+        raise LaminaError(f"{_lacks_actions(plan)}; actions are needed here")
+    segments = np.concatenate(plan.segments)
+    rows: list[tuple[Decoded, int]] = []
+    bad: list[DecodeError] = []
+    for v, here in _choose(plan, segments, limit):
+        try:
+            decoded = decode_segment(plan, Segment(*segments[v].tolist()), np.random.default_rng([seed, 3, v]), here)
+        except DecodeError as error:
+            bad.append(error)
+            warnings.warn(f"skipped: {error}", LaminaWarning, stacklevel=2)
+            if len(bad) > config.max_bad:
+                raise LaminaError(
+                    f"{error} (more than {config.max_bad} stretches of video cannot be decoded)"
+                ) from error
+            continue
+        rows += [(decoded, m) for m in range(len(decoded.samples))]
+    if not rows:
+        raise (
+            bad[0]
+            if bad
+            else LaminaError(f"{config.data[0]}: no {split} sample can be drawn, its frames are too far apart")
+        )
+    return assemble(rows)
+
+
+def _choose(
+    plan: Plan, segments: Int[np.ndarray, "n 7"], limit: int | None
+) -> Iterator[tuple[int, Int[np.ndarray, "m"]]]:
+    """Which segments :func:`gather` visits, and which of their samples it takes there, in the order of ``segments``."""
+    sizes = segments[:, 6] - segments[:, 5]
+    tasks = [plan.sources[s].episodes[e].task for s, e in segments[:, [0, 2]].tolist()]
+    chosen: dict[int, np.ndarray] = {}
+    groups = [np.flatnonzero(np.array(tasks) == task) for task in sorted(set(tasks))]
+    totals = [int(sizes[group].sum()) for group in groups]
+    for group, share in zip(groups, totals if limit is None else share_out(limit, totals), strict=True):
+        visited = group
+        if share < sizes[group].sum():
+            count = -(-share // PER_STRETCH)
+            while sizes[visited := group[spread(len(group), count)]].sum() < share:
+                count *= 2
+        ends = np.cumsum(sizes[visited])
+        picks = spread(int(ends[-1]), share) if len(visited) else visited
+        for v, end in zip(visited.tolist(), ends.tolist(), strict=True):
+            begin = end - sizes[v]
+            chosen[v] = picks[np.searchsorted(picks, begin) : np.searchsorted(picks, end)] - begin
+    return iter(sorted(chosen.items()))
+
+
+def share_out(limit: int, totals: Sequence[int]) -> list[int]:
+    """How many each gives so that together they give ``limit``, or all they have: equally many, as far as it has them."""
+    shares = [0] * len(totals)
+    left = limit
+    for waiting, n in enumerate(sorted(range(len(totals)), key=lambda n: totals[n])):
+        shares[n] = min(totals[n], left // (len(totals) - waiting))
+        left -= shares[n]
+    return shares
+
+
+def _lacks_actions(plan: Plan) -> str:
+    name = plan.config.action
+    for source in plan.sources:
+        if name is None or source.action_spec(name) is None:
+            return f"{source.root}: has no feature '{name}'; it has: {', '.join(source.columns) or 'none'}"
+    return f"{', '.join(plan.config.data)}: their actions '{name}' differ in kind or dimension"

@@ -1,0 +1,125 @@
+"""Any Gymnasium environment (Towers et al. 2024) that can draw itself, ``gym/CartPole-v1`` for example.
+
+Pictures are the environment's own rendering, squashed to ``size``. There is no scripted expert; the random policy draws as
+the environment's action space does. An environment from elsewhere is named with the module that registers it, which is
+how Gymnasium writes it: ``gym/my_package:Task-v0``.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+
+from lamina.envs.base import Action, Observation, World, resize
+from lamina.errors import LaminaError
+from lamina.types import ActionSpec, Size
+
+with suppress(ModuleNotFoundError, LaminaError):
+    import lamina.envs.rendering  # noqa: F401 (decides how MuJoCo will draw, in those environments that use it)
+if sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys():
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame looks for a display and complains
+
+try:
+    import gymnasium
+    from gymnasium import spaces
+except ModuleNotFoundError as error:
+    raise LaminaError("Gymnasium's environments need gymnasium: pip install 'lamina[doom]'") from error
+
+FPS = 10  # where an environment does not say
+MAX_STEPS = 1000  # where an environment has no limit of its own
+
+
+class GymWorld(World):
+    """An environment made with ``render_mode="rgb_array"``, whatever its observations are.
+
+    A discrete choice is numbered from 0 here, wherever the environment starts. A vector of real numbers must lie in the
+    environment's box. An episode is done where the environment says so, and after ``max_steps``: its own limit, else 1000.
+    """
+
+    cameras = ("render",)
+
+    def __init__(self, env: gymnasium.Env, name: str, size: Size | None = (64, 64)):
+        if env.render_mode != "rgb_array":
+            raise LaminaError(f"{name}: cannot be seen, its render_mode is {env.render_mode} and not rgb_array")
+        self.name, self.task, self._env, self._size = "gym", name, env, size
+        self.action = action_spec(env.action_space, name)
+        self.fps = max(1, round(env.metadata.get("render_fps") or FPS))
+        self.max_steps = (env.spec.max_episode_steps if env.spec else None) or MAX_STEPS
+
+    def reset(self, seed: int) -> Observation:
+        self._env.reset(seed=seed)
+        self._steps = 0
+        return self._observe()
+
+    def step(self, action: Action) -> tuple[Observation, float, bool]:
+        _, reward, terminated, truncated, _ = self._env.step(self._outward(action))
+        self._steps += 1
+        return self._observe(), float(reward), bool(terminated or truncated or self._steps == self.max_steps)
+
+    def expert(self, rng: np.random.Generator) -> Action:
+        raise LaminaError(f"gym/{self.task} has no scripted expert: play it with an agent or at random")
+
+    def random(self, rng: np.random.Generator) -> Action:
+        space = self._env.action_space
+        space.seed(int(rng.integers(2**31)))
+        chosen = np.asarray(space.sample()).reshape(-1)
+        if isinstance(space, spaces.Box):
+            return chosen.astype(np.float32)
+        return chosen.astype(np.int64) - np.asarray(space.start).reshape(-1)  # type: ignore[attr-defined]
+
+    def close(self) -> None:
+        self._env.close()
+
+    def _outward(self, action: Action) -> Any:
+        """``action`` as the environment takes it. Raises LaminaError where it is outside the space."""
+        space = self._env.action_space
+        if isinstance(space, spaces.Discrete):
+            outward: Any = space.start + space.dtype.type(action[0])
+        elif isinstance(space, spaces.MultiDiscrete):
+            outward = (space.start + action.reshape(space.shape)).astype(space.dtype)
+        else:
+            outward = action.reshape(space.shape).astype(space.dtype)
+        if not space.contains(outward):
+            raise LaminaError(
+                f"gym/{self.task}: action {action.tolist()} is outside its space, {space}; clip it in the agent"
+            )
+        return outward
+
+    def _observe(self) -> Observation:
+        picture = np.asarray(self._env.render())
+        if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
+            raise LaminaError(f"gym/{self.task}: draws {picture.dtype} of {picture.shape}, not one colour picture")
+        return Observation({"render": resize(picture, self._size)})
+
+
+def action_spec(space: spaces.Space, name: str) -> ActionSpec:
+    """What an action of ``space`` holds. Raises LaminaError for a space that is not Discrete, MultiDiscrete or a Box of floats."""
+    if isinstance(space, spaces.Discrete) and space.n > 1:
+        return ActionSpec((int(space.n),), names=tuple(map(str, range(space.n))))
+    if isinstance(space, spaces.MultiDiscrete) and space.nvec.size and space.nvec.min() > 1:
+        return ActionSpec(tuple(space.nvec.reshape(-1).tolist()))
+    if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating) and np.prod(space.shape):
+        return ActionSpec(continuous=int(np.prod(space.shape)))
+    raise LaminaError(
+        f"{name}: its actions ({space}) cannot be used; they must be Discrete, MultiDiscrete (of two choices or more) or a Box of floats"
+    )
+
+
+def make(name: str, variant: str, size: Size | None) -> GymWorld:
+    """``gym/ID``. Raises LaminaError for an unknown id, a missing simulator, and an environment that cannot draw itself."""
+    if not variant:
+        raise LaminaError(f"world '{name}' needs the id of an environment: {name}/CartPole-v1, for example")
+    try:
+        env = gymnasium.make(variant, render_mode="rgb_array", disable_env_checker=True)
+    except (gymnasium.error.Error, ImportError, TypeError) as error:  # TypeError: it takes no render_mode
+        reason = str(error).strip().partition("\n")[0].rstrip(".")
+        raise LaminaError(f"world '{name}/{variant}' cannot be made: {reason}") from error
+    try:
+        return GymWorld(env, variant, size)
+    except LaminaError:
+        env.close()
+        raise

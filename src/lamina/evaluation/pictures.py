@@ -1,0 +1,100 @@
+"""Pictures of what a model makes: look at them before you believe a number."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+import torch
+from jaxtyping import Int, UInt8
+from torch import Tensor
+
+from lamina.evaluation.probes.exogenous import SwapScore
+from lamina.evaluation.probes.horizon import elsewhere
+from lamina.files import disk_errors
+from lamina.inference.subject import Subject
+from lamina.models.hub import LatentActionModel
+from lamina.types import Clip
+
+matplotlib.use("Agg")
+from matplotlib.figure import Figure
+
+Images = UInt8[Tensor, "n c h w"]
+
+
+def grid(path: Path, columns: list[str], pictures: list[Images], caption: str = "", names: Sequence[str] = ()) -> None:
+    """A grid of pictures, one column a tensor [rows c h w], as a PNG; ``names`` of the rows, if any."""
+    rows, count = len(pictures[0]), len(columns)
+    figure = Figure(figsize=(1.25 * count, 1.25 * rows + 0.3), dpi=110, layout="constrained")
+    axes = figure.subplots(rows, count, squeeze=False)
+    for j, (title, column) in enumerate(zip(columns, pictures, strict=True)):
+        axes[0][j].set_title(title, fontsize=9)
+        for i in range(rows):
+            axes[i][j].imshow(column[i].permute(1, 2, 0).cpu().numpy(), interpolation="nearest")
+            axes[i][j].set(xticks=[], yticks=[])
+            axes[i][j].spines[:].set_visible(False)
+    for i, name in enumerate(names):
+        axes[i][0].set_ylabel(name, fontsize=8)
+    if caption:
+        figure.supxlabel(caption, fontsize=8)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path)
+
+
+def telling(clip: Clip, count: int) -> Int[Tensor, "count"]:
+    """Transitions with something to see, by rule and not by taste: evenly spread over the upper half of pixel change."""
+    change = (clip.frames[:, 0].float() - clip.frames[:, 1].float()).abs().flatten(1).mean(1)
+    order = change.argsort()
+    places = torch.linspace(0.5, 0.95, count) * (len(order) - 1)
+    return order[places.round().long()]
+
+
+def prefix_picture(model: LatentActionModel, clip: Clip, prefixes: tuple[int, ...], path: Path, rows: int = 4) -> None:
+    """Source, target, and the prediction from the first k slots, k growing to the right."""
+    chosen = clip[telling(clip, rows)]
+    src, dst = chosen.frames[:, 0], chosen.frames[:, 1]
+    latent = model.encode(src, dst)
+    decoded = [model.decode(src, latent, k).cpu() for k in prefixes]
+    columns = ["$o_t$", "$o_{t+1}$", *[f"k = {k}" for k in prefixes]]
+    grid(path, columns, [src, dst, *decoded])
+
+
+def transfer_picture(model: LatentActionModel, clip: Clip, path: Path, rows: int = 4) -> None:
+    """A latent taken from one transition and applied to a frame of another episode."""
+    chosen = clip[telling(clip, rows)]
+    src, dst = chosen.frames[:, 0], chosen.frames[:, 1]
+    other = clip.frames[elsewhere(clip.episode, chosen.episode), 0]
+    moved = model.decode(other, model.encode(src, dst)).cpu()
+    columns = ["source $o_t$", "source $o_{t+1}$", "another frame", "same latent", "change"]
+    change = (128 + (moved.float() - other.float()) / 2).clamp(0, 255).to(torch.uint8)
+    grid(path, columns, [src, dst, other, moved, change])
+
+
+def swap_picture(scores: Mapping[str, SwapScore], path: Path) -> None:
+    """The same transitions under two exogenous states, their reconstructions, and the prediction after a swap; a name for each score."""
+    shown = [score.pictures for score in scores.values()]
+    columns = list(shown[0])
+    names = [name for name, score in scores.items() for _ in score.pictures["swap"]]
+    grid(path, columns, [torch.cat([pictures[column] for pictures in shown]) for column in columns], names=names)
+
+
+def composed_picture(subject: Subject, clip: Clip, path: Path, rows: int = 4) -> None:
+    """Triplets: the last frame from its own latent and from the sum of the two short ones, at home and from another episode's frame."""
+    chosen = clip[telling(Clip(clip.frames[:, [0, 2]], clip.time, clip.index, clip.episode), rows)]
+    i, j, k = (chosen.frames[:, n] for n in range(3))
+    direct, composed = subject.latents(i, k), subject.latents(i, j) + subject.latents(j, k)
+    other = clip.frames[elsewhere(clip.episode, chosen.episode), 0]
+    drawn = [subject.draw(start, z) for start in (i, other) for z in (direct, composed)]
+    columns = [
+        "$o_i$",
+        "$o_j$",
+        "$o_k$",
+        "$z_{ik}$",
+        "$z_{ij} + z_{jk}$",
+        "another frame",
+        "$z_{ik}$",
+        "$z_{ij} + z_{jk}$",
+    ]
+    grid(path, columns, [i, j, k, *drawn[:2], other, *drawn[2:]])

@@ -1,0 +1,115 @@
+"""How much of the latent is not the agent's doing? Asked of pairs of views that show the same states under two exogenous states.
+
+    o -> o'      a transition under one exogenous state
+    o~ -> o~'    the same states under another
+
+- reconstruction: decode(o, z(o, o')) against o'.
+- augmented reconstruction: decode(o~, z(o~, o~')) against o~'.
+- swap: decode(o, z(o, o~')). A latent that holds the next frame's exogenous state makes it look like o~', one that does not like o'
+  (*Why Latent Actions Fail*, §4.2, Fig. 2).
+
+Needs no label and no training: any model, any data with paired views.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lamina.errors import LaminaError
+from lamina.evaluation.probes.reconstruction import Images, psnr
+from lamina.intervals import Estimate, bootstrap_ratio
+from lamina.models.hub import LatentActionModel
+from lamina.types import Clip
+
+
+@dataclass(frozen=True)
+class Views:
+    """The latents [n k d] of transitions under two exogenous states: z(o, o'), z(o~, o~'), z(o, o~')."""
+
+    own: Tensor
+    paired: Tensor
+    crossed: Tensor
+
+    def future_share(self, episode: Tensor) -> Estimate:
+        """The part of the latent's variance that another exogenous state of the NEXT frame changes: half of
+        E|z(o, o') - z(o, o~')|^2 over E|z - mean z|^2. 0: none of it; 1: all of it; NaN for a latent that never varies.
+        (§4.2 divides by |z|^2.)"""
+        return _share(self.own, self.crossed, episode)
+
+    def inconsistency(self, episode: Tensor) -> Estimate:
+        """The same with both frames under the other exogenous state: half of E|z(o, o') - z(o~, o~')|^2 over E|z - mean z|^2."""
+        return _share(self.own, self.paired, episode)
+
+
+@dataclass(frozen=True)
+class SwapScore(Views):
+    """Per-transition PSNR (dB)."""
+
+    reconstruction: Float[np.ndarray, "n"]  # of o', by z(o, o')
+    augmented: Float[np.ndarray, "n"]  # of o~', by z(o~, o~')
+    swap: Float[np.ndarray, "n"]  # of o', by z(o, o~')
+    swap_as_paired: Float[np.ndarray, "n"]  # of o~', by z(o, o~')
+    pictures: dict[str, Images]  # of a few transitions, evenly spread
+
+    def psnrs(self) -> dict[str, Float[np.ndarray, "n"]]:
+        """The rows of Fig. 2b by their titles."""
+        return {
+            "reconstruction": self.reconstruction,
+            "augmented reconstruction": self.augmented,
+            "swap, against the next frame": self.swap,
+            "swap, against the paired next frame": self.swap_as_paired,
+        }
+
+
+def _share(z: Float[Tensor, "n k d"], other: Float[Tensor, "n k d"], episode: Tensor) -> Estimate:
+    z, other = z.flatten(1).double(), other.flatten(1).double()
+    centre = torch.cat([z, other]).mean(0)
+    moved = (z - other).square().sum(1) / 2
+    spread = ((z - centre).square().sum(1) + (other - centre).square().sum(1)) / 2
+    if spread.mean() <= 1e-12 * z.square().sum(1).mean():  # rounding alone
+        spread = torch.zeros_like(spread)
+    return bootstrap_ratio(moved.numpy(), spread.numpy(), episode.numpy())
+
+
+def views(model: LatentActionModel, clip: Clip, batch: int = 256) -> Views:
+    """The latents of the first pair of each sample under its two exogenous states, and across them.
+
+    Raises LaminaError for a clip without paired views.
+    """
+    if clip.paired is None:
+        raise LaminaError("exogenous states are compared on paired views, and this data has none: name one by --paired")
+    (o, next_), (other, other_next) = ((x[:, 0], x[:, 1]) for x in (clip.frames, clip.paired))
+
+    def encode(src: Images, dst: Images) -> Tensor:
+        rows = range(0, len(src), batch)
+        return torch.cat([model.encode(src[i : i + batch], dst[i : i + batch]).post.cpu() for i in rows])
+
+    return Views(encode(o, next_), encode(other, other_next), encode(o, other_next))
+
+
+def swap(model: LatentActionModel, clip: Clip, batch: int = 64, shown: int = 4) -> SwapScore:
+    """The three PSNRs on the first pair of each sample. Raises LaminaError for a clip without paired views."""
+    latents = views(model, clip)
+    assert clip.paired is not None
+    (o, next_), (other, other_next) = ((x[:, 0], x[:, 1]) for x in (clip.frames, clip.paired))
+
+    def decode(src: Images, z: Tensor) -> Images:
+        rows = range(0, len(src), batch)
+        return torch.cat([model.decode(src[i : i + batch], z[i : i + batch], seed=i).cpu() for i in rows])
+
+    predicted, augmented, swapped = decode(o, latents.own), decode(other, latents.paired), decode(o, latents.crossed)
+    pictures = {
+        "frame": o, "paired frame": other, "next": next_, "paired next": other_next,
+        "reconstruction": predicted, "augmented": augmented, "swap": swapped,
+    }  # fmt: skip
+    return SwapScore(
+        latents.own, latents.paired, latents.crossed,
+        psnr(predicted, next_).numpy(), psnr(augmented, other_next).numpy(),
+        psnr(swapped, next_).numpy(), psnr(swapped, other_next).numpy(),
+        {name: x[torch.linspace(0, len(x) - 1, min(shown, len(x))).long()] for name, x in pictures.items()},
+    )  # fmt: skip

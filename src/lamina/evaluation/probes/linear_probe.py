@@ -1,0 +1,68 @@
+"""How much of the action is linear in the latent? Ridge regression on held-out episodes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from sklearn.decomposition import PCA
+from sklearn.linear_model import RidgeCV
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+
+from lamina.intervals import Estimate, bootstrap_mean, bootstrap_ratio
+from lamina.types import ActionSpec
+
+
+@dataclass(frozen=True)
+class LinearScore:
+    """``nmse``: squared error over the action's variance around the training mean, 1 = knows nothing, 0 = perfect.
+
+    ``accuracy``: of the first discrete dimension, by the largest output; None without one.
+    """
+
+    nmse: Estimate
+    accuracy: Estimate | None
+
+
+def linear_probe(
+    train_x: Float[Tensor, "n i"],
+    train_y: Float[Tensor, "n e"],
+    test_x: Float[Tensor, "m i"],
+    test_y: Float[Tensor, "m e"],
+    episode: Int[Tensor, "m"],
+    spec: ActionSpec,
+) -> LinearScore:
+    """Fit on the training split, score on the test split. ``*_y``: actions as one-hot and standardised vectors."""
+    scaler = StandardScaler().fit(train_x)
+    ridge = RidgeCV(alphas=[0.1, 1, 10, 100, 1000, 10_000]).fit(scaler.transform(train_x), train_y)
+    predicted = torch.from_numpy(ridge.predict(scaler.transform(test_x)).reshape(len(test_x), -1))
+    error = (predicted - test_y).square().sum(1).double().numpy()
+    spread = (train_y.mean(0) - test_y).square().sum(1).double().numpy()
+    accuracy = None
+    if spec.discrete:
+        n = spec.discrete[0]
+        right = predicted[:, :n].argmax(1) == test_y[:, :n].argmax(1)
+        accuracy = bootstrap_mean(right, episode)
+    return LinearScore(bootstrap_ratio(error, spread, episode.numpy()), accuracy)
+
+
+def pixel_features(
+    train: Float[Tensor, "n t c h w"], test: Float[Tensor, "m t c h w"], width: int
+) -> tuple[Float[Tensor, "n w"], Float[Tensor, "m w"]]:
+    """The pair's own pixels without any model: principal components, fitted on the training split, of frame and difference.
+
+    ``width`` components in all, the width of the latent, so that the comparison is at equal width.
+    """
+
+    def halves(x: Tensor) -> list[Tensor]:
+        small = torch.nn.functional.interpolate(x.flatten(0, 1), (24, 24), mode="area").view(*x.shape[:3], 24, 24)
+        return [small[:, 0].flatten(1), (small[:, 1] - small[:, 0]).flatten(1)]
+
+    out_train, out_test = [], []
+    for a, b, n in zip(halves(train), halves(test), (width - width // 2, width // 2), strict=True):
+        pca = PCA(max(1, min(n, len(a) - 1)), whiten=True, random_state=0).fit(a)
+        out_train.append(torch.from_numpy(pca.transform(a)).float())
+        out_test.append(torch.from_numpy(pca.transform(b)).float())
+    return torch.cat(out_train, 1), torch.cat(out_test, 1)

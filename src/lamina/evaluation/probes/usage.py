@@ -1,0 +1,50 @@
+"""Is the latent used? Without a yes here, every score of a latent's structure is void."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from lamina.inference.subject import Images, Subject
+from lamina.intervals import Estimate, bootstrap_mean
+
+#: Gain in dB that the interval of both gains must lie above.
+ENOUGH = 0.1
+
+
+@dataclass(frozen=True)
+class LatentUse:
+    """How much better, in dB, the right latent predicts than another transition's and than the mean latent; and than no change."""
+
+    another: Estimate
+    mean: Estimate
+    copy: Estimate
+
+    @property
+    def used(self) -> bool:
+        return min(self.another.low, self.mean.low) > ENOUGH
+
+    def told(self) -> str:
+        """One plain phrase."""
+        gains = (
+            f"the right latent predicts {self.another.mean:+.2f} dB ({self.another.low:+.2f} to {self.another.high:+.2f}) better than "
+            f"another transition's and {self.mean.mean:+.2f} dB ({self.mean.low:+.2f} to {self.mean.high:+.2f}) better than the mean latent"
+        )
+        return gains if self.used else f"the latent is ignored ({gains})"
+
+
+def latent_use(subject: Subject, src: Images, dst: Images, episode: Int[Tensor, "n"]) -> LatentUse:
+    """Gains on the pairs (src, dst). Another transition's latent: of the pair half the set away, so mostly of another episode."""
+    assert subject.observe is not None
+    z = subject.latents(src, dst)
+    right = subject.error(src, z, dst)
+    rivals = {
+        "another": subject.error(src, z.roll(len(z) // 2, 0), dst),
+        "mean": subject.error(src, z.mean(0, keepdim=True).expand_as(z), dst),
+        "copy": (subject.observe(src) - subject.observe(dst)).square().flatten(1).mean(1).double().cpu(),
+    }
+    gains = {name: 10 * torch.log10(e.clamp_min(1e-12) / right.clamp_min(1e-12)) for name, e in rivals.items()}
+    return LatentUse(**{name: bootstrap_mean(gain, episode) for name, gain in gains.items()})

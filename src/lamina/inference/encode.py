@@ -1,0 +1,81 @@
+"""encode: TODO docstring."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor
+
+from lamina.images import to_float
+from lamina.models.config import Side
+from lamina.models.hub import LatentActionModel
+from lamina.models.lam import LAM, Embedded
+from lamina.types import Clip, Latent
+
+CHUNK = 64  # frames that are embedded at once
+
+
+def partners(times: Float[np.ndarray, "t"], gap: float) -> tuple[Int[np.ndarray, "t"], Bool[np.ndarray, "t"]]:
+    """For each frame the number of the frame nearest to ``gap`` seconds later (at least one frame), and whether there is one.
+
+    Where the episode ends before, the partner is the frame itself: the latent of "nothing happened", marked as not valid.
+    """
+    own = np.arange(len(times))
+    wanted = times + gap
+    after = np.searchsorted(times, wanted).clip(1, max(1, len(times) - 1))
+    before = after - 1
+    # A tie (10 frames a second and a gap of 0.15) goes to the earlier frame, whatever the rounding of the times.
+    nearest = np.where(
+        wanted - times[before] <= times[np.minimum(after, len(times) - 1)] - wanted + 1e-4, before, after
+    )
+    # Half a frame interval of grace, as for training pairs: the last frame that can be reached still counts.
+    step = float(np.median(np.diff(times))) if len(times) > 1 else 0.0
+    found = np.maximum(nearest, own + 1)
+    valid = (found < len(times)) & (wanted <= times[-1] + step / 2)
+    return np.where(valid, found, own), valid
+
+
+@torch.inference_mode()
+def encode_episode(
+    model: LatentActionModel, chunks: Iterator[UInt8[np.ndarray, "n h w 3"]], partner: Int[np.ndarray, "t"]
+) -> Latent:
+    """Latents of every frame with its partner (t of them, on the CPU), from frames that arrive in order; features are kept only as long
+    as needed."""
+    total, done, start = len(partner), 0, 0
+    kept: Embedded | None = None  # frames start, start + 1, ...
+    parts: list[Latent] = []
+    for chunk in chunks:
+        features = model.lam.embed(model.read(torch.from_numpy(chunk).permute(0, 3, 1, 2)))
+        kept = features if kept is None else Embedded.cat([kept, features])
+        arrived = start + len(kept)
+        ready = done
+        while ready < total and partner[ready] < arrived and ready < arrived:
+            ready += 1
+        if ready > done:
+            second = torch.from_numpy(partner[done:ready] - start).to(model.device)
+            parts.append(model.lam.pair(kept[done - start : ready - start], kept[second]).to("cpu"))
+            kept, start, done = kept[ready - start :], ready, ready
+    return Latent.cat(parts)
+
+
+@torch.no_grad()
+def encode_clip(lam: LAM, clip: Clip, side: Side | None = None, batch: int = 256) -> Float[Tensor, "n k d"]:
+    """The latent action of each clip's first pair, on the CPU; ``side`` of the quantiser: the model's own, if None."""
+    device = next(lam.parameters()).device
+    lam.eval()
+    parts = []
+    for i in range(0, len(clip), batch):
+        latent = lam.encode(to_float(clip.frames[i : i + batch, :2].to(device)), [(0, 1)])[0, 1]
+        parts.append(lam.action(latent, side).float().cpu())
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def observe(lam: LAM, clip: Clip, side: Side | None = None) -> Float[Tensor, "n o"]:
+    """What the encoder says of o_t alone: the latent action of the frame against itself."""
+    still = dataclasses.replace(clip, frames=clip.frames[:, :1].expand(-1, 2, -1, -1, -1))
+    return encode_clip(lam, still, side).flatten(1)

@@ -1,0 +1,20 @@
+"""algebra: TODO docstring."""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from torch import Tensor
+
+from lamina.losses.reconstruction import squared_error
+
+Latents = Float[Tensor, "b k d"]
+
+
+def composition(ab: Latents, bc: Latents, ac: Latents) -> Float[Tensor, "b"]:
+    """|z_ac - (z_ab + z_bc)|^2, mean over slots and channels: two steps in a row are the long step (ALAM Eq. 7; AC-LAM Eq. 4)."""
+    return squared_error(ac, ab + bc)
+
+
+def reversal(ab: Latents, ba: Latents) -> Float[Tensor, "b"]:
+    """|z_ab + z_ba|^2, mean over slots and channels: the way back undoes the way there (ALAM Eq. 7)."""
+    return squared_error(ab, -ba)

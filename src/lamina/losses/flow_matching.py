@@ -1,0 +1,60 @@
+"""Rectified flow. The one home of time direction, interpolation, sampling of t, and the ODE step.
+
+t = 0 is data, t = 1 is noise:   x_t = (1 - t) x + t e,   velocity v = dx_t/dt = e - x   (Liu et al. 2023; ALAM Eq. 12).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor
+
+from lamina.rng import Draws
+
+#: Below this t the velocity of a data prediction, (x_t - x) / t, is not divided further: it would amplify rounding.
+SMALLEST_T = 0.05
+
+
+def _like(t: Float[Tensor, "b"], x: Float[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
+    return rearrange(t, "b -> b" + " 1" * (x.ndim - 1))
+
+
+def sample_time(draws: Draws, batch: int) -> Float[Tensor, "b"]:
+    """t in (0, 1), logit-normal(0, 1): more weight in the middle, where the task is hardest (Esser et al. 2024, §3.1)."""
+    return torch.sigmoid(draws.normal(batch))
+
+
+def interpolate(
+    x: Float[Tensor, "b ..."], noise: Float[Tensor, "b ..."], t: Float[Tensor, "b"]
+) -> Float[Tensor, "b ..."]:
+    """The point x_t on the straight line from data to noise."""
+    t = _like(t, x)
+    return (1 - t) * x + t * noise
+
+
+def velocity(x: Float[Tensor, "b ..."], noise: Float[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
+    """The velocity of that line, which the flow model regresses."""
+    return noise - x
+
+
+def velocity_of_data(
+    x_t: Float[Tensor, "b ..."], x: Float[Tensor, "b ..."], t: Float[Tensor, "b"]
+) -> Float[Tensor, "b ..."]:
+    """The velocity that a prediction ``x`` of the data implies at x_t."""
+    return (x_t - x) / _like(t, x).clamp_min(SMALLEST_T)
+
+
+def integrate(
+    field: Callable[[Float[Tensor, "b ..."], Float[Tensor, "b"]], Float[Tensor, "b ..."]],
+    noise: Float[Tensor, "b ..."],
+    steps: int,
+) -> Float[Tensor, "b ..."]:
+    """Euler steps of equal length from noise (t = 1) to data (t = 0) along ``field(x_t, t)``."""
+    x = noise
+    for i in range(steps):
+        t = torch.full((len(x),), 1 - i / steps, device=x.device, dtype=x.dtype)
+        x = x - field(x, t) / steps
+    return x

@@ -1,0 +1,175 @@
+"""One dial, ``--size``, sets every width and depth; each derived value can be overridden by its own option."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lamina.device import pick_device
+from lamina.errors import LaminaError
+from lamina.images import to_float
+from lamina.models.bottlenecks.whitening import Whitening
+from lamina.models.config import SIZES, SizeName
+from lamina.models.decoders.flow import FlowDecoder
+from lamina.models.decoders.pixel import PixelDecoder
+from lamina.models.decoders.unet import UNetDecoder
+from lamina.models.encoders.conv import ConvEncoder
+from lamina.models.encoders.transformer import TransformerEncoder
+from lamina.models.lam import LAM, Pair
+from lamina.options import check_options
+from lamina.rng import Draws
+from lamina.types import Clip, Latent
+
+EncoderName = Literal["auto", "conv", "transformer"]
+DecoderName = Literal["auto", "flow", "pixel", "unet"]
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """What every method's config begins with. None means: derived from ``size`` and ``image``."""
+
+    size: SizeName = "tiny"
+    image: tuple[int, int] = (64, 64)
+    """height and width that frames are resized to, pixels"""
+    encoder: EncoderName = "auto"
+    """auto: conv up to 64 pixels, transformer above"""
+    decoder: DecoderName = "auto"
+    """auto: flow (rectified flow, FlexLAM's) on CUDA; unet elsewhere, which gives a used latent in a tenth of the time"""
+    slots: int = 16
+    """K, tokens of a latent action"""
+    frames: int = 2
+    """frames of one training sample; every neighbouring pair is trained on"""
+    whiten: Whitening = "none"
+    """none; first: latents begin apart from one another, each channel scaled by the first batch; batch: by every batch, so that they
+    can't shrink either"""
+    augment: float | None = None
+    """random crops of training samples (and mirror images, where frames are all that a method reads): the largest share of each side that
+    they cut off; 0: none; default: 0.5 where training sees every sample more than 50 times, else none"""
+    cross_exogenous: float = 0.0
+    """weight of cross-exogenous reconstruction, which needs paired views (--paired); 0: none"""
+    robust_target: float = 0.0
+    """weight of a linear head's squared error on a target that no exogenous state changes, of each transition whose target is known, in
+    units of the target's variance; 0: none"""
+    target: str = "action"
+    """that target: action, flow (optical flow), or the name of a feature, whose change is predicted"""
+    target_share: float = 1.0
+    """share of the transitions whose target is known"""
+    target_classes: tuple[int, ...] = ()
+    """of a discrete action; filled in from the data"""
+    target_width: int = 0
+    """numbers of the target; filled in from the data"""
+    target_mean: tuple[float, ...] = ()
+    """of the target, which is standardised; filled in from the data"""
+    target_deviation: tuple[float, ...] = ()
+    """likewise"""
+    width: int | None = None
+    heads: int | None = None
+    layers: int | None = None
+    channels: int | None = None
+    patch: int | None = None
+    """side of a transformer patch in pixels; derived so that the shorter side has at least 8 patches"""
+    flow_steps: int = 8
+    """Euler steps of one sample of the flow decoder"""
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        if self.frames < 2:
+            raise LaminaError(f"--frames must be at least 2, got {self.frames}: a latent action is of a pair")
+
+    def parts(self) -> dict[str, Any]:
+        """The fields of :class:`lamina.models.config.LAMConfig` that do not depend on the method: image, slots, encoder, decoder."""
+        if self.size not in SIZES:
+            raise LaminaError(f"unknown size {self.size!r}: choose {', '.join(SIZES)}")
+        size = SIZES[self.size]
+        width, heads = self.width or size.width, self.heads or size.heads
+        layers, channels = self.layers or size.layers, self.channels or size.channels
+        short = min(self.image)
+        # The largest square patch that tiles the picture and leaves the shorter side at least 8 of them.
+        tiling = [d for d in range(1, short // 8 + 1) if not any(side % d for side in self.image)]
+        patch = self.patch or max(tiling, default=1)
+        kind = self.encoder if self.encoder != "auto" else ("conv" if short <= 64 else "transformer")
+        encoder: Any
+        if kind == "conv":
+            # Strided stages until the pair is seen on a map of 8x8 or less.
+            stages = max(1, math.ceil(math.log2(short / 32)))
+            encoder = ConvEncoder.Config(channels, tuple(2 ** (i + 1) for i in range(stages)), 2 * width)
+        else:
+            encoder = TransformerEncoder.Config(patch, width, heads, frame_layers=layers, pair_layers=layers)
+        decoder: Any
+        match with_decoder(self, pick_device("auto")).decoder:
+            case "flow":
+                decoder = FlowDecoder.Config(patch, width, heads, layers, self.flow_steps)
+            case "pixel":
+                decoder = PixelDecoder.Config(patch, width, heads, layers)
+            case "unet":
+                decoder = UNetDecoder.Config(channels=channels, condition=2 * width)
+        return {
+            "image": (3, *self.image),
+            "slots": self.slots,
+            "whiten": self.whiten,
+            "target": self.target_width if self.robust_target else 0,
+            "encoder": encoder,
+            "decoder": decoder,
+        }
+
+
+def with_decoder(options: Any, device: str) -> Any:
+    """The options of a method with the decoder that ``auto`` means on a device; any other stays."""
+    if options.decoder != "auto":
+        return options
+    return replace(options, decoder="flow" if device == "cuda" else "unet")
+
+
+def neighbours(frames: int) -> list[Pair]:
+    """Neighbouring frames of a clip."""
+    return [(i, i + 1) for i in range(frames - 1)]
+
+
+def mean_aux(latents: Mapping[Pair, Latent]) -> dict[str, Float[Tensor, "b"]]:
+    """The bottleneck's own losses, averaged over the pairs."""
+    aux = [latent.aux for latent in latents.values()]
+    return {name: torch.stack([a[name] for a in aux]).mean(0) for name in aux[0]}
+
+
+def state_loss(lam: LAM, clip: Clip, latents: Mapping[Pair, Latent]) -> dict[str, Float[Tensor, "b"]]:
+    """The proprioceptive forward model's loss under the name "state", averaged over the pairs; empty for a LAM without one.
+
+    Raises LaminaError if the clip has no proprioception.
+    """
+    if lam.state is None:
+        return {}
+    if clip.proprio is None:
+        raise LaminaError(
+            "this LAM has a proprioceptive forward model, and the data gives no proprioception: name it in DataConfig"
+        )
+    q = clip.proprio
+    terms = [lam.state.loss(q[:, i], latent.post, q[:, j]) for (i, j), latent in latents.items()]
+    return {"state": torch.stack(terms).mean(0)}
+
+
+def triplets(frames: int) -> list[tuple[int, int, int]]:
+    """Neighbouring frames a < b < c of a clip. Raises LaminaError for a clip of fewer than three."""
+    if frames < 3:
+        raise LaminaError(f"this method needs clips of three frames or more, got {frames}: set --frames 3")
+    return [(i, i + 1, i + 2) for i in range(frames - 2)]
+
+
+def pair_losses(lam: LAM, clip: Clip, draws: Draws) -> dict[str, Float[Tensor, "b"]]:
+    """Reconstruction of every neighbouring pair of a clip through a drawn prefix, the bottleneck's own terms, and the state's.
+
+    The whole objective of every LAM that adds nothing to it (FlexLAM Eq. 1; LAPO, LAPA, villa-X).
+    """
+    frames = lam.observed(to_float(clip.frames))
+    latents = lam.encode(frames, neighbours(frames.shape[1]))
+    keep = lam.prefix.draw(draws, len(frames))
+    reconstruction = lam.reconstruction(frames, latents, keep, draws)
+    return {"reconstruction": reconstruction, **mean_aux(latents), **state_loss(lam, clip, latents)}
+
+
+Losses = Callable[[Any, Any, Draws], dict[str, Float[Tensor, "b"]]]

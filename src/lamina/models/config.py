@@ -1,0 +1,109 @@
+"""config: TODO docstring."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from lamina.errors import LaminaError
+from lamina.models.bottlenecks import BOTTLENECKS
+from lamina.models.bottlenecks.prefix import PrefixLaw
+from lamina.models.bottlenecks.whitening import Whitening
+from lamina.models.decoders import DECODERS
+from lamina.models.encoders import ENCODERS
+from lamina.models.features import SpaceName
+from lamina.records import Count, Image, Short, Some, checked
+from lamina.version import __version__
+
+Side = Literal["quantised", "continuous"]
+
+
+@dataclass(frozen=True)
+class LAMConfig:
+    """Everything that decides the shape of a LAM. Each part's config says which part it is by its type."""
+
+    image: Image  # channels, height, width
+    slots: Short
+    encoder: Any
+    bottleneck: Any
+    decoder: Any
+    prefix: PrefixLaw = "full"
+    whiten: Whitening = "none"
+    space: SpaceName = "pixels"
+    state: Some = (
+        0  # size of the proprioception that follows from the latent; 0: there is no proprioceptive forward model
+    )
+    target: Some = 0  # numbers that a linear head reads off the latent in training; 0: no head
+    task: Some = 0  # slots that a task's words can fill in the place of latents; 0: none
+    action_slots: tuple[Some, Count] | None = (
+        None  # first slot of the latent action, and the one after its last; None: all
+    )
+    action_side: Side = "quantised"  # the latent action is what comes out of the quantiser, or what goes into it
+
+    @property
+    def latent_action(self) -> slice:
+        """The slots that are the latent action. What else the code holds (UniVLA's other half) is for the decoder alone."""
+        return slice(*(self.action_slots or (0, self.slots)))
+
+    @property
+    def action_length(self) -> int:
+        """Slots of the latent action."""
+        return len(range(self.slots)[self.latent_action])
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-able values; parts carry their name under "kind"."""
+        values: dict[str, Any] = {"image": list(self.image), "slots": self.slots, "prefix": self.prefix}
+        values |= {
+            name: v
+            for name in ("whiten", "space", "state", "target", "task", "action_slots", "action_side")
+            if (v := getattr(self, name)) != getattr(LAMConfig, name)
+        }
+        for part in _PARTS:
+            config = getattr(self, part)
+            values[part] = {"kind": part_kind(config), **dataclasses.asdict(config)}
+        return json.loads(json.dumps(values))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> LAMConfig:
+        """The inverse of :meth:`to_dict`.
+
+        Raises LaminaError for a field or a part that this version does not know, and for a value of another type or out of all bounds.
+        """
+        parts: dict[str, Any] = {}
+        for part, kinds in _PARTS.items():
+            settings = dict(values[part]) if isinstance(values.get(part), Mapping) else {}
+            kind = settings.pop("kind", None)
+            if not isinstance(kind, str) or kind not in kinds:
+                raise LaminaError(f"model.{part}: no kind that lamina {__version__} knows, got {kind!r:.60}")
+            parts[part] = checked(kinds[kind].Config, settings, f"model.{part}")
+        return dataclasses.replace(checked(cls, {**values, **dict.fromkeys(parts)}, "model"), **parts)
+
+
+_PARTS: dict[str, dict[str, Any]] = {"encoder": ENCODERS, "bottleneck": BOTTLENECKS, "decoder": DECODERS}
+
+
+def part_kind(config: Any) -> str:
+    """The name of the part that a part's config belongs to: "conv", "fsq", "flow", ..."""
+    return next(name for kinds in _PARTS.values() for name, cls in kinds.items() if isinstance(config, cls.Config))  # type: ignore[arg-type]
+
+
+SizeName = Literal["debug", "tiny", "small", "base"]
+
+
+@dataclass(frozen=True)
+class Size:
+    width: int  # of every transformer
+    heads: int
+    layers: int  # a frame, a pair, and in the decoder: the three stacks have the same depth
+    channels: int  # of convolutional encoder and U-Net
+
+
+SIZES: dict[str, Size] = {
+    "debug": Size(width=32, heads=2, layers=1, channels=8),
+    "tiny": Size(width=128, heads=4, layers=2, channels=16),
+    "small": Size(width=384, heads=6, layers=3, channels=32),
+    "base": Size(width=768, heads=12, layers=6, channels=64),
+}

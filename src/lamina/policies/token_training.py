@@ -1,0 +1,237 @@
+"""token_training: TODO docstring."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from lamina.data.paths import contents
+from lamina.data.sampling import open_source
+from lamina.device import pick_device
+from lamina.errors import LaminaError
+from lamina.files import alone, disk_errors, read_json, write_text
+from lamina.models.bottlenecks.fsq import FSQ
+from lamina.models.hub import LatentActionModel
+from lamina.models.lam import LAM
+from lamina.policies.token_model import TokenConfig, TokenModel
+from lamina.policies.windows import Window, WindowStream, fixed_windows, open_steps, tokenize
+from lamina.records import Codes, Image, Seconds, Short, checked
+from lamina.rng import Draws
+from lamina.training.checkpoints import Best
+from lamina.training.distributed import World
+from lamina.training.loop import Validation, fit
+from lamina.training.settings import TrainConfig, fixed_options, keep_settings
+from lamina.version import __version__
+from lamina.weights import loaded, save_weights
+
+FORMAT = 3  # of config.json and model.safetensors; raised when an old file can no longer be read
+
+
+def token_losses(model: TokenModel, batch: Window, draws: Draws) -> dict[str, Float[Tensor, "b"]]:
+    """The mean cross-entropy of the batch's codes (App. B.2), as one term a window: a code weighs the same wherever it stands."""
+    nats = model.cross_entropy(batch).sum((1, 2))
+    return {"codes": nats * (len(batch) / (batch.valid.sum() * model.slots))}
+
+
+def validator(windows: Window, batch: int = 8) -> Any:
+    """A function ``validate(model)``: nats a code on fixed windows, over all slots and for the first alone."""
+
+    @torch.no_grad()
+    def validate(model: TokenModel) -> Validation:
+        device = model.place.device
+        parts = [
+            Window(*(x[i : i + batch] for x in (windows.frames, windows.codes, windows.valid)))
+            for i in range(0, len(windows), batch)
+        ]
+        nats = (
+            torch.cat([model.cross_entropy(part.to(device)).sum(1).cpu() for part in parts]).sum(0)
+            / windows.valid.sum()
+        )
+        return {"codes": float(nats.mean()), "first_slot": float(nats[0])}, []
+
+    return validate
+
+
+def fingerprint(lam: LAM) -> str:
+    """sha256 of what decides which codes a transition gets, and which of them are the latent action: every part on the way from pixels
+    to codes (:meth:`LAM.embed`, :meth:`LAM.pair`), and their configs.
+
+    Decoder and null latent may change (joint alignment changes the encoder too, and with it this).
+    """
+    config = lam.config.to_dict()
+    names = ("image", "slots", "encoder", "bottleneck", "whiten", "space", "action_slots")
+    digest = hashlib.sha256(json.dumps([config.get(name) for name in names]).encode())
+    for part in (lam.space, lam.encoder, lam.whiten, lam.bottleneck):
+        for name, value in sorted(part.state_dict().items()):
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def code_book(model: LatentActionModel) -> int:
+    """Size of the codebook. Raises LaminaError for a LAM without one."""
+    size = model.lam.bottleneck.codebook_size
+    if not size:
+        raise LaminaError(
+            f"this {model.provenance.method} model has no codebook, and a token model predicts codebook entries; train a LAM with FSQ or VQ"
+        )
+    return int(size)  # type: ignore[arg-type]
+
+
+def train_tokens(run: Path, path: str, config: TokenConfig, training: TrainConfig, camera: str | None = None) -> Path:
+    """Train the token model of RUN's LAM on the frames of ``path``, without any action; returns RUN/policy.
+
+    What is kept is the average of the weights, or those of the lowest validation loss where that is lower still.
+    RUN/policy/tokens/ keeps the encoded data for the next time, checkpoints/ and log.jsonl are the loop's, config.json (written last)
+    and model.safetensors the result. Raises LaminaError for a LAM without a codebook, a policy that is there already without
+    ``resume``, a resumed run with other settings, data that cannot be read.
+    """
+    with alone(run / "policy") if World.here().rank == 0 else nullcontext():
+        return _train_tokens(run, path, config, training, camera)
+
+
+def _train_tokens(run: Path, path: str, config: TokenConfig, training: TrainConfig, camera: str | None) -> Path:
+    folder = run / "policy"
+    model = LatentActionModel.from_pretrained(str(run)).to(pick_device(training.device))
+    codebook_size = code_book(model)
+    if (folder / "config.json").exists() and not training.resume:
+        raise LaminaError(f"{folder}: trained already; add --resume to go on, or delete that folder")
+    print_of_lam, source = fingerprint(model.lam), open_source(path)
+    image, slots = model.config.image, model.config.action_length
+    torch.manual_seed(training.seed)
+    bottleneck = model.lam.bottleneck
+    levels = tuple(bottleneck.levels.tolist()) if isinstance(bottleneck, FSQ) else ()
+    tokens = TokenModel(config, image, slots, codebook_size, print_of_lam, levels=levels)
+    rank = World.here().rank
+    settings = {
+        "token_model": dataclasses.asdict(config),
+        "train": fixed_options(training),
+        "data": contents(source.files),
+        "camera": camera,
+        "lam": print_of_lam,
+    }
+    if rank == 0:
+        if not training.resume:  # what a killed run left
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+            (folder / "best.safetensors").unlink(missing_ok=True)
+        keep_settings(folder / "training.json", settings, training.resume)
+    else:  # one process encodes for all
+        while not (folder / "tokens" / "index.json").exists():
+            time.sleep(0.5)
+    index = tokenize(model, source, folder / "tokens", print_of_lam, camera, training.precision)
+    tokens.decision_seconds = index["decision_seconds"]
+    steps = open_steps(folder / "tokens", "train")
+    held = fixed_windows(open_steps(folder / "tokens", "validation"), config.length, config.stride)
+
+    def open_stream(shards: int, shard: int | None) -> WindowStream:
+        batch = training.batch // training.accumulate
+        return WindowStream(steps, config.length, config.stride, batch, training.seed, shards, shard)
+
+    validate, best = validator(held), Best(folder / "best.safetensors")
+
+    def watch(current: TokenModel) -> Validation:
+        figures, told = validate(current)
+        if rank == 0:
+            best.offer(current, figures["codes"])
+        return figures, told
+
+    state = fit(folder, tokens, token_losses, {"codes": 1.0}, open_stream, training, watch, "train tokens")
+    if rank == 0:
+        tokens.load_state_dict(state)
+        figures, _ = validate(tokens.eval())
+        kept = "average" if training.ema else "last"
+        if best.loss < figures["codes"]:  # too many steps for so little data
+            best.restore(tokens)
+            figures, kept = validate(tokens)[0], "best"
+        note = {"data": path, "camera": camera, "steps": training.steps, "seed": training.seed}
+        note |= {"validation": figures, "kept": kept}
+        save_tokens(folder, tokens, note)
+    return folder
+
+
+@dataclass(frozen=True)
+class _Note:
+    """What RUN/policy/config.json says of the token model itself: the arguments of :class:`TokenModel`."""
+
+    config: TokenConfig
+    image: Image
+    slots: Short
+    codebook_size: Codes
+    fingerprint: str
+    decision_seconds: Seconds | None
+    levels: Annotated[tuple[Codes, ...], Field(max_length=20)]
+
+
+#: What the numbers of model.safetensors mean, beside their shapes: kept with them too.
+MEANING = tuple(field.name for field in dataclasses.fields(_Note))
+
+
+def save_tokens(folder: Path, model: TokenModel, note: dict[str, Any]) -> None:
+    """FOLDER/model.safetensors, then config.json, whose presence says that both are whole."""
+    config = {
+        "format": FORMAT,
+        "lamina": __version__,
+        "config": dataclasses.asdict(model.config),
+        "image": list(model.image),
+        "slots": model.slots,
+        "codebook_size": model.codebook_size,
+        "levels": list(model.levels),
+        "fingerprint": model.fingerprint,
+        "decision_seconds": model.decision_seconds,
+        **note,
+    }
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").unlink(missing_ok=True)
+    save_weights(folder / "model.safetensors", model.state_dict(), {name: config[name] for name in MEANING})
+    write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
+
+
+def load_tokens(folder: Path, lam: LAM | None = None) -> TokenModel:
+    """A saved token model. Raises LaminaError if there is none, if it is damaged, or if it was trained on the codes of another LAM."""
+    path = folder / "config.json"
+    remedy = f"delete {folder} and train the token model again"
+    if not path.exists():
+        raise LaminaError(f"{folder}: no token model here; train one first (lamina.policies.train_tokens)")
+    note = read_json(path, remedy)
+    if note.get("format") != FORMAT:
+        told = f"format {note.get('format')!r:.60}, this version of lamina reads {FORMAT}"
+        raise LaminaError(f"{path}: damaged ({told}); {remedy}")
+    record = {name: note[name] for name in MEANING if name in note}
+    try:
+        values = vars(checked(_Note, record))
+    except LaminaError as error:
+        raise LaminaError(f"{path}: damaged ({error}); {remedy}") from error
+    model = loaded(lambda: TokenModel(**values), path, folder / "model.safetensors", record)
+    if lam is not None:
+        check_lam(model, lam, str(folder))
+    return model.eval()
+
+
+def check_lam(model: TokenModel, lam: LAM, name: str = "this token model") -> None:
+    """Raises LaminaError if ``model`` was trained on the codes of another LAM."""
+    if model.fingerprint and model.fingerprint != fingerprint(lam):
+        raise LaminaError(
+            f"{name}: was trained on the codes of another LAM (its encoder or bottleneck differs); train a token model for this one"
+        )
+    if (model.slots, model.codebook_size, model.image) != (
+        lam.config.action_length,
+        lam.bottleneck.codebook_size,
+        lam.config.image,
+    ):
+        raise LaminaError(
+            f"{name}: predicts {model.slots} codes of {model.codebook_size} from pictures {model.image}, the LAM has "
+            f"{lam.config.action_length} of {lam.bottleneck.codebook_size} and reads {lam.config.image}"
+        )

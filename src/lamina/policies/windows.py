@@ -1,0 +1,294 @@
+"""The token model's data: each frame and the codes of the transition after it, encoded once, and windows drawn from them.
+
+RUN/policy/tokens/index.json              what they were made from; written with the rest, whole or not at all
+RUN/policy/tokens/SPLIT.frames.npy        uint8 [n h w 3], step after step, episode after episode
+RUN/policy/tokens/SPLIT.codes.npy         int [n k]
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor
+from tqdm import tqdm
+
+from lamina.data.dataset import Source
+from lamina.data.paths import contents
+from lamina.data.sampling import source_camera
+from lamina.data.stream import spread
+from lamina.device import autocast
+from lamina.errors import LaminaError
+from lamina.files import whole_folder
+from lamina.inference.encode import CHUNK, encode_episode, partners
+from lamina.models.hub import LatentActionModel
+from lamina.records import whole
+
+FORMAT = 2
+SPLITS = ("train", "validation")
+
+
+def chains(times: Float[np.ndarray, "t"], gap: float) -> list[Int[np.ndarray, "n"]]:
+    """The frames of an episode as decisions ``gap`` seconds apart: each frame that has a partner belongs to exactly one chain.
+
+    If the gap is g frames long there are g chains, which begin at frames 0 .. g-1. The last frame of a chain is left out, since
+    no transition begins there.
+    """
+    partner, valid = partners(times, gap)
+    left, found = valid.copy(), []
+    for start in range(len(times)):
+        chain, at = [], start
+        while left[at]:
+            left[at] = False
+            chain.append(at)
+            at = int(partner[at])
+        if chain:
+            found.append(np.array(chain))
+    return found
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Frames and codes of all steps of a split. Episode e (a chain of decisions) is steps bounds[e] .. bounds[e+1]-1."""
+
+    frames: UInt8[np.ndarray, "n h w 3"]
+    codes: Int[np.ndarray, "n k"]
+    bounds: Int[np.ndarray, "m"]
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+
+@dataclass(frozen=True)
+class Window:
+    """Steps of several episodes side by side. Those after an episode's end are not ``valid``, and black."""
+
+    frames: UInt8[Tensor, "b t h w 3"]
+    codes: Int[Tensor, "b t k"]
+    valid: Bool[Tensor, "b t"]
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def to(self, device: torch.device | str) -> Window:
+        return Window(*(x.to(device, non_blocking=True) for x in (self.frames, self.codes, self.valid)))
+
+
+def cut(steps: Steps, starts: Sequence[tuple[int, int]], length: int) -> Window:
+    """The windows that begin at (episode, step)."""
+    b = len(starts)
+    frames = np.zeros((b, length, *steps.frames.shape[1:]), np.uint8)
+    codes = np.zeros((b, length, steps.codes.shape[1]), np.int64)
+    valid = np.zeros((b, length), bool)
+    for row, (episode, start) in enumerate(starts):
+        first = int(steps.bounds[episode]) + start
+        n = min(length, int(steps.bounds[episode + 1]) - first)
+        frames[row, :n], codes[row, :n], valid[row, :n] = (
+            steps.frames[first : first + n],
+            steps.codes[first : first + n],
+            1,
+        )
+    return Window(torch.from_numpy(frames), torch.from_numpy(codes), torch.from_numpy(valid))
+
+
+class WindowStream:
+    """Endless batches of windows; each window is a function of (seed, batch number, shard).
+
+    A step is drawn uniformly, and its place in the window too; the window is then moved inside the episode where the episode is long
+    enough. So every batch is as full as the episodes allow, short episodes are used whole, and an episode's first steps, which few
+    windows would hold otherwise, are about as frequent as the rest. Windows begin at a multiple of ``stride``: then all have their
+    retained observations at the same places, and one mask serves them all.
+    """
+
+    def __init__(
+        self, steps: Steps, length: int, stride: int, batch: int, seed: int, shards: int = 1, shard: int | None = None
+    ):
+        self.steps, self.length, self.stride, self.seed = steps, length, stride, seed
+        self.each, self.mine = batch // shards, range(shards) if shard is None else [shard]
+        self.drawn = 0
+
+    def starts(self, rng: np.random.Generator) -> list[tuple[int, int]]:
+        """(episode, step) of each window of one shard."""
+        bounds, stride = self.steps.bounds, self.stride
+        picked, place = rng.integers(0, len(self.steps), self.each), rng.integers(0, self.length, self.each)
+        episode = np.searchsorted(bounds, picked, side="right") - 1
+        room = np.maximum(np.diff(bounds)[episode] - self.length, 0)
+        latest = -(-room // stride) * stride  # rounded up, so that the last steps belong to a window too
+        start = np.clip(picked - bounds[episode] - place, 0, latest) // stride * stride
+        return list(zip(episode.tolist(), start.tolist(), strict=True))
+
+    def __iter__(self) -> Iterator[Window]:
+        while True:
+            rngs = [np.random.default_rng([self.seed, self.drawn, shard]) for shard in self.mine]
+            self.drawn += 1
+            yield cut(self.steps, [start for rng in rngs for start in self.starts(rng)], self.length)
+
+    def state_dict(self) -> dict[str, int]:
+        return {"drawn": self.drawn}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.drawn = whole(state, "drawn")
+
+    def close(self) -> None:
+        """Nothing is open but memory maps."""
+
+
+def fixed_windows(steps: Steps, length: int, stride: int, limit: int = 64) -> Window:
+    """At most ``limit`` windows side by side, evenly spread over a split."""
+    hop = -(-length // stride) * stride
+    starts = [(e, s) for e, n in enumerate(np.diff(steps.bounds).tolist()) for s in range(0, n, hop)]
+    return cut(steps, [starts[n] for n in spread(len(starts), limit)], length)
+
+
+# ------------------------------------------------------------------------------------------------------ tokenizing
+
+
+@dataclass(frozen=True)
+class _Stretch:
+    """Frames first .. stop-1 of an episode, and for each of them its step in the split (-1: none begins there)."""
+
+    episode: int
+    first: int
+    stop: int
+    place: Int[np.ndarray, "t"]
+
+
+def _plan(source: Source, camera: str, split: str, gap: float) -> tuple[list[_Stretch], list[int], list[float]]:
+    """What there is to encode in a split, the lengths of its chains, and the seconds between decisions."""
+    stretches, lengths, seconds, total = [], [], [], 0
+    unseen = source.unseen(camera)
+    for number, episode in enumerate(source.episodes):
+        for name, first, stop in episode.splits:
+            if name != split or episode.number in unseen:
+                continue
+            times = episode.times[first:stop]
+            place = np.full(stop - first, -1)
+            for chain in chains(times, gap):
+                place[chain] = total + np.arange(len(chain))
+                total += len(chain)
+                lengths.append(len(chain))
+                seconds.extend(np.diff(times[chain]).tolist())
+            stretches.append(_Stretch(number, first, stop, place))
+    return stretches, lengths, seconds
+
+
+def _reserve(path: Path, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """A new memory map whose room on the disk is taken at once: a full disk is then an OSError here, not a bus error later."""
+    array = np.lib.format.open_memmap(path, "w+", dtype, shape)
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array
+
+
+def tokenize(
+    model: LatentActionModel,
+    source: Source,
+    folder: Path,
+    fingerprint: str,
+    camera: str | None = None,
+    precision: str = "fp32",
+) -> dict[str, Any]:
+    """Encode the training and the validation split of ``source`` once into ``folder``; returns its index.
+
+    What is there already is used again if it was made by the same encoder, from the same data. Decisions are as far apart as the
+    model's label gap: longer than a frame, each episode gives several chains. Raises LaminaError for a camera that is not there, a split
+    without a single transition, video that cannot be decoded, a disk that refuses.
+    """
+    gap = model.provenance.label_gap
+    camera = source_camera(source, camera)
+    made_from = {
+        "format": FORMAT,
+        "fingerprint": fingerprint,
+        "data": contents(source.files),
+        "camera": camera,
+        "gap_seconds": gap,
+        "image": list(model.config.image),
+        "precision": precision,
+        "splits": [[episode.length, *episode.splits] for episode in source.episodes],
+    }
+    made_from = json.loads(json.dumps(made_from))  # as it will be read back
+    index = read_index(folder)
+    if index is not None and all(index.get(name) == value for name, value in made_from.items()):
+        return index
+    plans = {split: _plan(source, camera, split, gap) for split in SPLITS}
+    for split, (_, lengths, _) in plans.items():
+        if not lengths:
+            raise LaminaError(f"{source.root}: no {split} episode has two frames {gap:g} s apart; use longer episodes")
+    size, slots = model.config.image[1:], model.config.action_length
+    dtype = np.int16 if model.lam.bottleneck.codebook_size <= 2**15 else np.int32  # type: ignore[operator]
+    frames_total = sum(s.stop - s.first for stretches, _, _ in plans.values() for s in stretches)
+    seconds = float(np.median([s for _, _, every in plans.values() for s in every] or [gap]))
+    index = made_from | {"slots": slots, "decision_seconds": seconds, "episodes": {s: plans[s][1] for s in SPLITS}}
+    with (
+        whole_folder(folder) as partial,
+        tqdm(total=frames_total, unit="frame", desc="tokenize", dynamic_ncols=True) as bar,
+    ):
+        for split, (stretches, lengths, _) in plans.items():
+            frames = _reserve(partial / f"{split}.frames.npy", (sum(lengths), *size, 3), np.uint8)
+            codes = _reserve(partial / f"{split}.codes.npy", (sum(lengths), slots), dtype)
+            for stretch in stretches:
+                with autocast(model.device, precision):
+                    _encode(model, source, camera, stretch, gap, frames, codes)
+                bar.update(stretch.stop - stretch.first)
+            frames.flush()  # type: ignore[attr-defined]
+            codes.flush()  # type: ignore[attr-defined]
+        (partial / "index.json").write_text(json.dumps(index))
+    return index
+
+
+def _encode(
+    model: LatentActionModel,
+    source: Source,
+    camera: str,
+    stretch: _Stretch,
+    gap: float,
+    frames: np.ndarray,
+    codes: np.ndarray,
+) -> None:
+    episode = source.episodes[stretch.episode]
+    place, size = stretch.place, model.config.image[1:]
+
+    def read() -> Iterator[UInt8[np.ndarray, "n h w 3"]]:
+        for start in range(0, len(place), CHUNK):
+            here = place[start : start + CHUNK]
+            first = stretch.first + start
+            chunk = source.frames(episode, camera, first, first + len(here), size)  # type: ignore[arg-type]
+            frames[here[here >= 0]] = chunk[here >= 0]
+            yield chunk
+
+    partner, _ = partners(episode.times[stretch.first : stretch.stop], gap)
+    index = model.lam.action_index(encode_episode(model, read(), partner))
+    assert index is not None
+    codes[place[place >= 0]] = index.numpy()[place >= 0]
+
+
+def read_index(folder: Path) -> dict[str, Any] | None:
+    """What a folder of tokens was made from; None if there is none that can be read."""
+    try:
+        index = json.loads((folder / "index.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return index if isinstance(index, dict) else None
+
+
+def open_steps(folder: Path, split: str) -> Steps:
+    """The steps of a tokenized split, as memory maps. Raises LaminaError if they are damaged."""
+    try:
+        frames, codes = (np.load(folder / f"{split}.{name}.npy", mmap_mode="r") for name in ("frames", "codes"))
+        index = read_index(folder)
+        if index is None:
+            raise ValueError("no index.json")
+        bounds = np.concatenate([[0], np.cumsum(index["episodes"][split])])
+        if len(frames) != bounds[-1] or len(codes) != bounds[-1]:
+            raise ValueError(f"{len(frames)} frames, {len(codes)} codes, {bounds[-1]} steps")
+    except (OSError, ValueError, KeyError) as error:
+        raise LaminaError(f"{folder}: damaged ({error}); delete this folder, it will be made again") from error
+    return Steps(frames, codes, bounds)

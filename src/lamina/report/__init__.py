@@ -1,5 +1,0 @@
-"""The report: RUN/evaluation.json as one HTML page."""
-
-from lamina.report.page import write_report
-
-__all__ = ["write_report"]

@@ -1,0 +1,234 @@
+"""RUN/checkpoints/step-00000500/: all that a run goes on from, each folder whole or absent, and checked before any of it is used."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Protocol
+
+import torch.distributed as dist
+from pydantic import Field
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from lamina.errors import LaminaError
+from lamina.files import json_of, reason, whole_folder, write_text
+from lamina.records import Malformed, Whole, checked
+from lamina.weights import Layout, infinite, layout, load_weights, read_tensors, record_of, save_weights
+
+MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # what AdamW keeps of a parameter
+TENSORS = ("model.safetensors", "average.safetensors", "optimizer.safetensors")
+FILES = (*TENSORS, "streams.json")
+
+
+@dataclass(frozen=True)
+class _File:
+    size: Whole
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    format: Literal[1]
+    step: Whole
+    files: dict[str, _File]
+
+
+class Stream(Protocol):
+    """An endless stream of batches (:class:`Clip` or anything with ``.to(device)``) that can say where it is and go there."""
+
+    def __iter__(self) -> Iterator[Any]: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def close(self) -> None: ...
+
+
+class Process(Protocol):
+    """This process among the processes of the job."""
+
+    @property
+    def rank(self) -> int: ...
+    @property
+    def size(self) -> int: ...
+
+
+def full(value: Tensor) -> Tensor:
+    """The whole tensor on the CPU, gathered if FSDP2 holds it in pieces (a collective call then)."""
+    return value.full_tensor().cpu() if isinstance(value, DTensor) else value.detach().cpu()
+
+
+class Checkpoints:
+    """A run's checkpoints: weights, averaged weights, the optimiser's and the streams' state, and a manifest with the sha256 of each."""
+
+    def __init__(self, run: Path, keep: int):
+        self.run, self.folder, self.keep = run, run / "checkpoints", keep
+
+    def path(self, step: int) -> Path:
+        return self.folder / f"step-{step:08d}"
+
+    def _named(self) -> dict[int, Path]:
+        """What has a checkpoint's name, whatever it is. Copies, and folders of other names, are somebody else's."""
+        steps = [int(p.name[5:]) for p in self.folder.glob("step-*") if re.fullmatch("step-[0-9]{8,18}", p.name)]
+        named = {step: self.path(step) for step in sorted(steps) if step}
+        return {step: path for step, path in named.items() if os.path.lexists(path)}
+
+    def steps(self) -> list[int]:
+        """The steps of the checkpoints that there are."""
+        return [step for step, path in self._named().items() if path.is_dir() and not path.is_symlink()]
+
+    def last(self, steps: int) -> int:
+        """The newest step of a run of ``steps`` steps; 0 if there is none.
+
+        Raises LaminaError for what has the name of a checkpoint and can be none: a file or a link, a step beyond the end.
+        """
+        for step, path in self._named().items():
+            if path.is_symlink() or not path.is_dir():
+                raise LaminaError(f"{path}: is no checkpoint's folder but a file or a link; move it away")
+            if step > steps:
+                raise LaminaError(f"{path}: is of a step beyond this run's {steps}; move it away")
+        return max(self.steps(), default=0)
+
+    def save(
+        self, step: int, world: Process, module: nn.Module, optimizer: Any, average: dict[str, Tensor], stream: Stream
+    ) -> None:
+        """Write a checkpoint and remove the oldest. Raises LaminaError for weights that are not finite, and where the disk refuses."""
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        weights: Any
+        optim: Any
+        weights, optim = get_state_dict(module, optimizer, options=options)
+        averaged = {name: full(value) for name, value in average.items()}
+        mine = (stream.state_dict(), infinite({**weights, **averaged}))
+        everybodys: list[Any] = [mine]
+        if world.size > 1:
+            everybodys = [None] * world.size
+            dist.all_gather_object(everybodys, mine)
+        if bad := next((bad for _, bad in everybodys if bad), None):  # known to all processes, so that all of them end
+            raise LaminaError(
+                f"{self.run}: '{bad}' is not finite at step {step}; go on from an earlier checkpoint or start again, with a lower --lr"
+            )
+        if world.rank == 0:
+            path = self.path(step)
+            if path.is_symlink() or path.is_file():
+                raise LaminaError(f"{path}: a file or a link is where a checkpoint has to go; move it away")
+            moments = {
+                f"{name}.{moment}": value
+                for name, kept in optim.get("state", {}).items()
+                for moment, value in kept.items()
+            }
+            with whole_folder(path) as folder:
+                for name, tensors in zip(TENSORS, (weights, averaged, moments), strict=True):
+                    save_file({k: v.contiguous() for k, v in tensors.items()}, folder / name)
+                write_text(folder / "streams.json", json.dumps([state for state, _ in everybodys]))
+                files = {n: {"size": (folder / n).stat().st_size, "sha256": _sha256(folder / n)} for n in FILES}
+                write_text(folder / "manifest.json", json.dumps({"format": 1, "step": step, "files": files}, indent=1))
+            # Not those of later steps, which are not this run's.
+            for old in [s for s in self.steps() if s <= step][: -self.keep]:
+                shutil.rmtree(self.path(old))
+        if world.size > 1:
+            dist.barrier()
+
+    def load(
+        self, step: int, world: Process, module: nn.Module, optimizer: Any, average: dict[str, Tensor], stream: Stream
+    ) -> None:
+        """Put everything back where it was at ``step``.
+
+        Raises LaminaError, and has loaded nothing, for a checkpoint that is damaged, of another model, or of another number of processes;
+        and for a stream of other data.
+        """
+        folder = self.path(step)
+        names = {id(p): name for name, p in module.named_parameters()}
+        try:
+            _check_files(folder, step)
+            expected = (layout(module.state_dict()), layout(average), _moments(module))
+            weights: Any
+            weights, averaged, moments = (
+                read_tensors(folder / name, wanted)[0] for name, wanted in zip(TENSORS, expected, strict=True)
+            )
+            streams = json_of(folder / "streams.json", list)
+            if len(streams) != world.size:
+                raise LaminaError(
+                    f"{folder}: written by {len(streams)} processes, this job has {world.size}; resume with as many"
+                )
+            stream.load_state_dict(streams[world.rank])
+            state: dict[str, Any] = {}
+            for name, value in moments.items():
+                parameter, moment = name.rsplit(".", 1)
+                state.setdefault(parameter, {})[moment] = value
+            # The groups' own options are the run's settings, which are compared elsewhere.
+            groups = [{**g, "params": [names[id(p)] for p in g["params"]]} for g in optimizer.param_groups]
+            optim: Any = {"state": state, "param_groups": groups}
+            options = StateDictOptions(full_state_dict=True)
+            set_state_dict(module, optimizer, model_state_dict=weights, optim_state_dict=optim, options=options)
+        except Exception as error:  # torch and safetensors raise many kinds for damaged files; to the user they are one
+            if isinstance(error, LaminaError) and not isinstance(error, Malformed):
+                raise
+            raise LaminaError(
+                f"{folder}: damaged checkpoint ({reason(error)}); delete this folder and --resume goes on from the one before"
+            ) from error
+        for name, value in averaged.items():
+            own = average[name]
+            piece = distribute_tensor(value, own.device_mesh, own.placements) if isinstance(own, DTensor) else value
+            own.copy_(piece)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _moments(module: nn.Module) -> Layout:
+    """What the optimiser keeps of the parameters that are trained."""
+    trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    expected = layout({f"{name}.{moment}": p for name, p in trained.items() for moment in MOMENTS[:2]})
+    return expected | {f"{name}.{MOMENTS[2]}": ("F32", ()) for name in trained}
+
+
+def _check_files(folder: Path, step: int) -> None:
+    """Raises ValueError or OSError unless a checkpoint's files are, byte for byte, those that its manifest lists."""
+    try:
+        manifest = checked(_Manifest, json_of(folder / "manifest.json"), "manifest.json")
+    except FileNotFoundError as error:
+        raise ValueError("no manifest.json: incomplete, or of a version of lamina that wrote none") from error
+    if manifest.step != step or manifest.files.keys() != set(FILES):
+        raise ValueError("manifest.json is that of another folder")
+    for name, file in manifest.files.items():
+        path = folder / name
+        if path.is_symlink() or not path.is_file():
+            raise ValueError(f"{name} is missing")
+        if path.stat().st_size != file.size or _sha256(path) != file.sha256:
+            raise ValueError(f"{name} is not what was written")
+
+
+@dataclass(frozen=True)
+class _Loss:
+    loss: Annotated[float, Field(allow_inf_nan=False)]
+
+
+class Best:
+    """Keeps the weights of the lowest validation loss in one file, so that a resumed run still knows them, and the loss."""
+
+    def __init__(self, path: Path):
+        self.path, self.loss = path, float("inf")
+        if path.exists():
+            try:
+                note = record_of(path) or {}
+                self.loss = checked(_Loss, note).loss
+            except (SafetensorError, OSError, ValueError) as error:
+                raise LaminaError(f"{path}: damaged ({reason(error)}); delete {path.parent} and align again") from error
+
+    def offer(self, module: nn.Module, loss: float) -> None:
+        if loss < self.loss:
+            self.loss = loss
+            save_weights(self.path, module.state_dict(), {"loss": loss})
+
+    def restore(self, module: nn.Module) -> None:
+        load_weights(module, self.path, {"loss": self.loss})

@@ -1,0 +1,117 @@
+"""diagnostics: TODO docstring."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lamina.errors import LaminaError
+from lamina.images import to_float
+from lamina.models import code_usage as codes
+from lamina.models.features import Observed
+from lamina.models.lam import LAM
+from lamina.rng import Draws
+from lamina.training.loop import Validation
+from lamina.types import Clip, Latent
+
+
+class Degenerate(LaminaError):
+    """Training was stopped because the latents came to nothing: ``kind`` is collapse or explosion."""
+
+    def __init__(self, kind: str, how: str):
+        super().__init__(f"{kind}: {how}")
+        self.kind = kind
+
+
+#: Gain in dB over another transition's latent, or the mean latent, below which the decoder is said to ignore it: 1% of its loss.
+IGNORED = 10 * math.log10(1.01)
+#: Length and spread, in units of those at the start, below which an ignored latent has collapsed; and length above which it has exploded.
+COLLAPSED, EXPLODED = 0.01, 100.0
+
+
+def length_and_spread(latent: Float[Tensor, "b k d"]) -> tuple[float, float]:
+    """Mean length of latents, and their mean distance from their mean."""
+    flat = latent.detach().float().flatten(1)
+    return float(flat.norm(dim=1).mean()), float((flat - flat.mean(0)).norm(dim=1).mean())
+
+
+def validator(lam: LAM, clip: Clip, seed: int) -> Callable[[LAM], Validation]:
+    """A function ``validate(lam)``: is the latent used, and how long is it; ``lam``: the same model before training.
+
+    Reconstruction loss with the right latent, with another transition's and with the mean latent, and the gains over those in dB;
+    use of the codes; mean length of the latent. It raises Degenerate, which ends the run, where the latent has collapsed (its length
+    or its spread is a hundredth of what it was at the start, and the decoder ignores it) or exploded (it is a hundred times as long).
+    """
+
+    @torch.no_grad()
+    def encode(lam: LAM) -> tuple[Observed, Latent]:
+        here = clip.to(next(lam.parameters()).device)
+        frames = lam.observed(to_float(here.frames))
+        return frames, lam.encode(frames, [(0, 1)], here.task)[0, 1]
+
+    was_training = lam.training
+    before = length_and_spread(encode(lam.eval())[1].pre)
+    lam.train(was_training)
+    if lam.config.whiten != "none":  # what the first batch will be scaled to: variance 1 in every channel
+        before = (math.sqrt(lam.config.slots * lam.dim),) * 2
+
+    @torch.no_grad()
+    def validate(lam: LAM) -> Validation:
+        frames, latent = encode(lam)
+        device = frames.frames.device
+        full = torch.full((len(frames),), lam.config.slots, device=device)
+        words, z = latent.post.split([lam.config.task, lam.config.slots - lam.config.task], dim=1)
+        rivals = {
+            "": z,
+            # Half the set away: neighbours are of one episode, and move alike.
+            "_with_another_latent": z.roll(len(frames) // 2, 0),
+            "_with_the_mean_latent": z.mean(0, keepdim=True).expand_as(z),
+        }
+        # Draws of the same address: a flow gets the same noise each time.
+        loss = {
+            name: float(
+                lam.reconstruction(
+                    frames, {(0, 1): replace(latent, post=torch.cat([words, z], 1))}, full, Draws(seed, device=device)
+                ).mean()
+            )
+            for name, z in rivals.items()
+        }
+        right, other, mean = loss.values()
+        gains = [10 * math.log10(max(rival, 1e-12) / max(right, 1e-12)) for rival in (other, mean)]
+        length, spread = length_and_spread(latent.pre)
+        figures = {f"reconstruction{name}": value for name, value in loss.items()}
+        figures |= {
+            "gain_over_another_latent_db": gains[0],
+            "gain_over_the_mean_latent_db": gains[1],
+            "latent_length": length,
+        }
+        told = []
+        if latent.index is not None:
+            uses = codes.slot_use(latent.index, lam.bottleneck.codebook_size)  # type: ignore[arg-type]
+            figures |= {f"perplexity/slot_{use.slot}": use.perplexity for use in uses}
+            figures |= {f"usage/slot_{use.slot}": use.usage for use in uses}
+            told += codes.warnings(uses)
+        ignored = min(gains) < IGNORED
+        if ignored:
+            told.append(
+                f"the decoder ignores the latent: the right one reconstructs {gains[0]:+.2f} dB better than another transition's, "
+                f"{gains[1]:+.2f} dB better than the mean latent. Lengthen --gap, train longer, or check that what happens between two "
+                "frames is visible at --image size"
+            )
+        if ignored and (length < COLLAPSED * before[0] or spread < COLLAPSED * before[1]):
+            raise Degenerate(
+                "collapse",
+                f"latents have length {length:.2g} and spread {spread:.2g}, {before[0]:.2g} and {before[1]:.2g} before training, and the "
+                "decoder ignores them",
+            )
+        longest = length_and_spread(latent.post)[0]
+        if longest > EXPLODED * before[0]:
+            raise Degenerate("explosion", f"latents have length {longest:.2g}, {before[0]:.2g} before training")
+        return figures, told
+
+    return validate

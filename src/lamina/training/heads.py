@@ -1,0 +1,127 @@
+"""Heads trained on cached latents with the shared loop, and left at their best validation loss."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lamina.files import Scratch
+from lamina.images import to_float
+from lamina.methods.base import Losses
+from lamina.models.config import LAMConfig
+from lamina.models.heads import InverseDynamics, Translator, TranslatorConfig
+from lamina.models.lam import LAM
+from lamina.rng import Draws
+from lamina.training.checkpoints import Best
+from lamina.training.labelled import Labelled, Minibatches
+from lamina.training.loop import fit
+from lamina.training.settings import TrainConfig
+from lamina.types import ActionSpec
+
+
+def fit_head(
+    module: nn.Module,
+    losses: Losses,
+    train: Any,
+    held: Any,
+    config: TrainConfig,
+    run: Path,
+    weights: dict[str, float] | None = None,
+    stream: Callable[[], Any] | None = None,
+    title: str | None = None,
+) -> float:
+    """Train ``module`` with the shared loop and leave it at its best validation loss, which is returned.
+
+    ``losses(module, batch, draws)["action"]`` is what validation averages, with the same draws every time.
+    """
+    best = Best(run / "best.safetensors")
+
+    @torch.no_grad()
+    def validate(current: nn.Module) -> tuple[dict[str, float], list[str]]:
+        device = next(current.parameters()).device
+        loss = float(losses(current, held.to(device), Draws(0, device=device))["action"].mean())
+        best.offer(current, loss)
+        return {"action": loss}, []
+
+    def open_stream(shards: int, shard: int | None) -> Any:
+        return stream() if stream else Minibatches(train, config.batch // config.accumulate, config.seed)
+
+    fit(run, module, losses, weights or {"action": 1.0}, open_stream, config, validate, title)
+    best.restore(module)
+    return best.loss
+
+
+def quick(steps: int, seed: int, lr: float = 3e-4, batch: int = 64, **more: Any) -> TrainConfig:
+    """Training options of a small head on cached latents: no averaging (the best checkpoint is chosen), rare checkpoints."""
+    return TrainConfig(
+        steps=steps, batch=batch, lr=lr, warmup=50, weight_decay=0.05, ema=0.0, seed=seed,
+        checkpoint_every=steps, validate_every=10, log_every=10, **{"device": "cpu"} | more,
+    )  # fmt: skip
+
+
+def translator_losses(prefix: nn.Module) -> Losses:
+    """The loss of a translator on latents whose prefix is drawn from the LAM's own p(k), k >= 0 (§4.2)."""
+
+    def losses(module: Translator, batch: Labelled, draws: Draws) -> dict[str, Tensor]:
+        law = prefix.to(batch.z.device)  # where the loop put the batch
+        z = law(batch.z, law.draw(draws, len(batch)))  # type: ignore[operator]
+        return {"action": module.action.loss(module(z, batch.previous, batch.observation), batch.action)}
+
+    return losses
+
+
+def idm_losses(module: InverseDynamics, batch: Labelled, draws: Draws) -> dict[str, Tensor]:
+    """The action loss of an inverse dynamics model."""
+    assert batch.clip is not None
+    return {"action": module.action.loss(module(to_float(batch.clip.frames), batch.previous), batch.action)}
+
+
+def train_translator(
+    lam: LAM,
+    train: Labelled,
+    held: Labelled,
+    spec: ActionSpec,
+    config: TranslatorConfig,
+    training: TrainConfig,
+    run: Path | None = None,
+    steps: int = 1,
+) -> tuple[Translator, float]:
+    """A translator for a frozen LAM, and its validation loss. ``run`` keeps log and checkpoints (a temporary folder by default).
+
+    ``spec``: of one action; ``steps``: actions of one label.
+    """
+    torch.manual_seed(training.seed)
+    observation = 0 if train.observation is None else train.observation.shape[-1]
+    translator = Translator(train.z.shape[1] * train.z.shape[2], spec, config, observation, steps)
+    translator.calibrate(train.action)
+    prefix = copy.deepcopy(lam.prefix).requires_grad_(False)
+    with Scratch() as scratch:
+        title = "align" if run else None
+        folder = run or Path(scratch)
+        loss = fit_head(translator, translator_losses(prefix), train, held, training, folder, title=title)
+    return translator.to(train.z.device).eval(), loss
+
+
+def train_idm(
+    config: LAMConfig,
+    train: Labelled,
+    held: Labelled,
+    spec: ActionSpec,
+    training: TrainConfig,
+    pairs: bool = True,
+    head: TranslatorConfig | None = None,
+    steps: int = 1,
+) -> tuple[InverseDynamics, float]:
+    """An inverse dynamics model from scratch on the labels alone, and its validation loss. ``head``: the translator's shape, ``spec`` and
+    ``steps`` as for that."""
+    torch.manual_seed(training.seed)
+    module = InverseDynamics(config, spec, pairs, head or TranslatorConfig(), steps)
+    module.translator.calibrate(train.action)
+    with Scratch() as scratch:
+        loss = fit_head(module, idm_losses, train, held, training, Path(scratch))
+    return module.cpu().eval(), loss

@@ -1,0 +1,248 @@
+"""Stage 1: train a LAM on frames alone, and leave a run folder that every later stage reads.
+
+RUN/config.json       method, its options, data, training options
+RUN/log.jsonl         one JSON object a line, with step and loss
+RUN/checkpoints/      to resume from
+RUN/model/            config.json, model.safetensors, README.md: LatentActionModel.from_pretrained(RUN)
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import sys
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from lamina.data.paired import LEAST, same_states
+from lamina.data.sampling import DataConfig, parse_data
+from lamina.data.stream import ClipStream, gather
+from lamina.device import autocast, memory, pick_device
+from lamina.errors import LaminaError, LaminaWarning
+from lamina.files import alone, read_json, whole_folder, write_text
+from lamina.losses.reconstruction import total
+from lamina.models.calibration import calibrating, has_statistics
+from lamina.models.config import LAMConfig
+from lamina.models.hub import LatentActionModel, Provenance
+from lamina.models.lam import LAM
+from lamina.records import checked, differences
+from lamina.rng import Draws
+from lamina.training.diagnostics import validator
+from lamina.training.distributed import World
+from lamina.training.loop import fit
+from lamina.training.recipe import Recipe
+from lamina.training.settings import FREE, TrainConfig
+from lamina.types import Clip
+from lamina.version import __version__
+
+#: Sections of a run's settings that may not change.
+FIXED = ("method", "options", "weights", "data", "train")
+
+
+#: What may lie in a folder that is no run yet: the lock of this one, and a first write that was killed.
+FIRST = {".model.lock", ".config.json.partial"}
+
+
+def lasting(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that may not change when a run is resumed. Where its data lies may, and who decodes it; the stream itself compares
+    what the data is."""
+    kept = {name: settings[name] for name in FIXED if name in settings}
+    data = {name: value for name, value in kept["data"].items() if name not in ("data", "workers")}
+    shares = [parse_data(text)[1] for text in kept["data"]["data"]]
+    return kept | {
+        "data": data | {"shares": shares},
+        "train": {name: value for name, value in kept["train"].items() if name not in FREE},
+    }
+
+
+def check_run(run: Path, settings: dict[str, Any], resume: bool) -> None:
+    """Raises LaminaError if there is a run (or anything else) at ``run`` and ``resume`` is off, or its settings differ."""
+    path = run / "config.json"
+    if not path.exists():
+        if run.exists() and {entry.name for entry in run.iterdir()} - FIRST:
+            raise LaminaError(f"{run}: not empty and not a run of lamina; choose another --out")
+        return
+    if not resume:
+        raise LaminaError(f"{run}: there is a run here already; add --resume to go on with it, or choose another --out")
+    try:
+        before = lasting(read_json(path, "it cannot be resumed"))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise LaminaError(
+            f"{path}: not the settings of a run ({error}); it cannot be resumed, start another (--out NEW)"
+        ) from error
+    if changed := differences(before, lasting(settings)):
+        raise LaminaError(
+            f"{run}: was started with other settings ({', '.join(changed)}); resume with the same ones, or start another run from its "
+            f"weights (--out NEW --init {run})"
+        )
+
+
+#: Samples, and bytes of pictures, of a calibration at most.
+CALIBRATION = 1024, 256 * 2**20
+
+
+def settler(recipe: Recipe, data: DataConfig, config: TrainConfig) -> Callable[[LAM], None]:
+    """A function that fits a LAM's statistics to its weights by one pass of the method's own losses over training samples, the same ones
+    every time."""
+    channels, height, width = recipe.lam.image
+    limit = min(CALIBRATION[0], max(config.batch, CALIBRATION[1] // (data.frames * channels * height * width)))
+    clip = gather(data, "train", limit)
+    order = torch.randperm(len(clip), generator=torch.Generator().manual_seed(config.seed))
+    size = config.batch // config.accumulate
+    batches = [rows for rows in order.split(size) if len(rows) > 1 or len(clip) == 1]
+
+    def settle(lam: LAM) -> None:
+        device = next(lam.parameters()).device
+        with calibrating(lam):
+            for number, rows in enumerate(batches):
+                recipe.losses(lam, clip[rows].to(device), Draws(config.seed, number, device=device))
+
+    return settle
+
+
+COPIES = 5  # of every weight while it is trained: itself, its gradient, two moments and the average
+
+
+def check_memory(lam: LAMConfig, config: TrainConfig) -> None:
+    """Raises LaminaError for a LAM that this machine cannot hold while it is trained, before any of it is allocated."""
+    try:
+        with torch.device("meta"):
+            needed = COPIES * sum(value.numel() * value.element_size() for value in LAM(lam).parameters())
+    except (RuntimeError, ValueError, OverflowError) as error:
+        if isinstance(error, LaminaError):
+            raise
+        raise LaminaError(f"no model has these sizes: {str(error).splitlines()[0]}") from error
+    there = memory(pick_device(config.device))
+    if needed > there:
+        raise LaminaError(
+            f"training this model takes {needed / 2**30:,.0f} GiB for its weights alone, this machine has {there / 2**30:,.0f}; choose a "
+            "smaller --size, --width, --slots or --image"
+        )
+
+
+TRIAL = 16  # samples
+
+
+def seconds_a_step(lam: LAM, recipe: Recipe, clip: Clip, config: TrainConfig) -> float:
+    """About how long a step will take here: losses and gradients of a few samples on a copy of ``lam``, the second time that they are
+    computed, in proportion to the batch."""
+    device = pick_device(config.device)
+    trial = copy.deepcopy(lam).to(device).train()
+    number = min(config.batch, TRIAL)
+    rows = clip[torch.arange(number) % len(clip)].to(device)
+    began = 0.0
+    for _ in range(2):
+        began = time.perf_counter()
+        with autocast(device, config.precision):
+            loss = total(recipe.losses(trial, rows, Draws(config.seed, device=device)), recipe.weights)
+        loss.backward()
+        float(loss.detach())  # an accelerator has finished then
+    return (time.perf_counter() - began) * config.batch / number
+
+
+def duration(seconds: float) -> str:
+    """ "40 seconds", "18 minutes", "2.5 hours"."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
+
+
+def start_from(lam: LAM, path: Path) -> None:
+    """Fill ``lam`` with the weights of the model at ``path`` (a run or model folder), as far as names and shapes agree.
+
+    Raises LaminaError if less than half of them do, or there is no model.
+    """
+    given = LatentActionModel.from_pretrained(str(path)).lam.state_dict()
+    own = lam.state_dict()
+    shared = {name: value for name, value in given.items() if name in own and own[name].shape == value.shape}
+    if len(shared) < len(own) / 2:
+        raise LaminaError(
+            f"{path}: a model of another kind, {len(shared)} of {len(own)} weights fit; give --init a run of the same encoder and decoder"
+        )
+    lam.load_state_dict(shared, strict=False)
+
+
+def pretrain(run: Path, recipe: Recipe, data: DataConfig, config: TrainConfig, init: Path | None = None) -> Path:
+    """Train the recipe's LAM on ``data`` and save it under ``run``; returns the model's folder.
+
+    ``init``: a run whose weights it starts from.
+    """
+    settings: dict[str, Any] = {
+        "format": 1,
+        "lamina": __version__,
+        "method": recipe.method,
+        "options": dict(recipe.options),
+        "weights": dict(recipe.weights),
+        "data": dataclasses.asdict(data),
+        "train": dataclasses.asdict(config),
+    }
+    settings |= {"init": str(init)} if init is not None else {}
+    settings = json.loads(json.dumps(settings))  # as it will be read back
+    with alone(run / "model") if World.here().rank == 0 else nullcontext():
+        return _pretrain(run, recipe, data, config, init, settings)
+
+
+def _pretrain(
+    run: Path, recipe: Recipe, data: DataConfig, config: TrainConfig, init: Path | None, settings: dict[str, Any]
+) -> Path:
+    world = World.here()
+    if world.rank == 0:
+        check_run(run, settings, config.resume)
+    check_memory(recipe.lam, config)
+    torch.manual_seed(config.seed)
+    # Model and data are opened before anything is written: what is wrong with them leaves no half a run behind.
+    # As they will be read: what could not be loaded is not trained.
+    lam = LAM(LAMConfig.from_dict(recipe.lam.to_dict()))
+    provenance = Provenance(recipe.method, data.data, data.gap, __version__, config.steps, frames=recipe.group)
+    checked(Provenance, dataclasses.asdict(provenance))
+    if init is not None:
+        start_from(lam, init)
+    held = gather(data, "validation", limit=256)
+    if held.paired is not None and len(held) >= LEAST and same_states(held).low <= 0:
+        text = (
+            f"{', '.join(data.data)}: {data.paired} does not seem to show the same states: the change in one view tells nothing of the "
+            "change in the other, held out"
+        )
+        warnings.warn(text, LaminaWarning, stacklevel=2)
+    if world.rank == 0 and not (run / "config.json").exists():
+        write_text(run / "config.json", json.dumps(settings, indent=2) + "\n")
+
+    if world.size == 1:
+        step = seconds_a_step(lam, recipe, held, config)
+        threads = f", {torch.get_num_threads()} threads" if pick_device(config.device) == "cpu" else ""
+        tqdm.write(
+            f"{config.steps:,} steps of {config.batch} samples on {pick_device(config.device)}{threads}: about "
+            f"{duration(step * config.steps)} ({config.batch / step:.0f} samples a second)",
+            file=sys.stderr,
+        )
+
+    def open_stream(shards: int, shard: int | None) -> ClipStream:
+        return ClipStream(data, config.batch // config.accumulate, config.seed, shards=shards, shard=shard)
+
+    settle = settler(recipe, data, config) if config.ema and has_statistics(lam) else None
+    state = fit(
+        run,
+        lam,
+        recipe.losses,
+        recipe.weights,
+        open_stream,
+        config,
+        validator(lam, held, config.seed),
+        title=f"train {recipe.method}",
+        settle=settle,
+    )
+    folder = run / "model"
+    if world.rank == 0:
+        model = LatentActionModel(recipe.lam, provenance)
+        model.lam.load_state_dict(state)
+        with whole_folder(folder) as partial:
+            model.save_pretrained(partial)
+    return folder

@@ -1,0 +1,139 @@
+"""recipe: TODO docstring."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lamina.data.augment import OFTEN, STRENGTH, augmented
+from lamina.data.sampling import DataConfig, Plan, count_transitions, feature_width, open_source, parse_data
+from lamina.data.stream import gather
+from lamina.device import pick_device
+from lamina.errors import LaminaError, LaminaWarning
+from lamina.losses.optical_flow import FLOW_WIDTH
+from lamina.methods.auxiliary import added, known, mean_and_deviation, target_actions, target_of
+from lamina.methods.base import Losses, with_decoder
+from lamina.models.config import LAMConfig
+from lamina.models.lam import LAM
+from lamina.rng import Draws
+from lamina.training.settings import TrainConfig
+from lamina.types import Clip
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A method with its options filled in: what :func:`pretrain` needs of it, so that the core never imports a method."""
+
+    method: str
+    options: Mapping[str, Any]
+    lam: LAMConfig
+    losses: Losses
+    weights: Mapping[str, float]
+    group: int  # frames that the objective ties together
+
+
+def recipe(name: str, method: Any, options: Any) -> Recipe:
+    """The recipe of a method's module (``build``, ``losses``, ``weights``) with ``options``, an instance of its Config.
+
+    The remedies that the options switch on are added: no method's file knows of them. A decoder that is to follow the device is chosen.
+    """
+    options = with_decoder(options, pick_device("auto"))
+    lam = method.build(options)
+    losses, weights = added(options, method.losses(options), method.weights(options))
+    if options.augment:
+        # A mirrored picture has another state, other words, another action.
+        mirror = not (lam.state or lam.task or lam.target)
+        plain, strength = losses, float(options.augment)
+
+        def losses(lam: LAM, clip: Clip, draws: Draws) -> dict[str, Float[Tensor, "b"]]:
+            return plain(lam, augmented(clip, strength, draws, mirror), draws)
+
+    return Recipe(name, dataclasses.asdict(options), lam, losses, weights, getattr(method, "GROUP", 2))
+
+
+def completed(options: Any, data: DataConfig, training: TrainConfig | None = None) -> tuple[Any, DataConfig]:
+    """``options`` of a method and its ``data``, with what one needs of the other filled in: proprioception, paired views, targets; and of
+    the ``training``: whether little data is seen so often that it must be augmented.
+
+    Raises LaminaError where a remedy is asked for that the data does not allow.
+    """
+    if training is not None and options.augment is None:
+        times = training.steps * training.batch / max(1, count_transitions(data, "train"))
+        options = replace(options, augment=STRENGTH if times > OFTEN else 0.0)
+    return _with_target(*_with_paired(*with_proprio(options, data)))
+
+
+def _with_paired(options: Any, data: DataConfig) -> tuple[Any, DataConfig]:
+    if not options.cross_exogenous or data.paired is not None:
+        return options, data
+    sources = [open_source(parse_data(d)[0], n, data.max_bad) for n, d in enumerate(data.data)]
+    named = {next((c for c in s.cameras if c.endswith(".paired")), None) for s in sources}
+    if len(named) > 1 or None in named:
+        raise LaminaError(
+            f"{', '.join(data.data)}: --cross-exogenous needs paired views, a camera that shows the same states under another "
+            "exogenous state: name it by --paired"
+        )
+    return options, replace(data, paired=named.pop())
+
+
+def _with_target(options: Any, data: DataConfig) -> tuple[Any, DataConfig]:
+    """The target's width, and what it is standardised by: mean and deviation over the transitions of the training split whose target is
+    known, at the middle of the range of gaps."""
+    if not options.robust_target or options.target != "action":
+        data = replace(data, action=None)  # what an objective does not read cannot stop it
+    if not options.robust_target:
+        return options, data
+    name = options.target
+    if name == "flow":
+        clip = gather(replace(data, action=None, paired=None, proprio=None, targets=()), "train", limit=256)
+        mean, deviation = mean_and_deviation(target_of(clip, options, (0, 1)))
+        return replace(options, target_width=FLOW_WIDTH, target_mean=mean, target_deviation=deviation), data
+    plan = Plan(data, "train")
+    if name == "action":
+        if plan.action is None:
+            raise LaminaError(f"{', '.join(data.data)}: --robust-target needs actions to predict; or set --target flow")
+        options = replace(options, target_width=plan.action.width, target_classes=plan.action.discrete)
+    else:
+        width = feature_width(data, name)
+        if width is None:
+            raise LaminaError(f"{', '.join(data.data)}: no feature '{name}' of one width to be the robust target")
+        options, data = replace(options, target_width=width), replace(data, targets=(*data.targets, name))
+    targets = []
+    for source, offset in zip(plan.sources, plan.offsets, strict=False):
+        for number, episode in enumerate(source.episodes):
+            for _, first, stop in (span for span in episode.splits if span[0] == "train"):
+                values = torch.from_numpy(source.column(episode, data.action if name == "action" else name)).float()  # type: ignore[arg-type]
+                gap = max(1, round(sum(data.gap) / 2 * episode.fps))
+                frames = torch.arange(first, max(first, stop - gap))
+                told = frames[known(torch.tensor(offset + number), frames, options)]
+                change = values[told] if name == "action" else values[told + gap] - values[told]
+                targets.append(target_actions(options).one_hot(change) if name == "action" else change)
+    every = torch.cat(targets)
+    if len(every) < 2:
+        raise LaminaError(
+            f"{', '.join(data.data)}: --target-share {options.target_share:g} leaves {len(every)} transitions whose target is known"
+        )
+    mean, deviation = mean_and_deviation(every, options.target_classes)
+    return replace(options, target_mean=mean, target_deviation=deviation), data
+
+
+def with_proprio(options: Any, data: DataConfig) -> tuple[Any, DataConfig]:
+    """``options`` and ``data`` of a method that asks for proprioception (its Config has ``proprio``, a feature's name, and
+    ``proprio_width``), completed with what only the data can tell; where it has no such feature, a warning, and neither is changed.
+    """
+    name = getattr(options, "proprio", None)
+    if name is None:
+        return options, data
+    width = feature_width(data, name)
+    if width is None:
+        text = f"{', '.join(data.data)}: no feature '{name}' of one width: trained without the proprioceptive forward model"
+        warnings.warn(text, LaminaWarning, stacklevel=2)
+        return options, data
+    return replace(options, proprio_width=width), replace(data, proprio=name)
