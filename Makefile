@@ -12,12 +12,12 @@ $(BIN)/torch-is-here:
 	$(BIN)/pip install --quiet --disable-pip-version-check "torch==2.13.0"
 	touch $@
 
-$(BIN)/demo-is-here: $(BIN)/torch-is-here pyproject.toml
-	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[doom]"
+$(BIN)/demo-is-here: $(BIN)/torch-is-here pyproject.toml research/pyproject.toml
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[doom]" -e research
 	touch $@
 
 $(BIN)/dev-is-here: $(BIN)/demo-is-here
-	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[sim,dev]"
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[sim,dev]" -e research
 	touch $@
 
 install: $(BIN)/demo-is-here

@@ -53,8 +53,9 @@ class Peer:
     """A decision through generate. The history is some context as long as ours when it is full."""
 
     def __init__(self, model: LatentActionModel, tokens: TokenModel, translator: Translator):
-        from qwen3 import qwen3
         from transformers import StaticCache
+
+        from qwen3 import qwen3
 
         self.lam, self.tokens, self.translator = model.lam.eval(), tokens.eval(), translator.eval()
         self.core = qwen3(tokens.core, tokens.code.weight, tokens.head.weight, "sdpa")

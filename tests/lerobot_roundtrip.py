@@ -15,9 +15,9 @@ library = torch.library.Library("torchvision", "FRAGMENT")
 library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
-from data_files import camera, picture, read_number, write_dataset, write_video  # noqa: E402
 from lerobot.datasets.lerobot_dataset import LeRobotDataset  # noqa: E402
 
+from data_files import camera, picture, read_number, write_dataset, write_video  # noqa: E402
 from lamina.data.lerobot.labels import write_labels  # noqa: E402
 from lamina.data.lerobot.statistics import STATISTICS  # noqa: E402
 from lamina.data.sampling import open_source  # noqa: E402

@@ -11,7 +11,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from planted import write_planted
 
 from lamina import methods
 from lamina.cli import main
@@ -26,6 +25,7 @@ from lamina.policies.token_policy import LatentPolicy
 from lamina.training.alignment import load_translator
 from lamina.training.labelled import actions_of
 from lamina.types import ActionSpec
+from planted import write_planted
 
 torch.set_num_threads(1)
 

@@ -17,9 +17,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from parallel import options
-from planted import write_planted
-from processes import dies_in, in_child
 from safetensors.torch import load_file
 
 import lamina.training.loop
@@ -39,6 +36,9 @@ from lamina.training.heads import idm_losses, quick, train_idm, train_translator
 from lamina.training.labelled import Labelled, Minibatches, actions_of, labelled, parse_labels, probe_data, split_labels
 from lamina.training.settings import TrainConfig
 from lamina.types import ActionSpec
+from parallel import options
+from planted import write_planted
+from processes import dies_in, in_child
 
 torch.set_num_threads(1)
 

@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from planted import write_planted
-from test_methods import clip, every_method
 
 from lamina import methods
 from lamina.data.sampling import DataConfig
@@ -26,6 +24,8 @@ from lamina.training.diagnostics import validator
 from lamina.training.pretraining import pretrain, settler
 from lamina.training.recipe import completed, recipe
 from lamina.training.settings import TrainConfig
+from planted import write_planted
+from test_methods import clip, every_method
 
 torch.set_num_threads(1)
 

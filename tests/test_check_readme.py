@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from check_readme import check, commands, lamina_arguments, tree_paths
 
+from check_readme import check, commands, lamina_arguments, tree_paths
 from lamina.errors import LaminaError
 
 README = """# Title

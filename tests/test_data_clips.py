@@ -19,10 +19,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from av.video.reformatter import VideoReformatter
-from data_files import read_number, write_dataset, write_video
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from data_files import read_number, write_dataset, write_video
 from lamina.data.sampling import DataConfig, _cut, count_starts, count_transitions, draw_samples, open_source
 from lamina.data.stream import ClipStream, gather, share_out
 from lamina.errors import LaminaError, LaminaWarning

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_files import write_dataset, write_video
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from data_files import write_dataset, write_video
 from lamina.data import video as video_module
 from lamina.data.sampling import DataConfig, open_source
 from lamina.data.stream import ClipStream

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from data_files import read_number, write_dataset, write_video
 
+from data_files import read_number, write_dataset, write_video
 from lamina.data.lerobot.labels import write_labels
 from lamina.data.lerobot.statistics import STATISTICS
 from lamina.data.read_ahead import ReadAhead

@@ -10,11 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from data_files import camera, picture, read_number, write_dataset
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from data_files import camera, picture, read_number, write_dataset
 from lamina.data.lerobot.statistics import (
     STATISTICS,
     column_statistics,

@@ -8,10 +8,10 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from data_files import picture, read_number, write_video
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_files import picture, read_number, write_video
 from lamina.data import video as video_module
 from lamina.data.episodes import DecodeError, compact_times, split_episodes
 from lamina.data.sampling import open_source

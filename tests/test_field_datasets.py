@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
 from data_files import (
     DATA,
     EPISODES,
@@ -27,7 +28,6 @@ from data_files import (
     read_number,
     write_video,
 )
-
 from lamina.data.episodes import DecodeError
 from lamina.data.lerobot.labels import write_labels
 from lamina.data.sampling import feature_width, open_source

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
 from data_files import (
     DATA,
     EPISODES,
@@ -25,7 +26,6 @@ from data_files import (
     write_columns,
     write_video,
 )
-
 from lamina.data.lerobot.labels import write_labels
 from lamina.data.paths import check_template, walk
 from lamina.data.sampling import DataConfig, open_source

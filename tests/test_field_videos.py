@@ -9,8 +9,8 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from data_files import DATA, FRONT, LABELS, foreign_dataset, label, numbers, picture, read_number, write_video
 
+from data_files import DATA, FRONT, LABELS, foreign_dataset, label, numbers, picture, read_number, write_video
 from lamina.data.lerobot.labels import write_labels
 from lamina.data.sampling import DataConfig, open_source
 from lamina.data.stream import ClipStream

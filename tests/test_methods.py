@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import inspect
 import re
 from collections.abc import Iterator
-from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 import torch
-from planted import write_planted
 
 import lamina
 from lamina import methods
@@ -30,6 +27,7 @@ from lamina.training.loop import fit
 from lamina.training.recipe import completed, recipe
 from lamina.training.settings import TrainConfig
 from lamina.types import TASK_WIDTH, Clip
+from planted import write_planted
 
 torch.set_num_threads(1)
 
@@ -223,70 +221,6 @@ def test_an_unknown_method_is_refused_with_a_suggestion():
 
 def test_every_file_in_methods_is_a_method():
     assert methods.names() == sorted(p.stem for p in (SOURCE / "methods").glob("*.py") if p.stem != "__init__")
-
-
-# ------------------------------------------------------------------------------------------------------- imports
-
-#: Imports run from a later line to an earlier one, or within a line.
-LAYERS = (
-    "errors files options strict shapes draws bootstrap paired device weights",
-    "data",
-    "worlds",
-    "linear layers bottleneck prefix flow_matching motion encoder decoders objectives perceptual space state lam calibrate codes sizes",
-    "augment checkpoints train remedies pretrain align label",
-    "policy",
-    "probes",
-    "pictures evaluate chart report",
-    "methods",
-    "claims",
-    "cli __main__",
-)
-LEVEL = {part: level for level, line in enumerate(LAYERS) for part in line.split()}
-#: Collecting episodes is the one place where data meets worlds.
-EXCEPTIONS = {("data.collect", "worlds")}
-
-
-def modules() -> dict[str, Path]:
-    """Every module of the package but its root, by name below ``lamina``."""
-    found = {}
-    for path in SOURCE.rglob("*.py"):
-        parts = path.relative_to(SOURCE).with_suffix("").parts
-        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-        found[name] = path
-    del found[""]
-    return found
-
-
-def imports(path: Path, known: set[str]) -> set[str]:
-    """The modules of the package that a file imports anywhere in it, by name below ``lamina``."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        names = []
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-        for name in names:
-            root, _, rest = name.partition(".")
-            if root == "lamina" and rest:
-                while rest and rest not in known:  # a function of a module
-                    rest = rest.rpartition(".")[0]
-                found.add(rest)
-    return found - {""}
-
-
-def test_imports_run_one_way():
-    known = modules()
-    graph = {name: imports(path, set(known)) - {name} for name, path in known.items()}
-    for name, targets in graph.items():
-        part = name.split(".")[0]
-        assert part in LEVEL, f"{name} has no place in the order of imports"
-        for target in targets:
-            other = target.split(".")[0]
-            allowed = LEVEL[other] <= LEVEL[part] or (name, other) in EXCEPTIONS
-            assert allowed, f"{name} imports {target}, which comes after it"
-    TopologicalSorter(graph).prepare()  # raises CycleError: no two modules import each other
 
 
 # ------------------------------------------------------------------------------------------------------- augmentation

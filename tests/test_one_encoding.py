@@ -11,8 +11,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from planted import SIZE, write_planted
-from test_methods import every_method
 
 from lamina import methods
 from lamina.data.lerobot.tables import to_numpy
@@ -33,6 +31,8 @@ from lamina.training.labelled import actions_of, probe_data
 from lamina.training.pretraining import pretrain
 from lamina.training.recipe import completed, recipe
 from lamina.training.settings import TrainConfig
+from planted import SIZE, write_planted
+from test_methods import every_method
 
 torch.set_num_threads(1)
 

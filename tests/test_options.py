@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from lamina_research.linear.analysis import Question
 
 from lamina import cli, methods
 from lamina.cli import main
@@ -22,6 +21,7 @@ from lamina.policies.token_model import TokenConfig
 from lamina.training.alignment import AlignConfig
 from lamina.training.pretraining import check_memory
 from lamina.training.settings import TrainConfig
+from lamina_research.linear.analysis import Question
 
 CONFIGS: dict[str, Any] = {
     "TrainConfig": TrainConfig(), "AlignConfig": AlignConfig(), "TranslatorConfig": TranslatorConfig(), "TokenConfig": TokenConfig(),

@@ -15,10 +15,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from data_files import change_table
-from processes import die, dies_in, in_child
 
 import lamina.data.lerobot.labels as data_labels
+from data_files import change_table
 from lamina import cli, files
 from lamina.cli import main
 from lamina.data.sampling import open_source
@@ -28,6 +27,7 @@ from lamina.evaluation.report.page import write_report
 from lamina.files import Scratch, alone, to_json
 from lamina.models.hub import LatentActionModel
 from lamina.training.log import read_log
+from processes import die, dies_in, in_child
 
 torch.set_num_threads(1)
 SMALL = ["--image", "32", "32", "--size", "debug", "--slots", "4", "--decoder", "unet", "--steps", "6", "--batch", "8",

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from parallel import options
 
 from lamina import methods
 from lamina.envs.base import resize
@@ -23,6 +22,7 @@ from lamina.policies.token_policy import LatentPolicy
 from lamina.policies.token_training import fingerprint, save_tokens
 from lamina.training.alignment import save_translator
 from lamina.types import ActionSpec, Clip
+from parallel import options
 
 torch.set_num_threads(1)
 

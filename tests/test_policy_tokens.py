@@ -15,10 +15,6 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from parallel import options
-from planted import FPS, write_planted
-from processes import dies_in, in_child
-from qwen3 import qwen3
 from safetensors.torch import load_file
 
 import lamina.policies.windows
@@ -44,6 +40,10 @@ from lamina.policies.token_training import (
 from lamina.policies.windows import Steps, Window, WindowStream, chains, cut, fixed_windows, open_steps, tokenize
 from lamina.rng import Draws
 from lamina.training.settings import TrainConfig
+from parallel import options
+from planted import FPS, write_planted
+from processes import dies_in, in_child
+from qwen3 import qwen3
 
 torch.set_num_threads(1)
 

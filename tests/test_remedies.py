@@ -13,7 +13,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from test_methods import clip, every_method
 
 from lamina import methods
 from lamina.cli import main
@@ -30,6 +29,7 @@ from lamina.models.lam import LAM
 from lamina.rng import Draws
 from lamina.training.recipe import completed, recipe
 from lamina.types import Clip
+from test_methods import clip, every_method
 
 torch.set_num_threads(1)
 REMEDIES = {

@@ -10,11 +10,10 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import fake_worlds
 import numpy as np
 import pytest
-from processes import in_child
 
+import fake_worlds
 from lamina import envs as worlds
 from lamina.envs.registry import SUITES, make
 from lamina.errors import LaminaError
@@ -22,6 +21,7 @@ from lamina.policies import rollout as module
 from lamina.policies.rollout import check_action, rollout, rollout_worlds, summarize
 from lamina.policies.workers import Workers
 from lamina.types import ActionSpec
+from processes import in_child
 
 psutil = pytest.importorskip("psutil")
 SIZE = (8, 8)

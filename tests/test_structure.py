@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from data_files import write_dataset
 from torch import Tensor
 
+from data_files import write_dataset
 from lamina.data.sampling import DataConfig
 from lamina.errors import LaminaError
 from lamina.evaluation.probes import algebra

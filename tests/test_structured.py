@@ -10,10 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from data_files import write_dataset
-from test_methods import check, clip
 from torch import Tensor, nn
 
+from data_files import write_dataset
 from lamina.data.episodes import task_vector
 from lamina.data.sampling import DataConfig
 from lamina.data.stream import gather
@@ -36,6 +35,7 @@ from lamina.training.diagnostics import validator
 from lamina.training.recipe import recipe, with_proprio
 from lamina.training.settings import TrainConfig
 from lamina.types import TASK_WIDTH, Latent
+from test_methods import check, clip
 
 torch.set_num_threads(1)
 SMALL = {"size": "debug", "image": (16, 16), "slots": 4, "code_dim": 4}

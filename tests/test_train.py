@@ -19,9 +19,6 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from parallel import SETTINGS, data, train
-from planted import write_planted
-from processes import die, dies_in, in_child
 from safetensors.torch import load_file
 from torch import nn
 
@@ -36,6 +33,9 @@ from lamina.training.checkpoints import Checkpoints
 from lamina.training.distributed import World
 from lamina.training.loop import fit, learning_rate
 from lamina.training.settings import TrainConfig
+from parallel import SETTINGS, data, train
+from planted import write_planted
+from processes import die, dies_in, in_child
 
 torch.set_num_threads(1)
 

@@ -16,9 +16,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from parallel import data, options, train
-from planted import write_planted
-from processes import in_child
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -43,6 +40,9 @@ from lamina.training.labelled import Minibatches
 from lamina.training.loop import _Step, fit
 from lamina.training.settings import TrainConfig
 from lamina.weights import LONGEST_HEADER, load_weights, save_weights
+from parallel import data, options, train
+from planted import write_planted
+from processes import in_child
 
 torch.set_num_threads(1)
 

@@ -8,7 +8,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from processes import die, in_child
 
 from lamina.envs import doom_experts as experts
 from lamina.envs.base import World, returns, rollout
@@ -16,6 +15,7 @@ from lamina.envs.grid import MOVES, SNAKE, Grid
 from lamina.envs.maze import Maze, free
 from lamina.envs.registry import SUITES, WORLDS, make
 from lamina.errors import LaminaError
+from processes import die, in_child
 
 
 def open_world(name: str) -> World:
@@ -465,9 +465,8 @@ def test_an_exogenous_state_that_switches_is_drawn_anew_at_that_share_of_steps()
 @pytest.mark.sim
 def test_the_cheetahs_expert_is_a_function_of_its_state_and_its_search_is_repeatable():
     open_world("cheetah").close()
-    from lamina_research.gait import Runs, search
-
     from lamina.envs.cheetah import GAIT
+    from lamina_research.gait import Runs, search
 
     with open_world("cheetah") as world:
         seen = world.reset(5)

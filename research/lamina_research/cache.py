@@ -11,7 +11,7 @@ import fcntl
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from functools import cache
@@ -22,14 +22,16 @@ import lamina
 from lamina.errors import LaminaError
 from lamina.files import write_text
 
-PACKAGE = Path(lamina.__file__).parent
+#: The packages whose code decides what a run is.
+PACKAGES = (Path(lamina.__file__).parent, Path(__file__).parent)
 NOTE = "cache.json"
 
 
-def _file(module: str, package: Path) -> Path | None:
-    """The source file of a dotted module name, or None where the name is no module of ``package``."""
+def _file(module: str, packages: Sequence[Path]) -> Path | None:
+    """The source file of a dotted module name, or None where the name is no module of ``packages``."""
     head, *rest = module.split(".")
-    if head != package.name:
+    package = next((package for package in packages if package.name == head), None)
+    if package is None:
         return None
     base = package.joinpath(*rest)
     candidates = (base / "__init__.py", base.with_suffix(".py")) if rest else (base / "__init__.py",)
@@ -49,43 +51,50 @@ def _imported(tree: ast.Module, module: str, is_package: bool) -> Iterator[str]:
             yield from (f"{base}.{alias.name}" for alias in node.names)
 
 
-def _meaning(tree: ast.Module) -> str:
-    """The code as text without its docstrings, comments and layout, which change nothing that runs."""
+def _statements(tree: ast.Module) -> list[str]:
+    """The top-level statements as text, without imports, docstrings, comments and layout: where code stands changes nothing that runs."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             first = node.body[0] if node.body else None
             if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
                 node.body = node.body[1:]
-    return ast.dump(tree)
+        for name in ("body", "orelse", "finalbody"):
+            if isinstance(block := getattr(node, name, None), list):
+                setattr(node, name, [part for part in block if not isinstance(part, ast.Import | ast.ImportFrom)])
+    return [ast.dump(statement) for statement in tree.body]
 
 
 @cache
-def _read(path: Path, module: str, changed: int) -> tuple[tuple[str, ...], str]:
-    """What a module imports, and its meaning; ``changed``: when the file was, so that an experiment of hundreds of runs reads it once."""
+def _read(path: Path, module: str, changed: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What a module imports, and its statements; ``changed``: when the file was, so that many runs read it once."""
     tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
-    return tuple(_imported(tree, module, path.name == "__init__.py")), _meaning(tree)
+    return tuple(_imported(tree, module, path.name == "__init__.py")), tuple(_statements(tree))
 
 
-def code_digest(modules: Iterable[str], package: Path = PACKAGE) -> str:
-    """SHA-256 (hex) of the code of ``modules`` and of all modules of ``package`` that they import, directly or not.
+def code_digest(modules: Iterable[str], packages: Sequence[Path] = PACKAGES) -> str:
+    """SHA-256 (hex) of the code of ``modules`` and of all modules of ``packages`` that they import, directly or not.
 
-    Imports are read from the source, so a module that is imported by a computed name must be named in ``modules``.
-    A parent package counts only where it is itself imported, and ``lamina/__init__.py`` never: who asks it for the version would
-    be tied to everything that it offers. Raises ValueError for a name that is no module of the package.
+    Names of modules do not count: code that moves to another file keeps its runs. Imports are read from the source, so a module that is
+    imported by a computed name must be named in ``modules``. A parent package counts only where it is itself imported, and the root of
+    a package never: who asks it for the version would be tied to everything that it offers. Raises ValueError for a name that is no
+    module of the packages.
     """
-    code: dict[str, str] = {}
+    done: set[str] = set()
+    statements: list[str] = []
     waiting = list(modules)
     for module in waiting:
-        if _file(module, package) is None:
-            raise ValueError(f"{module} is no module of {package}")
+        if _file(module, packages) is None:
+            raise ValueError(f"{module} is no module of {', '.join(package.name for package in packages)}")
     while waiting:
         module = waiting.pop()
-        path = _file(module, package)
-        if path is None or module in code or module == package.name:
+        path = _file(module, packages)
+        if path is None or module in done or "." not in module:
             continue
-        imported, code[module] = _read(path, module, path.stat().st_mtime_ns)
+        done.add(module)
+        imported, own = _read(path, module, path.stat().st_mtime_ns)
+        statements += own
         waiting.extend(imported)
-    return hashlib.sha256(json.dumps(sorted(code.items())).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(sorted(statements)).encode()).hexdigest()
 
 
 def _plain(value: Any) -> Any:
@@ -119,7 +128,7 @@ def cached(
     code: Iterable[str],
     build: Callable[[Path], None],
     progress: Callable[[str], None] = lambda line: None,
-    package: Path = PACKAGE,
+    packages: Sequence[Path] = PACKAGES,
 ) -> Path:
     """The folder that ``build`` fills for ``key``; built on the first call, found on every later one.
 
@@ -128,7 +137,7 @@ def cached(
     ask for the same run one builds and the others wait. Raises LaminaError where ``folder`` can't be written.
     """
     text = json.dumps(key, sort_keys=True, default=_plain)
-    code_hash = code_digest(code, package)
+    code_hash = code_digest(code, packages)
     digest = hashlib.sha256(f"{text}\n{code_hash}".encode()).hexdigest()[:16]
     done, partial = folder / digest, folder / f"{digest}.partial"
     if done.is_dir():

@@ -16,7 +16,7 @@ import torch
 from lamina.errors import LaminaError
 from lamina.files import write_text
 from lamina.version import __version__
-from lamina_research.cache import PACKAGE
+from lamina_research.cache import PACKAGES
 from lamina_research.experiment import SCALES, Claim, Experiment, Outcome
 from lamina_research.seeds import interval
 
@@ -36,15 +36,15 @@ def code_version() -> str:
     checkout, the version of the package."""
 
     def git(*arguments: str) -> str:
-        command = ["git", "-C", str(PACKAGE), *arguments]
+        command = ["git", "-C", str(PACKAGES[0]), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
         checkout = Path(git("rev-parse", "--show-toplevel"))
-        if checkout / "src" / "lamina" != PACKAGE.resolve():  # installed inside another project's repository
+        if checkout / "src" / "lamina" != PACKAGES[0].resolve():  # installed inside another project's repository
             return f"lamina {__version__}"
         commit = git("rev-parse", "--short=12", "HEAD")
-        return f"{commit} with changes" if git("status", "--porcelain", "--", str(PACKAGE)) else commit
+        return f"{commit} with changes" if git("status", "--porcelain", "--", *map(str, PACKAGES)) else commit
     except (OSError, subprocess.CalledProcessError):
         return f"lamina {__version__}"
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from lamina.errors import LaminaError
 from lamina.files import alone, write_bytes
-from lamina_research.cache import PACKAGE
+from lamina_research.cache import PACKAGES
 from lamina_research.claims import ac_lam, alam, exo, flexlam
 from lamina_research.claims import ours as lamina_own
 from lamina_research.experiment import SCALES, Claim, Experiment
@@ -98,8 +98,8 @@ def _check_writable(path: Path) -> None:
 
 
 def results_folders() -> tuple[Path, ...]:
-    """Where records are looked for: ``results`` here, then beside the source checkout that this package runs from."""
-    return (RESULTS, PACKAGE.parent.parent / "results")
+    """Where records are looked for: ``results`` here, then in the source checkout that this package runs from."""
+    return (RESULTS, PACKAGES[1].parent.parent / "results")
 
 
 def _verdicts(claim: Claim, folders: Sequence[Path]) -> str:

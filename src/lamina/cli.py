@@ -10,8 +10,9 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction
@@ -34,7 +35,7 @@ lamina: latent actions from video without action labels
   lamina policy RUN --data PATH                predict the next latent action
   lamina rollout RUN --world WORLD             let it decide, and count returns
   lamina reproduce CLAIM --scale cpu           test a claim (--list shows all)
-  lamina exogenous --p-switch 0.2 --alpha 1    what would leak, in closed form
+  lamina exogenous --p-switch 0.2 --alpha 1    leakage of a linear LAM, in closed form
 
 PATH is a folder of mp4/mkv/webm files or a LeRobot v3 dataset.
 Every command has --help, with an example.
@@ -42,7 +43,7 @@ Every command has --help, with an example.
 """
 
 
-def _extended(base: type, **parts: Any) -> Any:
+def with_options(base: type, **parts: Any) -> Any:
     """The command ``base`` with further config dataclasses, whose options appear without a prefix."""
     fields = [
         (name, Annotated[type(part), OmitArgPrefixes], dataclasses.field(default=part)) for name, part in parts.items()
@@ -119,8 +120,8 @@ def train(argv: Sequence[str], parse_only: bool = False) -> None:
         return
     method = methods.load(argv[0])
     # What a first model of one's own video needs on two cores, within twenty minutes; more of either is for more data or larger sizes.
-    command = _extended(Train, method=method.Config(), train=TrainConfig(steps=3000, lr=1e-3))
-    args = _parsed(command, argv[1:], prog=f"lamina train {argv[0]}", description=method.__doc__)
+    command = with_options(Train, method=method.Config(), train=TrainConfig(steps=3000, lr=1e-3))
+    args = parse_options(command, argv[1:], prog=f"lamina train {argv[0]}", description=method.__doc__)
     if parse_only:
         return
     from lamina.data.sampling import DataConfig
@@ -162,8 +163,8 @@ def align(argv: Sequence[str], parse_only: bool = False) -> None:
     from lamina.training.alignment import AlignConfig
     from lamina.training.heads import quick
 
-    command = _extended(Align, align=AlignConfig(), train=quick(600, 0, device="auto"))
-    args = _parsed(command, argv, prog="lamina align")
+    command = with_options(Align, align=AlignConfig(), train=quick(600, 0, device="auto"))
+    args = parse_options(command, argv, prog="lamina align")
     if parse_only:
         return
     from lamina import training as stage
@@ -234,8 +235,8 @@ def evaluate(argv: Sequence[str], parse_only: bool = False) -> None:
     """``lamina evaluate RUN``."""
     from lamina.evaluation.evaluate import EvaluateConfig
 
-    command = _extended(Evaluate, evaluate=EvaluateConfig())
-    args = _parsed(command, argv, prog="lamina evaluate")
+    command = with_options(Evaluate, evaluate=EvaluateConfig())
+    args = parse_options(command, argv, prog="lamina evaluate")
     if parse_only:
         return
     from lamina.evaluation import evaluate as stage
@@ -263,8 +264,8 @@ def policy(argv: Sequence[str], parse_only: bool = False) -> None:
     from lamina.policies.token_model import TokenConfig
     from lamina.training.settings import TrainConfig
 
-    command = _extended(Policy, tokens=TokenConfig(), train=TrainConfig(steps=2000, batch=16, lr=1e-3))
-    args = _parsed(command, argv, prog="lamina policy")
+    command = with_options(Policy, tokens=TokenConfig(), train=TrainConfig(steps=2000, batch=16, lr=1e-3))
+    args = parse_options(command, argv, prog="lamina policy")
     if parse_only:
         return
     from lamina.policies.token_training import train_tokens
@@ -308,64 +309,7 @@ class Rollout:
             print(self.out)
 
 
-@dataclass(frozen=True)
-class Reproduce:
-    """Test a paper's claim, at a scale that fits this machine, and write one JSON record.
-
-    Example: lamina reproduce flexlam/prefix-scaling --scale smoke --out record.json
-    """
-
-    claim: Positional[str | None] = None
-    scale: str = "cpu"
-    """smoke, cpu, gpu or paper"""
-    out: Path | None = None
-    """where the record goes; default: results/PAPER/CLAIM-SCALE.json"""
-    seeds: tuple[int, ...] | None = None
-    workdir: Path = Path("runs/claims")
-    """where trained models are kept and found again"""
-    list: bool = False
-    """show every claim and its state"""
-
-    def run(self) -> None:
-        from lamina_research.reproduce import list_claims, reproduce
-
-        if self.list:
-            print(list_claims())
-        elif self.claim is None:
-            raise LaminaError("name a claim, or ask for --list")
-        else:
-            print(reproduce(self.claim, self.scale, self.out, self.seeds, self.workdir))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Exogenous:
-    """What would leak, if: how much of a linear latent action is exogenous, by each objective, in closed form.
-
-    Example: lamina exogenous --p-switch 0.4 --alpha 2 --figure remedies --out remedies.svg
-    """
-
-    figure: Literal["leakage", "sensitivity", "remedies", "cca"] | None = None
-    """draw this figure instead of printing the table"""
-    out: Path | None = None
-    """where the figure goes; default: FIGURE.svg"""
-
-
-def exogenous(argv: Sequence[str], parse_only: bool = False) -> None:
-    """``lamina exogenous``: the closed forms of the linear LAM."""
-    from lamina_research.linear.analysis import Question, answer, draw
-
-    args = _parsed(_extended(Exogenous, question=Question()), argv, prog="lamina exogenous")
-    if parse_only:
-        return
-    if args.figure is None and args.out is not None:
-        raise LaminaError("--out is for a figure: name one with --figure")
-    if args.figure is None:
-        print(answer(args.question))
-    else:
-        print(draw(args.question, args.figure, args.out or Path(f"{args.figure}.svg")))
-
-
-def _parsed(command: Any, argv: Sequence[str], **more: Any) -> Any:
+def parse_options(command: Any, argv: Sequence[str], **more: Any) -> Any:
     """The command's options. A value that a config refuses is told in its own one line, not in the parser's box."""
     told = io.StringIO()
     try:
@@ -383,9 +327,9 @@ def _parsed(command: Any, argv: Sequence[str], **more: Any) -> Any:
     return options
 
 
-def _plain(command: type, name: str) -> Callable[[Sequence[str], bool], None]:
+def plain_command(command: type, name: str) -> Callable[[Sequence[str], bool], None]:
     def call(argv: Sequence[str], parse_only: bool = False) -> None:
-        args = _parsed(command, argv, prog=f"lamina {name}")
+        args = parse_options(command, argv, prog=f"lamina {name}")
         if not parse_only:
             args.run()
 
@@ -393,16 +337,34 @@ def _plain(command: type, name: str) -> Callable[[Sequence[str], bool], None]:
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
-    "collect": _plain(Collect, "collect"),
+    "collect": plain_command(Collect, "collect"),
     "train": train,
     "align": align,
-    "label": _plain(Label, "label"),
+    "label": plain_command(Label, "label"),
     "evaluate": evaluate,
     "policy": policy,
-    "rollout": _plain(Rollout, "rollout"),
-    "reproduce": _plain(Reproduce, "reproduce"),
-    "exogenous": exogenous,
+    "rollout": plain_command(Rollout, "rollout"),
 }
+#: Commands of the research package, which is a distribution of its own: it reproduces the papers' claims and needs a checkout.
+RESEARCH = ("reproduce", "exogenous")
+
+
+def find_command(name: str) -> Callable[..., None]:
+    """The function of a command, of this package or of another one that registers it as an entry point in ``lamina.commands``.
+
+    Raises LaminaError for an unknown name, and for a command of the research package where that is not installed.
+    """
+    if name in COMMANDS:
+        return COMMANDS[name]
+    for entry in entry_points(group="lamina.commands", name=name):
+        return entry.load()  # type: ignore[no-any-return]
+    if name in RESEARCH:
+        raise LaminaError(
+            f"{name} belongs to the research package: in a checkout of lamina, run pip install -e research"
+        )
+    near = difflib.get_close_matches(name, [*COMMANDS, *RESEARCH], n=1)
+    hint = f"did you mean {near[0]}?" if near else f"choose {', '.join([*COMMANDS, *RESEARCH])}"
+    raise LaminaError(f"unknown command '{name}': {hint}")
 
 
 def parse(argv: Sequence[str]) -> None:
@@ -422,11 +384,7 @@ def dispatch(argv: Sequence[str], parse_only: bool = False) -> None:
 
         print(__version__)
         return
-    if argv[0] not in COMMANDS:
-        near = difflib.get_close_matches(argv[0], COMMANDS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"choose {', '.join(COMMANDS)}"
-        raise LaminaError(f"unknown command '{argv[0]}': {hint}")
-    COMMANDS[argv[0]](argv[1:], parse_only)
+    find_command(argv[0])(argv[1:], parse_only)
 
 
 def printable(text: str) -> str:

@@ -1,1 +1,1 @@
-"""lamina_research.claims: TODO docstring."""
+"""The claims, one file for each paper."""

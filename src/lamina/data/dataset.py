@@ -1,4 +1,4 @@
-"""dataset: TODO docstring."""
+"""What a source of episodes can be asked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""read_ahead: TODO docstring."""
+"""Frames of whole episodes, decoded by a thread ahead of who reads them."""
 
 from __future__ import annotations
 

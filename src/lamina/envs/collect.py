@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-import lamina
 from lamina.data.episodes import HELD_OUT, SPLITS
 from lamina.data.lerobot.writer import LeRobotWriter, VideoEncoding, check_new
 from lamina.envs.base import Action, Observation, Policy, Step, World, rollout
@@ -21,6 +20,7 @@ from lamina.envs.registry import SUITES, make
 from lamina.errors import LaminaError
 from lamina.files import alone
 from lamina.types import Size
+from lamina.version import __version__
 
 FRAMES = 3000
 # Pictures of 64 pixels lose 10 dB to colours at half the resolution, and the quality of usual video shows in them.
@@ -80,7 +80,7 @@ def collect(
         turns = [_Recording(place, task or place.task, seed, noise, hold) for place in places]
         if len({turn.task for turn in turns}) < len(turns) or len({_kind(place) for place in places}) > 1:
             raise LaminaError(f"the worlds of '{world}' need the same actions, cameras and frame rate, and a task each")
-        provenance = {"version": lamina.__version__, "world": world, "expert": "scripted", "noise": noise, "seed": seed}
+        provenance = {"version": __version__, "world": world, "expert": "scripted", "noise": noise, "seed": seed}
         provenance |= {"hold": hold}
         provenance |= {"tasks": {turn.task: name for turn, name in zip(turns, names, strict=True)}}
         features = _features(places[0], places[0].reset(0))

@@ -1,4 +1,4 @@
-"""registry: TODO docstring."""
+"""The simulated environments by name, and what each needs to be installed."""
 
 from __future__ import annotations
 

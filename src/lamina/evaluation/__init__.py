@@ -1,1 +1,1 @@
-"""lamina.evaluation: TODO docstring."""
+"""What a model is worth: probes with their controls, a verdict, and the report."""

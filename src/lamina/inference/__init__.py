@@ -1,1 +1,1 @@
-"""lamina.inference: TODO docstring."""
+"""What is done with a trained LAM without training it: encode episodes, label datasets, stand as a subject of evaluation."""

@@ -1,4 +1,4 @@
-"""encode: TODO docstring."""
+"""Latents of whole episodes and of clips."""
 
 from __future__ import annotations
 

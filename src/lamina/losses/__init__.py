@@ -1,1 +1,1 @@
-"""lamina.losses: TODO docstring."""
+"""Losses as functions of tensors; none of them knows a model."""

@@ -1,4 +1,4 @@
-"""algebra: TODO docstring."""
+"""Composition and reversal of latents before quantisation (ALAM, Eq. 2 and 3)."""
 
 from __future__ import annotations
 

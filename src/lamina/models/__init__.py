@@ -1,1 +1,1 @@
-"""lamina.models: TODO docstring."""
+"""Latent action models and their parts: encoders, bottlenecks, decoders, heads."""

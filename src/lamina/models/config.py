@@ -1,4 +1,4 @@
-"""config: TODO docstring."""
+"""The config of a LAM, the names of its parts, and the sizes of networks."""
 
 from __future__ import annotations
 

@@ -143,7 +143,7 @@ class MovingFeatures(Space):
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """The average follows, once an optimiser's step (:func:`lamina.training.loop.fit` calls it), however often a step asks for targets."""
+        """The average follows, once a step of the optimiser (`fit` calls it), however often a step asks for targets."""
         for ours, theirs in zip(self.average.parameters(), self.online.parameters(), strict=True):
             ours.lerp_(theirs, 1 - self.decay)
 

@@ -1,4 +1,4 @@
-"""hub: TODO docstring."""
+"""A trained model with where it comes from: saving, loading, the Hugging Face hub and the model card."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ The latent policy is what *Why Latent Actions Fail* (App. D) evaluates latents w
 latent of the transition that follows, and a translator of few labels turns what it predicts into actions. Behaviour cloning on every label
 is its upper bound.
 
-    policy = latent_policy(lam.config, train, held, translator, quick(2000, seed=0), batch=8)    # train, held: lamina.training.labelled(...)
+    policy = latent_policy(lam.config, train, held, translator, quick(2000, seed=0), batch=8)  # train, held: labelled(...)
     record = rollout_worlds(policy, ["cheetah"], episodes=10, parallel=8)
 """
 

@@ -1,4 +1,4 @@
-"""decoding: TODO docstring."""
+"""The fast path of the token model: one code at a time, without the generic attention layer around it."""
 
 from __future__ import annotations
 

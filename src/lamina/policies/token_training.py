@@ -1,4 +1,4 @@
-"""token_training: TODO docstring."""
+"""Training, saving and loading of the token model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""diagnostics: TODO docstring."""
+"""Validation of a LAM in training: is the latent used, and has it collapsed or exploded?"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""distributed: TODO docstring."""
+"""This process among the processes of a torchrun job."""
 
 from __future__ import annotations
 

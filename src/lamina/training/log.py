@@ -1,4 +1,4 @@
-"""log: TODO docstring."""
+"""The log of a run: RUN/log.jsonl always, TensorBoard and wandb by flag."""
 
 from __future__ import annotations
 

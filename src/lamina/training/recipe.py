@@ -1,4 +1,4 @@
-"""recipe: TODO docstring."""
+"""A method with its options and its data filled in: all that training needs to know of it."""
 
 from __future__ import annotations
 

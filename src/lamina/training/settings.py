@@ -1,4 +1,4 @@
-"""settings: TODO docstring."""
+"""Options of the training loop, and which settings a resumed run must share with the one that it goes on from."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""lamina.data.lerobot: TODO docstring."""
+"""LeRobot datasets, v3.0: reading, writing, new columns beside untouched video."""

@@ -1,4 +1,4 @@
-"""base: TODO docstring."""
+"""The bottleneck without quantisation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""fsq: TODO docstring."""
+"""Finite scalar quantisation (Mentzer et al. 2023)."""
 
 from __future__ import annotations
 

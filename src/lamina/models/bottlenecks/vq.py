@@ -1,4 +1,4 @@
-"""vq: TODO docstring."""
+"""Vector quantisation: one codebook, or one for each part of the code."""
 
 from __future__ import annotations
 

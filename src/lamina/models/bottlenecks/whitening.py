@@ -1,4 +1,4 @@
-"""whitening: TODO docstring."""
+"""Whitening of the code before it is quantised."""
 
 from __future__ import annotations
 

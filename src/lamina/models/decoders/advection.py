@@ -1,4 +1,4 @@
-"""advection: TODO docstring."""
+"""Displacement of a picture by a blend of moved copies (dynamic neural advection, Finn et al. 2016), in one pass."""
 
 from __future__ import annotations
 

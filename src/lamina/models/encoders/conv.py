@@ -1,4 +1,4 @@
-"""conv: TODO docstring."""
+"""Convolutional encoder for pictures of up to 64 pixels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""transformer: TODO docstring."""
+"""Transformer encoder: each frame is embedded once, pairs are compared by cross-attention."""
 
 from __future__ import annotations
 

@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from lamina import methods
+from lamina.models.lam import LAM
+from lamina.policies.token_model import TokenModel
 from lamina_research.claims import flexlam as paper
 from lamina_research.claims.flexlam import study as lab
 from lamina_research.claims.flexlam.study import SETUPS, FlexLab, Labels, draw_labels, fixed, flex
@@ -17,10 +21,6 @@ from lamina_research.figures import BarPlot, save
 from lamina_research.record import read_record
 from lamina_research.reproduce import reproduce
 from lamina_research.seeds import Interval, below
-
-from lamina import methods
-from lamina.models.lam import LAM
-from lamina.policies.token_model import TokenModel
 
 TASKS = ["shoot"] * 500 + ["walk"] * 40 + ["dodge"] * 60
 

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from lamina.cli import main
+from lamina.losses.reconstruction import squared_error
 from lamina_research.claims import exo as paper
 from lamina_research.claims.exo import grid_lam as practical
 from lamina_research.claims.exo import gridworld, linear
@@ -18,9 +21,6 @@ from lamina_research.linear import analysis as what_if
 from lamina_research.linear.analysis import Question
 from lamina_research.reproduce import reproduce
 from lamina_research.seeds import Interval
-
-from lamina.cli import main
-from lamina.losses.reconstruction import squared_error
 
 torch.set_num_threads(1)
 

@@ -10,6 +10,9 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
+
+from lamina.envs.registry import make
+from lamina.errors import LaminaError
 from lamina_research.claims import ac_lam, alam
 from lamina_research.claims import structure_study as structure
 from lamina_research.claims.structure_study import SETUPS, Contender, StructureLab, ac_lam_model, alam_model, rivals
@@ -17,9 +20,6 @@ from lamina_research.experiment import Experiment, Outcome
 from lamina_research.record import read_record
 from lamina_research.reproduce import CLAIMS, reproduce
 from lamina_research.study import Recipe
-
-from lamina.envs.registry import make
-from lamina.errors import LaminaError
 
 RUNNABLE = [claim.id for claim in CLAIMS.values() if claim.run and claim.id.startswith(("alam/", "ac_lam/"))]
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from lamina.methods import lapo
+from lamina.models.lam import LAM
 from lamina_research.claims.exo.cheetah import REMEDIES, SETUPS, VARIANTS, PixelLab
 from lamina_research.experiment import Experiment
 from lamina_research.reproduce import find_claim, reproduce
 from lamina_research.study import STOPPED
-
-from lamina.methods import lapo
-from lamina.models.lam import LAM
 
 torch.set_num_threads(1)
 

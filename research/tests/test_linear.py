@@ -9,15 +9,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lamina_research.linear import closed_form, scores
-from lamina_research.linear import ex_bmdp as worlds
-from lamina_research.linear.ex_bmdp import LinearWorld, Moments
-from lamina_research.linear.lam import OBJECTIVES, LinearLAM, Objective, loss, train
 from sklearn.cross_decomposition import CCA
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LinearRegression
 
 from lamina.errors import LaminaError
+from lamina_research.linear import closed_form, scores
+from lamina_research.linear import ex_bmdp as worlds
+from lamina_research.linear.ex_bmdp import LinearWorld, Moments
+from lamina_research.linear.lam import OBJECTIVES, LinearLAM, Objective, loss, train
 
 torch.set_num_threads(1)
 

@@ -9,8 +9,10 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import lamina_research.seeds
 import pytest
+
+import lamina_research.seeds
+from lamina.errors import LaminaError
 from lamina_research import reproduce as claims
 from lamina_research.cache import cached, code_digest
 from lamina_research.experiment import Experiment, Outcome
@@ -18,8 +20,6 @@ from lamina_research.figures import LinePlot, save
 from lamina_research.record import read_record
 from lamina_research.reproduce import CLAIMS, list_claims, reproduce
 from lamina_research.seeds import Interval, interval, paired_difference
-
-from lamina.errors import LaminaError
 
 IDS = [
     "flexlam/matched-budget",
@@ -136,30 +136,30 @@ def package(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("changed", ["method.py", "core/loss.py", "core/base.py", "core/__init__.py"])
 def test_code_that_is_imported_directly_or_not_counts(package: Path, changed: str) -> None:
-    before = code_digest(["pack.method"], package)
+    before = code_digest(["pack.method"], [package])
     with (package / changed).open("a") as file:
         file.write("\nADDED = 1\n")
-    assert code_digest(["pack.method"], package) != before
+    assert code_digest(["pack.method"], [package]) != before
 
 
 def test_comments_docstrings_layout_and_foreign_code_do_not_count(package: Path) -> None:
-    before = code_digest(["pack.method"], package)
+    before = code_digest(["pack.method"], [package])
     loss = '"""Losses."""\n\nfrom . import base  # why\n\n\ndef loss(x):\n    """Twice two."""\n    return (x * base.WIDTH)\n'
     (package / "core" / "loss.py").write_text(loss)
     (package / "other.py").write_text("unrelated = 2\n")
-    assert code_digest(["pack.method"], package) == before
+    assert code_digest(["pack.method"], [package]) == before
 
 
 def test_the_order_of_modules_does_not_count_and_their_names_must_be_right(package: Path) -> None:
     modules = ["pack.method", "pack.other", "pack.core"]
-    assert code_digest(modules, package) == code_digest(modules[::-1], package)
+    assert code_digest(modules, [package]) == code_digest(modules[::-1], [package])
     with pytest.raises(ValueError, match=r"pack\.typo"):
-        code_digest(["pack.typo"], package)
+        code_digest(["pack.typo"], [package])
 
 
 def test_a_module_imports_itself_in_a_circle(package: Path) -> None:
     (package / "core" / "base.py").write_text("import pack.method\nWIDTH = 4\n")
-    assert code_digest(["pack.method"], package) == code_digest(["pack.core.loss"], package)
+    assert code_digest(["pack.method"], [package]) == code_digest(["pack.core.loss"], [package])
 
 
 def test_the_digest_reads_the_real_package() -> None:
@@ -189,7 +189,7 @@ def test_a_run_is_built_once_per_config_and_code(package: Path, tmp_path: Path) 
     build, folder = Builder(), tmp_path / "cache"
 
     def run(config: Config, seed: int = 0) -> Path:
-        return cached(folder, {"config": config, "seed": seed}, ["pack.method"], build, package=package)
+        return cached(folder, {"config": config, "seed": seed}, ["pack.method"], build, packages=[package])
 
     first = run(Config())
     assert run(Config()) == first and build.calls == 1 and (first / "model").read_text() == "1"

@@ -1,0 +1,73 @@
+"""The commands ``lamina reproduce`` and ``lamina exogenous``, which the command line of lamina finds as entry points."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tyro.conf import Positional
+
+from lamina.cli import parse_options, plain_command, with_options
+from lamina.errors import LaminaError
+
+
+@dataclass(frozen=True)
+class Reproduce:
+    """Test a paper's claim, at a scale that fits this machine, and write one JSON record.
+
+    Example: lamina reproduce flexlam/prefix-scaling --scale smoke --out record.json
+    """
+
+    claim: Positional[str | None] = None
+    scale: str = "cpu"
+    """smoke, cpu, gpu or paper"""
+    out: Path | None = None
+    """where the record goes; default: results/PAPER/CLAIM-SCALE.json"""
+    seeds: tuple[int, ...] | None = None
+    workdir: Path = Path("runs/claims")
+    """where trained models are kept and found again"""
+    list: bool = False
+    """show every claim and its state"""
+
+    def run(self) -> None:
+        from lamina_research.reproduce import list_claims, reproduce
+
+        if self.list:
+            print(list_claims())
+        elif self.claim is None:
+            raise LaminaError("name a claim, or ask for --list")
+        else:
+            print(reproduce(self.claim, self.scale, self.out, self.seeds, self.workdir))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exogenous:
+    """Closed-form analysis of leakage: the exogenous share of the latent of a linear LAM, for each training objective.
+
+    Example: lamina exogenous --p-switch 0.4 --alpha 2 --figure remedies --out remedies.svg
+    """
+
+    figure: Literal["leakage", "sensitivity", "remedies", "cca"] | None = None
+    """draw this figure instead of printing the table"""
+    out: Path | None = None
+    """where the figure goes; default: FIGURE.svg"""
+
+
+def exogenous(argv: Sequence[str], parse_only: bool = False) -> None:
+    """``lamina exogenous``: the closed forms of the linear LAM."""
+    from lamina_research.linear.analysis import Question, answer, draw
+
+    args = parse_options(with_options(Exogenous, question=Question()), argv, prog="lamina exogenous")
+    if parse_only:
+        return
+    if args.figure is None and args.out is not None:
+        raise LaminaError("--out is for a figure: name one with --figure")
+    if args.figure is None:
+        print(answer(args.question))
+    else:
+        print(draw(args.question, args.figure, args.out or Path(f"{args.figure}.svg")))
+
+
+reproduce = plain_command(Reproduce, "reproduce")
