@@ -26,7 +26,7 @@ from lamina.models.decoders.pixel import PixelDecoder
 from lamina.models.encoders.transformer import TransformerEncoder
 from lamina.models.lam import LAM
 from lamina.models.layers import patchify
-from lamina.rng import Draws
+from lamina.rng import Rng
 from lamina.types import Clip
 
 WINDOWS, FRAMES, SIDE, WIDTH, HEADS, LAYERS, SLOTS = 2, 8, 64, 384, 6, 3, 16
@@ -133,7 +133,7 @@ def triplets() -> None:
         losses, weights = method.losses(config), method.weights(config)
         steps[label] = training_step(
             lam,
-            lambda lam=lam, clip=clip, f=losses, w=weights: total(f(lam, clip, Draws(0)), w),  # type: ignore[misc]
+            lambda lam=lam, clip=clip, f=losses, w=weights: total(f(lam, clip, Rng(0)), w),  # type: ignore[misc]
         )
     seconds = cpu_seconds(*steps.values())
     for label, own in zip(steps, seconds, strict=True):
@@ -168,7 +168,7 @@ def main() -> None:
                 f"Lamina, windows of 8, {decoder.__name__}",
                 lam,
                 lambda lam=lam: lam.encode(frames, PAIRS)[0, 1].post,  # type: ignore[misc]
-                lambda lam=lam: lam.reconstruction(frames, lam.encode(frames, PAIRS), keep, Draws(0)).mean(),  # type: ignore[misc]
+                lambda lam=lam: lam.reconstruction(frames, lam.encode(frames, PAIRS), keep, Rng(0)).mean(),  # type: ignore[misc]
             )
         peer = PairwiseReference()
         row(

@@ -22,7 +22,7 @@ import torch
 
 from lamina import methods
 from lamina.data.sampling import DataConfig, open_source
-from lamina.inference.encode import CHUNK, encode_episode, partners
+from lamina.inference.encode import CHUNK, encode_episode, frame_pairs
 from lamina.inference.label import label
 from lamina.models.hub import LatentActionModel, Provenance
 from lamina.training.pretraining import pretrain
@@ -65,7 +65,7 @@ def labelling(folder: Path, model_options: dict[str, object], side: tuple[int, i
     (episode,) = source.episodes
     size = config.image[1:]
     frames = np.zeros((CHUNK, *size, 3), np.uint8)
-    partner, _ = partners(episode.times, model.provenance.label_gap)
+    partner, _ = frame_pairs(episode.times, model.provenance.label_gap)
 
     def decode() -> None:
         for start in range(0, episode.length, CHUNK):

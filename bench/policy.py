@@ -30,7 +30,7 @@ from lamina.models.heads import Translator, TranslatorConfig
 from lamina.models.hub import LatentActionModel
 from lamina.policies.latency import decision_times
 from lamina.policies.token_model import TokenConfig, TokenModel
-from lamina.policies.token_policy import LatentPolicy
+from lamina.policies.token_policy import TokenPolicy
 from lamina.types import ActionSpec
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -117,7 +117,7 @@ def main() -> None:
     )
     for size in options.sizes:
         model, tokens, translator = parts(size)
-        policy, peer = LatentPolicy(model, tokens, translator), Peer(model, tokens, translator)
+        policy, peer = TokenPolicy(model, tokens, translator), Peer(model, tokens, translator)
         ours = decision_times(policy, options.ks, WARMUP, TIMED)
         longest = statistics.fmean(ours[max(ours)])
         frame = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)

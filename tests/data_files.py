@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lamina.data.dataset import Source
+from lamina.data.dataset import Dataset
 from lamina.data.lerobot.writer import LeRobotWriter
 from lamina.data.sampling import DataConfig
 
@@ -186,7 +186,7 @@ def change_table(path: Path, **columns: list | pa.Array) -> None:
     pq.write_table(table, path)
 
 
-def numbers(source: Source, episode: int, camera: str | None = None) -> list[int]:
+def numbers(source: Dataset, episode: int, camera: str | None = None) -> list[int]:
     """The numbers that the pictures of an episode show."""
     e = source.episodes[episode]
     return [read_number(f) for f in source.frames(e, camera or source.cameras[0], 0, e.length)]

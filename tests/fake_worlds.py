@@ -12,7 +12,7 @@ import numpy as np
 
 import lamina.envs
 from lamina.envs.base import Action, Observation, World
-from lamina.types import ActionSpec, Size
+from lamina.types import ActionSpec, ImageSize
 
 
 class Fake(World):
@@ -29,7 +29,7 @@ class Fake(World):
     max_steps = 20
     reference = (8.0, 2.0)
 
-    def __init__(self, size: Size, special: int = -1):
+    def __init__(self, size: ImageSize, special: int = -1):
         self.size, self.special = size, special
 
     def reset(self, seed: int) -> Observation:
@@ -103,7 +103,7 @@ class Large(Fake):
 
 
 class Broken(Fake):
-    def __init__(self, size: Size, special: int = -1):
+    def __init__(self, size: ImageSize, special: int = -1):
         raise RuntimeError("no engine")
 
 
@@ -112,7 +112,7 @@ class Engine(Endless):
 
     max_steps = 10**9
 
-    def __init__(self, size: Size, folder: str):
+    def __init__(self, size: ImageSize, folder: str):
         super().__init__(size)
         self.folder = Path(folder)
         self.engine = subprocess.Popen(["sleep", "1000"])
@@ -126,7 +126,7 @@ class Engine(Endless):
         (self.folder / "closed").touch()
 
 
-def make(world: str, size: Size) -> World:
+def make(world: str, size: ImageSize) -> World:
     """``CLASS``, ``CLASS:SPECIAL`` or what ``lamina.envs.registry.make`` knows."""
     name, _, special = world.partition(":")
     if name == "Engine":

@@ -13,7 +13,6 @@ from safetensors.torch import save_file
 from lamina import methods
 from lamina.data.sampling import DataConfig
 from lamina.models.lam import LAM
-from lamina.training.distributed import World
 from lamina.training.loop import fit
 from lamina.training.pretraining import pretrain
 from lamina.training.recipe import recipe
@@ -64,7 +63,7 @@ def codebooks(run: Path, dataset: Path) -> None:
     )
     save_file(
         {name: value.clone() for name, value in lam.bottleneck.state_dict().items()},
-        run / f"codebook-{World.here().rank}.safetensors",
+        run / f"codebook-{Processes.here().rank}.safetensors",
     )
 
 

@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from lamina import methods
 from lamina.cli import main
 from lamina.data.lerobot.writer import LeRobotWriter
-from lamina.data.sampling import DataConfig, Plan, actions_of_gap, draw_samples, open_source
-from lamina.data.stream import gather
+from lamina.data.sampling import DataConfig, SampleIndex, actions_of_gap, draw_samples, open_source
+from lamina.data.stream import sample_split
 from lamina.errors import LaminaError
 from lamina.models.heads import Translator, TranslatorConfig
 from lamina.models.hub import LatentActionModel, Provenance
 from lamina.policies.token_model import TokenConfig, TokenModel
-from lamina.policies.token_policy import LatentPolicy
+from lamina.policies.token_policy import TokenPolicy
 from lamina.training.alignment import load_translator
 from lamina.training.labelled import actions_of
 from lamina.types import ActionSpec
@@ -84,7 +84,7 @@ def test_the_names_of_a_chunk() -> None:
 @pytest.mark.parametrize("actions", ["first", "mean", "chunk"])
 def test_labels_are_the_actions_that_were_taken(actions: str, tmp_path: Path) -> None:
     data = config(continuous(tmp_path / "data"), actions)
-    clip = gather(data, "train", None, require_action=True)
+    clip = sample_split(data, "train", None, require_action=True)
     n = clip.index[:, 0].float()
     assert (clip.index[:, 1] - clip.index[:, 0] == 3).all()
     expected = {
@@ -101,7 +101,7 @@ def test_labels_are_the_actions_that_were_taken(actions: str, tmp_path: Path) ->
 
 
 def test_a_chunk_of_classes_and_numbers(dataset: Path) -> None:
-    clip = gather(config(dataset, "chunk"), "train", None, require_action=True)
+    clip = sample_split(config(dataset, "chunk"), "train", None, require_action=True)
     source = open_source(dataset)
     for row in range(0, len(clip), 7):
         action = source.column(source.episodes[int(clip.episode[row])], "action")
@@ -111,7 +111,7 @@ def test_a_chunk_of_classes_and_numbers(dataset: Path) -> None:
 
 def test_what_has_no_meaning_is_refused(dataset: Path) -> None:
     with pytest.raises(LaminaError, match="classes have no mean"):
-        Plan(config(dataset, "mean"), "train")
+        SampleIndex(config(dataset, "mean"), "train")
     with pytest.raises(LaminaError, match="needs gaps of one length"):
         DataConfig((str(dataset),), gap=(0.1, 0.2), actions="chunk")
     with pytest.raises(LaminaError, match="first, mean or chunk"):
@@ -165,7 +165,7 @@ def test_a_policy_carries_a_chunk_out_in_turn() -> None:
         TokenConfig(size="debug", grid=2), (3, 16, 16), 3, model.lam.bottleneck.codebook_size, decision_seconds=GAP
     ).eval()  # type: ignore[arg-type]
     head = Translator(3 * model.lam.dim, MIXED, TranslatorConfig(size="debug"), steps=3)
-    policy = LatentPolicy(model, tokens, head, batch=2)
+    policy = TokenPolicy(model, tokens, head, batch=2)
     frames = np.random.default_rng(0).integers(0, 255, (2, 16, 16, 3), dtype=np.uint8)
     given: list[torch.Tensor] = []
     forward = head.forward

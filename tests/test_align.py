@@ -22,18 +22,26 @@ from safetensors.torch import load_file
 import lamina.training.loop
 from lamina import methods
 from lamina.data.sampling import open_source
-from lamina.data.stream import gather
+from lamina.data.stream import sample_split
 from lamina.errors import LaminaError
 from lamina.evaluation.probes.translation import controls
 from lamina.models.bottlenecks.prefix import RetainedPrefix
-from lamina.models.heads import ActionHead, Hourglass, InverseDynamics, Translator, TranslatorConfig
+from lamina.models.heads import ActionHead, HourglassMLP, InverseDynamics, Translator, TranslatorConfig
 from lamina.models.hub import LatentActionModel, Provenance
 from lamina.models.lam import LAM
-from lamina.rng import Draws
+from lamina.rng import Rng
 from lamina.training.alignment import AlignConfig, align, load_translator, save_translator, training_of
-from lamina.training.checkpoints import Best
-from lamina.training.heads import idm_losses, quick, train_idm, train_translator, translator_losses
-from lamina.training.labelled import Labelled, Minibatches, actions_of, labelled, parse_labels, probe_data, split_labels
+from lamina.training.checkpoints import BestCheckpoint
+from lamina.training.heads import head_training, idm_losses, train_idm, train_translator, translator_losses
+from lamina.training.labelled import (
+    LabelledTransitions,
+    Minibatches,
+    actions_of,
+    encode_labels,
+    parse_labels,
+    probe_data,
+    split_labels,
+)
 from lamina.training.settings import TrainConfig
 from lamina.types import ActionSpec
 from parallel import options
@@ -112,9 +120,9 @@ def test_labels_that_there_are_not_are_refused(text):
         parse_labels(text, 500)
 
 
-def items(episodes: list[int], slots: int = 2, dim: int = 3, seed: int = 0) -> Labelled:
+def items(episodes: list[int], slots: int = 2, dim: int = 3, seed: int = 0) -> LabelledTransitions:
     n = len(episodes)
-    return Labelled(
+    return LabelledTransitions(
         normal(n, slots, dim, seed=seed), torch.zeros(n, 1), torch.arange(n).float()[:, None], torch.tensor(episodes)
     )
 
@@ -162,10 +170,10 @@ def weights_of(value: float) -> torch.nn.Module:
 
 
 def test_the_best_weights_are_kept_and_survive_a_resume(tmp_path):
-    best = Best(tmp_path / "best.safetensors")
+    best = BestCheckpoint(tmp_path / "best.safetensors")
     for loss in (3.0, 1.0, 2.0):
         best.offer(weights_of(loss), loss)
-    resumed = Best(tmp_path / "best.safetensors")
+    resumed = BestCheckpoint(tmp_path / "best.safetensors")
     assert resumed.loss == 1.0
     resumed.offer(weights_of(1.5), 1.5)
     resumed.offer(weights_of(math.nan), math.nan)
@@ -173,20 +181,20 @@ def test_the_best_weights_are_kept_and_survive_a_resume(tmp_path):
     resumed.restore(module)
     assert (module.weight == 1.0).all()
     resumed.offer(weights_of(0.5), 0.5)
-    Best(tmp_path / "best.safetensors").restore(module)
+    BestCheckpoint(tmp_path / "best.safetensors").restore(module)
     assert (module.weight == 0.5).all()
 
 
 @pytest.mark.parametrize(("name", "call"), [("fsync", 0), ("fsync", 1), ("replace", 0), ("replace", 1)])
 def test_a_kill_while_the_best_is_replaced_leaves_the_old_or_the_new(tmp_path, name, call):
-    Best(tmp_path / "best.safetensors").offer(weights_of(2.0), 2.0)
+    BestCheckpoint(tmp_path / "best.safetensors").offer(weights_of(2.0), 2.0)
 
     def work():
         dies_in(os, name, call)
-        Best(tmp_path / "best.safetensors").offer(weights_of(1.0), 1.0)
+        BestCheckpoint(tmp_path / "best.safetensors").offer(weights_of(1.0), 1.0)
 
     in_child(work)
-    best, module = Best(tmp_path / "best.safetensors"), weights_of(0.0)
+    best, module = BestCheckpoint(tmp_path / "best.safetensors"), weights_of(0.0)
     assert best.loss in (1.0, 2.0)
     best.restore(module)
     assert (module.weight == best.loss).all()
@@ -195,11 +203,11 @@ def test_a_kill_while_the_best_is_replaced_leaves_the_old_or_the_new(tmp_path, n
 # ------------------------------------------------------------------------------------------------------------ translators
 
 
-def planted_labels(n: int, seed: int, slots: int = 4) -> Labelled:
+def planted_labels(n: int, seed: int, slots: int = 4) -> LabelledTransitions:
     """Slot 1 says the class (its largest channel), slot 2 the continuous dimension."""
     z = normal(n, slots, 3, seed=seed)
     action = torch.stack([z[:, 0].argmax(-1).float(), 5 + 2 * z[:, 1, 0]], 1)
-    return Labelled(z, torch.roll(action, 1, 0), action, torch.arange(n) // 10)
+    return LabelledTransitions(z, torch.roll(action, 1, 0), action, torch.arange(n) // 10)
 
 
 class OnlyPrefix(torch.nn.Module):
@@ -214,10 +222,12 @@ SPEC = ActionSpec((3,), 1)
 
 
 @pytest.fixture(scope="module")
-def learned() -> tuple[Translator, float, Labelled]:
+def learned() -> tuple[Translator, float, LabelledTransitions]:
     train, held = planted_labels(600, 0), planted_labels(200, 1)
     config = TranslatorConfig(width=64, narrow=32, layers=2, dropout=0.0)
-    translator, loss = train_translator(OnlyPrefix("uniform"), train, held, SPEC, config, quick(250, 0, lr=5e-3))
+    translator, loss = train_translator(
+        OnlyPrefix("uniform"), train, held, SPEC, config, head_training(250, 0, lr=5e-3)
+    )
     return translator, loss, held
 
 
@@ -240,16 +250,16 @@ def test_a_translator_learns_a_planted_map_as_far_as_the_prefix_shows_it(learned
 
 def test_damaged_best_weights_are_one_clear_line(tmp_path):
     path = tmp_path / "best.safetensors"
-    Best(path).offer(weights_of(2.0), 2.0)
+    BestCheckpoint(path).offer(weights_of(2.0), 2.0)
     for damaged in (path.read_bytes()[:-1], b"", b"junk" * 10):
         path.write_bytes(damaged)
         with pytest.raises(LaminaError, match=f"{path}: damaged.*align again"):
-            Best(path)
+            BestCheckpoint(path)
 
 
 def test_the_validation_loss_is_that_of_the_translator_returned(learned):
     translator, loss, held = learned
-    again = translator_losses(RetainedPrefix(4, 3))(translator, held, Draws(0))["action"].mean()
+    again = translator_losses(RetainedPrefix(4, 3))(translator, held, Rng(0))["action"].mean()
     assert float(again.detach()) == pytest.approx(loss)
 
 
@@ -346,7 +356,7 @@ def test_a_translator_reads_what_its_condition_names(condition, reads):
 
 def test_the_hourglass_is_narrow_in_the_middle_and_starts_from_its_input():
     torch.manual_seed(0)
-    mlp = Hourglass(3, 2, width=16, narrow=4, layers=2, dropout=0.0)
+    mlp = HourglassMLP(3, 2, width=16, narrow=4, layers=2, dropout=0.0)
     for block in mlp.blocks:
         assert (block[1].out_features, block[-1].in_features) == (4, 4)
         torch.nn.init.zeros_(block[-1].weight)
@@ -406,8 +416,8 @@ def test_alignment_leaves_a_translator_and_the_model_as_it_was(run, dataset):
     )
     # the standardisation is that of the labels which train, not of the dataset
     model = LatentActionModel.from_pretrained(run)
-    clip = gather(probe_data(model, str(dataset)), "train", 60, require_action=True)
-    train, _ = split_labels(labelled(model.lam, clip))
+    clip = sample_split(probe_data(model, str(dataset)), "train", 60, require_action=True)
+    train, _ = split_labels(encode_labels(model.lam, clip))
     torch.testing.assert_close(translator.action.mean, train.action[:, 1:].mean(0))
 
 
@@ -462,7 +472,7 @@ def aligning(joint: bool, dataset: Path) -> Callable[..., Path]:
 
     def work(run: Path, **changes) -> Path:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("lamina.training.joint.quick", lambda steps, seed, **more: quick(5, seed, **more))
+            patch.setattr("lamina.training.joint.quick", lambda steps, seed, **more: head_training(5, seed, **more))
             return align(run, str(dataset), config, training(**changes), **more)
 
     return work
@@ -497,18 +507,18 @@ def test_joint_alignment_moves_a_copy_of_the_encoder(run, dataset):
 
 
 def test_joint_alignment_lets_the_action_loss_reach_the_encoder_and_frozen_does_not(run, dataset):
-    from lamina.training.joint import Joint, JointBatch, joint_losses
+    from lamina.training.joint import JointBatch, JointModel, joint_losses
 
     model = LatentActionModel.from_pretrained(run)
-    clip = gather(probe_data(model, str(dataset)), "train", 16, require_action=True)
-    batch = labelled(model.lam, clip)
+    clip = sample_split(probe_data(model, str(dataset)), "train", 16, require_action=True)
+    batch = encode_labels(model.lam, clip)
     translator = Translator(15, SPEC)
-    loss = joint_losses(lambda *args: {})(Joint(model.lam, translator), JointBatch(batch), Draws(0))
+    loss = joint_losses(lambda *args: {})(JointModel(model.lam, translator), JointBatch(batch), Rng(0))
     assert loss.keys() == {"action"} and loss["action"].shape == (16,)
     loss["action"].sum().backward()
     assert any(p.grad is not None and p.grad.any() for p in model.lam.encoder.parameters())
     model.lam.zero_grad()
-    translator_losses(model.lam.prefix)(translator, batch, Draws(0))["action"].sum().backward()
+    translator_losses(model.lam.prefix)(translator, batch, Rng(0))["action"].sum().backward()
     assert all(p.grad is None or not p.grad.any() for p in model.lam.encoder.parameters())
 
 
@@ -540,13 +550,15 @@ def test_alignment_without_actions_or_model_or_labels_is_refused(run, dataset, t
 
 def test_the_inverse_dynamics_baseline_reads_both_frames_and_its_control_only_the_first(run, dataset):
     lam: LAM = LatentActionModel.from_pretrained(run).lam
-    clip = gather(probe_data(LatentActionModel.from_pretrained(run), str(dataset)), "train", 40, require_action=True)
-    train, held = split_labels(labelled(lam, clip))
-    config = TrainConfig(**{**vars(quick(4, 0)), "batch": 16})
+    clip = sample_split(
+        probe_data(LatentActionModel.from_pretrained(run), str(dataset)), "train", 40, require_action=True
+    )
+    train, held = split_labels(encode_labels(lam, clip))
+    config = TrainConfig(**{**vars(head_training(4, 0)), "batch": 16})
     for pairs in (True, False):
         module, loss = train_idm(lam.config, train, held, SPEC, config, pairs)
         assert isinstance(module, InverseDynamics) and math.isfinite(loss)
-        again = float(idm_losses(module, held, Draws(0))["action"].mean().detach())
+        again = float(idm_losses(module, held, Rng(0))["action"].mean().detach())
         assert again == pytest.approx(loss)
         frames = torch.rand(3, 2, 3, 16, 16) * 2 - 1
         other = frames.clone()
@@ -564,12 +576,12 @@ def scored(
     """The losses of every control on ten test transitions; ``changes`` of the labels' clips."""
     model = LatentActionModel.from_pretrained(run)
     data = probe_data(model, str(dataset))
-    labels, test = gather(data, "train", 40, require_action=True), gather(data, "test", 10)
+    labels, test = sample_split(data, "train", 40, require_action=True), sample_split(data, "test", 10)
     if changes:
         labels, test = (
             dataclasses.replace(c, **{k: f(getattr(c, k)) for k, f in changes.items()}) for c in (labels, test)
         )
-    unlabelled = gather(data, "train", 64)
+    unlabelled = sample_split(data, "train", 64)
     scores = controls(model.lam, labels, test, actions_of(data), config, training, unlabelled)
     return {s.name: s.loss for s in scores}
 
@@ -639,10 +651,10 @@ def test_the_translator_of_a_continuous_latent_action_reads_it(dataset, tmp_path
     provenance = Provenance("alam", (str(dataset),), (0.1, 0.1))
     model = LatentActionModel(module.build(options("alam")), provenance).eval()
     model.save_pretrained(tmp_path / "model")
-    clip = gather(probe_data(model, str(dataset)), "train", 60, require_action=True)
+    clip = sample_split(probe_data(model, str(dataset)), "train", 60, require_action=True)
     latent = model.encode(clip.frames[:, 0], clip.frames[:, 1])
-    torch.testing.assert_close(labelled(model.lam, clip).z, latent.pre)
-    torch.testing.assert_close(labelled(model.lam, clip, "quantised").z, latent.post)
+    torch.testing.assert_close(encode_labels(model.lam, clip).z, latent.pre)
+    torch.testing.assert_close(encode_labels(model.lam, clip, "quantised").z, latent.post)
     for side in ("model", "quantised"):
         folder = align(tmp_path, str(dataset), dataclasses.replace(SMALL, side=side), training(steps=2))
         assert load_translator(folder)[1]["side"] == {"model": "continuous"}.get(side, side)

@@ -10,10 +10,17 @@ from lamina.envs.registry import make
 from lamina.errors import LaminaError
 from lamina.models.heads import TranslatorConfig
 from lamina.models.lam import LAM
-from lamina.policies.cloning import FramePolicy, Seer, cloning, latent_policy, seen, train_seer
+from lamina.policies.cloning import (
+    FramePairRegressor,
+    FramePolicy,
+    cloning,
+    frame_pair_targets,
+    latent_policy,
+    train_regressor,
+)
 from lamina.policies.rollout import rollout_worlds
-from lamina.training.heads import quick, train_translator
-from lamina.training.labelled import Labelled
+from lamina.training.heads import head_training, train_translator
+from lamina.training.labelled import LabelledTransitions
 from lamina.types import ActionSpec, Clip
 
 torch.set_num_threads(1)
@@ -23,7 +30,7 @@ SPEC = ActionSpec(discrete=(4,), names=("left", "right", "up", "down"))
 
 
 @pytest.fixture(scope="module")
-def grid() -> Labelled:
+def grid() -> LabelledTransitions:
     """Every step of the grid's expert, whose frame says what it does; the latent is a vector for each action."""
     with make("grid/0.3", (16, 16)) as world:
         steps = [step for n in range(12) for step in rollout(world, world.expert, 0, n)]
@@ -34,36 +41,36 @@ def grid() -> Labelled:
     episode, number = torch.arange(len(steps)) // 48, torch.arange(len(steps)) % 48
     index = torch.stack([number, number + 1], 1)
     clip = Clip(frames=torch.stack([frames, frames], 1), time=index.float(), index=index, episode=episode)
-    return Labelled(z, torch.zeros_like(action), action, episode, clip)
+    return LabelledTransitions(z, torch.zeros_like(action), action, episode, clip)
 
 
-def halves(items: Labelled) -> tuple[Labelled, Labelled]:
+def halves(items: LabelledTransitions) -> tuple[LabelledTransitions, LabelledTransitions]:
     held = items.episode >= 10
     return items[~held], items[held]
 
 
-def test_behaviour_cloning_plays_what_it_saw(grid: Labelled):
-    policy = cloning(CONFIG, *halves(grid), SPEC, quick(250, 0, lr=2e-3), batch=2)
+def test_behaviour_cloning_plays_what_it_saw(grid: LabelledTransitions):
+    policy = cloning(CONFIG, *halves(grid), SPEC, head_training(250, 0, lr=2e-3), batch=2)
     record = rollout_worlds(policy, ["grid/0.3"], 4, 2, seed=9, size=(16, 16), progress=False)
     assert record["worlds"]["grid/0.3"]["mean"] > 40  # of 48; random actions earn about 12
 
 
-def test_a_latent_policy_plays_through_the_translator(grid: Labelled):
+def test_a_latent_policy_plays_through_the_translator(grid: LabelledTransitions):
     train, held = halves(grid)
     config = TranslatorConfig(condition="latent", size="debug")
-    translator, _ = train_translator(LAM(CONFIG), train, held, SPEC, config, quick(150, 0, lr=1e-3))
-    policy = latent_policy(CONFIG, train, held, translator, quick(250, 0, lr=2e-3), batch=2)
+    translator, _ = train_translator(LAM(CONFIG), train, held, SPEC, config, head_training(150, 0, lr=1e-3))
+    policy = latent_policy(CONFIG, train, held, translator, head_training(250, 0, lr=2e-3), batch=2)
     record = rollout_worlds(policy, ["grid/0.3"], 4, 2, seed=9, size=(16, 16), progress=False)
     assert record["worlds"]["grid/0.3"]["mean"] > 36
 
 
-def test_a_policy_learns_from_what_it_will_see(grid: Labelled):
+def test_a_policy_learns_from_what_it_will_see(grid: LabelledTransitions):
     shuffled = torch.randperm(len(grid), generator=torch.Generator().manual_seed(3))
     items = grid[shuffled]
-    frames = seen(items, items.z).frames
+    frames = frame_pair_targets(items, items.z).frames
     assert grid.clip is not None
     acted: list[torch.Tensor] = []
-    seer = Seer(CONFIG, 1)
+    seer = FramePairRegressor(CONFIG, 1)
     seer.forward = lambda pairs: (acted.append(pairs.clone()), torch.zeros(len(pairs), 1))[1]  # type: ignore[method-assign]
     policy = FramePolicy(seer, lambda o, p: torch.zeros(len(o), 1), SPEC, (3, 16, 16))
     for row in range(96):  # two episodes, one after the other
@@ -75,13 +82,15 @@ def test_a_policy_learns_from_what_it_will_see(grid: Labelled):
     assert not torch.equal(frames[:, 0], frames[:, 1])
 
 
-def test_the_error_is_in_units_of_the_targets_variance(grid: Labelled):
+def test_the_error_is_in_units_of_the_targets_variance(grid: LabelledTransitions):
     train, held = halves(grid)
-    noise = [seen(x, torch.randn(len(x), 3, generator=torch.Generator().manual_seed(1))) for x in (train, held)]
-    _, blind = train_seer(CONFIG, *noise, quick(20, 0))
+    noise = [
+        frame_pair_targets(x, torch.randn(len(x), 3, generator=torch.Generator().manual_seed(1))) for x in (train, held)
+    ]
+    _, blind = train_regressor(CONFIG, *noise, head_training(20, 0))
     assert blind == pytest.approx(1, abs=0.15)
-    scaled = [seen(x, 1000 * x.z + 5) for x in (train, held)]
-    seer, error = train_seer(CONFIG, *scaled, quick(200, 0, lr=2e-3))
+    scaled = [frame_pair_targets(x, 1000 * x.z + 5) for x in (train, held)]
+    seer, error = train_regressor(CONFIG, *scaled, head_training(200, 0, lr=2e-3))
     assert error < 0.2
     with torch.no_grad():
         predicted = seer(scaled[1].frames)
@@ -91,7 +100,7 @@ def test_the_error_is_in_units_of_the_targets_variance(grid: Labelled):
 
 def test_continuous_actions_stay_in_bounds_and_previous_ones_are_remembered():
     spec = ActionSpec(continuous=2)
-    seer = Seer(CONFIG, 2)
+    seer = FramePairRegressor(CONFIG, 2)
     told = []
 
     def read(output: torch.Tensor, previous: torch.Tensor) -> torch.Tensor:
@@ -110,6 +119,6 @@ def test_continuous_actions_stay_in_bounds_and_previous_ones_are_remembered():
     "frames", [np.zeros((1, 16, 16, 3), np.uint8), np.zeros((2, 16, 16, 4), np.uint8), np.zeros((2, 16, 16, 3))]
 )
 def test_other_frames_are_refused(frames: np.ndarray):
-    policy = FramePolicy(Seer(CONFIG, 2), lambda o, p: o, ActionSpec(continuous=2), (3, 16, 16), batch=2)
+    policy = FramePolicy(FramePairRegressor(CONFIG, 2), lambda o, p: o, ActionSpec(continuous=2), (3, 16, 16), batch=2)
     with pytest.raises(LaminaError, match="reads uint8 frames"):
         policy.act_batch(frames)

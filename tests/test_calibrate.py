@@ -12,17 +12,17 @@ import torch
 
 from lamina import methods
 from lamina.data.sampling import DataConfig
-from lamina.data.stream import gather
+from lamina.data.stream import sample_split
 from lamina.images import to_float
 from lamina.models.bottlenecks.vq import VQ
-from lamina.models.bottlenecks.whitening import FirstBatch
+from lamina.models.bottlenecks.whitening import FirstBatchNorm
 from lamina.models.calibration import calibrating, has_statistics, random_weights
 from lamina.models.hub import LatentActionModel
 from lamina.models.lam import LAM
-from lamina.rng import Draws
-from lamina.training.diagnostics import validator
-from lamina.training.pretraining import pretrain, settler
-from lamina.training.recipe import completed, recipe
+from lamina.rng import Rng
+from lamina.training.diagnostics import latent_diagnostics
+from lamina.training.pretraining import pretrain, recalibration
+from lamina.training.recipe import filled_in, recipe
 from lamina.training.settings import TrainConfig
 from planted import write_planted
 from test_methods import clip, every_method
@@ -73,7 +73,7 @@ def test_the_random_weights_control_has_seen_data(name: str, options: dict[str, 
     assert (same == fresh.state_dict().keys()) == (not has_statistics(fresh))  # ... and what data fills is filled
     assert not random.training
     for part in random.modules():
-        assert not (isinstance(part, FirstBatch) and not part.ready)
+        assert not (isinstance(part, FirstBatchNorm) and not part.ready)
     latent = random.encode(to_float(pictures.frames), [(0, 1)])[0, 1]
     if latent.index is not None and has_statistics(fresh):
         used = max(len(column.unique()) for column in latent.index.unbind(1))
@@ -92,25 +92,25 @@ def test_what_is_saved_fits_itself_and_is_what_validation_saw(name: str, dataset
     module = methods.load(name)
     options = module.Config(size="debug", image=(16, 16), slots=4)
     data = DataConfig((str(dataset),), (16, 16), options.frames, gap=(0.1, 0.1), workers=0)
-    options, data = completed(options, data)
+    options, data = filled_in(options, data)
     plan = recipe(name, module, options)
     training = TrainConfig(steps=12, batch=16, lr=3e-3, warmup=1, ema=0.9, device="cpu", log_every=1, validate_every=6)
     pretrain(tmp_path / "run", plan, data, training)
     saved = LatentActionModel.from_pretrained(tmp_path / "run")
     rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
-    held = gather(data, "validation", 256)
-    again, _ = validator(saved.lam, held, training.seed)(saved.lam)
+    held = sample_split(data, "validation", 256)
+    again, _ = latent_diagnostics(saved.lam, held, training.seed)(saved.lam)
     for figure in ("reconstruction", "latent_length", "gain_over_the_mean_latent_db"):
         assert rows[-1][f"validation/{figure}"] == pytest.approx(again[figure], rel=1e-4, abs=1e-5), figure
     if not has_statistics(saved.lam):
         return
     # One more pass changes nothing but the assignment of points to codes.
     before = {n: b.clone() for n, b in saved.lam.named_buffers() if "running" in n}
-    settler(plan, data, training)(saved.lam)
+    recalibration(plan, data, training)(saved.lam)
     for key, value in before.items():
         torch.testing.assert_close(dict(saved.lam.named_buffers())[key], value, atol=1e-5, rtol=1e-4)
     if options.whiten == "batch":  # mean 0 and variance 1 over the data, by the saved weights
-        frames = to_float(gather(data, "train", 256).frames)
+        frames = to_float(sample_split(data, "train", 256).frames)
         pre = saved.lam.encode(frames, [(0, 1), (1, 2), (0, 2), (1, 0)]).values()
         flat = torch.cat([latent.pre.flatten(1) for latent in pre])
         assert flat.mean(0).abs().max() < 0.2 and (flat.std(0) - 1).abs().mean() < 0.1
@@ -140,7 +140,7 @@ def test_two_views_move_statistics_once_a_step_and_both_are_committed(name: str)
     lam = LAM(plan.lam).train()
     own = clip((16, 16), batch=8, frames=options.frames)
     batch = dataclasses.replace(own, paired=clip((16, 16), batch=8, frames=options.frames, seed=5).frames)
-    found = plan.losses(lam, batch, Draws(0))
+    found = plan.losses(lam, batch, Rng(0))
     book = lam.bottleneck
     assert int(book.updates) == 1  # type: ignore[arg-type]
     if options.whiten == "batch":
@@ -152,9 +152,9 @@ def test_two_views_move_statistics_once_a_step_and_both_are_committed(name: str)
     # In evaluation nothing moves: commitment is the mean of the two views' own.
     lam.eval()
     frames = {"own": batch.frames, "paired": batch.paired}
-    found = plan.losses(lam, batch, Draws(0))
+    found = plan.losses(lam, batch, Rng(0))
     alone = {
-        view: module.losses(options)(lam, dataclasses.replace(own, frames=x), Draws(0))["commitment"]
+        view: module.losses(options)(lam, dataclasses.replace(own, frames=x), Rng(0))["commitment"]
         for view, x in frames.items()
     }
     if name not in ("alam", "ac_lam"):  # whose own views have other pairs than the twins

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 from data_files import read_number, write_dataset, write_video
 from lamina.data.sampling import DataConfig, _cut, count_starts, count_transitions, draw_samples, open_source
-from lamina.data.stream import ClipStream, gather, share_out
+from lamina.data.stream import ClipStream, divide_evenly, sample_split
 from lamina.errors import LaminaError, LaminaWarning
 from lamina.types import Clip
 
@@ -364,12 +364,12 @@ def test_a_fork_leaves_the_parents_garbage_alone():
 def test_gather_takes_exactly_the_limit_evenly_and_always_the_same(dataset):
     total = count_transitions(config(dataset), "train")
     for limit in (1, 17, 60, total - 1, total, total + 5, None):
-        clip = gather(config(dataset), "train", limit)
+        clip = sample_split(config(dataset), "train", limit)
         assert len(clip) == min(total, total if limit is None else limit)
         assert samples(clip) == sorted(samples(clip)) and len(set(samples(clip))) == len(clip)
-        assert_same(clip, gather(config(dataset), "train", limit))
+        assert_same(clip, sample_split(config(dataset), "train", limit))
     train = [n for n, e in enumerate(open_source(dataset).episodes) if e.splits[0][0] == "train"]
-    assert sorted(set(gather(config(dataset), "train", 60).episode.tolist())) == train
+    assert sorted(set(sample_split(config(dataset), "train", 60).episode.tolist())) == train
 
 
 def tasks_of(dataset: Path, clip: Clip) -> Counter:
@@ -383,16 +383,16 @@ def test_gather_takes_equally_many_of_every_task(tmp_path):
     root = write_dataset(tmp_path / "set", lengths, splits=["train"] * 12 + ["validation", "test"])
     sizes = {"task 0": 399, "task 1": 6 * 8}
     for limit in (2, 10, 40, 96):
-        clip = gather(config(root, gap=(0.1, 0.1)), "train", limit)
+        clip = sample_split(config(root, gap=(0.1, 0.1)), "train", limit)
         assert tasks_of(root, clip) == {"task 0": limit / 2, "task 1": limit / 2}
         assert samples(clip) == sorted(samples(clip)) and len(set(samples(clip))) == limit
-    assert tasks_of(root, gather(config(root, gap=(0.1, 0.1)), "train", 200)) == {"task 0": 152, "task 1": 48}
-    assert tasks_of(root, gather(config(root, gap=(0.1, 0.1)), "train", None)) == sizes
+    assert tasks_of(root, sample_split(config(root, gap=(0.1, 0.1)), "train", 200)) == {"task 0": 152, "task 1": 48}
+    assert tasks_of(root, sample_split(config(root, gap=(0.1, 0.1)), "train", None)) == sizes
 
 
 @given(st.integers(0, 300), st.lists(st.integers(0, 60), min_size=1, max_size=9))
 def test_shares_are_equal_as_far_as_there_are_enough(limit, totals):
-    shares = share_out(limit, totals)
+    shares = divide_evenly(limit, totals)
     assert sum(shares) == min(limit, sum(totals))
     assert all(share <= total for share, total in zip(shares, totals, strict=True))
     for share, total in zip(shares, totals, strict=True):
@@ -403,17 +403,17 @@ def test_only_the_tasks_that_are_asked_for_are_drawn(dataset):
     for task, other in (("task 0", "task 1"), ("task 1", "task 0")):
         one = config(dataset, tasks=(task,))
         for split in ("train", "validation"):
-            everything = gather(config(dataset), split, None)
+            everything = sample_split(config(dataset), split, None)
             if tasks_of(dataset, everything)[task]:
-                assert tasks_of(dataset, gather(one, split, None)) == {task: tasks_of(dataset, everything)[task]}
+                assert tasks_of(dataset, sample_split(one, split, None)) == {task: tasks_of(dataset, everything)[task]}
             else:
                 with pytest.raises(LaminaError, match=f"no {split} episode of '{task}'"):
-                    gather(one, split, None)
+                    sample_split(one, split, None)
         stream = ClipStream(one, 8, seed=0)
         drawn = sum((tasks_of(dataset, clip) for clip in take(stream, 20)), Counter())
         assert set(drawn) == {task} and stream.epoch == count_transitions(one, "train")
         both = config(dataset, tasks=(task, other))
-        assert_same(gather(both, "train", 40), gather(config(dataset), "train", 40))
+        assert_same(sample_split(both, "train", 40), sample_split(config(dataset), "train", 40))
 
 
 def test_a_stream_goes_on_with_the_same_tasks_only(dataset):
@@ -425,7 +425,7 @@ def test_a_stream_goes_on_with_the_same_tasks_only(dataset):
 
 def test_splits_do_not_overlap(folder, dataset):
     for data in (folder, dataset):
-        parts = [set(samples(gather(config(data), s, None))) for s in ("train", "validation", "test")]
+        parts = [set(samples(sample_split(config(data), s, None))) for s in ("train", "validation", "test")]
         frames = [{(s[0], i) for s in part for i in s[1:]} for part in parts]
         assert all(frames) and not frames[0] & frames[1] and not frames[0] & frames[2] and not frames[1] & frames[2]
 
@@ -496,11 +496,11 @@ def test_short_episodes_are_left_out_and_told(tmp_path):
 
 
 def test_actions_where_they_are_needed(folder, dataset):
-    clip = gather(config(dataset), "train", 20, require_action=True)
+    clip = sample_split(config(dataset), "train", 20, require_action=True)
     assert clip.action is not None
     with pytest.raises(LaminaError, match=r"has no feature 'action'; it has: none; actions are needed"):
-        gather(config(folder), "train", 20, require_action=True)
-    assert gather(config(dataset, action=None), "train", 20).action is None
+        sample_split(config(folder), "train", 20, require_action=True)
+    assert sample_split(config(dataset, action=None), "train", 20).action is None
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -556,7 +556,7 @@ def test_too_many_bad_stretches_are_an_error(tmp_path):
         take(ClipStream(config(root, max_bad=3), 64, seed=0), 20)
     assert "\n" not in str(error.value)
     with pytest.raises(LaminaError, match=r"more than 3 stretches"):
-        gather(config(root, max_bad=3), "train", None)
+        sample_split(config(root, max_bad=3), "train", None)
 
 
 def test_video_full_of_holes_is_an_error_and_not_a_wait(tmp_path):

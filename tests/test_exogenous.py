@@ -48,7 +48,7 @@ class Copier:
         return out
 
 
-class Seer(Copier):
+class FramePairRegressor(Copier):
     """z is the upper half alone, where the agent's doing is."""
 
     rows = slice(0, 8)
@@ -72,7 +72,7 @@ def test_a_latent_that_copies_the_next_frame_is_found_out():
 
 def test_a_latent_of_the_agents_doing_alone_passes():
     clip = views()
-    score = swap(Seer(), clip)
+    score = swap(FramePairRegressor(), clip)
     assert score.future_share(clip.episode).mean == score.inconsistency(clip.episode).mean == 0
     np.testing.assert_array_equal(score.reconstruction, score.swap)
     ((level, text),) = judge_exogenous(score, clip, same_states(clip), False)
@@ -95,7 +95,7 @@ def test_views_of_the_same_states_are_told_from_views_of_others():
     assert clip.paired is not None
     shifted = dataclasses.replace(clip, paired=clip.paired.roll(37, 0))
     assert same_states(shifted).low < 0.01
-    ((level, text),) = judge_exogenous(swap(Seer(), clip), clip, same_states(shifted), False)
+    ((level, text),) = judge_exogenous(swap(FramePairRegressor(), clip), clip, same_states(shifted), False)
     assert level == "bad" and "same states" in text and "--cross-exogenous" not in text
 
 

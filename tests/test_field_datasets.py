@@ -31,7 +31,7 @@ from data_files import (
 from lamina.data.episodes import DecodeError
 from lamina.data.lerobot.labels import write_labels
 from lamina.data.sampling import feature_width, open_source
-from lamina.data.stream import ClipStream, gather
+from lamina.data.stream import ClipStream, sample_split
 from lamina.errors import LaminaError, LaminaWarning
 from lamina.types import ActionSpec
 
@@ -140,7 +140,7 @@ def test_a_video_that_ends_early_costs_only_the_episodes_that_it_lacks(tmp_path)
             source.episodes[5], FRONT, 0, 2
         )  # not even the rows that it has: nobody knows where they are missing
     with pytest.warns(LaminaWarning, match="left out: .*episode 5 and its video"):
-        clip = gather(config(root), "train", None)
+        clip = sample_split(config(root), "train", None)
     assert not (clip.episode == 5).any() and len(clip)
     for frames, episode, index in zip(clip.frames, clip.episode.tolist(), clip.index.tolist(), strict=True):
         assert [read_number(f.permute(1, 2, 0).numpy()) for f in frames] == [20 * episode + i for i in index]
@@ -334,7 +334,7 @@ def test_a_camera_that_some_episodes_lack(tmp_path, integers):
         table = table.set_column(table.column_names.index(name), name, pa.array(values, kind))
     pq.write_table(table, root / EPISODES)
     with pytest.warns(LaminaWarning, match=f"'{FRONT}' does not show 2 of 5 episodes; they are left out"):
-        clip = gather(config(root), "train", None)
+        clip = sample_split(config(root), "train", None)
     assert set(clip.episode.tolist()) <= {1, 3, 4}
     source = open_source(root)
     assert [numbers(source, e) for e in (1, 3, 4)] == [spans(*[20] * 5)[e] for e in (1, 3, 4)]
@@ -380,7 +380,7 @@ def test_a_camera_that_some_episodes_lack_has_every_split(tmp_path, count, absen
     write_video(root / VIDEO, 40 * len(seen), 10)
     taken: set[tuple[int, int]] = set()
     for split in ("train", "validation", "test"):
-        clip = gather(config(root), split, None)
+        clip = sample_split(config(root), split, None)
         assert len(clip) and set(clip.episode.tolist()) <= set(seen)
         for frames, e, index in zip(clip.frames[:, 0], clip.episode.tolist(), clip.index[:, 0].tolist(), strict=True):
             assert read_number(frames.permute(1, 2, 0).numpy()) == 40 * seen.index(e) + index
@@ -399,10 +399,10 @@ def test_a_camera_that_is_not_used_is_not_looked_at(tmp_path):
     )
     features = json.loads((root / "meta/info.json").read_text())["features"]
     change_info(root, features={wrist: {"dtype": "video", "shape": [1, 1, 3]}, **features})
-    clip = gather(config(root, camera=FRONT), "train", None)
+    clip = sample_split(config(root, camera=FRONT), "train", None)
     assert len(clip)
     with pytest.raises(LaminaError, match=rf"videos/{wrist}/chunk-000/file-000\.mp4"):
-        gather(config(root, camera=wrist), "train", None)
+        sample_split(config(root, camera=wrist), "train", None)
     called = []
     with pytest.raises(LaminaError, match=rf"videos/{wrist}/chunk-000/file-000\.mp4: cannot be read"):
         write_labels(open_source(root), tmp_path / "out", LABELS, lambda *a: called.append(a), {}, camera=FRONT)
@@ -472,7 +472,7 @@ def test_a_dataset_of_pictures_without_video(tmp_path, codec):
     for e in range(4):
         assert numbers(source, e) == list(range(100 + 20 * e, 120 + 20 * e))
     assert read_number(source.frames(source.episodes[2], FRONT, 7, 8, (16, 36))[0]) == 147
-    clip = gather(config(root), "train", None)
+    clip = sample_split(config(root), "train", None)
     assert read_number(clip.frames[0, 1].permute(1, 2, 0).numpy()) == 100 + 20 * clip.episode[0] + clip.index[0, 1]
     out = write_labels(source, tmp_path / "out", LABELS, label, {})
     after = open_source(out)
@@ -556,7 +556,7 @@ def test_a_value_that_is_not_finite(tmp_path, value, what):
     with pytest.raises(LaminaError, match=message):
         source.column(source.episodes[1], "action")
     assert np.array_equal(source.column(source.episodes[0], "action"), action[:40])
-    for read in (gather, lambda c, s, n: next(ClipStream(c, 500, seed=0))):
+    for read in (sample_split, lambda c, s, n: next(ClipStream(c, 500, seed=0))):
         with pytest.raises(LaminaError, match=message):
             read(config(root, action="action"), "train", None)
         assert len(read(config(root), "train", None))  # frames alone: actions are not looked at
@@ -597,7 +597,7 @@ def test_whole_numbers_below_zero_are_continuous_and_said_to_be(tmp_path):
         LaminaWarning, match="'action' holds whole numbers from -1 to 1; they are no classes, and are read as"
     ):
         assert open_source(root).action == ActionSpec(continuous=2)
-    clip = gather(config(root, action="action"), "train", None)
+    clip = sample_split(config(root, action="action"), "train", None)
     rows = 40 * clip.episode[:, None] + clip.index
     assert np.array_equal(clip.action.numpy(), action[rows.numpy()])
 
@@ -615,7 +615,7 @@ def test_classes_come_from_the_rows_whatever_the_statistics_say(tmp_path):
         if content is not None:
             (root / "meta/stats.json").write_text(content)
         assert open_source(root).action == ActionSpec(discrete=(5,))
-    assert len(gather(config(root), "train", None))
+    assert len(sample_split(config(root), "train", None))
 
 
 @pytest.mark.parametrize("classes", [10**9, -3, 1, 2.5, "many", [4, 4, 4], [None], True])
@@ -627,7 +627,7 @@ def test_class_counts_that_make_no_sense(tmp_path, classes):
     source = open_source(root)
     with pytest.raises(LaminaError, match=r"info\.json: 'action' states .* classes"):
         _ = source.action
-    assert len(gather(config(root), "train", None))  # frames alone never ask
+    assert len(sample_split(config(root), "train", None))  # frames alone never ask
 
 
 @pytest.mark.parametrize(("value", "told"), [(0.5, "0.5"), (-1.0, "-1"), (4.0, "4")])
@@ -641,7 +641,7 @@ def test_a_value_that_is_none_of_the_classes(tmp_path, value, told):
     with pytest.raises(
         LaminaError, match=rf"set episode 1: 'action' is {told} at row 5, dimension 0, none of its classes 0 to 3"
     ):
-        gather(config(root, action="action"), "train", None)
+        sample_split(config(root, action="action"), "train", None)
 
 
 def test_a_dataset_that_was_moved_is_the_same_data(tmp_path):
@@ -676,7 +676,7 @@ def test_a_camera_that_is_seldom_there_does_not_decide_over_the_splits(tmp_path)
     change_info(root, features={**features, wrist: features[FRONT], gone: features[FRONT]})
     assert [e.splits for e in open_source(root).episodes] == before
     with pytest.raises(LaminaError, match=f"'{gone}' shows no episode"):
-        gather(config(root, camera=gone), "train", None)
+        sample_split(config(root, camera=gone), "train", None)
     with pytest.raises(LaminaError, match=f"'{gone}' shows no episode"):
         write_labels(open_source(root), tmp_path / "out", LABELS, label, {}, camera=gone)
 

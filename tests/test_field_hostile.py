@@ -29,7 +29,7 @@ from data_files import (
 from lamina.data.lerobot.labels import write_labels
 from lamina.data.paths import check_template, walk
 from lamina.data.sampling import DataConfig, open_source
-from lamina.data.stream import gather
+from lamina.data.stream import sample_split
 from lamina.errors import LaminaError, LaminaWarning
 
 pytestmark = pytest.mark.filterwarnings("ignore::lamina.errors.LaminaWarning")
@@ -292,7 +292,7 @@ def test_a_cell_that_claims_a_hundred_million_values(tmp_path, root, little_memo
     source = open_source(root)
     with pytest.raises(LaminaError, match="'action' has 20000118 values in 60 rows, not 2 a row"):
         source.column(source.episodes[0], "action")
-    assert len(gather(config(root), "train", None))
+    assert len(sample_split(config(root), "train", None))
 
 
 @pytest.mark.parametrize("shape", [[10**9], [10**5, 10**5], [-2], [0], [2.5], ["2"], 2, {"a": 1}])
@@ -336,7 +336,7 @@ def test_statistics_that_are_damaged_are_known_before_the_work(tmp_path, root):
     called = []
     with pytest.raises(LaminaError, match=r"stats\.json: cannot be read"):
         write_labels(open_source(root), tmp_path / "out", LABELS, lambda *a: called.append(a), {})
-    assert not called and len(gather(config(root), "train", None))
+    assert not called and len(sample_split(config(root), "train", None))
 
 
 def test_names_of_features_that_collide_with_the_labels(tmp_path, root):

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from lamina.data.lerobot.match import Span, match, rate_of
+from lamina.data.lerobot.match import VideoSpan, align_rows, rate_of
 from lamina.data.video import FrameClock
 
 RATES = [10.0, 12.0, 25.0, 30.0, 30000 / 1001, 24000 / 1001, 29.2, 60.0, 50.0]
@@ -41,9 +41,9 @@ def test_one_picture_a_row(lengths, table, video, by_video, trailing, padding, s
             times = times + np.random.default_rng(n).uniform(0, 0.1 / table, length) * (np.arange(length) > 0)
         begin = starts[n] / rate
         end = (starts[n] + length) / rate if stated_end else np.nan
-        spans.append(Span(n, begin, end, begin + times, rate_of(times, table), table))
+        spans.append(VideoSpan(n, begin, end, begin + times, rate_of(times, table), table))
     spans = spans[first:] if len(spans) > first else spans
-    found = match(clock(video, start), count, spans)
+    found = align_rows(clock(video, start), count, spans)
     truth = {s.number: range(int(starts[s.number]), int(starts[s.number]) + len(s.times)) for s in spans}
     assert {*found.pictures, *found.refused} == {*truth} and not {*found.pictures} & {*found.refused}
     for n, pictures in found.pictures.items():
@@ -63,7 +63,7 @@ def test_no_two_episodes_share_a_picture(lengths, shifts, trailing):
     """Whatever the table says of where they begin."""
     starts = np.cumsum([0, *lengths])
     spans = [
-        Span(
+        VideoSpan(
             n,
             max(0, a + shift) / 10,
             (a + shift + length) / 10,
@@ -73,7 +73,7 @@ def test_no_two_episodes_share_a_picture(lengths, shifts, trailing):
         )
         for n, (a, length, shift) in enumerate(zip(starts.tolist(), lengths, shifts, strict=False))
     ]
-    found = match(clock(10), int(starts[-1]) + trailing, spans)
+    found = align_rows(clock(10), int(starts[-1]) + trailing, spans)
     pictures = [p for numbers in found.pictures.values() for p in numbers]
     assert len(pictures) == len(set(pictures)) and all(0 <= p < starts[-1] + trailing for p in pictures)
     if trailing == 0 and len(found.pictures) == len(lengths):

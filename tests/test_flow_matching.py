@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lamina.losses.flow_matching import SMALLEST_T, integrate, interpolate, sample_time, velocity, velocity_of_data
-from lamina.rng import Draws
+from lamina.rng import Rng
 
 torch.set_num_threads(1)
 
@@ -77,7 +77,7 @@ def test_gaussian_data_is_recovered_in_distribution_and_in_closed_form():
 
 
 def test_times_are_logit_normal():
-    t = sample_time(Draws(0), 20_000)
+    t = sample_time(Rng(0), 20_000)
     assert t.min() > 0 and t.max() < 1
     logit = torch.logit(t.double())
     assert abs(float(logit.mean())) < 0.03 and abs(float(logit.std()) - 1) < 0.03

@@ -12,7 +12,7 @@ from lamina import envs as worlds
 from lamina.envs.base import World
 from lamina.errors import LaminaError
 from lamina.policies.rollout import rollout_worlds
-from lamina.types import ActionSpec, Size
+from lamina.types import ActionSpec, ImageSize
 
 gymnasium = pytest.importorskip("gymnasium")
 spaces = gymnasium.spaces
@@ -42,7 +42,7 @@ class Toy(gymnasium.Env):
         return np.full((30, 40, 3), len(self.given) % 256, np.uint8) if self.picture is None else self.picture
 
 
-def open_gym(world: str, size: Size) -> World:
+def open_gym(world: str, size: ImageSize) -> World:
     return gym.make("gym", world, size)
 
 
@@ -172,7 +172,7 @@ def test_our_policy_in_gymnasiums_own_loop():
     from lamina.models.heads import Translator
     from lamina.models.hub import LatentActionModel
     from lamina.policies.token_model import TokenConfig, TokenModel
-    from lamina.policies.token_policy import LatentPolicy
+    from lamina.policies.token_policy import TokenPolicy
 
     open_cartpole().close()  # or a skip
     torch.manual_seed(0)
@@ -180,7 +180,7 @@ def test_our_policy_in_gymnasiums_own_loop():
     model = LatentActionModel(method.build(method.Config(size="debug", image=(16, 16), slots=3)))
     tokens = TokenModel(TokenConfig(size="debug"), (3, 16, 16), 3, model.lam.bottleneck.codebook_size)
     spec = gym.action_spec(spaces.Discrete(2), "CartPole-v1")
-    policy = LatentPolicy(model, tokens, Translator(3 * model.lam.dim, spec), k=2)
+    policy = TokenPolicy(model, tokens, Translator(3 * model.lam.dim, spec), k=2)
 
     env = gymnasium.make("CartPole-v1", render_mode="rgb_array")
     chosen: list[list[int]] = []

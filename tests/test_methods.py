@@ -18,13 +18,14 @@ from lamina.data.sampling import DataConfig
 from lamina.errors import LaminaError
 from lamina.losses.reconstruction import total
 from lamina.models.config import LAMConfig
-from lamina.models.features import MovingFeatures
+from lamina.models.features import EMAFeatures
 from lamina.models.hub import LatentActionModel
 from lamina.models.lam import LAM
-from lamina.rng import Draws
+from lamina.rng import Rng
 from lamina.training import pretraining as pretrain
+from lamina.training import recipe as training_recipe
 from lamina.training.loop import fit
-from lamina.training.recipe import completed, recipe
+from lamina.training.recipe import filled_in, recipe
 from lamina.training.settings import TrainConfig
 from lamina.types import TASK_WIDTH, Clip
 from planted import write_planted
@@ -60,7 +61,7 @@ def check(module, config) -> None:
     reached: set[str] = set()
     for step in range(3):  # several draws: one of the prefixes may hold all slots, or none
         batch = clip(config.image, frames=config.frames, seed=step)
-        losses = module.losses(config)(lam, batch, Draws(0, step))
+        losses = module.losses(config)(lam, batch, Rng(0, step))
         assert losses.keys() == weights.keys()
         assert all(v.shape == (len(batch),) and v.isfinite().all() for v in losses.values())
         loss = total(losses, weights)
@@ -111,7 +112,7 @@ def test_what_moves_is_predicted_without_gradient_and_follows_the_encoder():
 
 def test_the_average_moves_once_a_step_of_training_whatever_is_added_to_a_step(tmp_path, monkeypatch):
     calls = []
-    monkeypatch.setattr(MovingFeatures, "after_step", lambda space: calls.append(space))
+    monkeypatch.setattr(EMAFeatures, "after_step", lambda space: calls.append(space))
     module = methods.load("lapo")
     config = module.Config(size="debug", image=(16, 16), space="ema", cross_exogenous=1.0)
     plan = recipe("lapo", module, config)
@@ -220,7 +221,9 @@ def test_an_unknown_method_is_refused_with_a_suggestion():
 
 
 def test_every_file_in_methods_is_a_method():
-    assert methods.names() == sorted(p.stem for p in (SOURCE / "methods").glob("*.py") if p.stem != "__init__")
+    assert methods.names() == sorted(
+        p.stem for p in (SOURCE / "methods").glob("*.py") if p.stem not in ("__init__", "base", "auxiliary")
+    )
 
 
 # ------------------------------------------------------------------------------------------------------- augmentation
@@ -231,24 +234,24 @@ def test_a_sample_is_seen_through_one_window_in_all_of_its_frames_and_its_paired
     still = dataclasses.replace(
         own, frames=own.frames[:, :1].expand(-1, 3, -1, -1, -1), paired=own.frames[:, :1].expand(-1, 3, -1, -1, -1)
     )
-    seen = augmented(still, 0.5, Draws(0), mirror=True)
+    seen = augmented(still, 0.5, Rng(0), mirror=True)
     assert seen.frames.dtype == torch.uint8 and seen.frames.shape == own.frames.shape
     assert torch.equal(seen.frames[:, 0], seen.frames[:, 2]) and torch.equal(seen.frames, seen.paired)
     assert not torch.equal(seen.frames[:, 0], own.frames[:, 0])
-    none = augmented(own, 0.0, Draws(0), mirror=False)
+    none = augmented(own, 0.0, Rng(0), mirror=False)
     assert torch.equal(none.frames, own.frames)  # a window of the whole picture
-    turned = augmented(own, 0.0, Draws(0), mirror=True).frames
+    turned = augmented(own, 0.0, Rng(0), mirror=True).frames
     mirrored = [torch.equal(a, b.flip(-1)) for a, b in zip(turned, own.frames, strict=True)]
     same = [torch.equal(a, b) for a, b in zip(turned, own.frames, strict=True)]
     assert all(a != b for a, b in zip(mirrored, same, strict=True)) and 16 < sum(mirrored) < 48
-    assert torch.equal(augmented(own, 0.5, Draws(0), True).frames, augmented(own, 0.5, Draws(0), True).frames)
+    assert torch.equal(augmented(own, 0.5, Rng(0), True).frames, augmented(own, 0.5, Rng(0), True).frames)
 
 
 def test_a_ramp_through_a_window_is_a_flatter_ramp():
     """A window of half the width shows half of the ramp, wherever it lies."""
     ramp = (torch.arange(32) * 8).to(torch.uint8).expand(50, 2, 3, 32, 32)
     own = dataclasses.replace(clip((32, 32), batch=50), frames=ramp.clone())
-    inside = augmented(own, 0.5, Draws(3), mirror=False).frames[:, 0, 0, 16, 2:-2].float()
+    inside = augmented(own, 0.5, Rng(3), mirror=False).frames[:, 0, 0, 16, 2:-2].float()
     slope = inside.diff(dim=1).mean(1)
     assert slope.min() >= 3.9 and slope.max() <= 8.1 and slope.std() > 0.5
 
@@ -258,9 +261,9 @@ def test_little_data_is_augmented_and_much_is_not(tmp_path):
     data = DataConfig((str(write_planted(tmp_path / "data")),), (16, 16), gap=(0.1, 0.1), workers=0)
     options = module.Config(size="debug", image=(16, 16))
     seldom, often = TrainConfig(steps=20, batch=8), TrainConfig(steps=2000, batch=8)
-    assert completed(options, data, seldom)[0].augment == 0
-    assert completed(options, data, often)[0].augment == 0.5
-    assert completed(dataclasses.replace(options, augment=0.0), data, often)[0].augment == 0
+    assert filled_in(options, data, seldom)[0].augment == 0
+    assert filled_in(options, data, often)[0].augment == 0.5
+    assert filled_in(dataclasses.replace(options, augment=0.0), data, often)[0].augment == 0
     with pytest.raises(LaminaError, match=r"--augment must be at most 0\.99"):
         module.Config(augment=1.0)
 
@@ -269,8 +272,8 @@ def test_little_data_is_augmented_and_much_is_not(tmp_path):
 def test_mirror_images_are_for_methods_that_read_nothing_but_frames(changes, mirrored, monkeypatch):
     module = methods.load("flexlam")
     told = []
-    monkeypatch.setattr(pretrain, "augmented", lambda clip, strength, draws, mirror: told.append(mirror) or clip)
+    monkeypatch.setattr(training_recipe, "augmented", lambda clip, strength, draws, mirror: told.append(mirror) or clip)
     plan = recipe("flexlam", module, module.Config(size="debug", image=(16, 16), augment=0.5, **changes))
     batch = dataclasses.replace(clip((16, 16)), action=torch.randn(4, 2, 2))
-    plan.losses(LAM(plan.lam), batch, Draws(0))
+    plan.losses(LAM(plan.lam), batch, Rng(0))
     assert told == [mirrored]

@@ -18,17 +18,17 @@ from lamina.errors import LaminaError
 from lamina.images import to_float, to_uint8
 from lamina.losses.flow_matching import sample_time
 from lamina.losses.reconstruction import squared_error, total
-from lamina.methods.base import Backbone, pair_losses
+from lamina.methods.base import MethodConfig, pair_losses
 from lamina.models.bottlenecks.base import Identity
 from lamina.models.bottlenecks.fsq import FSQ
 from lamina.models.bottlenecks.vq import VQ
-from lamina.models.config import SIZES, LAMConfig
+from lamina.models.config import NETWORK_SIZES, LAMConfig
 from lamina.models.decoders.advection import Blend, advect, displacements
 from lamina.models.encoders import ENCODERS
 from lamina.models.hub import LatentActionModel, Provenance
 from lamina.models.lam import LAM
-from lamina.models.layers import AdaLNBlock, Block, CrossBlock, patchify, unpatchify
-from lamina.rng import Draws
+from lamina.models.layers import AdaLNBlock, CrossAttentionBlock, TransformerBlock, patchify, unpatchify
+from lamina.rng import Rng
 from lamina.types import Clip, Latent
 
 torch.set_num_threads(1)
@@ -40,7 +40,7 @@ PARTS = [(e, d) for e in ("conv", "transformer") for d in ("flow", "pixel", "une
 def config(
     encoder: str = "conv", decoder: str = "flow", bottleneck: str = "fsq", image: int = 16, slots: int = 3, **more
 ) -> LAMConfig:
-    backbone = Backbone(size="debug", image=(image, image), encoder=encoder, decoder=decoder, slots=slots)
+    backbone = MethodConfig(size="debug", image=(image, image), encoder=encoder, decoder=decoder, slots=slots)
     return LAMConfig(**backbone.parts(), bottleneck=BOTTLENECKS[bottleneck], prefix=more.get("prefix", "uniform"))
 
 
@@ -68,7 +68,7 @@ def test_patches_are_rows_of_pixels_and_come_back(batch, channels, patch, rows, 
     assert torch.equal(unpatchify(tokens, patch, rows * patch), images)
 
 
-@pytest.mark.parametrize("kind", [Block, AdaLNBlock])
+@pytest.mark.parametrize("kind", [TransformerBlock, AdaLNBlock])
 def test_tokens_that_are_only_read_change_nothing_of_the_others(kind):
     torch.manual_seed(0)
     block, x = kind(16, 2), torch.randn(3, 7, 16)
@@ -80,7 +80,7 @@ def test_tokens_that_are_only_read_change_nothing_of_the_others(kind):
 
 def test_slots_that_are_the_same_for_every_pair_are_attended_once():
     torch.manual_seed(0)
-    block, slots, context = CrossBlock(16, 2), torch.randn(1, 5, 16), torch.randn(3, 7, 16)
+    block, slots, context = CrossAttentionBlock(16, 2), torch.randn(1, 5, 16), torch.randn(3, 7, 16)
     seen = []
     block.attention.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
     torch.testing.assert_close(block(slots, context), block(slots.expand(3, -1, -1), context))
@@ -135,14 +135,14 @@ def test_decoders_score_and_draw_every_sample_on_its_own(encoder, decoder):
     model = lam(encoder, decoder)
     src, dst = (to_float(frames(4, 3, 16, 16, seed=s)) for s in (1, 2))
     z = model.encode(torch.stack([src, dst], 1), [(0, 1)])[0, 1].post
-    loss = model.decoder.loss(src, z, dst, Draws(0))
+    loss = model.decoder.loss(src, z, dst, Rng(0))
     assert loss.shape == (4,) and loss.isfinite().all()
-    assert model.decoder.sample(src, z, Draws(0)).shape == src.shape
+    assert model.decoder.sample(src, z, Rng(0)).shape == src.shape
     dst[1] += 0.5  # only this sample may notice
-    changed = model.decoder.loss(src, z, dst, Draws(0)) != loss
+    changed = model.decoder.loss(src, z, dst, Rng(0)) != loss
     assert changed.tolist() == [False, True, False, False]
     z[2] += 0.5
-    changed = model.decoder.loss(src, z, dst, Draws(0)) != loss
+    changed = model.decoder.loss(src, z, dst, Rng(0)) != loss
     assert changed.tolist() == [False, True, True, False]
 
 
@@ -151,8 +151,8 @@ def test_the_loss_of_a_pixel_decoder_is_the_error_of_its_sample(decoder):
     model = lam(decoder=decoder)
     src, dst = (to_float(frames(4, 3, 16, 16, seed=s)) for s in (1, 2))
     z = torch.randn(4, 3, model.dim)
-    expected = (model.decoder.sample(src, z, Draws(0)) - dst).square().mean(dim=(1, 2, 3))
-    torch.testing.assert_close(model.decoder.loss(src, z, dst, Draws(0)), expected)
+    expected = (model.decoder.sample(src, z, Rng(0)) - dst).square().mean(dim=(1, 2, 3))
+    torch.testing.assert_close(model.decoder.loss(src, z, dst, Rng(0)), expected)
 
 
 def moved(images: torch.Tensor, dy: int, dx: int) -> torch.Tensor:
@@ -191,7 +191,7 @@ def test_an_untrained_unet_nearly_copies_the_source():
     still = math.exp(4)
     copies = [moved(src, *move) * (still if move == (0, 0) else 1) for move in decoder.moves]
     expected = sum(copies) / (still + len(copies) - 1)
-    torch.testing.assert_close(decoder.sample(src, torch.randn(4, 3, 2), Draws(0)), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(decoder.sample(src, torch.randn(4, 3, 2), Rng(0)), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("decoder", ["flow", "pixel"])
@@ -200,11 +200,11 @@ def test_an_untrained_decoder_copies_the_source(decoder):
     model = LAM(config(decoder=decoder)).eval()
     src, dst = (to_float(frames(4, 3, 16, 16, seed=s)) for s in (1, 2))
     z = torch.randn(4, 3, model.dim)
-    torch.testing.assert_close(model.decoder.sample(src, z, Draws(0)), src, rtol=0, atol=1e-5)
+    torch.testing.assert_close(model.decoder.sample(src, z, Rng(0)), src, rtol=0, atol=1e-5)
     error = (src - dst).square().mean(dim=(1, 2, 3))
     if decoder == "flow":  # the velocity's error is the data's, over t
-        error = error / sample_time(Draws(0), 4).clamp_min(0.05).square()
-    torch.testing.assert_close(model.decoder.loss(src, z, dst, Draws(0)), error, rtol=1e-4, atol=0)
+        error = error / sample_time(Rng(0), 4).clamp_min(0.05).square()
+    torch.testing.assert_close(model.decoder.loss(src, z, dst, Rng(0)), error, rtol=1e-4, atol=0)
 
 
 def test_the_reconstruction_loss_is_the_decoders_on_the_kept_prefix():
@@ -212,12 +212,9 @@ def test_the_reconstruction_loss_is_the_decoders_on_the_kept_prefix():
     clip = to_float(frames(4, 3, 3, 16, 16))
     latents = model.encode(clip, [(0, 1), (1, 2)])
     keep = torch.tensor([0, 1, 2, 3])
-    got = model.reconstruction(clip, latents, keep, Draws(0))
+    got = model.reconstruction(clip, latents, keep, Rng(0))
     expected = torch.stack(
-        [
-            model.decoder.loss(clip[:, i], model.prefix(latents[i, j].post, keep), clip[:, j], Draws(0))
-            for i, j in latents
-        ]
+        [model.decoder.loss(clip[:, i], model.prefix(latents[i, j].post, keep), clip[:, j], Rng(0)) for i, j in latents]
     ).mean(0)
     torch.testing.assert_close(got, expected)
 
@@ -229,8 +226,8 @@ def test_two_shards_in_one_batch_are_two_batches(decoder, slots_of_time):
     pictures = frames(6, slots_of_time, 3, 16, 16)
     zeros = torch.zeros(6, slots_of_time)
     clip = Clip(pictures, zeros, zeros.long(), zeros[:, 0].long())
-    together = pair_losses(model, clip, Draws(1, 7, range(2)))["reconstruction"]
-    alone = [pair_losses(model, clip[slice(3 * s, 3 * s + 3)], Draws(1, 7, [s]))["reconstruction"] for s in (0, 1)]
+    together = pair_losses(model, clip, Rng(1, 7, range(2)))["reconstruction"]
+    alone = [pair_losses(model, clip[slice(3 * s, 3 * s + 3)], Rng(1, 7, [s]))["reconstruction"] for s in (0, 1)]
     torch.testing.assert_close(together, torch.cat(alone))
 
 
@@ -497,19 +494,19 @@ def test_a_config_survives_json(parts, bottleneck, prefix):
 )
 def test_a_count_below_the_least_is_one_clear_line(wrong):
     with pytest.raises(LaminaError, match=f"--{next(iter(wrong))} must be at least"):
-        Backbone(**wrong)
+        MethodConfig(**wrong)
 
 
 def test_sizes_grow_and_can_be_overridden():
     count = []
-    for size in SIZES:
-        backbone = Backbone(size=size, image=(64, 64), encoder="transformer")
+    for size in NETWORK_SIZES:
+        backbone = MethodConfig(size=size, image=(64, 64), encoder="transformer")
         with torch.device("meta"):
             model = LAM(LAMConfig(**backbone.parts(), bottleneck=FSQ.Config()))
         count.append(sum(p.numel() for p in model.parameters()))
     assert count == sorted(count) and count[0] < 0.1 * count[1]
-    options = dataclasses.replace(Backbone(size="debug", encoder="transformer"), width=64, patch=4)
+    options = dataclasses.replace(MethodConfig(size="debug", encoder="transformer"), width=64, patch=4)
     parts = dataclasses.replace(options, decoder="flow").parts()
     assert parts["encoder"].width == 64 and parts["encoder"].patch == 4 and parts["decoder"].width == 64
     with pytest.raises(LaminaError, match="unknown size"):
-        Backbone(size="huge").parts()
+        MethodConfig(size="huge").parts()

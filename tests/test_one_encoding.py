@@ -15,21 +15,21 @@ import torch
 from lamina import methods
 from lamina.data.lerobot.tables import to_numpy
 from lamina.data.sampling import DataConfig, open_source
-from lamina.data.stream import gather
+from lamina.data.stream import sample_split
 from lamina.device import autocast
 from lamina.images import resize, resize_frames
-from lamina.inference.encode import encode_clip, partners
+from lamina.inference.encode import encode_clip, frame_pairs
 from lamina.inference.label import label
-from lamina.inference.subject import of_model
+from lamina.inference.subject import subject_of
 from lamina.models.heads import Translator, TranslatorConfig
 from lamina.models.hub import LatentActionModel
 from lamina.policies.token_model import TokenConfig, TokenModel
-from lamina.policies.token_policy import LatentPolicy
+from lamina.policies.token_policy import TokenPolicy
 from lamina.policies.token_training import fingerprint
-from lamina.policies.windows import open_steps, tokenize
+from lamina.policies.windows import encode_windows, open_steps
 from lamina.training.labelled import actions_of, probe_data
 from lamina.training.pretraining import pretrain
-from lamina.training.recipe import completed, recipe
+from lamina.training.recipe import filled_in, recipe
 from lamina.training.settings import TrainConfig
 from planted import SIZE, write_planted
 from test_methods import every_method
@@ -64,7 +64,7 @@ def trained(name: str, options: dict[str, Any], dataset: Path, run: Path, precis
     module = methods.load(name)
     config = module.Config(size="debug", image=(SIZE // 2, SIZE // 2), patch=4, slots=4, **options)
     data = DataConfig((str(dataset),), config.image, config.frames, gap=(0.1, 0.2), shuffle=16, workers=0)
-    config, data = completed(config, data)
+    config, data = filled_in(config, data)
     init = None
     if options.get("stage") == 2:
         trained(name, {"stage": 1}, dataset, run.with_name("first"))
@@ -86,7 +86,7 @@ def encoded(model: LatentActionModel, path: Path, precision: str) -> tuple[Any, 
     firsts, seconds = [], []
     for episode in source.episodes:
         frames = source.frames(episode, source.cameras[0], 0, episode.length)
-        partner, _ = partners(episode.times, model.provenance.label_gap)
+        partner, _ = frame_pairs(episode.times, model.provenance.label_gap)
         firsts.append(frames)
         seconds.append(frames[partner])
     src, dst = (torch.from_numpy(np.concatenate(part)).permute(0, 3, 1, 2) for part in (firsts, seconds))
@@ -123,17 +123,20 @@ def test_label_encode_align_probes_and_policy_say_the_same(
     if latent.index is not None:
         agree(told["latent_action.index"], latent.index[:, where], precision, 0.9)
     # Alignment and probes, on transitions of the data layer.
-    clip = gather(probe_data(model, str(dataset)), "train", 24, require_action=True)
+    clip = sample_split(probe_data(model, str(dataset)), "train", 24, require_action=True)
     with autocast("cpu", precision):
         alone = model.encode(clip.frames[:, 0], clip.frames[:, 1])
         agree(encode_clip(lam, clip), lam.action(alone), precision, 0.9)
         agree(
-            of_model(model).actions(clip.frames[:, 0], clip.frames[:, 1]), lam.action(alone).flatten(1), precision, 0.9
+            subject_of(model).actions(clip.frames[:, 0], clip.frames[:, 1]),
+            lam.action(alone).flatten(1),
+            precision,
+            0.9,
         )
     if latent.index is None:
         return
     # The token model's data, and what a policy makes of the frames that it is shown.
-    tokenize(model, open_source(str(dataset)), tmp_path / "tokens", fingerprint(lam), precision=precision)
+    encode_windows(model, open_source(str(dataset)), tmp_path / "tokens", fingerprint(lam), precision=precision)
     steps = open_steps(tmp_path / "tokens", "train")
     first, last = (int(x) for x in steps.bounds[:2])
     shown = torch.from_numpy(steps.frames[first:last].copy()).permute(0, 3, 1, 2)
@@ -144,12 +147,12 @@ def test_label_encode_align_probes_and_policy_say_the_same(
     ).eval()  # type: ignore[arg-type]
     spec = actions_of(probe_data(model, str(dataset))).spec
     head = Translator(slots * lam.dim, spec, TranslatorConfig(size="debug"))
-    policy = LatentPolicy(model, tokens, head, precision=precision)
+    policy = TokenPolicy(model, tokens, head, precision=precision)
     realised: list[torch.Tensor] = []
     embed = tokens.embed
     tokens.embed = lambda codes: realised.append(codes.clone()) or embed(codes)  # type: ignore[method-assign,func-returns-value]
     episode = open_source(dataset).episodes[0]
-    gap = int(partners(episode.times, model.provenance.label_gap)[0][0])
+    gap = int(frame_pairs(episode.times, model.provenance.label_gap)[0][0])
     for frame in frames[: episode.length : gap]:  # at the size that a camera gives
         policy.act(frame)
     rows = slice(0, episode.length, gap)

@@ -21,11 +21,11 @@ from lamina.policies.token_model import TokenConfig
 from lamina.training.alignment import AlignConfig
 from lamina.training.pretraining import check_memory
 from lamina.training.settings import TrainConfig
-from lamina_research.linear.analysis import Question
+from lamina_research.linear.analysis import LinearSetting
 
 CONFIGS: dict[str, Any] = {
     "TrainConfig": TrainConfig(), "AlignConfig": AlignConfig(), "TranslatorConfig": TranslatorConfig(), "TokenConfig": TokenConfig(),
-    "EvaluateConfig": EvaluateConfig(), "Question": Question(), "DataConfig": DataConfig(data=("x",)),
+    "EvaluateConfig": EvaluateConfig(), "LinearSetting": LinearSetting(), "DataConfig": DataConfig(data=("x",)),
     **{name: methods.load(name).Config() for name in methods.names()},
 }  # fmt: skip
 COMMANDS = [

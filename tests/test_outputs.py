@@ -24,7 +24,7 @@ from lamina.data.sampling import open_source
 from lamina.errors import LaminaError
 from lamina.evaluation.evaluate import training_curve
 from lamina.evaluation.report.page import write_report
-from lamina.files import Scratch, alone, to_json
+from lamina.files import Scratch, locked, to_json
 from lamina.models.hub import LatentActionModel
 from lamina.training.log import read_log
 from processes import die, dies_in, in_child
@@ -98,15 +98,15 @@ def listing(folder: Path) -> dict[str, bytes]:
 def test_a_second_process_is_told_who_has_the_output(hold, tmp_path):
     out = tmp_path / "new/out"
     holder = hold(out)
-    with pytest.raises(LaminaError, match=rf"out: in use by process {holder.process.pid}; wait"), alone(out):
+    with pytest.raises(LaminaError, match=rf"out: in use by process {holder.process.pid}; wait"), locked(out):
         pytest.fail("two processes have it")
     (tmp_path / "link").symlink_to(tmp_path / "new")
-    with pytest.raises(LaminaError, match="in use by process"), alone(tmp_path / "link/out"):
+    with pytest.raises(LaminaError, match="in use by process"), locked(tmp_path / "link/out"):
         pytest.fail("by another name")
-    with alone(tmp_path / "new/other"):
+    with locked(tmp_path / "new/other"):
         pass
     holder.end()
-    with alone(out):
+    with locked(out):
         assert [p.name for p in out.parent.iterdir()] == [".out.lock"]
     assert not (tmp_path / "new").exists()  # nothing was written, and nothing stays
 
@@ -114,7 +114,7 @@ def test_a_second_process_is_told_who_has_the_output(hold, tmp_path):
 def test_a_killed_process_lets_go(hold, tmp_path):
     holder = hold(tmp_path / "out")
     holder.end(kill=True)
-    with alone(tmp_path / "out"):
+    with locked(tmp_path / "out"):
         pass
     assert list(tmp_path.iterdir()) == []
 
@@ -123,7 +123,7 @@ def test_a_worker_that_outlives_its_owner_does_not_keep_the_lock(tmp_path):
     """As decoding workers may, for a moment, when the process that forked them is killed."""
 
     def work():
-        with alone(tmp_path / "out"):
+        with locked(tmp_path / "out"):
             if os.fork() == 0:
                 os.execvp("sleep", ["sleep", "3"])
             if os.fork() == 0:
@@ -134,7 +134,7 @@ def test_a_worker_that_outlives_its_owner_does_not_keep_the_lock(tmp_path):
             die()
 
     assert in_child(work) == 9
-    with alone(tmp_path / "out"):
+    with locked(tmp_path / "out"):
         pass
 
 

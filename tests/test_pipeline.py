@@ -14,7 +14,7 @@ import torch
 from lamina.cli import main, parse
 from lamina.data.sampling import open_source
 from lamina.errors import LaminaError
-from lamina.inference.encode import encode_episode, partners
+from lamina.inference.encode import encode_episode, frame_pairs
 from lamina.models.hub import LatentActionModel
 
 torch.set_num_threads(1)
@@ -54,7 +54,7 @@ def test_labels_are_columns_of_a_lerobot_dataset(home: Path, capsys: pytest.Capt
     size = model.config.image[1:]
     frames = source.frames(episode, source.cameras[0], 0, episode.length, size)  # type: ignore[arg-type]
     pictures = torch.from_numpy(frames).permute(0, 3, 1, 2)
-    partner, reached = partners(episode.times, 0.15)
+    partner, reached = frame_pairs(episode.times, 0.15)
     expected = model.encode(pictures, pictures[partner])
     stored = source.column(episode, "latent_action")
     np.testing.assert_allclose(stored, expected.post.flatten(1).numpy(), atol=1e-5)
@@ -230,13 +230,13 @@ def test_joint_alignment_moves_the_model(home: Path) -> None:
 
 def test_a_partner_is_the_nearest_frame_after_the_gap() -> None:
     times = np.array([0.0, 0.1, 0.2, 0.5, 0.6])
-    partner, valid = partners(times, 0.2)
+    partner, valid = frame_pairs(times, 0.2)
     # 0.3 is nearer to 0.2 than to 0.5; after 0.5 there is no frame near 0.7: the frame itself, and not valid.
     assert partner.tolist() == [2, 2, 3, 3, 4]
     assert valid.tolist() == [True, True, True, False, False]
     steady = np.arange(30) / 10
-    assert (partners(steady, 0.15)[0][:-1] == np.arange(1, 30)).all()  # a tie goes to the earlier frame, every time
-    alone, none = partners(np.array([0.0]), 0.2)
+    assert (frame_pairs(steady, 0.15)[0][:-1] == np.arange(1, 30)).all()  # a tie goes to the earlier frame, every time
+    alone, none = frame_pairs(np.array([0.0]), 0.2)
     assert alone.tolist() == [0] and none.tolist() == [False]
 
 

@@ -18,8 +18,8 @@ from lamina.models.heads import ActionHead, Translator, TranslatorConfig
 from lamina.models.hub import LatentActionModel
 from lamina.policies.latency import decision_latency, decision_times
 from lamina.policies.token_model import TokenConfig, TokenModel
-from lamina.policies.token_policy import LatentPolicy
-from lamina.policies.token_training import fingerprint, save_tokens
+from lamina.policies.token_policy import TokenPolicy
+from lamina.policies.token_training import fingerprint, save_token_model
 from lamina.training.alignment import save_translator
 from lamina.types import ActionSpec, Clip
 from parallel import options
@@ -63,7 +63,7 @@ def film(steps: int, batch: int = 1, size: tuple[int, int] = (16, 16), seed: int
     return np.random.default_rng(seed).integers(0, 256, (steps, batch, *size, 3), dtype=np.uint8)
 
 
-class Recorder(LatentPolicy):
+class Recorder(TokenPolicy):
     """Keeps the logits of every code that was predicted: ``seen[decision][code]`` [b codes]."""
 
     def __init__(self, *args, **settings):
@@ -153,7 +153,7 @@ def test_the_first_context_is_what_was_trained():
 def test_actions_are_those_of_the_algorithm_step_by_step(k, condition):
     """Algorithm 1 written out with public functions and no cache."""
     model, tokens, translator = parts(spec=MIXED, condition=condition)
-    policy, frames, previous = LatentPolicy(model, tokens, translator, k), film(9)[:, 0], torch.zeros(1, 3)
+    policy, frames, previous = TokenPolicy(model, tokens, translator, k), film(9)[:, 0], torch.zeros(1, 3)
     for t in range(len(frames)):
         chosen = torch.zeros(0, dtype=torch.long)
         for j in range(k):
@@ -174,8 +174,8 @@ def test_actions_are_those_of_the_algorithm_step_by_step(k, condition):
 def test_rows_do_not_know_of_each_other():
     model, tokens, translator = parts(spec=MIXED)
     frames = film(15, 3)
-    together = LatentPolicy(model, tokens, translator, batch=3)
-    alone = [LatentPolicy(model, tokens, translator) for _ in range(3)]
+    together = TokenPolicy(model, tokens, translator, batch=3)
+    alone = [TokenPolicy(model, tokens, translator) for _ in range(3)]
     for t in range(15):
         if t == 5:
             together.reset([2])
@@ -199,7 +199,7 @@ def test_fewer_codes_are_a_prefix_of_more_and_leave_the_history_alone():
 
 def test_a_reset_forgets_everything():
     model, tokens, translator = parts(spec=MIXED)
-    policy, frames = LatentPolicy(model, tokens, translator), film(20)[:, 0]
+    policy, frames = TokenPolicy(model, tokens, translator), film(20)[:, 0]
     first = [policy.act(f) for f in frames]
     policy.reset()
     again = [policy.act(f) for f in frames]
@@ -208,7 +208,7 @@ def test_a_reset_forgets_everything():
 
 def test_frames_are_embedded_once():
     model, tokens, translator = parts()
-    policy, seen = LatentPolicy(model, tokens, translator), []
+    policy, seen = TokenPolicy(model, tokens, translator), []
     for module in (model.lam.encoder.stem, tokens.stem):
         module.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
     lengths = []
@@ -226,7 +226,7 @@ def test_frames_are_embedded_once():
 
 def test_discrete_actions_are_whole_numbers():
     model, tokens, translator = parts()
-    policy = LatentPolicy(model, tokens, translator, batch=2)
+    policy = TokenPolicy(model, tokens, translator, batch=2)
     actions = policy.act_batch(film(1, 2)[0])
     assert actions.dtype == np.int64 and actions.shape == (2, 1) and ((actions >= 0) & (actions < 5)).all()
 
@@ -237,7 +237,7 @@ def test_what_was_really_done_replaces_what_was_said():
     read: list[torch.Tensor] = []
     embed = ActionHead.embed
     translator.action.embed = lambda action: read.append(action.clone()) or embed(translator.action, action)  # type: ignore
-    policy = LatentPolicy(model, tokens, translator)
+    policy = TokenPolicy(model, tokens, translator)
     policy.act(frames[0], previous=done)  # no action came before the first frame
     said = policy.act(frames[1], previous=done)
     policy.act(frames[2])
@@ -257,7 +257,7 @@ def test_what_was_really_done_replaces_what_was_said():
     ],
 )
 def test_an_action_outside_the_space_is_refused(previous, words):
-    policy = LatentPolicy(*parts(spec=MIXED))
+    policy = TokenPolicy(*parts(spec=MIXED))
     frames = film(2)[:, 0]
     policy.act(frames[0])
     with pytest.raises(LaminaError, match=words):
@@ -268,15 +268,15 @@ def test_an_action_outside_the_space_is_refused(previous, words):
 def test_a_k_that_there_is_not_is_refused(k):
     model, tokens, translator = parts()
     with pytest.raises(LaminaError, match=f"1 to the model's {SLOTS} slots"):
-        LatentPolicy(model, tokens, translator, k)
+        TokenPolicy(model, tokens, translator, k)
     with pytest.raises(LaminaError, match=f"1 to the model's {SLOTS} slots"):
-        LatentPolicy(model, tokens, translator).act(film(1)[0, 0], k)
+        TokenPolicy(model, tokens, translator).act(film(1)[0, 0], k)
 
 
 def test_a_fixed_k_model_predicts_all_of_its_codes():
     model, tokens, translator = parts(method="fixed_k")
     with pytest.raises(LaminaError, match=r"Fixed-K.*k must be 4, got 2"):
-        LatentPolicy(model, tokens, translator, 2)
+        TokenPolicy(model, tokens, translator, 2)
     policy = Recorder(model, tokens, translator)
     policy.act(film(1)[0, 0])
     assert len(policy.seen[0]) == SLOTS
@@ -312,7 +312,7 @@ def test_a_temperature_draws_from_the_softmax_by_its_own_seed():
 
 def test_frames_of_another_size_are_resized_as_worlds_do_it():
     model, tokens, translator = parts(spec=MIXED)
-    large, small = LatentPolicy(model, tokens, translator), LatentPolicy(model, tokens, translator)
+    large, small = TokenPolicy(model, tokens, translator), TokenPolicy(model, tokens, translator)
     for frame in film(4, size=(40, 60))[:, 0]:
         np.testing.assert_array_equal(large.act(frame), small.act(resize(frame, (16, 16))))
 
@@ -330,7 +330,7 @@ def test_frames_of_another_size_are_resized_as_worlds_do_it():
 )
 def test_a_frame_that_does_not_fit_is_refused_and_changes_nothing(frame, words):
     model, tokens, translator = parts(spec=MIXED)
-    policy, other = LatentPolicy(model, tokens, translator), LatentPolicy(model, tokens, translator)
+    policy, other = TokenPolicy(model, tokens, translator), TokenPolicy(model, tokens, translator)
     frames = film(4)[:, 0]
     for t in range(4):
         if t == 2:
@@ -346,7 +346,7 @@ def test_a_frame_that_does_not_fit_is_refused_and_changes_nothing(frame, words):
 
 def test_batches_that_do_not_fit_are_refused():
     model, tokens, translator = parts()
-    policy = LatentPolicy(model, tokens, translator, batch=2)
+    policy = TokenPolicy(model, tokens, translator, batch=2)
     with pytest.raises(LaminaError, match="2 at once: call act_batch"):
         policy.act(film(1)[0, 0])
     with pytest.raises(LaminaError, match=r"\(2, height, width, 3\), got uint8 \(3,"):
@@ -356,7 +356,7 @@ def test_batches_that_do_not_fit_are_refused():
             policy.reset([row])
     for settings in ({"batch": 0}, {"temperature": -1.0}, {"temperature": float("nan")}):
         with pytest.raises(LaminaError, match="at least"):
-            LatentPolicy(model, tokens, translator, **settings)
+            TokenPolicy(model, tokens, translator, **settings)
 
 
 def test_a_damaged_model_gives_no_action():
@@ -364,7 +364,7 @@ def test_a_damaged_model_gives_no_action():
     with torch.no_grad():
         model.lam.prefix.null[0] = torch.nan
     with pytest.raises(LaminaError, match="not finite"):
-        LatentPolicy(model, tokens, translator, k=2).act(film(1)[0, 0])
+        TokenPolicy(model, tokens, translator, k=2).act(film(1)[0, 0])
 
 
 # ---------------------------------------------------------------------------------------------------------- run folders
@@ -377,7 +377,7 @@ def home(tmp_path_factory) -> Path:
     model, tokens, translator = parts()
     model.save_pretrained(run / "model")
     tokens.fingerprint, tokens.decision_seconds = fingerprint(model.lam), 0.1
-    save_tokens(run / "policy", tokens, {})
+    save_token_model(run / "policy", tokens, {})
     save_translator(run / "translator", translator, translator_note(SLOTS * 3))
     return run
 
@@ -389,9 +389,9 @@ def translator_note(latent: int) -> dict:
 
 
 def test_a_policy_of_a_run_folder(home, tmp_path):
-    policy = LatentPolicy.from_run(home, k=2, batch=2)
+    policy = TokenPolicy.from_run(home, k=2, batch=2)
     assert policy.image == IMAGE and policy.spec == SPEC and policy.decision_seconds == 0.1 and policy.k == 2
-    ours = LatentPolicy(*parts(), k=2, batch=2)  # type: ignore[misc]
+    ours = TokenPolicy(*parts(), k=2, batch=2)  # type: ignore[misc]
     for frames in film(5, 2):
         np.testing.assert_array_equal(policy.act_batch(frames), ours.act_batch(frames))
     # a joint alignment keeps model and translator in one folder
@@ -401,7 +401,7 @@ def test_a_policy_of_a_run_folder(home, tmp_path):
         path.rename(joint / path.name)
     (joint / "translator").rmdir()
     np.testing.assert_array_equal(
-        LatentPolicy.from_run(joint).act(film(1)[0, 0]), LatentPolicy.from_run(home).act(film(1)[0, 0])
+        TokenPolicy.from_run(joint).act(film(1)[0, 0]), TokenPolicy.from_run(home).act(film(1)[0, 0])
     )
 
 
@@ -410,18 +410,18 @@ def test_parts_of_different_runs_are_refused(home, tmp_path):
     shutil.copytree(home, run)
     parts(seed=1)[0].save_pretrained(run / "model")
     with pytest.raises(LaminaError, match="another LAM"):
-        LatentPolicy.from_run(run)
+        TokenPolicy.from_run(run)
     shutil.rmtree(run / "policy")
     with pytest.raises(LaminaError, match="no token model here"):
-        LatentPolicy.from_run(run)
+        TokenPolicy.from_run(run)
     shutil.copytree(home, run, dirs_exist_ok=True)
     _, _, wide = parts(slots=SLOTS + 1)
     save_translator(run / "translator", wide, translator_note((SLOTS + 1) * 3))
     with pytest.raises(LaminaError, match="translator reads"):
-        LatentPolicy.from_run(run)
+        TokenPolicy.from_run(run)
     shutil.rmtree(run / "translator")
     with pytest.raises(LaminaError, match="no translator here"):
-        LatentPolicy.from_run(run)
+        TokenPolicy.from_run(run)
 
 
 # ------------------------------------------------------------------------------------------------------------- latency

@@ -25,20 +25,29 @@ from lamina.errors import LaminaError
 from lamina.models.bottlenecks.fsq import FSQ
 from lamina.models.hub import LatentActionModel, Provenance
 from lamina.models.lam import LAM
-from lamina.policies.decoding import Stepper
-from lamina.policies.qwen import Plan, Qwen, QwenConfig, causal
+from lamina.policies.decoding import TokenDecoder
+from lamina.policies.qwen import ChunkedMask, Qwen, QwenConfig, causal
 from lamina.policies.token_model import CodeTable, TokenConfig, TokenModel, patch_grid, visible
 from lamina.policies.token_training import (
     FORMAT,
     check_lam,
     fingerprint,
-    load_tokens,
-    save_tokens,
+    load_token_model,
+    save_token_model,
     token_losses,
-    train_tokens,
+    train_token_model,
 )
-from lamina.policies.windows import Steps, Window, WindowStream, chains, cut, fixed_windows, open_steps, tokenize
-from lamina.rng import Draws
+from lamina.policies.windows import (
+    Steps,
+    Window,
+    WindowStream,
+    encode_windows,
+    fixed_windows,
+    open_steps,
+    strided_sequences,
+    windows_at,
+)
+from lamina.rng import Rng
 from lamina.training.settings import TrainConfig
 from parallel import options
 from planted import FPS, write_planted
@@ -103,7 +112,7 @@ def test_decoding_from_a_cache_equals_transformers_qwen3(pair):
         return causal(layer, q, k, v)
 
     outputs = [core(table[ids[:, :10]], core.rotation(torch.arange(10)), prefill)]
-    step = Stepper(core)
+    step = TokenDecoder(core)
     for n in range(10, 24):
 
         def attend(layer, q, k, v, n=n):
@@ -137,7 +146,7 @@ def test_a_plan_reads_what_a_mask_allows(chunk):
     q, k, v = (torch.randn(2, h, n, 8, generator=g) for h, n in ((4, 20), (2, 30), (2, 30)))
     k2, v2 = (x.repeat_interleave(2, 1) for x in (k, v))
     score = (q @ k2.transpose(2, 3) / math.sqrt(8)).masked_fill(~mask, -math.inf)
-    torch.testing.assert_close(Plan.of(mask, chunk)(q, k, v), score.softmax(-1) @ v2)
+    torch.testing.assert_close(ChunkedMask.of(mask, chunk)(q, k, v), score.softmax(-1) @ v2)
 
 
 @pytest.mark.parametrize("changes", [{"heads": 5}, {"kv_heads": 3}, {"layers": 0}, {"width": 4}])
@@ -266,7 +275,7 @@ def test_a_model_that_knows_nothing_pays_the_log_of_the_codebook():
     model = small()
     torch.nn.init.zeros_(model.head.own)
     data = window(2, 5)
-    torch.testing.assert_close(token_losses(model, data, Draws(0))["codes"], torch.full((2,), math.log(CODES)))
+    torch.testing.assert_close(token_losses(model, data, Rng(0))["codes"], torch.full((2,), math.log(CODES)))
 
 
 def test_an_entry_is_its_own_vector_and_those_of_its_digits():
@@ -293,17 +302,17 @@ def test_the_loss_is_the_mean_over_valid_codes_and_padding_is_nothing():
     valid = torch.tensor([[True] * 6, [True] * 2 + [False] * 4])
     data = dataclasses.replace(data, valid=valid)
     expected = torch.cat([nats[0].flatten(), nats[1, :2].flatten()]).mean()
-    loss = token_losses(model, data, Draws(0))["codes"]
+    loss = token_losses(model, data, Rng(0))["codes"]
     torch.testing.assert_close(loss.mean(), expected)
     torch.testing.assert_close(loss[0] / loss[1], nats[0].sum() / nats[1, :2].sum())
     garbage = dataclasses.replace(data, codes=data.codes.clone(), frames=data.frames.clone())
     garbage.codes[1, 2:], garbage.frames[1, 2:] = 0, 255
-    torch.testing.assert_close(token_losses(model, garbage, Draws(0))["codes"], loss)
+    torch.testing.assert_close(token_losses(model, garbage, Rng(0))["codes"], loss)
 
 
 def test_every_parameter_is_trained():
     model, data = small(), window(2, 6)
-    token_losses(model.train(), data, Draws(0))["codes"].mean().backward()
+    token_losses(model.train(), data, Rng(0))["codes"].mean().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.any() for p in model.parameters())
 
 
@@ -320,7 +329,7 @@ def steps(lengths: list[int], slots: int = 1) -> Steps:
 
 
 def test_a_window_is_what_is_left_of_its_episode():
-    made = cut(steps([5, 3]), [(0, 3), (1, 0)], 4)
+    made = windows_at(steps([5, 3]), [(0, 3), (1, 0)], 4)
     assert made.codes[..., 0].tolist() == [[3, 4, 0, 0], [5, 6, 7, 0]]
     assert made.valid.tolist() == [[True, True, False, False], [True, True, True, False]]
     assert made.frames[1, 2].unique().tolist() == [7] and not made.frames[1, 3].any()
@@ -378,12 +387,12 @@ def test_fixed_windows_cover_a_split_once():
 
 def test_decisions_are_chains_of_partners():
     times = np.arange(7) / 10
-    assert [c.tolist() for c in chains(times, 0.1)] == [[0, 1, 2, 3, 4, 5]]
+    assert [c.tolist() for c in strided_sequences(times, 0.1)] == [[0, 1, 2, 3, 4, 5]]
     # a gap of three frames: three chains, and no transition begins at the last three frames
-    assert [c.tolist() for c in chains(times, 0.3)] == [[0, 3], [1], [2]]
-    assert chains(times[:1], 0.1) == []
+    assert [c.tolist() for c in strided_sequences(times, 0.3)] == [[0, 3], [1], [2]]
+    assert strided_sequences(times[:1], 0.1) == []
     uneven = np.array([0.0, 0.1, 0.2, 0.5, 0.6, 0.7])
-    found = [c.tolist() for c in chains(uneven, 0.2)]
+    found = [c.tolist() for c in strided_sequences(uneven, 0.2)]
     members = [frame for chain in found for frame in chain]
     assert len(members) == len(set(members)), "a frame belongs to two chains"
 
@@ -419,7 +428,7 @@ def training(**changes) -> TrainConfig:
 
 def test_tokens_are_the_codes_of_neighbouring_frames(run, dataset):
     model = LatentActionModel.from_pretrained(run)
-    index = tokenize(model, open_source(str(dataset)), run / "tokens", "x")
+    index = encode_windows(model, open_source(str(dataset)), run / "tokens", "x")
     assert index["decision_seconds"] == pytest.approx(0.1)
     source = open_source(dataset)
     for split, names in (("train", 8), ("validation", 1)):
@@ -436,7 +445,7 @@ def test_tokens_are_the_codes_of_neighbouring_frames(run, dataset):
 
 def test_a_longer_gap_makes_slower_decisions_of_all_frames(tmp_path, dataset):
     model = model_of(tmp_path, gap=0.3)
-    index = tokenize(model, open_source(str(dataset)), tmp_path / "tokens", "x")
+    index = encode_windows(model, open_source(str(dataset)), tmp_path / "tokens", "x")
     assert index["decision_seconds"] == pytest.approx(0.3)
     data = open_steps(tmp_path / "tokens", "train")
     assert np.diff(data.bounds).tolist() == [3, 3, 3] * 8
@@ -452,14 +461,14 @@ def test_data_is_encoded_once_and_again_when_model_or_data_change(run, dataset, 
     model, calls = LatentActionModel.from_pretrained(run), []
     encode = lamina.policies.windows.encode_episode
     monkeypatch.setattr(lamina.policies.windows, "encode_episode", lambda *a: calls.append(1) or encode(*a))
-    tokenize(model, open_source(str(dataset)), run / "tokens", "x")
+    encode_windows(model, open_source(str(dataset)), run / "tokens", "x")
     assert len(calls) == 9  # train and validation, never test
-    tokenize(model, open_source(str(dataset)), run / "tokens", "x")
+    encode_windows(model, open_source(str(dataset)), run / "tokens", "x")
     assert len(calls) == 9
-    tokenize(model, open_source(str(dataset)), run / "tokens", "y")
+    encode_windows(model, open_source(str(dataset)), run / "tokens", "y")
     assert len(calls) == 18
     other = write_planted(tmp_path / "other", episodes=10, length=13)
-    tokenize(model, open_source(str(other)), run / "tokens", "y")
+    encode_windows(model, open_source(str(other)), run / "tokens", "y")
     assert len(calls) == 27 and len(open_steps(run / "tokens", "train")) == 8 * 12
 
 
@@ -468,11 +477,11 @@ def test_tokenizing_that_is_killed_leaves_nothing_that_is_believed(run, dataset)
 
     def work():
         dies_in(lamina.policies.windows, "encode_episode", 4)
-        tokenize(model, open_source(str(dataset)), run / "tokens", "x")
+        encode_windows(model, open_source(str(dataset)), run / "tokens", "x")
 
     assert in_child(work) == signal.SIGKILL
     assert not (run / "tokens").exists()
-    tokenize(model, open_source(str(dataset)), run / "tokens", "x")
+    encode_windows(model, open_source(str(dataset)), run / "tokens", "x")
     assert len(open_steps(run / "tokens", "train")) == 8 * 11
     (run / "tokens" / "train.codes.npy").write_bytes(b"\x93NUMPY")
     with pytest.raises(LaminaError, match="damaged"):
@@ -482,14 +491,14 @@ def test_tokenizing_that_is_killed_leaves_nothing_that_is_believed(run, dataset)
 def test_data_without_a_transition_is_refused(tmp_path, dataset):
     model = model_of(tmp_path, gap=5.0)
     with pytest.raises(LaminaError, match="two frames 5 s apart"):
-        tokenize(model, open_source(str(dataset)), tmp_path / "tokens", "x")
+        encode_windows(model, open_source(str(dataset)), tmp_path / "tokens", "x")
     with pytest.raises(LaminaError, match="no camera 'top'"):
-        tokenize(model, open_source(str(dataset)), tmp_path / "tokens", "x", "top")
+        encode_windows(model, open_source(str(dataset)), tmp_path / "tokens", "x", "top")
     assert not (tmp_path / "tokens").exists()
 
 
 def test_training_leaves_a_model_a_log_and_figures(run, dataset):
-    folder = train_tokens(run, str(dataset), SMALL, training())
+    folder = train_token_model(run, str(dataset), SMALL, training())
     assert folder == run / "policy"
     note = json.loads((folder / "config.json").read_text())
     assert note["slots"] == 3 and note["codebook_size"] == 4375 and note["image"] == [3, 16, 16]
@@ -499,31 +508,31 @@ def test_training_leaves_a_model_a_log_and_figures(run, dataset):
     assert rows[0]["codes"] == pytest.approx(math.log(4375), rel=0.05)
     assert rows[-1].keys() >= {"validation/codes", "validation/first_slot"}
     lam = LatentActionModel.from_pretrained(run).lam
-    model = load_tokens(folder, lam)
+    model = load_token_model(folder, lam)
     assert model.fingerprint == fingerprint(lam) and model.config == SMALL and not model.training
     held = fixed_windows(open_steps(folder / "tokens", "validation"), 6, 3)
     with torch.no_grad():
         nats = model.cross_entropy(held).sum((0, 1)) / held.valid.sum()
     assert note["validation"] == pytest.approx({"codes": float(nats.mean()), "first_slot": float(nats[0])})
     with pytest.raises(LaminaError, match="trained already; add --resume"):
-        train_tokens(run, str(dataset), SMALL, training())
+        train_token_model(run, str(dataset), SMALL, training())
 
 
 def test_killed_training_resumes_bit_for_bit(run, dataset, tmp_path):
     other = shutil.copytree(run, tmp_path / "other")
-    train_tokens(other, str(dataset), SMALL, training())
+    train_token_model(other, str(dataset), SMALL, training())
 
     def work():
         dies_in(lamina.training.loop, "total", 4)
-        train_tokens(run, str(dataset), SMALL, training())
+        train_token_model(run, str(dataset), SMALL, training())
 
     assert in_child(work) == signal.SIGKILL
     assert not (run / "policy" / "config.json").exists()
     with pytest.raises(LaminaError, match=r"other settings \(token_model\.context\)"):
-        train_tokens(run, str(dataset), dataclasses.replace(SMALL, context=5), training(resume=True))
+        train_token_model(run, str(dataset), dataclasses.replace(SMALL, context=5), training(resume=True))
     with pytest.raises(LaminaError, match=r"other settings \(train\.lr\)"):
-        train_tokens(run, str(dataset), SMALL, training(resume=True, lr=1.0))
-    train_tokens(run, str(dataset), SMALL, training(resume=True))
+        train_token_model(run, str(dataset), SMALL, training(resume=True, lr=1.0))
+    train_token_model(run, str(dataset), SMALL, training(resume=True))
     ours, theirs = (load_file(r / "policy" / "model.safetensors") for r in (run, other))
     assert ours.keys() == theirs.keys() and all(torch.equal(v, theirs[k]) for k, v in ours.items())
 
@@ -531,12 +540,12 @@ def test_killed_training_resumes_bit_for_bit(run, dataset, tmp_path):
 def test_what_a_killed_run_left_does_not_leak_into_a_new_one(run, dataset, tmp_path):
     def work():
         dies_in(lamina.training.loop, "total", 4)
-        train_tokens(run, str(dataset), SMALL, training(lr=1.0))
+        train_token_model(run, str(dataset), SMALL, training(lr=1.0))
 
     other = shutil.copytree(run, tmp_path / "other")
     assert in_child(work) == signal.SIGKILL
     for where in (run, other):
-        train_tokens(where, str(dataset), SMALL, training(steps=2))
+        train_token_model(where, str(dataset), SMALL, training(steps=2))
     assert (run / "policy/model.safetensors").read_bytes() == (other / "policy/model.safetensors").read_bytes()
 
 
@@ -552,7 +561,7 @@ def test_what_can_be_predicted_is_learned():
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
     stream = iter(WindowStream(data, 6, 3, 8, seed=0))
     for _ in range(120):
-        loss = token_losses(model, next(stream), Draws(0))["codes"].mean()
+        loss = token_losses(model, next(stream), Rng(0))["codes"].mean()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -589,13 +598,13 @@ def test_the_fingerprint_is_of_what_decides_the_codes(tmp_path):
 def test_tokens_of_another_lam_are_refused(run, tmp_path):
     lam = LatentActionModel.from_pretrained(run).lam
     model = TokenModel(SMALL, IMAGE, 3, 4375, fingerprint(lam), 0.1)
-    save_tokens(run / "policy", model, {})
-    load_tokens(run / "policy", lam)
+    save_token_model(run / "policy", model, {})
+    load_token_model(run / "policy", lam)
     moved = model_of(tmp_path / "other").lam
     with torch.no_grad():
         next(moved.encoder.parameters())[0] += 1e-3
     with pytest.raises(LaminaError, match="another LAM"):
-        load_tokens(run / "policy", moved)
+        load_token_model(run / "policy", moved)
     for changes in ({"slots": 4}, {"codebook_size": 10}, {"image": (3, 32, 32)}):
         unknown = TokenModel(SMALL, **{"image": IMAGE, "slots": 3, "codebook_size": 4375} | changes)
         with pytest.raises(LaminaError, match="the LAM has 3 of 4375"):
@@ -609,15 +618,15 @@ def test_a_lam_without_a_codebook_is_refused(tmp_path, dataset, monkeypatch):
     config = dataclasses.replace(model.config, bottleneck=Identity.Config(5))
     LatentActionModel(config).save_pretrained(tmp_path / "run" / "model")
     with pytest.raises(LaminaError, match="no codebook"):
-        train_tokens(tmp_path / "run", str(dataset), SMALL, training())
+        train_token_model(tmp_path / "run", str(dataset), SMALL, training())
     assert not (tmp_path / "run" / "policy").exists()
 
 
 def test_a_damaged_token_model_is_refused(run):
     folder = run / "policy"
     with pytest.raises(LaminaError, match="no token model here"):
-        load_tokens(folder)
-    save_tokens(folder, TokenModel(SMALL, IMAGE, 3, 4375), {})
+        load_token_model(folder)
+    save_token_model(folder, TokenModel(SMALL, IMAGE, 3, 4375), {})
     config = (folder / "config.json").read_text()
     for text, word in (
         ("{", "cannot be read"),
@@ -626,12 +635,12 @@ def test_a_damaged_token_model_is_refused(run):
     ):
         (folder / "config.json").write_text(text)
         with pytest.raises(LaminaError, match=word):
-            load_tokens(folder)
+            load_token_model(folder)
     (folder / "config.json").write_text(config)
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(LaminaError, match="damaged or cut short"):
-        load_tokens(folder)
+        load_token_model(folder)
 
 
 @pytest.mark.parametrize(

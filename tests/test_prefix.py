@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from lamina.errors import LaminaError
 from lamina.models.bottlenecks.prefix import RetainedPrefix, prefix_weights
-from lamina.rng import Draws
+from lamina.rng import Rng
 
 torch.set_num_threads(1)
 
@@ -71,7 +71,7 @@ def test_k_is_drawn_by_its_law(law, shares):
     weights = prefix_weights(law, 4)
     torch.testing.assert_close(weights / weights.sum(), torch.tensor(shares, dtype=torch.float64))
     n = 40_000
-    drawn = RetainedPrefix(4, 2, law).draw(Draws(seed=3), n)
+    drawn = RetainedPrefix(4, 2, law).draw(Rng(seed=3), n)
     frequency = torch.bincount(drawn, minlength=5) / n
     expected = torch.tensor(shares)
     deviation = (expected * (1 - expected) / n).sqrt()
@@ -86,8 +86,8 @@ def test_only_a_law_that_drops_slots_learns_a_null_latent():
 @given(st.integers(0, 2**62), st.integers(0, 10**7), st.integers(1, 4), st.integers(1, 6))
 @settings(max_examples=30, deadline=None)
 def test_draws_of_several_shards_are_those_of_the_single_ones_end_to_end(seed, step, shards, each):
-    together = Draws(seed, step, range(shards))
-    alone = [Draws(seed, step, [shard]) for shard in range(shards)]
+    together = Rng(seed, step, range(shards))
+    alone = [Rng(seed, step, [shard]) for shard in range(shards)]
     weights = torch.tensor([1.0, 2.0, 3.0])
     for draw in (
         lambda d, n: d.uniform(n, 2),
@@ -100,7 +100,7 @@ def test_draws_of_several_shards_are_those_of_the_single_ones_end_to_end(seed, s
 
 def test_draws_are_addressed_by_seed_step_and_shard():
     def draw(*address) -> torch.Tensor:
-        return Draws(*address).normal(64)
+        return Rng(*address).normal(64)
 
     torch.manual_seed(1)
     here = draw(5, 10, (1,))
@@ -120,17 +120,17 @@ def test_draws_are_addressed_by_seed_step_and_shard():
 
 
 def test_neighbouring_steps_are_not_correlated():
-    x = torch.stack([Draws(0, step).uniform(2) for step in range(4000)])
+    x = torch.stack([Rng(0, step).uniform(2) for step in range(4000)])
     assert abs(float(x.mean()) - 0.5) < 0.02
     lagged = torch.corrcoef(torch.stack([x[:-1, 0], x[1:, 0]]))[0, 1]
     assert abs(float(lagged)) < 0.08
 
 
 def test_categorical_never_draws_what_has_no_weight():
-    drawn = Draws(0).categorical(5000, torch.tensor([0.0, 1.0, 0.0, 2.0, 0.0]))
+    drawn = Rng(0).categorical(5000, torch.tensor([0.0, 1.0, 0.0, 2.0, 0.0]))
     assert set(drawn.tolist()) == {1, 3}
 
 
 def test_a_batch_that_does_not_split_over_the_shards_is_an_error():
     with pytest.raises(ValueError, match="does not split"):
-        Draws(0, 0, range(3)).uniform(4)
+        Rng(0, 0, range(3)).uniform(4)

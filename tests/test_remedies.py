@@ -24,10 +24,10 @@ from lamina.errors import LaminaError
 from lamina.images import to_float
 from lamina.losses.optical_flow import CELLS, FLOW_WIDTH, optical_flow
 from lamina.losses.reconstruction import total
-from lamina.methods.auxiliary import added, known, target_of
+from lamina.methods.auxiliary import label_mask, target_of, with_auxiliary
 from lamina.models.lam import LAM
-from lamina.rng import Draws
-from lamina.training.recipe import completed, recipe
+from lamina.rng import Rng
+from lamina.training.recipe import filled_in, recipe
 from lamina.types import Clip
 from test_methods import clip, every_method
 
@@ -62,7 +62,7 @@ def test_every_method_takes_every_remedy(name, remedy):
     lam = LAM(plan.lam).train()
     optimizer = torch.optim.AdamW([p for p in lam.parameters() if p.requires_grad], lr=1e-3)
     for step in range(2):
-        losses = plan.losses(lam, full(options.frames, seed=step), Draws(0, step))
+        losses = plan.losses(lam, full(options.frames, seed=step), Rng(0, step))
         assert losses.keys() == plan.weights.keys() > module.weights(options).keys()
         assert all(v.shape == (6,) and v.isfinite().all() for v in losses.values())
         total(losses, plan.weights).backward()
@@ -77,13 +77,13 @@ def test_without_a_remedy_a_method_is_what_it_was(name):
     module = methods.load(name)
     options = module.Config(size="debug", image=(16, 16), slots=4)
     losses = module.losses(options)
-    assert added(options, losses, module.weights(options))[0] is losses
+    assert with_auxiliary(options, losses, module.weights(options))[0] is losses
     assert LAM(recipe(name, module, options).lam).target is None
     with_term = dataclasses.replace(options, cross_exogenous=1.0)
     torch.manual_seed(0)
     lam = LAM(module.build(options)).eval()
-    alone = losses(lam, full(options.frames), Draws(0))
-    beside = recipe(name, module, with_term).losses(lam, full(options.frames), Draws(0))
+    alone = losses(lam, full(options.frames), Rng(0))
+    beside = recipe(name, module, with_term).losses(lam, full(options.frames), Rng(0))
     own = [term for term in alone if not term.startswith("commitment")]  # which is of both views
     # The method's own terms draw the same numbers; a pair that is encoded in a larger batch differs by rounding.
     assert all(torch.allclose(alone[term], beside[term], atol=1e-6, rtol=1e-4) for term in own)
@@ -103,8 +103,8 @@ def test_cross_exogenous_is_equation_16():
     batch = full()
     o, twin = to_float(batch.frames), to_float(batch.paired)
     z = lam.encode(twin, [(0, 1)])[0, 1].post
-    expected = (lam.decoder.sample(o[:, 0], z, Draws(0)) - o[:, 1]).square().flatten(1).mean(1)
-    torch.testing.assert_close(plan.losses(lam, batch, Draws(0))["cross_exogenous"], expected)
+    expected = (lam.decoder.sample(o[:, 0], z, Rng(0)) - o[:, 1]).square().flatten(1).mean(1)
+    torch.testing.assert_close(plan.losses(lam, batch, Rng(0))["cross_exogenous"], expected)
 
 
 @torch.no_grad()
@@ -116,11 +116,11 @@ def test_a_robust_target_is_equation_19_on_the_transitions_whose_target_is_known
     y = torch.cat([torch.nn.functional.one_hot(batch.action[:, 0, 0].long(), 4), batch.action[:, 0, 1:]], -1)
     options = methods.load("fixed_k").Config(**plan.options)
     assert torch.equal(target_of(batch, options, (0, 1)), y)
-    told = known(batch.episode, batch.index[:, 0], options)
+    told = label_mask(batch.episode, batch.index[:, 0], options)
     assert 10 < int(told.sum()) < 45
     z = lam.encode(to_float(batch.frames), [(0, 1)])[0, 1].post.flatten(1)
     error = (lam.target(z) - (y - torch.tensor(mean)) / torch.tensor(deviation)).square().mean(1)
-    loss = plan.losses(lam, batch, Draws(0))["robust_target"]
+    loss = plan.losses(lam, batch, Rng(0))["robust_target"]
     torch.testing.assert_close(loss[told], error[told])  # each counts once, however few there are
     assert not loss[~told].any()
 
@@ -129,11 +129,11 @@ def test_which_targets_are_known_is_a_matter_of_the_transition_alone():
     options = methods.load("fixed_k").Config(target_share=0.1)
     many = full(batch=4000)
     many = dataclasses.replace(many, index=torch.arange(8000).view(4000, 2), episode=torch.arange(4000) // 50)
-    told = known(many.episode, many.index[:, 0], options)
+    told = label_mask(many.episode, many.index[:, 0], options)
     assert told.float().mean() == pytest.approx(0.1, abs=0.02)
     order = torch.randperm(4000)
-    assert torch.equal(known(many.episode[order], many.index[order, 0], options), told[order])
-    more = known(many.episode, many.index[:, 0], dataclasses.replace(options, target_share=0.3))
+    assert torch.equal(label_mask(many.episode[order], many.index[order, 0], options), told[order])
+    more = label_mask(many.episode, many.index[:, 0], dataclasses.replace(options, target_share=0.3))
     assert bool((more | ~told).all())  # who asks for more labels keeps those that were there
 
 
@@ -142,7 +142,7 @@ def test_no_frame_is_encoded_twice_for_a_target():
     calls: list[int] = []
     embed = lam.encoder.embed
     lam.encoder.embed = lambda frames: calls.append(len(frames)) or embed(frames)
-    plan.losses(lam, full(), Draws(0))
+    plan.losses(lam, full(), Rng(0))
     assert calls == [12]
 
 
@@ -166,7 +166,7 @@ def grid(tmp_path_factory) -> Path:
 def test_the_data_fills_in_what_a_remedy_needs(grid):
     module = methods.load("flexlam")
     data = DataConfig((str(grid),), (16, 16))
-    options, asked = completed(module.Config(cross_exogenous=1.0, robust_target=1.0), data)
+    options, asked = filled_in(module.Config(cross_exogenous=1.0, robust_target=1.0), data)
     assert asked.paired == "observation.images.paired" and (options.target_width, options.target_classes) == (4, (4,))
     source = open_source(grid)
     action = np.concatenate([source.column(e, "action") for e in source.episodes if e.splits[0][0] == "train"])
@@ -174,8 +174,8 @@ def test_the_data_fills_in_what_a_remedy_needs(grid):
     # Each episode's last transitions have no frame a gap later, so the shares differ by a few of them.
     np.testing.assert_allclose(options.target_mean, share, atol=0.02)
     np.testing.assert_allclose(options.target_deviation, np.sqrt((share * (1 - share)).mean()), atol=0.02)
-    assert completed(module.Config(), data) == (module.Config(), dataclasses.replace(data, action=None))
-    options, asked = completed(module.Config(robust_target=1.0, target="next.reward"), data)
+    assert filled_in(module.Config(), data) == (module.Config(), dataclasses.replace(data, action=None))
+    options, asked = filled_in(module.Config(robust_target=1.0, target="next.reward"), data)
     assert options.target_width == 1 and asked.targets == ("next.reward",)
 
 
@@ -266,7 +266,7 @@ def test_without_paired_views_the_data_is_refused(tmp_path):
 
     data = DataConfig((str(write_planted(tmp_path / "data")),), (16, 16))
     with pytest.raises(LaminaError, match="needs paired views"):
-        completed(methods.load("lapo").Config(cross_exogenous=1.0), data)
+        filled_in(methods.load("lapo").Config(cross_exogenous=1.0), data)
 
 
 STEPS_OF_ONE = [

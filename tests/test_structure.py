@@ -18,11 +18,11 @@ from lamina.errors import LaminaError
 from lamina.evaluation.probes import algebra
 from lamina.evaluation.probes.horizon import elsewhere, reconstruct_horizons, transfer
 from lamina.evaluation.probes.leakage import leakage
-from lamina.evaluation.probes.structure import HeldOut, held_out, horizon_rows, measure, places
+from lamina.evaluation.probes.structure import StructureData, held_out, horizon_rows, measure, places
 from lamina.evaluation.probes.trajectory import trajectory
 from lamina.evaluation.probes.usage import latent_use
 from lamina.images import to_float
-from lamina.inference.subject import Subject, of_model, pixel_change
+from lamina.inference.subject import Subject, pixel_change, subject_of
 from lamina.intervals import bootstrap_correlation
 from lamina.methods import ac_lam, alam, lapa, univla
 from lamina.models.hub import LatentActionModel, Provenance
@@ -198,9 +198,9 @@ def test_elsewhere_is_another_episode() -> None:
     assert elsewhere(torch.zeros(3), torch.zeros(4)) == [1, 2, 0, 1]  # of one episode alone: half the pool away
 
 
-def held() -> HeldOut:
+def held() -> StructureData:
     clip = Clip(FRAMES, torch.zeros(N, T), torch.zeros(N, T), EPISODE, proprio=STATE)
-    return HeldOut(clip, clip, 0.15, 2)
+    return StructureData(clip, clip, 0.15, 2)
 
 
 def test_the_record_of_a_good_subject_and_of_void_ones() -> None:
@@ -258,7 +258,7 @@ def test_a_checkpoint_is_read_before_and_after_its_quantiser() -> None:
     latent = model.encode(src, dst)
     assert places(model) == ("pre", "post")
     for place, z in (("pre", latent.pre), ("post", latent.post)):
-        subject = of_model(model, place)
+        subject = subject_of(model, place)
         assert torch.equal(subject.latents(src, dst), z.flatten(1))
         # before the quantiser the decoder still reads codes: the same picture from both
         assert torch.equal(subject.draw(src, z.flatten(1)), model.decode(src, latent))
@@ -269,19 +269,19 @@ def test_the_probes_read_the_side_and_the_slots_that_are_the_latent_action() -> 
     src, dst = PICTURES
     for stage, slots in ((1, slice(4, 8)), (2, slice(0, 4))):
         model = LatentActionModel(univla.build(univla.Config(size="debug", image=(16, 16), stage=stage))).eval()  # type: ignore[arg-type]
-        subject = of_model(model)
+        subject = subject_of(model)
         post = model.encode(src, dst).post
         assert torch.equal(subject.actions(src, dst), post[:, slots].flatten(1))
         assert torch.equal(subject.latents(src, dst), post.flatten(1))  # a decoder needs all of them
         assert (subject.predict is None) == (stage == 1)  # whose decoder reads the words of a task
     model = LatentActionModel(alam.build(alam.Config(size="debug", image=(16, 16)))).eval()
-    assert torch.equal(of_model(model).actions(src, dst), model.encode(src, dst).pre.flatten(1))
+    assert torch.equal(subject_of(model).actions(src, dst), model.encode(src, dst).pre.flatten(1))
 
 
 def test_a_model_of_features_is_gated_in_its_own_space() -> None:
     torch.manual_seed(0)
     model = LatentActionModel(univla.build(univla.Config(size="debug", image=(16, 16), stage=2))).eval()
-    subject = of_model(model)
+    subject = subject_of(model)
     use = latent_use(subject, *PICTURES, EPISODE)
     assert not subject.pictures and not use.used and abs(use.copy.mean) < 1e-4  # untrained: it predicts no change
 

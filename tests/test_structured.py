@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from data_files import write_dataset
 from lamina.data.episodes import task_vector
 from lamina.data.sampling import DataConfig
-from lamina.data.stream import gather
+from lamina.data.stream import sample_split
 from lamina.envs.collect import collect, noisy
 from lamina.envs.grid import Grid
 from lamina.envs.registry import SUITES, make
@@ -26,12 +26,12 @@ from lamina.methods import ac_lam, alam, univla, villa_x
 from lamina.methods.ac_lam import rotation
 from lamina.methods.base import triplets
 from lamina.models.bottlenecks.vq import VQ, SplitVQ
-from lamina.models.bottlenecks.whitening import FirstBatch
-from lamina.models.heads import StateDynamics
+from lamina.models.bottlenecks.whitening import FirstBatchNorm
+from lamina.models.heads import ProprioDynamics
 from lamina.models.lam import LAM
-from lamina.rng import Draws
+from lamina.rng import Rng
 from lamina.training import pretraining as pretrain
-from lamina.training.diagnostics import validator
+from lamina.training.diagnostics import latent_diagnostics
 from lamina.training.recipe import recipe, with_proprio
 from lamina.training.settings import TrainConfig
 from lamina.types import TASK_WIDTH, Latent
@@ -95,11 +95,11 @@ def test_alam_encodes_its_four_pairs_in_one_call_and_an_additive_encoder_owes_no
     lam = lam_of(alam, whiten="none")
     lam.encoder = Additive()
     batch = clip((16, 16), frames=3)
-    terms = alam.losses(options)(lam, batch, Draws(0))
+    terms = alam.losses(options)(lam, batch, Rng(0))
     assert lam.encoder.calls == [4 * len(batch)]
     assert terms["composition"].max() < 1e-8 and terms["reversal"].max() < 1e-8
     lam.encoder = Additive(offset=0.5)
-    terms = alam.losses(options)(lam, batch, Draws(0))  # z_ac - z_ab - z_bc = -0.5; z_ab + z_ba = 1
+    terms = alam.losses(options)(lam, batch, Rng(0))  # z_ac - z_ab - z_bc = -0.5; z_ab + z_ba = 1
     assert terms["composition"].numpy() == pytest.approx(0.25, rel=1e-4) and terms["reversal"].numpy() == pytest.approx(
         1, rel=1e-4
     )
@@ -111,7 +111,7 @@ def test_alam_asks_for_structure_before_the_quantiser_and_ac_lam_after_it() -> N
     for module, options in ((alam, {}), (ac_lam, {"form": "idm"})):
         lam = lam_of(module, whiten="none", codebook_size=2, **options).eval()
         lam.encoder = Additive()
-        terms = module.losses(module.Config(**SMALL, whiten="none", codebook_size=2, **options))(lam, batch, Draws(0))
+        terms = module.losses(module.Config(**SMALL, whiten="none", codebook_size=2, **options))(lam, batch, Rng(0))
         assert (terms["composition"].max() < 1e-8) == (module is alam)
 
 
@@ -119,7 +119,7 @@ def test_alam_decodes_one_drawn_pair_of_each_sample_and_its_own_latent() -> None
     frames = torch.arange(3.0).view(1, 3, 1, 1, 1).expand(600, 3, 1, 1, 1)
     pairs = [(0, 1), (1, 2), (0, 2)]
     latents = {pair: Latent(z, z) for pair in pairs for z in [torch.full((600, 1, 1), 10.0 * pair[0] + pair[1])]}
-    taken, one = alam.drawn(frames, latents, Draws(0))
+    taken, one = alam.drawn(frames, latents, Rng(0))
     src, dst = taken.flatten(1).unbind(1)
     assert torch.equal(one[0, 1].post.flatten(), 10 * src + dst)
     count = [int(((src == i) & (dst == j)).sum()) for i, j in pairs]
@@ -135,7 +135,7 @@ def test_where_the_gradient_of_the_composition_stops() -> None:
     def gradients(form: str) -> list[bool]:
         steps = tuple(Latent(z, z) for z in (torch.randn(2, 1, 3, requires_grad=True) for _ in range(3)))
         frames = torch.zeros(2, 3, 3, 16, 16)
-        ac_lam._composition(form, None, frames, steps, (0, 2), torch.zeros(2), Draws(0)).sum().backward()  # type: ignore[arg-type]
+        ac_lam._composition(form, None, frames, steps, (0, 2), torch.zeros(2), Rng(0)).sum().backward()  # type: ignore[arg-type]
         return [latent.post.grad is not None for latent in steps]
 
     assert gradients("idm") == [True, True, True]
@@ -148,9 +148,9 @@ def test_the_sum_of_latents_is_what_ac_lam_decodes() -> None:
     frames = clip((16, 16), frames=3).frames.float() / 127.5 - 1
     latents = lam.encode(frames, [(0, 1), (1, 2), (0, 2)])
     keep = torch.full((len(frames),), 4)
-    got = ac_lam._composition("fdm", lam, frames, tuple(latents.values()), (0, 2), keep, Draws(0))
+    got = ac_lam._composition("fdm", lam, frames, tuple(latents.values()), (0, 2), keep, Rng(0))
     summed = latents[0, 1].post + latents[1, 2].post
-    assert torch.equal(got, lam.decoder.loss(frames[:, 0], summed, frames[:, 2], Draws(0)))
+    assert torch.equal(got, lam.decoder.loss(frames[:, 0], summed, frames[:, 2], Rng(0)))
 
 
 def test_large_rotations_do_not_compose() -> None:
@@ -160,10 +160,10 @@ def test_large_rotations_do_not_compose() -> None:
     proprio = torch.zeros(4, 3, 4)
     proprio[:, 2, 3] = turn
     proprio[:, :, 0] = 9.0  # no angle
-    terms = ac_lam.losses(options)(lam_of(ac_lam), dataclasses.replace(batch, proprio=proprio), Draws(0))
+    terms = ac_lam.losses(options)(lam_of(ac_lam), dataclasses.replace(batch, proprio=proprio), Rng(0))
     assert (terms["composition"] > 0).tolist() == [True, True, False, False]
     with pytest.raises(LaminaError, match="proprioception has 0 columns"):
-        ac_lam.losses(options)(lam_of(ac_lam), dataclasses.replace(batch, proprio=None), Draws(0))
+        ac_lam.losses(options)(lam_of(ac_lam), dataclasses.replace(batch, proprio=None), Rng(0))
     with pytest.raises(LaminaError, match="three columns"):
         ac_lam.Config(rotation=(0, 1))
 
@@ -180,7 +180,7 @@ def test_clips_of_two_frames_are_refused_by_methods_of_triplets() -> None:
     assert triplets(4) == [(0, 1, 2), (1, 2, 3)]
     for module in (alam, ac_lam):
         with pytest.raises(LaminaError, match="--frames 3"):
-            module.losses(module.Config(**SMALL))(lam_of(module), clip((16, 16), frames=2), Draws(0))
+            module.losses(module.Config(**SMALL))(lam_of(module), clip((16, 16), frames=2), Rng(0))
 
 
 @pytest.mark.parametrize("module", [ac_lam, villa_x])
@@ -190,7 +190,7 @@ def test_a_proprioceptive_forward_model_is_trained(module) -> None:
 
 def test_the_state_is_predicted_in_units_of_its_spread() -> None:
     torch.manual_seed(0)
-    model = StateDynamics(2, 2)
+    model = ProprioDynamics(2, 2)
     change = torch.randn(256, 1, 2)
     start = torch.randn(256, 2)
     scale = torch.tensor([1e-3, 1e3])
@@ -245,10 +245,10 @@ def test_the_words_of_the_task_fill_the_first_half_in_stage_1_and_stage_2_goes_o
             parameter.add_(0.1 * torch.randn_like(parameter))
     loss = univla.losses(options)
     other = dataclasses.replace(batch, task=batch.task.roll(1, 0))
-    one, two = (loss(lam, b, Draws(0))["reconstruction"] for b in (batch, other))
+    one, two = (loss(lam, b, Rng(0))["reconstruction"] for b in (batch, other))
     assert not torch.allclose(one, two)
     with pytest.raises(LaminaError, match="words"):
-        loss(lam, dataclasses.replace(batch, task=None), Draws(0))
+        loss(lam, dataclasses.replace(batch, task=None), Rng(0))
     second = univla.Config(size="debug", image=(16, 16), slots=4, stage=2)
     assert univla.build(second).bottleneck.frozen == (1,) and LAM(univla.build(second)).task is None
 
@@ -277,18 +277,18 @@ def test_whitened_latents_neither_begin_constant_nor_shrink() -> None:
 
 def test_whitening_by_the_first_batch_is_fixed_from_then_on() -> None:
     torch.manual_seed(0)
-    white, x = FirstBatch(3).train(), torch.randn(50, 3) * torch.tensor([1e-3, 1.0, 1e3]) + 5
+    white, x = FirstBatchNorm(3).train(), torch.randn(50, 3) * torch.tensor([1e-3, 1.0, 1e3]) + 5
     first = white(x)
     assert first.mean(0).abs().max() < 1e-2 and first.std(0, correction=0).numpy() == pytest.approx(1, rel=1e-2)
     assert torch.equal(white(0 * x), -(white.mean / white.deviation).expand_as(x))
-    again = FirstBatch(3).eval()
+    again = FirstBatchNorm(3).eval()
     again.load_state_dict(white.state_dict())
     assert torch.equal(again(x), first)
 
 
 def test_training_tells_that_the_latent_is_ignored_in_decibels() -> None:
     lam = lam_of(alam)
-    validate = validator(lam, clip((16, 16)), 0)
+    validate = latent_diagnostics(lam, clip((16, 16)), 0)
     figures, told = validate(lam.eval())  # the decoder begins as a copy of the source: it reads nothing
     assert figures["gain_over_another_latent_db"] == figures["gain_over_the_mean_latent_db"] == 0
     assert any("ignores the latent" in text and "+0.00 dB" in text for text in told)
@@ -297,7 +297,7 @@ def test_training_tells_that_the_latent_is_ignored_in_decibels() -> None:
 @pytest.mark.parametrize(("factor", "named"), [(1e-4, "collapse"), (1e4, "explosion")])
 def test_a_collapse_and_an_explosion_are_named_and_stop_the_run(factor: float, named: str) -> None:
     lam = lam_of(ac_lam, whiten="none")
-    validate = validator(lam, clip((16, 16)), 0)
+    validate = latent_diagnostics(lam, clip((16, 16)), 0)
     with torch.no_grad():
         lam.encoder.head[-1].weight.mul_(factor)
         lam.encoder.head[-1].bias.mul_(factor)
@@ -308,7 +308,7 @@ def test_a_collapse_and_an_explosion_are_named_and_stop_the_run(factor: float, n
 
 def test_latents_that_come_to_one_point_are_a_collapse_however_long_they_are() -> None:
     lam = lam_of(ac_lam, whiten="none")
-    validate = validator(lam, clip((16, 16)), 0)
+    validate = latent_diagnostics(lam, clip((16, 16)), 0)
     with torch.no_grad():
         lam.encoder.head[-1].weight.mul_(1e-4)
         lam.encoder.head[-1].bias.fill_(1.0)
@@ -321,8 +321,10 @@ def test_a_lam_that_reads_words_is_validated_with_them() -> None:
     with torch.no_grad():
         for parameter in lam.decoder.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))  # an untrained decoder reads nothing
-    told = [validator(lam, batch, 0)(lam.eval())[0]]
-    told.append(validator(lam, dataclasses.replace(batch, task=torch.randn_like(batch.task)), 0)(lam.eval())[0])
+    told = [latent_diagnostics(lam, batch, 0)(lam.eval())[0]]
+    told.append(
+        latent_diagnostics(lam, dataclasses.replace(batch, task=torch.randn_like(batch.task)), 0)(lam.eval())[0]
+    )
     assert (
         told[0]["latent_length"] == told[1]["latent_length"] and told[0]["reconstruction"] != told[1]["reconstruction"]
     )
@@ -343,7 +345,7 @@ def test_proprioception_comes_where_a_method_asks_and_the_data_has_it(dataset: P
     data = DataConfig((str(dataset),), (16, 16), frames=3, workers=0)
     options, asked = with_proprio(ac_lam.Config(**SMALL), data)
     assert options.proprio_width == 2 and asked.proprio == "observation.state"
-    batch = gather(asked, "train", 8)
+    batch = sample_split(asked, "train", 8)
     assert batch.proprio is not None and batch.proprio.shape[1:] == (3, 2)
     assert with_proprio(alam.Config(**SMALL), data)[1] == data
     with pytest.warns(LaminaWarning, match="no feature 'nothing'"):
@@ -361,13 +363,13 @@ def test_a_run_starts_from_the_weights_of_another_as_far_as_they_fit(dataset: Pa
         pretrain.pretrain(tmp_path / "none", second, data, training)
     pretrain.pretrain(tmp_path / "two", second, data, training, tmp_path / "one")
     one, two = (LAM(p.lam) for p in (first, second))
-    pretrain.start_from(one, tmp_path / "one")
-    pretrain.start_from(two, tmp_path / "two")
+    pretrain.load_matching_weights(one, tmp_path / "one")
+    pretrain.load_matching_weights(two, tmp_path / "two")
     assert torch.equal(one.bottleneck.parts[1].codebook, two.bottleneck.parts[1].codebook)
     assert not torch.equal(one.bottleneck.parts[0].codebook, two.bottleneck.parts[0].codebook)
     other = LAM(alam.build(alam.Config(size="tiny", image=(32, 32), decoder="unet")))
     with pytest.raises(LaminaError, match="of another kind"):
-        pretrain.start_from(other, tmp_path / "one")
+        pretrain.load_matching_weights(other, tmp_path / "one")
 
 
 @pytest.mark.parametrize(("noise", "hold"), [(0.15, 1), (0.4, 5), (1.0, 4), (0.0, 3)])
@@ -401,7 +403,7 @@ def test_a_suite_of_arms_is_collected_with_both_cameras_and_the_hand(
     monkeypatch.setitem(SUITES, "metaworld-suite", ("metaworld/reach-v3", "metaworld/handle-press-v3"))
     path = collect("metaworld-suite", tmp_path / "set", episodes=3, noise=0.4, hold=8, size=(32, 32), progress=False)
     views = [
-        gather(
+        sample_split(
             DataConfig(
                 (str(path),),
                 (32, 32),

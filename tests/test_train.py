@@ -28,9 +28,9 @@ import lamina.training.loop
 from lamina.data.stream import ClipStream
 from lamina.errors import LaminaError
 from lamina.models.hub import LatentActionModel
-from lamina.rng import Draws
+from lamina.rng import Rng
 from lamina.training.checkpoints import Checkpoints
-from lamina.training.distributed import World
+from lamina.training.distributed import Processes
 from lamina.training.loop import fit, learning_rate
 from lamina.training.settings import TrainConfig
 from parallel import SETTINGS, data, train
@@ -74,7 +74,7 @@ class Lines:
         self.closed = True
 
 
-def error(module: nn.Module, batch: Rows, draws: Draws) -> dict[str, torch.Tensor]:
+def error(module: nn.Module, batch: Rows, draws: Rng) -> dict[str, torch.Tensor]:
     return {"error": (module(batch.x) - batch.y).square().mean(1)}
 
 
@@ -136,10 +136,14 @@ def test_settings_that_make_no_sense_are_refused(settings, words):
 
 def test_shards_follow_the_processes():
     config = TrainConfig(batch=8)
-    assert World(0, 1).shards(config) == (1, None)
-    assert World(0, 1).shards(dataclasses.replace(config, shards=4)) == (4, None)
-    assert World(2, 4).shards(config) == (4, 2)
-    for world, settings in ((World(0, 3), {}), (World(0, 2), {"shards": 4}), (World(0, 4), {"accumulate": 4})):
+    assert Processes(0, 1).shards(config) == (1, None)
+    assert Processes(0, 1).shards(dataclasses.replace(config, shards=4)) == (4, None)
+    assert Processes(2, 4).shards(config) == (4, 2)
+    for world, settings in (
+        (Processes(0, 3), {}),
+        (Processes(0, 2), {"shards": 4}),
+        (Processes(0, 4), {"accumulate": 4}),
+    ):
         with pytest.raises(LaminaError, match="do not divide"):
             world.shards(dataclasses.replace(config, **settings))
 

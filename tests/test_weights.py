@@ -30,12 +30,12 @@ from lamina.models.hub import LatentActionModel, Provenance
 from lamina.models.lam import LAM
 from lamina.models.layers import patch_count
 from lamina.policies.token_model import TokenConfig, TokenModel
-from lamina.policies.token_training import load_tokens, train_tokens
+from lamina.policies.token_training import load_token_model, train_token_model
 from lamina.policies.windows import WindowStream
-from lamina.rng import Draws
+from lamina.rng import Rng
 from lamina.training.alignment import AlignConfig, align, load_translator
-from lamina.training.checkpoints import Best, Checkpoints
-from lamina.training.distributed import World
+from lamina.training.checkpoints import BestCheckpoint, Checkpoints
+from lamina.training.distributed import Processes
 from lamina.training.labelled import Minibatches
 from lamina.training.loop import _Step, fit
 from lamina.training.settings import TrainConfig
@@ -64,7 +64,7 @@ def home(dataset, tmp_path_factory) -> Path:
     config = AlignConfig("60", translator=TranslatorConfig(size="debug", layers=1))
     align(run, str(dataset), config, small)
     tokens = TokenConfig(size="debug", context=4, stride=2, grid=2, layers=1)
-    train_tokens(run, str(dataset), tokens, small)
+    train_token_model(run, str(dataset), tokens, small)
     return run
 
 
@@ -619,10 +619,10 @@ def test_a_loaded_model_of_every_method_computes_exactly_what_the_saved_one_did(
     ours, theirs = saved.encode(src, dst), again.encode(src, dst)
     assert torch.equal(ours.pre, theirs.pre) and torch.equal(ours.post, theirs.post)
     assert (ours.index is None and theirs.index is None) or torch.equal(ours.index, theirs.index)
-    draws = [lam.prefix.draw(Draws(0), 50) for lam in (saved.lam, again.lam)]
+    draws = [lam.prefix.draw(Rng(0), 50) for lam in (saved.lam, again.lam)]
     assert torch.equal(*draws)
     frames = saved.lam.space(to_float(src))
-    pictured = [lam.decoder.sample(frames, ours.post, Draws(1)) for lam in (saved.lam, again.lam)]
+    pictured = [lam.decoder.sample(frames, ours.post, Rng(1)) for lam in (saved.lam, again.lam)]
     assert torch.equal(*pictured)
 
 
@@ -648,8 +648,6 @@ def test_a_model_that_could_not_be_loaded_is_not_trained(dataset, tmp_path):
             lambda wide=wide: pretrain(tmp_path / "run", wide, data(dataset), TrainConfig(steps=1, device="cpu")),
             *change,
         )
-    far = dataclasses.replace(data(dataset), gap=(0.1, 1e6))
-    refused(lambda: pretrain(tmp_path / "run", plan, far, TrainConfig(steps=1, device="cpu")), "gap_seconds")
     assert not (tmp_path / "run").exists()
 
 
@@ -700,7 +698,7 @@ def test_a_translators_note_is_read_strictly(name, value, run):
 @pytest.mark.parametrize(("name", "value"), POLICIES)
 def test_a_token_models_config_is_read_strictly(name, value, run):
     edited(run / "policy/config.json", set_in(name, to=value))
-    refused(lambda: load_tokens(run / "policy"), str(run / "policy/config.json"))
+    refused(lambda: load_token_model(run / "policy"), str(run / "policy/config.json"))
 
 
 @pytest.mark.parametrize(
@@ -744,15 +742,15 @@ def test_settings_that_cannot_be_read_are_one_clear_line(file, text, run, datase
 @pytest.mark.parametrize("loss", ["nan", "-inf", "x", None])
 def test_the_best_weights_so_far_have_a_loss_that_is_a_number(loss, tmp_path):
     module = nn.Linear(2, 1)
-    best = Best(tmp_path / "best.safetensors")
+    best = BestCheckpoint(tmp_path / "best.safetensors")
     best.offer(module, 0.5)
-    assert Best(tmp_path / "best.safetensors").loss == 0.5
+    assert BestCheckpoint(tmp_path / "best.safetensors").loss == 0.5
     state = load_file(tmp_path / "best.safetensors")
     note = {"record": {"loss": loss}, "sha256": "0" * 64}
     save_file(state, tmp_path / "best.safetensors", metadata={"lamina": json.dumps(note)})
-    refused(lambda: Best(tmp_path / "best.safetensors"), "best.safetensors: damaged", "loss")
+    refused(lambda: BestCheckpoint(tmp_path / "best.safetensors"), "best.safetensors: damaged", "loss")
     save_file(state, tmp_path / "best.safetensors", metadata={"loss": "0.5"})
-    refused(lambda: Best(tmp_path / "best.safetensors"), "best.safetensors: damaged")
+    refused(lambda: BestCheckpoint(tmp_path / "best.safetensors"), "best.safetensors: damaged")
 
 
 # ---------------------------------------------------------------------------------------------------------- model card
@@ -795,7 +793,7 @@ def everything(run: Path) -> list[Any]:
     p = model.provenance
     translator, note = load_translator(run / "translator")
     meaning = {name: note[name] for name in ("spec", "config", "slots", "side", "latent", "observation", "steps")}
-    policy = load_tokens(run / "policy")
+    policy = load_token_model(run / "policy")
     about = (policy.config, policy.image, policy.slots, policy.codebook_size, policy.levels, policy.decision_seconds)
     return [
         model.state_dict(), (model.config, p.gap_seconds, p.frames), translator.state_dict(), meaning,
@@ -814,7 +812,7 @@ def checkpoint(run: Path, dataset: Path) -> list[Any]:
     stream = ClipStream(data(dataset), 8, 0)
     checkpoints = Checkpoints(run, 2)
     assert checkpoints.last(4) == 4
-    checkpoints.load(4, World(0, 1), step, optimizer, average, stream)
+    checkpoints.load(4, Processes(0, 1), step, optimizer, average, stream)
     moments = {f"{n}.{k}": v for n, kept in enumerate(optimizer.state.values()) for k, v in kept.items()}
     return [lam.state_dict(), average, moments, stream.state_dict()]
 

@@ -57,15 +57,15 @@ class Exogenous:
 
 def exogenous(argv: Sequence[str], parse_only: bool = False) -> None:
     """``lamina exogenous``: the closed forms of the linear LAM."""
-    from lamina_research.linear.analysis import Question, answer, draw
+    from lamina_research.linear.analysis import LinearSetting, draw, leakage_table
 
-    args = parse_options(with_options(Exogenous, question=Question()), argv, prog="lamina exogenous")
+    args = parse_options(with_options(Exogenous, question=LinearSetting()), argv, prog="lamina exogenous")
     if parse_only:
         return
     if args.figure is None and args.out is not None:
         raise LaminaError("--out is for a figure: name one with --figure")
     if args.figure is None:
-        print(answer(args.question))
+        print(leakage_table(args.question))
     else:
         print(draw(args.question, args.figure, args.out or Path(f"{args.figure}.svg")))
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lamina.errors import LaminaError
-from lamina.files import alone, write_bytes
+from lamina.files import locked, write_bytes
 from lamina_research.cache import PACKAGES
 from lamina_research.claims import ac_lam, alam, exo, flexlam
 from lamina_research.claims import ours as lamina_own
@@ -77,7 +77,7 @@ def reproduce(
     _check_writable(out)
 
     started = time.monotonic()
-    with alone(out):
+    with locked(out):
         experiment = Experiment(scale, chosen, workdir, progress)
         outcome = claim.run(experiment)
         if outcome.plot is not None:

@@ -15,17 +15,17 @@ from lamina.envs.registry import module_of
 from lamina.files import write_text
 from lamina.models.hub import LatentActionModel
 from lamina.training import pretraining as pretrain
-from lamina.training.diagnostics import Degenerate
-from lamina.training.recipe import completed, recipe
+from lamina.training.diagnostics import DegenerateLatents
+from lamina.training.recipe import filled_in, recipe
 from lamina.training.settings import TrainConfig
-from lamina.types import Size
+from lamina.types import ImageSize
 from lamina_research.experiment import Experiment
 
 STOPPED = "stopped.txt"
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Collection:
     """Episodes of scripted experts to collect: so many frames, or so many episodes."""
 
     world: str
@@ -33,12 +33,12 @@ class Recipe:
     episodes: int | None = None
     noise: float = 0.15  # share of random actions
     hold: int = 1  # steps a random action is held
-    size: Size = (64, 64)
+    size: ImageSize = (64, 64)
     seed: int = 7
 
 
 @dataclass(frozen=True)
-class Model:
+class ModelSpec:
     """Which LAM: a method, the options that differ from the setup's, a seed."""
 
     method: ModuleType
@@ -54,28 +54,28 @@ class Model:
         return {**options, **dict(self.options)}
 
 
-class LamSetup(Protocol):
+class StudySetup(Protocol):
     """What a setup must say."""
 
     @property
-    def data(self) -> Recipe: ...
+    def data(self) -> Collection: ...
     @property
     def options(self) -> dict[str, Any]: ...  # of every LAM
     @property
     def train(self) -> TrainConfig: ...  # of every LAM
 
 
-S = TypeVar("S", bound=LamSetup)
+S = TypeVar("S", bound=StudySetup)
 
 
-class Lab(ABC, Generic[S]):
+class Study(ABC, Generic[S]):
     """An experiment with its setup."""
 
     def __init__(self, experiment: Experiment, setup: S):
         self.experiment = experiment
         self.setup = setup
 
-    def dataset(self, recipe: Recipe | None = None) -> Path:
+    def dataset(self, recipe: Collection | None = None) -> Path:
         """Episodes (the setup's, if no recipe is given), collected once."""
         recipe = recipe or self.setup.data
 
@@ -87,11 +87,11 @@ class Lab(ABC, Generic[S]):
 
         return self.experiment.cached({"collected": recipe}, self.code(recipe), build) / "data"
 
-    def code(self, recipe: Recipe) -> tuple[ModuleType | str, ...]:
+    def code(self, recipe: Collection) -> tuple[ModuleType | str, ...]:
         """The modules that collected episodes depend on; worlds are imported by a computed name."""
         return collect, module_of(recipe.world)
 
-    def key(self, model: Model) -> dict[str, Any]:
+    def key(self, model: ModelSpec) -> dict[str, Any]:
         """All that a model depends on."""
         s = self.setup
         return {
@@ -100,7 +100,7 @@ class Lab(ABC, Generic[S]):
 
     def trained(
         self,
-        model: Model,
+        model: ModelSpec,
         options: dict[str, Any],
         data: DataConfig,
         key: dict[str, Any],
@@ -114,10 +114,10 @@ class Lab(ABC, Generic[S]):
         training = replace(self.setup.train, seed=model.seed, resume=True, steps=steps or self.setup.train.steps)
 
         def build(path: Path) -> None:
-            known, asked = completed(model.method.Config(**options), data)
+            known, asked = filled_in(model.method.Config(**options), data)
             try:
                 pretrain.pretrain(path, recipe(model.name, model.method, known), asked, training, init)
-            except Degenerate as error:
+            except DegenerateLatents as error:
                 write_text(path / STOPPED, f"{error.kind}\n")
 
         return self.experiment.cached(key, (pretrain, model.method), build)
@@ -126,10 +126,10 @@ class Lab(ABC, Generic[S]):
     def data(self) -> DataConfig:
         """The clips that LAMs train on."""
 
-    def run(self, model: Model) -> Path:
+    def run(self, model: ModelSpec) -> Path:
         """The run folder of a LAM."""
         self.experiment.progress(f"{model.name} {dict(model.options)}, seed {model.seed}")
         return self.trained(model, model.within(self.setup.options), self.data(), self.key(model))
 
-    def load(self, model: Model) -> LatentActionModel:
+    def load(self, model: ModelSpec) -> LatentActionModel:
         return LatentActionModel.from_pretrained(str(self.run(model)))

@@ -18,7 +18,7 @@ from lamina_research.claims.exo.grid_lam import PracticalLAM
 from lamina_research.experiment import Claim
 from lamina_research.figures import LinePlot, Panels, draw
 from lamina_research.linear import analysis as what_if
-from lamina_research.linear.analysis import Question
+from lamina_research.linear.analysis import LinearSetting
 from lamina_research.reproduce import reproduce
 from lamina_research.seeds import Interval
 
@@ -92,7 +92,7 @@ def test_the_answer_names_every_objective_and_follows_the_question(capsys: pytes
 def test_a_weight_of_nothing_changes_little_and_a_large_one_much() -> None:
     error = {}
     for weight in (1e-6, 100.0):
-        question = Question(0.4, 1.0, 3, 2, 9, 2, weight=weight, draws=1)
+        question = LinearSetting(0.4, 1.0, 3, 2, 9, 2, weight=weight, draws=1)
         grid = question.grid()
         models = what_if._solved(question, grid)
         error[weight] = {n: float(grid.measure(m, grid.exact, grid.exact)["nmse"]) for n, m in models.items()}

@@ -15,7 +15,7 @@ from lamina.models.lam import LAM
 from lamina.policies.token_model import TokenModel
 from lamina_research.claims import flexlam as paper
 from lamina_research.claims.flexlam import study as lab
-from lamina_research.claims.flexlam.study import SETUPS, FlexLab, Labels, draw_labels, fixed, flex
+from lamina_research.claims.flexlam.study import SETUPS, FlexLAMStudy, Labels, draw_labels, fixed_k_spec, flexlam_spec
 from lamina_research.experiment import Experiment
 from lamina_research.figures import BarPlot, save
 from lamina_research.record import read_record
@@ -56,7 +56,7 @@ def test_only_the_bottleneck_rule_differs_between_the_rivals(scale: str) -> None
     full = setup.budgets[-1]
     with torch.device("meta"):
         lams = {}
-        for model in (flex(0), *(fixed(k, 0) for k in setup.budgets)):
+        for model in (flexlam_spec(0), *(fixed_k_spec(k, 0) for k in setup.budgets)):
             config = model.method.Config(**{**setup.options, **dict(model.options)})
             lams[model.name, config.slots] = LAM(model.method.build(config))
         ours, theirs = lams["flexlam", full], lams["fixed_k", full]
@@ -103,12 +103,12 @@ def test_every_claim_runs_at_smoke_scale(claim: str, workdir: Path) -> None:
 @pytest.mark.sim
 def test_a_second_claim_trains_nothing_twice_and_held_out_frames_stay_held_out(workdir: Path) -> None:
     said: list[str] = []
-    laboratory = FlexLab(Experiment("smoke", (0,), workdir, said.append))
-    first, second = laboratory.run(flex(0)), laboratory.run(flex(0))
+    laboratory = FlexLAMStudy(Experiment("smoke", (0,), workdir, said.append))
+    first, second = laboratory.run(flexlam_spec(0)), laboratory.run(flexlam_spec(0))
     assert first == second and any("from the cache" in line for line in said)
     assert json.loads((first / "config.json").read_text())["method"] == "flexlam"
-    train, test = (laboratory.latents(flex(0), split) for split in ("train", "test"))
+    train, test = (laboratory.latents(flexlam_spec(0), split) for split in ("train", "test"))
     assert not set(train.episode.tolist()) & set(test.episode.tolist())
     assert len(set(laboratory.task_of(test))) == 9 and methods.names()
     other = replace(laboratory.setup, data=replace(laboratory.setup.data, seed=8))
-    assert FlexLab(laboratory.experiment, other).key(flex(0)) != laboratory.key(flex(0))
+    assert FlexLAMStudy(laboratory.experiment, other).key(flexlam_spec(0)) != laboratory.key(flexlam_spec(0))

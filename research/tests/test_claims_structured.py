@@ -15,11 +15,11 @@ from lamina.envs.registry import make
 from lamina.errors import LaminaError
 from lamina_research.claims import ac_lam, alam
 from lamina_research.claims import structure_study as structure
-from lamina_research.claims.structure_study import SETUPS, Contender, StructureLab, ac_lam_model, alam_model, rivals
+from lamina_research.claims.structure_study import SETUPS, ModelEntry, StructureStudy, ac_lam_model, alam_model, rivals
 from lamina_research.experiment import Experiment, Outcome
 from lamina_research.record import read_record
 from lamina_research.reproduce import CLAIMS, reproduce
-from lamina_research.study import Recipe
+from lamina_research.study import Collection
 
 RUNNABLE = [claim.id for claim in CLAIMS.values() if claim.run and claim.id.startswith(("alam/", "ac_lam/"))]
 
@@ -27,7 +27,7 @@ RUNNABLE = [claim.id for claim in CLAIMS.values() if claim.run and claim.id.star
 @pytest.mark.parametrize("scale", ["cpu", "gpu"])
 def test_rivals_share_the_backbone_and_differ_in_code_and_objective(scale: str) -> None:
     options = SETUPS[scale].options
-    models = (alam_model(0), alam_model(0, False), ac_lam_model(0), *rivals(0), *structure.beyond_the_paper(0))
+    models = (alam_model(0), alam_model(0, False), ac_lam_model(0), *rivals(0), *structure.other_methods(0))
     configs = [m.method.build(m.method.Config(**{**options, **dict(m.options)})) for m in models]
     assert len({c.encoder for c in configs}) == len({c.decoder for c in configs}) == 1
     slots = {m.label: c.slots for m, c in zip(models, configs, strict=True)}
@@ -50,7 +50,7 @@ def test_a_column_of_table_1_knows_its_direction() -> None:
 
 def test_what_is_void_is_named_with_its_reason() -> None:
     records = {"a": [{"void": None}, {"void": "the latent is ignored"}], "b": [{"void": None}]}
-    found = structure.voids(records)
+    found = structure.invalid_entries(records)
     assert found == {"a": "1 of 2 seeds: the latent is ignored"} and "Void: a" in structure.void_text(found)
     assert structure.void_text({}) == ""
 
@@ -81,7 +81,7 @@ def test_every_claim_runs_at_smoke_scale(claim: str, workdir: Path) -> None:
 @pytest.mark.sim
 def test_a_run_that_explodes_is_a_result_and_not_an_error(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lamina.training.diagnostics.EXPLODED", 1e-6)
-    lab = StructureLab(Experiment("smoke", (5,), workdir, lambda line: None))
+    lab = StructureStudy(Experiment("smoke", (5,), workdir, lambda line: None))
     model = ac_lam_model(5, "idm-stop-sum")
     assert lab.stopped(model) == "explosion"
     monkeypatch.undo()
@@ -90,8 +90,8 @@ def test_a_run_that_explodes_is_a_result_and_not_an_error(workdir: Path, monkeyp
 
 
 def test_data_is_named_by_its_recipe(tmp_path: Path) -> None:
-    lab = StructureLab(Experiment("smoke", (0,), tmp_path, lambda line: None))
-    other = StructureLab(lab.experiment, replace(lab.setup, data=Recipe("grid", 10)))
+    lab = StructureStudy(Experiment("smoke", (0,), tmp_path, lambda line: None))
+    other = StructureStudy(lab.experiment, replace(lab.setup, data=Collection("grid", 10)))
     assert lab.key(ac_lam_model(0)) != other.key(ac_lam_model(0))
     assert lab.key(ac_lam_model(0)) != lab.key(ac_lam_model(0), True)
 
@@ -137,18 +137,18 @@ def decided(
 ) -> bool:
     """What a claim says of made-up records of three seeds, each changed by ``change(label, record)``."""
 
-    def record(lab: StructureLab, model: Contender) -> dict[str, Any]:
+    def record(lab: StructureStudy, model: ModelEntry) -> dict[str, Any]:
         found = made_up(model.label, model.seed)
         change(model.label, found)
         return found
 
-    monkeypatch.setattr(StructureLab, "record", record)
-    monkeypatch.setattr(StructureLab, "controls", lambda lab, models: {})
+    monkeypatch.setattr(StructureStudy, "record", record)
+    monkeypatch.setattr(StructureStudy, "controls", lambda lab, models: {})
     monkeypatch.setattr(
-        StructureLab, "stopped", lambda lab, model: "explosion" if model.label == "IDM, sg on the sum" else None
+        StructureStudy, "stopped", lambda lab, model: "explosion" if model.label == "IDM, sg on the sum" else None
     )
     for name in ("load", "subject", "held"):
-        monkeypatch.setattr(StructureLab, name, lambda *args, **more: Mock())
+        monkeypatch.setattr(StructureStudy, name, lambda *args, **more: Mock())
     monkeypatch.setattr(ac_lam, "composed_picture", lambda *args, **more: None)
     return claim(Experiment("smoke", (0, 1, 2), tmp_path)).holds
 

@@ -16,17 +16,17 @@ from sklearn.linear_model import LinearRegression
 from lamina.errors import LaminaError
 from lamina_research.linear import closed_form, scores
 from lamina_research.linear import ex_bmdp as worlds
-from lamina_research.linear.ex_bmdp import LinearWorld, Moments
+from lamina_research.linear.ex_bmdp import LinearExBMDP, Moments
 from lamina_research.linear.lam import OBJECTIVES, LinearLAM, Objective, loss, train
 
 torch.set_num_threads(1)
 
-SMALL = LinearWorld(states=4, state=3, observation=20, trajectories=2000)
+SMALL = LinearExBMDP(states=4, state=3, observation=20, trajectories=2000)
 WIDTH = 3
 P = worlds.probabilities([0.0, 0.3, 0.75, 1.0])
 
 
-def observed(world: LinearWorld = SMALL, p: torch.Tensor = P, alpha: float = 1.0, seed: int = 0) -> Moments:
+def observed(world: LinearExBMDP = SMALL, p: torch.Tensor = P, alpha: float = 1.0, seed: int = 0) -> Moments:
     emission = worlds.emissions(world, worlds.sensitivities([alpha]), [seed])[0]
     return worlds.observe(worlds.exact(world, p), emission)
 
@@ -171,7 +171,7 @@ def test_gradient_descent_meets_the_closed_form(name):
     above = loss(raw, moments, objective) / loss(best, moments, objective) - 1
     assert above.min() > -1e-6 and above.max() < 0.01
     assert closed_form.principal_angles(raw.B, best.B).max() < 0.02
-    trained = closed_form.least_energy(raw, moments, objective)
+    trained = closed_form.minimum_norm(raw, moments, objective)
     ours, theirs = trained.latents(moments), best.latents(moments)
     torch.testing.assert_close(scores.nmse(ours, ours), scores.nmse(theirs, theirs), rtol=0, atol=5e-3)
 
@@ -198,7 +198,7 @@ def test_the_smallest_latents_predict_the_same(objective):
     spare = torch.randn(WIDTH, 3, generator=generator, dtype=torch.float64) @ reads_state
     worse = replace(best, A=best.A - best.B @ spare, C=best.C + spare)
     torch.testing.assert_close(loss(worse, moments, objective), loss(best, moments, objective))
-    fixed = closed_form.least_energy(worse, moments, objective)
+    fixed = closed_form.minimum_norm(worse, moments, objective)
     energy = [lam.latents(moments)("z", "z").diagonal(dim1=-2, dim2=-1).sum(-1) for lam in (best, fixed, worse)]
     torch.testing.assert_close(energy[1], energy[0])
     assert (energy[2] > energy[0] + 0.1).all()
@@ -295,9 +295,9 @@ def test_perfect_latents_leave_no_error_and_no_gap():
         (lambda: worlds.probabilities([float("nan")]), "0 to 1"),
         (lambda: worlds.sensitivities([0.0]), "above 0"),
         (lambda: worlds.sensitivities([float("inf")]), "finite"),
-        (lambda: LinearWorld(states=1), "at least 2"),
-        (lambda: LinearWorld(state=128), "below d_o"),
-        (lambda: LinearWorld(steps=0), "at least 1"),
+        (lambda: LinearExBMDP(states=1), "at least 2"),
+        (lambda: LinearExBMDP(state=128), "below d_o"),
+        (lambda: LinearExBMDP(steps=0), "at least 1"),
         (lambda: worlds.sampled(replace(SMALL, trajectories=5), P, [0]), "rank-deficient"),
         (lambda: closed_form.solve(observed(), Objective(), 12), "d_z = 12"),
         (lambda: closed_form.solve(observed(), Objective(), 0), "d_z = 0"),

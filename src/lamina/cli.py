@@ -35,7 +35,7 @@ lamina: latent actions from video without action labels
   lamina policy RUN --data PATH                predict the next latent action
   lamina rollout RUN --world WORLD             let it decide, and count returns
   lamina reproduce CLAIM --scale cpu           test a claim (--list shows all)
-  lamina exogenous --p-switch 0.2 --alpha 1    leakage of a linear LAM, in closed form
+  lamina exogenous --p-switch 0.2 --alpha 1    leakage in a linear LAM
 
 PATH is a folder of mp4/mkv/webm files or a LeRobot v3 dataset.
 Every command has --help, with an example.
@@ -126,23 +126,23 @@ def train(argv: Sequence[str], parse_only: bool = False) -> None:
         return
     from lamina.data.sampling import DataConfig
     from lamina.methods.base import with_decoder
-    from lamina.training.distributed import World
+    from lamina.training.distributed import Processes
     from lamina.training.pretraining import pretrain
-    from lamina.training.recipe import completed, recipe
+    from lamina.training.recipe import filled_in, recipe
 
     data = DataConfig(
         tuple(args.data), args.method.image, args.method.frames, tuple(args.gap), args.camera, args.paired,
         tasks=tuple(args.tasks), shuffle=args.shuffle, workers=args.workers, max_bad=args.max_bad,
         span=getattr(args.method, "span", None),
     )  # fmt: skip
-    options, data = completed(with_decoder(args.method, pick_device(args.train.device)), data, args.train)
+    options, data = filled_in(with_decoder(args.method, pick_device(args.train.device)), data, args.train)
     plan = recipe(argv[0], method, options)
-    if World.here().rank == 0:
+    if Processes.here().rank == 0:
         for part, values in (plan.lam.to_dict() | {"augment": options.augment}).items():
             told = " ".join(f"{k}={v}" for k, v in values.items()) if isinstance(values, dict) else values
             print(f"{part:>12}: {told}")
     folder = pretrain(args.out, plan, data, args.train, args.init)
-    if World.here().rank == 0:
+    if Processes.here().rank == 0:
         print(folder)
 
 
@@ -161,9 +161,9 @@ class Align:
 def align(argv: Sequence[str], parse_only: bool = False) -> None:
     """``lamina align RUN``: frozen or joint."""
     from lamina.training.alignment import AlignConfig
-    from lamina.training.heads import quick
+    from lamina.training.heads import head_training
 
-    command = with_options(Align, align=AlignConfig(), train=quick(600, 0, device="auto"))
+    command = with_options(Align, align=AlignConfig(), train=head_training(600, 0, device="auto"))
     args = parse_options(command, argv, prog="lamina align")
     if parse_only:
         return
@@ -268,9 +268,9 @@ def policy(argv: Sequence[str], parse_only: bool = False) -> None:
     args = parse_options(command, argv, prog="lamina policy")
     if parse_only:
         return
-    from lamina.policies.token_training import train_tokens
+    from lamina.policies.token_training import train_token_model
 
-    print(train_tokens(args.run, args.data, args.tokens, args.train, args.camera))
+    print(train_token_model(args.run, args.data, args.tokens, args.train, args.camera))
 
 
 @dataclass(frozen=True)
@@ -392,7 +392,7 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.split()))
 
 
-def no_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation was refused. torch says so by a RuntimeError, on a GPU by a kind of its own."""
     text = str(error)
     return (
@@ -435,7 +435,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             raise
-        if no_memory(error):
+        if is_out_of_memory(error):
             print("lamina: not enough memory; choose a lower --batch, --size or --image", file=sys.stderr)
         else:
             told = printable(f"{type(error).__name__}: {error}")

@@ -41,7 +41,7 @@ class Scratch(TemporaryDirectory[str]):
 
 
 @contextmanager
-def alone(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     """``path``, a file or folder that a command writes, belongs to this process until the ``with`` block ends; missing parents are made.
 
     The lock is a hidden neighbour of ``path`` that the system lets go of however the process ends. Raises LaminaError if another process

@@ -24,7 +24,7 @@ def _mix(*numbers: int) -> int:
     return state & 0x7FFFFFFFFFFFFFFF
 
 
-class Draws:
+class Rng:
     """The random numbers of one step. The leading axis of every draw is the batch, split evenly over ``shards``."""
 
     def __init__(self, seed: int, step: int = 0, shards: Sequence[int] = (0,), device: torch.device | str = "cpu"):

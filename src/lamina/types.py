@@ -175,4 +175,4 @@ class Latent:
 TASK_WIDTH = 32  # numbers that stand for a task's words
 
 
-Size = tuple[int, int]  # height, width
+ImageSize = tuple[int, int]  # height, width

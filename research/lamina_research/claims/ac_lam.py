@@ -10,26 +10,26 @@ import numpy as np
 import torch
 
 from lamina.data.sampling import DataConfig, open_source
-from lamina.data.stream import gather
+from lamina.data.stream import sample_split
 from lamina.errors import LaminaError
 from lamina.evaluation.pictures import composed_picture
 from lamina.evaluation.probes.leakage import leakages
 from lamina.evaluation.probes.structure import STATE
 from lamina.evaluation.probes.trajectory import Trajectory, trajectories
 from lamina.evaluation.probes.usage import LatentUse, latent_use
-from lamina.inference.subject import pixel_change, untrained
+from lamina.inference.subject import pixel_change, random_weights_subject
 from lamina_research.claims.structure_study import (
     PIXELS,
     RANDOM,
-    Contender,
-    StructureLab,
+    ModelEntry,
+    StructureStudy,
     ac_lam_model,
-    beyond_the_paper,
     gains,
+    invalid_entries,
+    other_methods,
     rivals,
     told,
     void_text,
-    voids,
 )
 from lamina_research.experiment import Claim, Experiment, Outcome
 from lamina_research.figures import BarPlot, LinePlot
@@ -41,7 +41,7 @@ SCALES = ("smoke", "cpu", "gpu")
 TABLE = {"composition": True, "identity": True, "inverse": True, "displacement": False}
 
 
-def contenders(seed: int) -> tuple[Contender, ...]:
+def contenders(seed: int) -> tuple[ModelEntry, ...]:
     """AC-LAM, then its rivals."""
     return (ac_lam_model(seed), *rivals(seed))
 
@@ -70,15 +70,15 @@ def table(records: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, list[
     return metrics
 
 
-def everyone(seed: int) -> tuple[Contender, ...]:
+def everyone(seed: int) -> tuple[ModelEntry, ...]:
     """And the methods that the paper does not compare."""
-    return (*contenders(seed), *beyond_the_paper(seed))
+    return (*contenders(seed), *other_methods(seed))
 
 
 def compared(
-    lab: StructureLab,
+    lab: StructureStudy,
     seeds: tuple[int, ...],
-    models: Callable[[int], tuple[Contender, ...]] = contenders,
+    models: Callable[[int], tuple[ModelEntry, ...]] = contenders,
     only: Collection[str] = (),
 ) -> dict[str, list[dict[str, Any]]]:
     """The records of the models of each seed; ``only``: those with these labels."""
@@ -93,9 +93,9 @@ def compared(
 def structure(experiment: Experiment) -> Outcome:
     """Table 1 on one backbone: Eq. 7 to 10 for AC-LAM, LAPA, UniVLA and villa-X, which decide, and for every other method; then
     for AC-LAM and its closest rival at smaller sizes."""
-    lab = StructureLab(experiment, many=True)
+    lab = StructureStudy(experiment, many=True)
     records = compared(lab, experiment.seeds, everyone)
-    metrics, unused = table(records), voids(records)
+    metrics, unused = table(records), invalid_entries(records)
     ours, *others = [model.label for model in contenders(0)]
     valid = [name for name in others if name not in unused]
     won = {m: [name for name in valid if better(m, metrics[ours][m], metrics[name][m])] for m in TABLE}
@@ -108,7 +108,7 @@ def structure(experiment: Experiment) -> Outcome:
         of_size = compared(lab.of_size(size), experiment.seeds, only=(ours, closest))
         small = table(of_size)
         text += f" At size {size}, composition: {told(small, 'composition', 3)}; displacement: {told(small, 'displacement', 3)}."
-        text += void_text(voids(of_size))
+        text += void_text(invalid_entries(of_size))
         trend |= {f"{name}, {size}": values for name, values in small.items()}
     controls = table(lab.controls([ac_lam_model(seed) for seed in experiment.seeds]))
     errors = [m for m in TABLE if TABLE[m]]
@@ -127,7 +127,7 @@ def structure(experiment: Experiment) -> Outcome:
 
 def environments(experiment: Experiment) -> Outcome:
     """An XGBoost classifier reads the environment off the latents of LAMs trained on all of them (Table 2)."""
-    lab = StructureLab(experiment, many=True)
+    lab = StructureStudy(experiment, many=True)
     s = lab.setup
     # New episodes: the test splits of small sets have one or two, too few to tell an environment from an episode.
     arm, *others = (
@@ -135,7 +135,9 @@ def environments(experiment: Experiment) -> Outcome:
     )
     places = [*((arm, camera) for camera in open_source(arm).cameras), *((path, None) for path in others)]
     clips = [
-        gather(DataConfig((path,), s.options["image"], 2, s.gap, camera, action=None, workers=0), "train", s.leakage)
+        sample_split(
+            DataConfig((path,), s.options["image"], 2, s.gap, camera, action=None, workers=0), "train", s.leakage
+        )
         for path, camera in places
     ]
     metrics: dict[str, dict[str, list[float]]] = {}
@@ -151,7 +153,7 @@ def environments(experiment: Experiment) -> Outcome:
             if not use.used:
                 ignored[model.label] = use
         subjects = [lab.subject(model, trained) for model, trained in loaded.items()]
-        bare = untrained(next(iter(loaded.values())), lab.unlabelled(mixture=True), seed=seed)
+        bare = random_weights_subject(next(iter(loaded.values())), lab.unlabelled(mixture=True), seed=seed)
         for name, found in leakages([*subjects, bare], clips, seed).items():
             own = metrics.setdefault(name, {"accuracy": [], "accuracy, unseen episodes": []})
             own["accuracy"].append(found.accuracy.mean)
@@ -180,7 +182,7 @@ def environments(experiment: Experiment) -> Outcome:
 
 def design(experiment: Experiment) -> Outcome:
     """Table 5: where and how composition is asked for; which variants collapse, explode or ignore their latent."""
-    lab = StructureLab(experiment, many=True)
+    lab = StructureStudy(experiment, many=True)
     forms = ("fdm", "fdm-pre", "idm", "idm-stop-direct", "idm-stop-sum")
     metrics: dict[str, dict[str, list[float]]] = {}
     fate: dict[str, list[str]] = {}
@@ -227,15 +229,15 @@ def design(experiment: Experiment) -> Outcome:
 
 def norms(experiment: Experiment) -> Outcome:
     """|f(o_0, o_t)| against |s_t - s_0| along held-out episodes (Fig. 1, 3)."""
-    lab = StructureLab(experiment, many=True)
+    lab = StructureStudy(experiment, many=True)
     source = open_source(lab.dataset())
-    unused = voids(compared(lab, experiment.seeds))
+    unused = invalid_entries(compared(lab, experiment.seeds))
     metrics: dict[str, dict[str, list[float]]] = {}
     shown: dict[str, Trajectory] = {}
     for seed in experiment.seeds:
         loaded = {model: lab.load(model) for model in contenders(seed)}
         subjects = [lab.subject(model, trained) for model, trained in loaded.items()]
-        bare = untrained(next(iter(loaded.values())), lab.unlabelled(), seed=seed, name=RANDOM)
+        bare = random_weights_subject(next(iter(loaded.values())), lab.unlabelled(), seed=seed, name=RANDOM)
         for subject in (*subjects, bare, pixel_change(PIXELS)):
             found = trajectories(subject, source, lab.setup.options["image"], state=STATE, split=lab.setup.split)
             own = metrics.setdefault(subject.name, {"r per episode": []})
@@ -267,7 +269,7 @@ def norms(experiment: Experiment) -> Outcome:
 
 def motion_transfer(experiment: Experiment) -> Outcome:
     """F(o', z_ik) against F(o', z_ij + z_jk) from a frame o' of another episode (App. E.1)."""
-    lab = StructureLab(experiment, many=True)
+    lab = StructureStudy(experiment, many=True)
     records = compared(lab, experiment.seeds)
     metrics = {
         name: {
@@ -279,7 +281,7 @@ def motion_transfer(experiment: Experiment) -> Outcome:
     }
     if not metrics:
         raise LaminaError("no model of this setup predicts pictures")
-    unused = voids({name: records[name] for name in metrics})
+    unused = invalid_entries({name: records[name] for name in metrics})
     ours, *others = metrics
     agrees = below(metrics[ours]["by_chance"], metrics[ours]["agreement"])
     valid = [name for name in others if name not in unused]

@@ -10,7 +10,15 @@ import torch
 from lamina.data.sampling import open_source
 from lamina.evaluation.pictures import composed_picture
 from lamina.evaluation.probes.horizon import elsewhere, transfer
-from lamina_research.claims.structure_study import Contender, StructureLab, alam_model, gains, told, void_text, voids
+from lamina_research.claims.structure_study import (
+    ModelEntry,
+    StructureStudy,
+    alam_model,
+    gains,
+    invalid_entries,
+    told,
+    void_text,
+)
 from lamina_research.experiment import Claim, Experiment, Outcome
 from lamina_research.figures import LinePlot
 from lamina_research.seeds import Interval, below, interval, paired_difference
@@ -21,7 +29,7 @@ SCALES = ("smoke", "cpu", "gpu")
 RATIO, LOSS = 10.0, 0.1
 
 
-def pair(lab: StructureLab, seeds: tuple[int, ...]) -> dict[str, list[dict[str, Any]]]:
+def pair(lab: StructureStudy, seeds: tuple[int, ...]) -> dict[str, list[dict[str, Any]]]:
     """Records of ALAM and of the same encoder without its two losses."""
     models = [[alam_model(seed, structured) for seed in seeds] for structured in (True, False)]
     return {of_seeds[0].label: [lab.record(model) for model in of_seeds] for of_seeds in models}
@@ -64,7 +72,7 @@ def ratios(errors: Errors) -> dict[tuple[str, int], float]:
 
 def algebra(experiment: Experiment) -> Outcome:
     """Add(t) and Rev(t) for t = k to 5k, raw and by the latent's length, with and without the two losses (§4.1, Fig. 4A)."""
-    lab = StructureLab(experiment)
+    lab = StructureStudy(experiment)
     records = pair(lab, experiment.seeds)
     ours, plain = records
     errors, metrics = algebra_errors(records)
@@ -75,7 +83,7 @@ def algebra(experiment: Experiment) -> Outcome:
         if below(errors[ours, key[0], "relative", key[1]], errors[plain, key[0], "relative", key[1]])
     ]
     kept = paired_difference(metrics[ours]["psnr(1)"], metrics[plain]["psnr(1)"])
-    unused = voids(records)
+    unused = invalid_entries(records)
     last = max(t for _, t in ratio)
     trend = ""
     for size in lab.setup.smaller:
@@ -86,7 +94,7 @@ def algebra(experiment: Experiment) -> Outcome:
         trend += (
             f" At size {size}: {min(less.values()):.1f} to {max(less.values()):.1f} times, {_with_interval(lost)} dB."
         )
-        trend += void_text(voids(of_size))
+        trend += void_text(invalid_entries(of_size))
         metrics |= {f"{name}, {size}": values for name, values in found.items()}
     text = (
         f"Raw errors are {min(ratio.values()):.1f} to {max(ratio.values()):.1f} times lower with the two losses; at {last}k "
@@ -122,7 +130,7 @@ def algebra(experiment: Experiment) -> Outcome:
 
 def horizon(experiment: Experiment) -> Outcome:
     """Change of PSNR and SSIM from each model's own score at k, direct and cumulative (§4.1, Fig. 4B)."""
-    lab = StructureLab(experiment)
+    lab = StructureStudy(experiment)
     records = pair(lab, experiment.seeds)
     ours, plain = records
     metrics: dict[str, dict[str, list[float]]] = {name: gains(of_seeds) for name, of_seeds in records.items()}
@@ -146,7 +154,7 @@ def horizon(experiment: Experiment) -> Outcome:
         way: _with_interval(paired_difference(change[ours, way, last], change[plain, way, last]))
         for way in ("direct", "cumulative")
     }
-    unused = voids(records)
+    unused = invalid_entries(records)
     text = (
         f"At {last}k ALAM has lost {leads['direct']} dB (direct) and {leads['cumulative']} dB (cumulative) less than the same "
         f"encoder without the two losses, each from its own score at k.{void_text(unused)}"
@@ -174,7 +182,7 @@ def _with_interval(gap: Interval) -> str:
     return f"{gap.mean:+.2f}{between}"
 
 
-def moved(lab: StructureLab, models: tuple[Contender, ...]) -> dict[str, list[float]]:
+def moved(lab: StructureStudy, models: tuple[ModelEntry, ...]) -> dict[str, list[float]]:
     """Agreement of direct and composed latents decoded from a frame of another task, and the controls, seed by seed (dB)."""
     held = lab.held().triplets
     tasks = [open_source(lab.data().data[0]).episodes[int(e)].task for e in held.episode]
@@ -191,11 +199,11 @@ def moved(lab: StructureLab, models: tuple[Contender, ...]) -> dict[str, list[fl
 
 def across(experiment: Experiment) -> Outcome:
     """z_ab + z_bc against z_ac, both taken in one task and decoded from a frame of another (§4.1, App. E)."""
-    lab = StructureLab(experiment)
+    lab = StructureStudy(experiment)
     models = {s: tuple(alam_model(seed, s) for seed in experiment.seeds) for s in (True, False)}
     metrics = {of_seeds[0].label: moved(lab, of_seeds) for of_seeds in models.values()}
     ours, plain = metrics
-    unused = voids(pair(lab, experiment.seeds))
+    unused = invalid_entries(pair(lab, experiment.seeds))
     picture = experiment.workdir / "alam-transfer.png"
     first = models[True][0]
     composed_picture(lab.subject(first, lab.load(first)), lab.held().triplets, picture, rows=6)

@@ -17,7 +17,7 @@ from lamina_research.claims.exo import linear
 from lamina_research.claims.exo.linear_study import Grid
 from lamina_research.figures import Plot, save
 from lamina_research.linear import closed_form, scores
-from lamina_research.linear.ex_bmdp import LinearWorld
+from lamina_research.linear.ex_bmdp import LinearExBMDP
 from lamina_research.linear.lam import OBJECTIVES, LinearLAM, Objective, check_width, loss
 
 Figure = Literal["leakage", "sensitivity", "remedies", "cca"]
@@ -27,7 +27,7 @@ FEW_P = (0.05, 0.2, 0.4, 0.8)
 
 
 @dataclass(frozen=True)
-class Question:
+class LinearSetting:
     """A world, a bottleneck and the weight of the remedies. Means are over draws of H_0 and R_xi."""
 
     p_switch: float = 0.2
@@ -54,7 +54,7 @@ class Question:
 
     def grid(self, p: Sequence[float] | None = None, alpha: Sequence[float] | None = None) -> Grid:
         """The worlds asked about. Raises LaminaError for values that make none."""
-        world = LinearWorld(self.states, self.state, self.observation, steps=self.steps)
+        world = LinearExBMDP(self.states, self.state, self.observation, steps=self.steps)
         return Grid(world, tuple(p or (self.p_switch,)), tuple(alpha or (self.alpha,)), tuple(range(self.draws)))
 
     def objectives(self) -> dict[str, Objective]:
@@ -67,11 +67,11 @@ class Question:
         return {plain: OBJECTIVES[plain], **changed}
 
 
-def _solved(question: Question, grid: Grid) -> dict[str, LinearLAM]:
+def _solved(question: LinearSetting, grid: Grid) -> dict[str, LinearLAM]:
     return {name: closed_form.solve(grid.exact, o, question.latent) for name, o in question.objectives().items()}
 
 
-def answer(question: Question) -> str:
+def leakage_table(question: LinearSetting) -> str:
     """The closed-form quantities of each objective, mean and standard error over the draws, as a table in plain text."""
     grid = question.grid()
     world, models = grid.world, _solved(question, grid)
@@ -97,7 +97,7 @@ def answer(question: Question) -> str:
     return "\n".join(lines)
 
 
-def _more(question: Question, p: float) -> str:
+def _more(question: LinearSetting, p: float) -> str:
     """How much more the best latent that does not depend on xi' loses than the best of all, in percent."""
     grid = question.grid(p=(p,))
     best = loss(closed_form.solve(grid.exact, Objective(), question.latent), grid.exact, Objective())
@@ -118,7 +118,7 @@ def table(rows: Sequence[Sequence[str]]) -> list[str]:
     return ["  ".join(cell.ljust(w) for cell, w in zip(row, wide, strict=True)).rstrip() for row in rows]
 
 
-def figure(question: Question, name: Figure) -> Plot:
+def figure(question: LinearSetting, name: Figure) -> Plot:
     """A figure of the paper from closed forms alone, in the world asked about."""
     plain = next(iter(OBJECTIVES))
     if name == "leakage":
@@ -141,7 +141,7 @@ def figure(question: Question, name: Figure) -> Plot:
     return linear.cca_plot({f"p_switch = {p:g}": found[:, i, :some] for i, p in enumerate(grid.p)})
 
 
-def draw(question: Question, name: Figure, path: Path) -> Path:
+def draw(question: LinearSetting, name: Figure, path: Path) -> Path:
     """Draws a figure into the SVG file ``path``."""
     if path.suffix != ".svg":
         raise LaminaError(f"{path}: figures are drawn as .svg")

@@ -77,7 +77,7 @@ def solve(moments: Moments, objective: Objective, width: int) -> LinearLAM:
         fit = reduced_rank(views.rest, views.xy, width)
         C, D = fit.encode.chunk(2, -1)
         on_target, on_latent = innovation(moments), fit.decode @ fit.encode @ views.on_o
-        return least_energy(LinearLAM(on_target - on_latent, fit.decode, C, D), moments, objective)
+        return minimum_norm(LinearLAM(on_target - on_latent, fit.decode, C, D), moments, objective)
     if objective.cross:
         raise LaminaError("cross-exogenous reconstruction with a robust target has no closed form here; train it")
     t, (own, weight) = objective.target, (objective.own**0.5, objective.weight**0.5)
@@ -108,7 +108,7 @@ def _views(moments: Moments, objective: Objective) -> _Views:
     return _Views(mixed(None), on_o, mixed(None) - on_o @ xo.mT, mixed("o'") - weight * on_o @ moments("o", "o'"))
 
 
-def least_energy(lam: LinearLAM, moments: Moments, objective: Objective) -> LinearLAM:
+def minimum_norm(lam: LinearLAM, moments: Moments, objective: Objective) -> LinearLAM:
     """Of all LAMs that predict what ``lam`` predicts, the one whose latents are smallest.
 
     What o tells of x = (o, o') can travel through A as well as through z, so the reconstruction losses leave that part of C to the

@@ -49,7 +49,7 @@ CHUNK = 4096  # transitions whose lifted coordinates are held at once
 
 
 @dataclass(frozen=True)
-class LinearWorld:
+class LinearExBMDP:
     """Sizes of the world and of a data set. The paper gives d_s = d_a = 8, d_o = 128 and 8,000 trajectories (Table 1). Ours are the number
     of exogenous states, the length of a trajectory, s_0 ~ N(0, I), and the scale of H_0 and R_xi: columns of unit length on average."""
 
@@ -142,7 +142,7 @@ def sensitivities(alpha: Sequence[float]) -> Float[Tensor, "x"]:
     return torch.tensor(alpha, dtype=torch.float64)
 
 
-def emissions(world: LinearWorld, alpha: Float[Tensor, "x"], seeds: Sequence[int]) -> Float[Tensor, "k x r l"]:
+def emissions(world: LinearExBMDP, alpha: Float[Tensor, "x"], seeds: Sequence[int]) -> Float[Tensor, "k x r l"]:
     """[H_1 ... H_n] for each seed and alpha: lifted coordinates (l = n d_s) to observations.
 
     Where n d_s < d_o observations fill only a part of the space. They are then given in an orthonormal basis of that part,
@@ -169,13 +169,13 @@ def switching(p: Float[Tensor, "*g"], states: int) -> Float[Tensor, "*g n n"]:
 # ----------------------------------------------------------------------------------------------------- exact moments
 
 
-def _lift(law: Float[Tensor, "*g n n"], one: Variable, other: Variable, world: LinearWorld) -> Float[Tensor, "*g l l"]:
+def _lift(law: Float[Tensor, "*g n n"], one: Variable, other: Variable, world: LinearExBMDP) -> Float[Tensor, "*g l l"]:
     """E[(e_i (x) x)(e_j (x) y)^T] for x, y linear in (s, a), given the joint law of their exogenous states."""
     covariance = one.on_state * other.on_state * world.spread + one.on_action * other.on_action
     return torch.kron(law, covariance * torch.eye(world.state, dtype=law.dtype))
 
 
-def exact(world: LinearWorld, p: Float[Tensor, "*g"]) -> Moments:
+def exact(world: LinearExBMDP, p: Float[Tensor, "*g"]) -> Moments:
     """The lifted moments that infinitely many trajectories would have."""
     n = world.states
     switch, distinct = switching(p, n), switching(torch.ones_like(p), n)
@@ -196,11 +196,11 @@ def exact(world: LinearWorld, p: Float[Tensor, "*g"]) -> Moments:
     return Moments(torch.cat([upper, action], -2), lifted_sizes(world))
 
 
-def lifted_sizes(world: LinearWorld) -> dict[str, int]:
+def lifted_sizes(world: LinearExBMDP) -> dict[str, int]:
     return {**dict.fromkeys(OBSERVED, world.states * world.state), ACTION: world.state}
 
 
-def leaking(world: LinearWorld, p: Float[Tensor, "*g"]) -> Moments:
+def leaking(world: LinearExBMDP, p: Float[Tensor, "*g"]) -> Moments:
     """E[Cov(o' | s, xi, a)], lifted: what of the next frame is up to xi' alone (Prop. 4.2)."""
     switch, next_ = switching(p, world.states), OBSERVED["o'"]
     law = torch.eye(world.states, dtype=p.dtype) - switch @ switch
@@ -208,7 +208,7 @@ def leaking(world: LinearWorld, p: Float[Tensor, "*g"]) -> Moments:
     return Moments(_lift(law / world.states, next_, next_, world), {"o'": size})
 
 
-def context(world: LinearWorld, p: Float[Tensor, "*g"]) -> Moments:
+def context(world: LinearExBMDP, p: Float[Tensor, "*g"]) -> Moments:
     """E[Cov((o, o') | s, a)], lifted: what of both frames is up to the exogenous states (Fig. 4b)."""
     n = world.states
     switch, stay = switching(p, n), torch.eye(n, dtype=p.dtype).expand(*p.shape, -1, -1)
@@ -245,7 +245,7 @@ class Transitions:
         return torch.cat([*parts, action.expand(*parts[0].shape[:-1], -1)], -1)
 
 
-def simulate(world: LinearWorld, p: Float[Tensor, "p"], seeds: Sequence[int]) -> Transitions:
+def simulate(world: LinearExBMDP, p: Float[Tensor, "p"], seeds: Sequence[int]) -> Transitions:
     """Trajectories of each seed, cut into transitions. A seed's data does not depend on which other seeds are drawn."""
     shape, n = (world.trajectories, world.steps), world.states
 
@@ -268,7 +268,7 @@ def simulate(world: LinearWorld, p: Float[Tensor, "p"], seeds: Sequence[int]) ->
     return Transitions(state.flatten(1, 2), action.flatten(1, 2), exogenous.flatten(2, 3))
 
 
-def sampled(world: LinearWorld, p: Float[Tensor, "p"], seeds: Sequence[int]) -> Moments:
+def sampled(world: LinearExBMDP, p: Float[Tensor, "p"], seeds: Sequence[int]) -> Moments:
     """The lifted moments of simulated data, [k p v v]. Raises LaminaError where there are fewer transitions than variables."""
     data = simulate(world, p, seeds)
     count, sizes = data.state.shape[1], lifted_sizes(world)

@@ -14,16 +14,16 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from lamina.images import to_float, to_uint8
-from lamina.rng import Draws
+from lamina.rng import Rng
 from lamina.types import Clip
 
 #: Times that a training sees each sample beyond which ``--augment`` is on unless it is set.
-OFTEN = 50
+MAX_REPEATS = 50
 #: What it is then.
-STRENGTH = 0.5
+DEFAULT_CROP = 0.5
 
 
-def augmented(clip: Clip, strength: float, draws: Draws, mirror: bool) -> Clip:
+def augmented(clip: Clip, strength: float, draws: Rng, mirror: bool) -> Clip:
     """Each sample through a random window with sides of ``1 - strength`` to 1 of the picture's, enlarged to its size; ``mirror``: half of
     the samples are mirrored too. Every frame of a sample, and its paired view, has the same window."""
     b = len(clip)

@@ -12,7 +12,7 @@ from lamina.data.episodes import DecodeError, Episode
 from lamina.types import ActionSpec
 
 
-class Source(Protocol):
+class Dataset(Protocol):
     """A folder of video (:class:`lamina.data.video.VideoFolder`) or a LeRobot dataset
     (:class:`lamina.data.lerobot.reader.LeRobotDataset`)."""
 

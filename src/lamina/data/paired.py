@@ -14,7 +14,7 @@ from lamina.intervals import Estimate, bootstrap_mean
 from lamina.types import Clip
 
 SIDE = 12  # pixels of the small pictures that tell whether two views show the same states
-LEAST = 64  # transitions that it takes to tell
+MIN_TRANSITIONS = 64  # transitions that it takes to tell
 
 
 def same_states(clip: Clip, seed: int = 0) -> Estimate:
@@ -26,7 +26,7 @@ def same_states(clip: Clip, seed: int = 0) -> Estimate:
     """
     if clip.paired is None:
         raise LaminaError("this data has no paired views to compare")
-    if len(clip) < LEAST:
+    if len(clip) < MIN_TRANSITIONS:
         raise LaminaError(f"{len(clip)} transitions are too few to tell whether paired views show the same states")
     from sklearn.linear_model import RidgeCV  # here: it takes a second to import, and every training reads this file
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from lamina.data.dataset import Source
+from lamina.data.dataset import Dataset
 from lamina.data.episodes import Episode
 
 
@@ -22,7 +22,7 @@ class ReadAhead:
     """
 
     def __init__(
-        self, source: Source, camera: str, size: tuple[int, int] | None, chunk: int = 64, chunks: int = 4
+        self, source: Dataset, camera: str, size: tuple[int, int] | None, chunk: int = 64, chunks: int = 4
     ) -> None:
         self.source, self.camera, self.size, self.chunk, self.chunks = source, camera, size, chunk, chunks
         self.thread: threading.Thread | None = None

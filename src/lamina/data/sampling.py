@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from lamina.data.dataset import Source
+from lamina.data.dataset import Dataset
 from lamina.data.episodes import SPLITS
 from lamina.data.lerobot.reader import open_lerobot
 from lamina.data.paths import is_dataset
@@ -97,7 +97,7 @@ def parse_data(argument: str) -> tuple[str, float | None]:
     return path, value
 
 
-def open_source(path: str | Path, number: int = 0, max_bad: int = 8) -> Source:
+def open_source(path: str | Path, number: int = 0, max_bad: int = 8) -> Dataset:
     """The source at ``path``: a LeRobot dataset if it has meta/info.json, else a video file or a folder of them (links are followed).
 
     Raises LaminaError if there is nothing to read. Up to ``max_bad`` unreadable files of a folder are left out, each
@@ -191,7 +191,7 @@ def _cut(start: int, stop: int, keys: np.ndarray | None) -> list[int]:
     return [*bounds, stop]
 
 
-class Plan:
+class SampleIndex:
     """What a split of the sources holds: its segments, fields and shares. No video is decoded here."""
 
     def __init__(self, config: DataConfig, split: str) -> None:
@@ -199,7 +199,7 @@ class Plan:
             raise LaminaError(f"no split '{split}'; there are: {', '.join(SPLITS)}")
         self.config, self.split = config, split
         parsed = [parse_data(d) for d in config.data]
-        self.sources: list[Source] = [open_source(p, n, config.max_bad) for n, (p, _) in enumerate(parsed)]
+        self.sources: list[Dataset] = [open_source(p, n, config.max_bad) for n, (p, _) in enumerate(parsed)]
         self.offsets: list[int] = np.cumsum([0] + [len(s.episodes) for s in self.sources]).tolist()
         self.cameras: list[tuple[str, ...]] = [self._cameras(s) for s in self.sources]
         self._unseen: list[dict[str, set[int]]] = [self._find_unseen(n) for n in range(len(self.sources))]
@@ -220,7 +220,7 @@ class Plan:
         shares = np.array([c if w is None else w for c, w in zip(self.counts, weights, strict=True)], dtype=np.float64)
         self.shares: list[float] = (shares / shares.sum()).tolist()
 
-    def _cameras(self, source: Source) -> tuple[str, ...]:
+    def _cameras(self, source: Dataset) -> tuple[str, ...]:
         """The cameras that frames are drawn from."""
         if not source.cameras:
             raise LaminaError(
@@ -377,15 +377,15 @@ def feature_width(config: DataConfig, name: str) -> int | None:
 
 def count_transitions(config: DataConfig, split: str) -> int:
     """Samples of a split: each frame that leaves room for a sample begins one."""
-    return sum(Plan(config, split).counts)
+    return sum(SampleIndex(config, split).counts)
 
 
-def source_camera(source: Source, camera: str | None) -> str:
+def source_camera(source: Dataset, camera: str | None) -> str:
     """``camera``, or the source's first one for None. Raises LaminaError if the source has no such camera."""
     _check_name(source, "camera", camera, source.cameras)
     return camera or source.cameras[0]
 
 
-def _check_name(source: Source, what: str, name: str | None, there: tuple[str, ...]) -> None:
+def _check_name(source: Dataset, what: str, name: str | None, there: tuple[str, ...]) -> None:
     if name is not None and name not in there:
         raise LaminaError(f"{source.root}: has no {what} '{name}'; it has: {', '.join(there) or 'none'}")

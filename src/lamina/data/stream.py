@@ -23,23 +23,22 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
-from torch.utils.data import DataLoader, Dataset
+from torch.utils import data as torch_data
+from torch.utils.data import DataLoader
 
-from lamina.data.dataset import Source
+from lamina.data.dataset import Dataset
 from lamina.data.episodes import DecodeError, Episode, check_classes, task_vector
 from lamina.data.paths import contents
-from lamina.data.sampling import DataConfig, Plan, Segment, draw_samples, open_source, parse_data
+from lamina.data.sampling import DataConfig, SampleIndex, Segment, draw_samples
 from lamina.errors import LaminaError, LaminaWarning
 from lamina.records import Malformed, Whole, checked
 from lamina.types import ActionSpec, Clip
 
-__all__ = ["ClipStream", "DataConfig", "Episode", "Source", "gather", "open_source", "parse_data"]
-
 PREFETCH = 4  # segments that each worker decodes ahead
-PER_STRETCH = 4  # samples that gather takes from one stretch of video
+SAMPLES_PER_SEGMENT = 4  # samples that gather takes from one stretch of video
 
 
-class Decoded(NamedTuple):
+class DecodedSegment(NamedTuple):
     """The frames that a segment's samples need, each once, and the samples as rows of them."""
 
     frames: UInt8[np.ndarray, "n c h w"]
@@ -51,8 +50,8 @@ class Decoded(NamedTuple):
 
 
 def decode_segment(
-    plan: Plan, segment: Segment, rng: np.random.Generator, picks: Int[np.ndarray, "n"] | None = None
-) -> Decoded:
+    plan: SampleIndex, segment: Segment, rng: np.random.Generator, picks: Int[np.ndarray, "n"] | None = None
+) -> DecodedSegment:
     """Draw a segment's samples (or only the ones with the numbers ``picks``) and decode the frames that they need.
 
     Raises DecodeError if the video is damaged there and LaminaError for what a feature cannot hold: NaN, infinity, no class of its.
@@ -76,7 +75,7 @@ def decode_segment(
     if config.proprio is not None:
         columns["proprio"] = source.column(episode, config.proprio)[numbers]
     columns |= {f"target {name}": source.column(episode, name)[numbers] for name in config.targets}
-    return Decoded(
+    return DecodedSegment(
         _read(source, episode, camera, numbers, config.size),
         None if config.paired is None else _read(source, episode, config.paired, numbers, config.size),
         columns,
@@ -87,7 +86,7 @@ def decode_segment(
 
 
 def _read(
-    source: Source, episode: Episode, camera: str, numbers: Int[np.ndarray, "n"], size: tuple[int, int]
+    source: Dataset, episode: Episode, camera: str, numbers: Int[np.ndarray, "n"], size: tuple[int, int]
 ) -> UInt8[np.ndarray, "n c h w"]:
     if len(numbers) == 0:
         return np.empty((0, 3, *size), dtype=np.uint8)
@@ -96,13 +95,13 @@ def _read(
     return np.ascontiguousarray(frames.transpose(0, 3, 1, 2))
 
 
-def spread(total: int, count: int) -> Int[np.ndarray, "count"]:
+def evenly_spaced(total: int, count: int) -> Int[np.ndarray, "count"]:
     """``count`` of the numbers 0..total-1, evenly spread."""
     count = min(total, count)
     return (np.arange(count) * total + total // 2) // max(count, 1)
 
 
-def assemble(rows: Sequence[tuple[Decoded, int]]) -> Clip:
+def assemble(rows: Sequence[tuple[DecodedSegment, int]]) -> Clip:
     """A batch from single samples: (decoded segment, number of the sample in it)."""
     picks = [(d, d.samples[m]) for d, m in rows]
 
@@ -127,24 +126,24 @@ def assemble(rows: Sequence[tuple[Decoded, int]]) -> Clip:
 # --------------------------------------------------------------------------------------------------------- the order
 
 
-class Turn(NamedTuple):
+class StreamPosition(NamedTuple):
     """One segment's place in the order: everything before it is known from these few numbers."""
 
     serial: int  # segments before it
     segments: tuple[int, ...]  # segments of each source before it
     samples: tuple[int, ...]  # samples of each source before it
 
-    def after(self, segment: Segment) -> Turn:
+    def after(self, segment: Segment) -> StreamPosition:
         """The place of the one that follows ``segment``."""
         here = [i == segment.source for i in range(len(self.segments))]
-        return Turn(
+        return StreamPosition(
             self.serial + 1,
             tuple(n + h for n, h in zip(self.segments, here, strict=True)),
             tuple(n + h * (segment.stop - segment.start) for n, h in zip(self.samples, here, strict=True)),
         )
 
 
-def schedule(plan: Plan, seed: int, turn: Turn) -> Iterator[tuple[Turn, Segment]]:
+def schedule(plan: SampleIndex, seed: int, turn: StreamPosition) -> Iterator[tuple[StreamPosition, Segment]]:
     """The endless order of segments from ``turn`` on, the same for every shard."""
     orders: dict[int, tuple[int, np.ndarray]] = {}
     while True:
@@ -159,13 +158,15 @@ def schedule(plan: Plan, seed: int, turn: Turn) -> Iterator[tuple[Turn, Segment]
         turn = turn.after(segment)
 
 
-class _Work(Dataset):
+class _Work(torch_data.Dataset[Any]):
     """What a worker process does: turn -> (turn, segment, decoded segment or the reason why not, delays)."""
 
-    def __init__(self, plan: Plan, seed: int) -> None:
+    def __init__(self, plan: SampleIndex, seed: int) -> None:
         self.plan, self.seed = plan, seed
 
-    def __getitem__(self, item: tuple[Turn, Segment]) -> tuple[Turn, Segment, Decoded | LaminaError, np.ndarray]:
+    def __getitem__(
+        self, item: tuple[StreamPosition, Segment]
+    ) -> tuple[StreamPosition, Segment, DecodedSegment | LaminaError, np.ndarray]:
         turn, segment = item
         rng = np.random.default_rng([self.seed, 1, turn.serial])
         try:
@@ -196,22 +197,22 @@ def _same(value: Any) -> Any:
 class _Held:
     """A segment of which some samples wait in the shuffle buffer."""
 
-    turn: Turn
+    turn: StreamPosition
     first: int  # number of its first sample in the stream
-    decoded: Decoded
+    decoded: DecodedSegment
     waiting: int = 0
 
 
 class _Shard:
     """One stream of samples over every ``shards``-th segment of the schedule."""
 
-    def __init__(self, plan: Plan, seed: int, shard: int, shards: int) -> None:
+    def __init__(self, plan: SampleIndex, seed: int, shard: int, shards: int) -> None:
         self.plan, self.seed, self.shard, self.shards = plan, seed, shard, shards
         none = (0,) * len(plan.sources)
         self.arrivals: Iterator[Any] | None = None
-        self.restart(Turn(0, none, none), arrived=0, last=(-1, -1), bad=[])
+        self.restart(StreamPosition(0, none, none), arrived=0, last=(-1, -1), bad=[])
 
-    def restart(self, turn: Turn, arrived: int, last: tuple[int, int], bad: list[tuple[int, ...]]) -> None:
+    def restart(self, turn: StreamPosition, arrived: int, last: tuple[int, int], bad: list[tuple[int, ...]]) -> None:
         self.close()
         self.turn = turn  # the next segment to arrive is this one or a later one
         self.arrived = arrived  # samples that have arrived
@@ -234,10 +235,10 @@ class _Shard:
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        turn = Turn(state["serial"], tuple(state["segments"]), tuple(state["samples"]))
+        turn = StreamPosition(state["serial"], tuple(state["segments"]), tuple(state["samples"]))
         self.restart(turn, state["arrived"], tuple(state["last"]), [tuple(b) for b in state["bad"]])
 
-    def draw(self) -> tuple[Decoded, int]:
+    def draw(self) -> tuple[DecodedSegment, int]:
         """The next sample: (decoded segment, number of the sample in it)."""
         while not self.queue or self.queue[0][0] > self.arrived:
             self._receive()
@@ -353,7 +354,7 @@ class ClipStream:
         if batch < 1 or batch % shards:
             raise LaminaError(f"a batch of {batch} cannot be shared evenly by {shards} streams; change one of them")
         self.config, self.batch = config, batch
-        self.plan = Plan(config, split)
+        self.plan = SampleIndex(config, split)
         self._shards = {r: _Shard(self.plan, seed, r, shards) for r in (range(shards) if shard is None else (shard,))}
         self._each = batch // shards
         settings = {k: v for k, v in asdict(config).items() if k not in ("data", "workers", "max_bad")}
@@ -414,7 +415,9 @@ class ClipStream:
             shard.close()
 
 
-def gather(config: DataConfig, split: str, limit: int | None, seed: int = 0, require_action: bool = False) -> Clip:
+def sample_split(
+    config: DataConfig, split: str, limit: int | None, seed: int = 0, require_action: bool = False
+) -> Clip:
     """An in-memory sample of a split, evenly spread over its episodes and in their order; the same every time.
 
     ``limit``: how many samples at most (None: every one of the split). Where that is fewer than the split has, every task
@@ -422,11 +425,11 @@ def gather(config: DataConfig, split: str, limit: int | None, seed: int = 0, req
     which spares decoding. Raises LaminaError as :class:`ClipStream` does, and if ``require_action`` and there are no
     actions.
     """
-    plan = Plan(config, split)
+    plan = SampleIndex(config, split)
     if require_action and plan.action is None:
         raise LaminaError(f"{_lacks_actions(plan)}; actions are needed here")
     segments = np.concatenate(plan.segments)
-    rows: list[tuple[Decoded, int]] = []
+    rows: list[tuple[DecodedSegment, int]] = []
     bad: list[DecodeError] = []
     for v, here in _choose(plan, segments, limit):
         try:
@@ -450,29 +453,29 @@ def gather(config: DataConfig, split: str, limit: int | None, seed: int = 0, req
 
 
 def _choose(
-    plan: Plan, segments: Int[np.ndarray, "n 7"], limit: int | None
+    plan: SampleIndex, segments: Int[np.ndarray, "n 7"], limit: int | None
 ) -> Iterator[tuple[int, Int[np.ndarray, "m"]]]:
-    """Which segments :func:`gather` visits, and which of their samples it takes there, in the order of ``segments``."""
+    """Which segments :func:`sample_split` visits, and which of their samples it takes there, in the order of ``segments``."""
     sizes = segments[:, 6] - segments[:, 5]
     tasks = [plan.sources[s].episodes[e].task for s, e in segments[:, [0, 2]].tolist()]
     chosen: dict[int, np.ndarray] = {}
     groups = [np.flatnonzero(np.array(tasks) == task) for task in sorted(set(tasks))]
     totals = [int(sizes[group].sum()) for group in groups]
-    for group, share in zip(groups, totals if limit is None else share_out(limit, totals), strict=True):
+    for group, share in zip(groups, totals if limit is None else divide_evenly(limit, totals), strict=True):
         visited = group
         if share < sizes[group].sum():
-            count = -(-share // PER_STRETCH)
-            while sizes[visited := group[spread(len(group), count)]].sum() < share:
+            count = -(-share // SAMPLES_PER_SEGMENT)
+            while sizes[visited := group[evenly_spaced(len(group), count)]].sum() < share:
                 count *= 2
         ends = np.cumsum(sizes[visited])
-        picks = spread(int(ends[-1]), share) if len(visited) else visited
+        picks = evenly_spaced(int(ends[-1]), share) if len(visited) else visited
         for v, end in zip(visited.tolist(), ends.tolist(), strict=True):
             begin = end - sizes[v]
             chosen[v] = picks[np.searchsorted(picks, begin) : np.searchsorted(picks, end)] - begin
     return iter(sorted(chosen.items()))
 
 
-def share_out(limit: int, totals: Sequence[int]) -> list[int]:
+def divide_evenly(limit: int, totals: Sequence[int]) -> list[int]:
     """How many each gives so that together they give ``limit``, or all they have: equally many, as far as it has them."""
     shares = [0] * len(totals)
     left = limit
@@ -482,7 +485,7 @@ def share_out(limit: int, totals: Sequence[int]) -> list[int]:
     return shares
 
 
-def _lacks_actions(plan: Plan) -> str:
+def _lacks_actions(plan: SampleIndex) -> str:
     name = plan.config.action
     for source in plan.sources:
         if name is None or source.action_spec(name) is None:

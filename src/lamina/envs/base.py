@@ -11,10 +11,10 @@ import numpy as np
 from jaxtyping import Float, Shaped, UInt8
 
 from lamina.images import resize_frames
-from lamina.types import ActionSpec, Size
+from lamina.types import ActionSpec, ImageSize
 
 Action = Shaped[np.ndarray, "a"]  # int64 when every dimension is discrete, else float32
-Policy = Callable[[np.random.Generator], Action]
+ActionFunction = Callable[[np.random.Generator], Action]
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class World(ABC):
         self.close()
 
 
-def rollout(world: World, policy: Policy, seed: int, episode: int = 0) -> Iterator[Step]:
+def rollout(world: World, policy: ActionFunction, seed: int, episode: int = 0) -> Iterator[Step]:
     """One episode. Start and random numbers are a function of (seed, episode), so episodes can run in any order."""
     start, stream = np.random.SeedSequence([seed, episode]).spawn(2)
     rng = np.random.default_rng(stream)
@@ -90,11 +90,11 @@ def rollout(world: World, policy: Policy, seed: int, episode: int = 0) -> Iterat
         observation = following
 
 
-def returns(world: World, policy: Policy, episodes: int, seed: int = 0) -> Float[np.ndarray, "episodes"]:
+def returns(world: World, policy: ActionFunction, episodes: int, seed: int = 0) -> Float[np.ndarray, "episodes"]:
     """The sum of rewards of each episode; ``policy`` is ``world.expert``, ``world.random`` or any function of a generator."""
     return np.array([sum(step.reward for step in rollout(world, policy, seed, n)) for n in range(episodes)])
 
 
-def resize(frame: UInt8[np.ndarray, "h w 3"], size: Size | None) -> UInt8[np.ndarray, "h2 w2 3"]:
+def resize(frame: UInt8[np.ndarray, "h w 3"], size: ImageSize | None) -> UInt8[np.ndarray, "h2 w2 3"]:
     """A simulator's picture at ``size`` (:func:`lamina.images.resize_frames`), always a copy: simulators reuse their buffers."""
     return np.array(resize_frames(frame[None], size)[0])

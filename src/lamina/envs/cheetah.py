@@ -16,7 +16,7 @@ from lamina.envs.base import Action, Observation, World
 from lamina.envs.distraction import Exogenous, Strength
 from lamina.envs.rendering import Camera  # first: it decides how MuJoCo will draw
 from lamina.errors import LaminaError
-from lamina.types import ActionSpec, Size
+from lamina.types import ActionSpec, ImageSize
 
 from dm_control.suite import cheetah  # isort: skip
 
@@ -50,7 +50,7 @@ class Cheetah(World):
     proprio = 17
     reference = (480.9, 13.2)
 
-    def __init__(self, size: Size = (64, 64), strength: Strength | None = None):
+    def __init__(self, size: ImageSize = (64, 64), strength: Strength | None = None):
         self._size, self._strength = size, strength
         if strength:
             self.cameras = ("side", "paired")
@@ -98,7 +98,7 @@ class Cheetah(World):
         return Observation(dict(zip(self.cameras, pictures, strict=True)), self._state.astype(np.float32))
 
 
-def make(name: str, variant: str, size: Size | None) -> Cheetah:
+def make(name: str, variant: str, size: ImageSize | None) -> Cheetah:
     """``cheetah``, or ``cheetah/COLOUR,CAMERA[,P_SWITCH]``. Raises LaminaError for a variant that isn't numbers between 0 and 1."""
     strength = None
     if variant:

@@ -15,11 +15,11 @@ from tqdm import tqdm
 
 from lamina.data.episodes import HELD_OUT, SPLITS
 from lamina.data.lerobot.writer import LeRobotWriter, VideoEncoding, check_new
-from lamina.envs.base import Action, Observation, Policy, Step, World, rollout
+from lamina.envs.base import Action, ActionFunction, Observation, Step, World, rollout
 from lamina.envs.registry import SUITES, make
 from lamina.errors import LaminaError
-from lamina.files import alone
-from lamina.types import Size
+from lamina.files import locked
+from lamina.types import ImageSize
 from lamina.version import __version__
 
 FRAMES = 3000
@@ -34,7 +34,7 @@ def collect(
     episodes: int | None = None,
     seed: int = 0,
     noise: float = 0.15,
-    size: Size | None = (64, 64),
+    size: ImageSize | None = (64, 64),
     hold: int = 1,
     task: str | None = None,
     progress: bool = True,
@@ -75,7 +75,7 @@ def collect(
     if frames is None and episodes is None:
         frames = FRAMES
 
-    with _unwound_when_killed(), alone(Path(out)), ExitStack() as stack:
+    with _unwound_when_killed(), locked(Path(out)), ExitStack() as stack:
         places = [stack.enter_context(make(name, size)) for name in names]
         turns = [_Recording(place, task or place.task, seed, noise, hold) for place in places]
         if len({turn.task for turn in turns}) < len(turns) or len({_kind(place) for place in places}) > 1:
@@ -130,7 +130,7 @@ class _Recording:
         self.frames += len(steps)
 
 
-def noisy(world: World, noise: float, hold: int) -> Policy:
+def noisy(world: World, noise: float, hold: int) -> ActionFunction:
     """The expert of ``world`` with a share of ``noise`` of random actions, each held for ``hold`` steps."""
     # A random stretch begins at a free step with this probability: hold / (hold + mean stretch of the expert) = noise.
     begins = noise / (noise + hold * (1 - noise))

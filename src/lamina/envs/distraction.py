@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, UInt8
 
 from lamina.envs.rendering import Camera  # first: it decides how MuJoCo will draw
 from lamina.errors import LaminaError
-from lamina.types import Size
+from lamina.types import ImageSize
 
 import mujoco  # isort: skip
 
@@ -43,7 +43,9 @@ class Strength:
 class Exogenous:
     """One exogenous state, which draws the scene as it looks under it. Its path is a function of ``rng`` alone."""
 
-    def __init__(self, model: mujoco.MjModel, camera: Camera, strength: Strength, size: Size, rng: np.random.Generator):
+    def __init__(
+        self, model: mujoco.MjModel, camera: Camera, strength: Strength, size: ImageSize, rng: np.random.Generator
+    ):
         self._model, self._camera, self._strength, self._size, self._rng = model, camera, strength, size, rng
         self._draw()
 

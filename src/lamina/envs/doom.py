@@ -52,7 +52,7 @@ from lamina.envs.doom_experts import (
 from lamina.envs.maze import Maze, free
 from lamina.errors import LaminaError
 from lamina.files import Scratch
-from lamina.types import ActionSpec, Size
+from lamina.types import ActionSpec, ImageSize
 
 BUTTONS = (
     Button.MOVE_FORWARD,
@@ -120,7 +120,7 @@ class Doom(World):
     cameras = ("screen",)
     action = ActionSpec(discrete=(len(NAMES),), names=NAMES)
 
-    def __init__(self, name: str, size: Size | None = (64, 64)):
+    def __init__(self, name: str, size: ImageSize | None = (64, 64)):
         self.name, self._size, self._scenario = name, size, SCENARIOS[name]
         self.task, self.reference = self._scenario.task, self._scenario.reference
         self._choices = np.array([NAMES.index(action) for action in self._scenario.actions])
@@ -281,7 +281,7 @@ def _can_tie() -> bool:
         return False
 
 
-def make(name: str, variant: str, size: Size | None) -> Doom:
+def make(name: str, variant: str, size: ImageSize | None) -> Doom:
     """The scenario ``name``. Raises LaminaError for a variant: there are none."""
     if variant:
         raise LaminaError(f"world '{name}' has no variants: ask for '{name}', not '{name}/{variant}'")

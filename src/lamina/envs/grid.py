@@ -16,7 +16,7 @@ from jaxtyping import UInt8
 
 from lamina.envs.base import Action, Observation, World
 from lamina.errors import LaminaError
-from lamina.types import ActionSpec, Size
+from lamina.types import ActionSpec, ImageSize
 
 CELLS = 4
 ROWS = CELLS - 1  # that the square moves in
@@ -42,7 +42,7 @@ class Grid(World):
     action = ActionSpec(discrete=(len(NAMES),), names=NAMES)
     max_steps = 48
 
-    def __init__(self, sigma: float = 1.0, size: Size | None = (64, 64)):
+    def __init__(self, sigma: float = 1.0, size: ImageSize | None = (64, 64)):
         self.sigma = sigma
         height, width = size or (CELLS, CELLS)
         if height % CELLS or width % CELLS:
@@ -79,7 +79,7 @@ class Grid(World):
         return np.repeat(np.kron(cells, self._cell)[..., None], 3, axis=2)
 
 
-def make(name: str, variant: str, size: Size | None) -> Grid:
+def make(name: str, variant: str, size: ImageSize | None) -> Grid:
     """``grid`` or ``grid/SIGMA``. Raises LaminaError for a sigma that is no number of [0, 1]."""
     try:
         sigma = float(variant or 1.0)

@@ -16,7 +16,7 @@ import numpy as np
 
 from lamina.envs.base import Action, Observation, World, resize
 from lamina.errors import LaminaError
-from lamina.types import ActionSpec, Size
+from lamina.types import ActionSpec, ImageSize
 
 with suppress(ModuleNotFoundError, LaminaError):
     import lamina.envs.rendering  # noqa: F401 (decides how MuJoCo will draw, in those environments that use it)
@@ -42,7 +42,7 @@ class GymWorld(World):
 
     cameras = ("render",)
 
-    def __init__(self, env: gymnasium.Env, name: str, size: Size | None = (64, 64)):
+    def __init__(self, env: gymnasium.Env, name: str, size: ImageSize | None = (64, 64)):
         if env.render_mode != "rgb_array":
             raise LaminaError(f"{name}: cannot be seen, its render_mode is {env.render_mode} and not rgb_array")
         self.name, self.task, self._env, self._size = "gym", name, env, size
@@ -109,7 +109,7 @@ def action_spec(space: spaces.Space, name: str) -> ActionSpec:
     )
 
 
-def make(name: str, variant: str, size: Size | None) -> GymWorld:
+def make(name: str, variant: str, size: ImageSize | None) -> GymWorld:
     """``gym/ID``. Raises LaminaError for an unknown id, a missing simulator, and an environment that cannot draw itself."""
     if not variant:
         raise LaminaError(f"world '{name}' needs the id of an environment: {name}/CartPole-v1, for example")

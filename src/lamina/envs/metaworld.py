@@ -15,7 +15,7 @@ import numpy as np
 from lamina.envs.base import Action, Observation, World
 from lamina.envs.rendering import Camera  # first: it decides how MuJoCo will draw
 from lamina.errors import LaminaError
-from lamina.types import ActionSpec, Size
+from lamina.types import ActionSpec, ImageSize
 
 import mujoco  # isort: skip
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS  # isort: skip
@@ -34,7 +34,7 @@ class MetaWorld(World):
     max_steps = 300
     proprio = 4
 
-    def __init__(self, task: str, size: Size = (64, 64)):
+    def __init__(self, task: str, size: ImageSize = (64, 64)):
         self.task = task.removesuffix("-v3").replace("-", " ")
         self._env = env = ALL_V3_ENVIRONMENTS[task]()
         env._partially_observable = False  # the experts need to know the goal
@@ -85,7 +85,7 @@ class MetaWorld(World):
         return Observation(frames, self._state[: self.proprio].astype(np.float32))
 
 
-def make(name: str, variant: str, size: Size | None) -> MetaWorld:
+def make(name: str, variant: str, size: ImageSize | None) -> MetaWorld:
     """``metaworld/TASK``, for example ``metaworld/drawer-open-v3``. Raises LaminaError for an unknown task."""
     if variant not in TASKS:
         near = get_close_matches(variant, TASKS, n=3) or TASKS[:3]

@@ -6,7 +6,7 @@ from importlib import import_module
 
 from lamina.envs.base import World
 from lamina.errors import LaminaError
-from lamina.types import Size
+from lamina.types import ImageSize
 
 WORLDS = {
     "grid": "lamina.envs.grid",
@@ -52,7 +52,7 @@ def module_of(world: str) -> str:
     return WORLDS[SUITES.get(world, (world,))[0].partition("/")[0]]
 
 
-def make(world: str, size: Size | None = (64, 64)) -> World:
+def make(world: str, size: ImageSize | None = (64, 64)) -> World:
     """The world called NAME or NAME/VARIANT (``metaworld/reach-v3``, ``grid/0.5``), pictures of ``size`` (height, width).
 
     ``size`` None leaves pictures as the world renders them. Raises LaminaError for an unknown name, and where the

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 
 from lamina.errors import LaminaError
-from lamina.types import Size
+from lamina.types import ImageSize
 
 if sys.platform == "linux":  # MuJoCo chooses a window system when it is imported, and there may be none
     os.environ.setdefault("MUJOCO_GL", "egl" if find_library("EGL") or not find_library("OSMesa") else "osmesa")
@@ -36,7 +36,7 @@ Turned = Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.nda
 class Camera:
     """Draws a model from one of its cameras. Raises LaminaError where no OpenGL library can be loaded."""
 
-    def __init__(self, model: mujoco.MjModel, camera: str, size: Size):
+    def __init__(self, model: mujoco.MjModel, camera: str, size: ImageSize):
         model.vis.quality.shadowsize = 0
         model.vis.quality.offsamples = 0
         model.mat_reflectance[:] = 0

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lamina.data.paired import LEAST, same_states
+from lamina.data.paired import MIN_TRANSITIONS, same_states
 from lamina.data.sampling import ActionsOf, DataConfig, feature_width, open_source
-from lamina.data.stream import gather
+from lamina.data.stream import sample_split
 from lamina.device import DeviceName, Precision, autocast, pick_device
 from lamina.errors import LaminaError
 from lamina.evaluation.pictures import composed_picture, prefix_picture, swap_picture, transfer_picture
-from lamina.evaluation.probes.exogenous import SwapScore, Views, swap, views
+from lamina.evaluation.probes.exogenous import PairedLatents, SwapScore, swap, views
 from lamina.evaluation.probes.leakage import leakages
 from lamina.evaluation.probes.linear_probe import LinearScore, linear_probe, pixel_features
 from lamina.evaluation.probes.reconstruction import ReconstructionScore, reconstruct
@@ -31,10 +31,10 @@ from lamina.evaluation.probes.structure import STATE, held_out, horizon_rows, me
 from lamina.evaluation.probes.trajectory import Trajectory, trajectories
 from lamina.evaluation.probes.translation import TranslationScore, controls, score_translator
 from lamina.evaluation.verdict import in_order, judge_exogenous, judge_leakage, summary, verdict
-from lamina.files import alone, checkpoint_hash, disk_errors, partial_path, to_json, write_text
+from lamina.files import checkpoint_hash, disk_errors, locked, partial_path, to_json, write_text
 from lamina.images import to_float
 from lamina.inference.encode import encode_clip, observe
-from lamina.inference.subject import of_model, untrained
+from lamina.inference.subject import random_weights_subject, subject_of
 from lamina.intervals import Estimate, bootstrap_mean, bootstrap_ratio
 from lamina.models import code_usage as codes
 from lamina.models.calibration import random_weights
@@ -42,7 +42,7 @@ from lamina.models.heads import ActionHead, Translator, TranslatorConfig
 from lamina.models.hub import LatentActionModel, model_folder
 from lamina.options import check_options
 from lamina.training.alignment import load_translator, training_of
-from lamina.training.labelled import Actions, actions_of, labelled, probe_data, tell_span
+from lamina.training.labelled import ActionTarget, actions_of, encode_labels, probe_data, warn_multi_action
 from lamina.training.log import read_log
 from lamina.types import ActionSpec, Clip
 from lamina.version import __version__
@@ -117,7 +117,7 @@ def evaluate(run: Path, path: str, config: EvaluateConfig) -> Path:
     device = pick_device(config.device)
     out, pictures = run / "evaluation.json", run / "pictures"
     drawn = partial_path(pictures)
-    with alone(out), autocast(device, config.precision):
+    with locked(out), autocast(device, config.precision):
         shutil.rmtree(drawn, ignore_errors=True)  # what a killed evaluation left
         try:
             record, model, metrics = _evaluate(run, path, config, device, drawn)
@@ -152,7 +152,7 @@ def _evaluate(
     source = open_source(path)
     paired = config.paired or next((c for c in source.cameras if c.endswith(".paired") and c != config.camera), None)
     data = dataclasses.replace(probe_data(model, path, config.camera, config.action, actions), paired=paired)
-    test = gather(data, "test", config.transitions)
+    test = sample_split(data, "test", config.transitions)
     bar = tqdm(total=6, desc="evaluate", unit="probe", dynamic_ncols=True)
     notes = []
     if len(test.episode.unique()) < 5:
@@ -205,11 +205,11 @@ def _evaluate(
         notes.append("This data has no actions: the translator and the linear probe were not run.")
     else:
         spanned = actions_of(data)
-        tell_span(data, spanned)
+        warn_multi_action(data, spanned)
         notes.append(_told(data, spanned))
         lengths = prefixes_of(model.config.action_length)
         filling = unlabelled(data)
-        linear = linear_probes(model, gather(data, "train", config.linear), test, spanned.label, lengths, filling)
+        linear = linear_probes(model, sample_split(data, "train", config.linear), test, spanned.label, lengths, filling)
         bar.update()
         if aligned:
             scores, budget = translator_probes(run, model, test, spanned, aligned, config, filling)
@@ -239,14 +239,14 @@ def _evaluate(
     if isinstance(seen, SwapScore):
         swap_picture({"": seen}, drawn / "swap.png")
         record["pictures"].append(dict(SWAP))
-    alike = same_states(test) if paired and len(test) >= LEAST else None
+    alike = same_states(test) if paired and len(test) >= MIN_TRANSITIONS else None
     findings += judge_leakage(leaks)
     findings += judge_exogenous(seen, small, alike, test.action is not None)
     record["verdict"], record["summary"] = in_order(findings), summary(findings)
     return record, model, headline(reconstruction, translation)
 
 
-def _told(data: DataConfig, actions: Actions) -> str:
+def _told(data: DataConfig, actions: ActionTarget) -> str:
     """Which actions the labels are, in a sentence."""
     if actions.spanned == 1:
         return f"A latent spans {data.gap[0]:g} s: one action."
@@ -254,7 +254,7 @@ def _told(data: DataConfig, actions: Actions) -> str:
     return f"A latent spans {data.gap[0]:g} s, in which {actions.spanned} actions are taken; what is read off it is {which}."
 
 
-def exogenous_rows(seen: Views, clip: Clip) -> list[dict[str, Any]]:
+def exogenous_rows(seen: PairedLatents, clip: Clip) -> list[dict[str, Any]]:
     """What part of the latent's variance is exogenous, and the PSNRs of the swap where there are pictures, as rows of the record."""
     psnrs = seen.psnrs() if isinstance(seen, SwapScore) else {}
     rows: list[dict[str, Any]] = [
@@ -279,7 +279,7 @@ def structural_probes(
     except LaminaError as error:
         notes.append(f"The latent's structure was not measured: {error}.")
         return None
-    subject = of_model(model)
+    subject = subject_of(model)
     if model.config.space == "pixels":
         composed_picture(subject, held.triplets, pictures / "composed.png")
     records = measure_model(model, held)
@@ -310,8 +310,10 @@ def leakage_probes(
         return []
     places = [(data.data[0], data.camera), *map(_place, environments)]
     plain = dataclasses.replace(data, action=None, paired=None)
-    clips = [gather(dataclasses.replace(plain, data=(path,), camera=camera), "test", limit) for path, camera in places]
-    found = leakages([of_model(model), untrained(model, unlabelled(data))], clips)
+    clips = [
+        sample_split(dataclasses.replace(plain, data=(path,), camera=camera), "test", limit) for path, camera in places
+    ]
+    found = leakages([subject_of(model), random_weights_subject(model, unlabelled(data))], clips)
     roles = dict(zip(found, ("model", "control", "reference"), strict=True))
     rows: list[dict[str, Any]] = [
         {
@@ -388,7 +390,7 @@ def translator_probes(
     run: Path,
     model: LatentActionModel,
     test: Clip,
-    actions: Actions,
+    actions: ActionTarget,
     aligned: tuple[Translator, dict[str, Any]],
     config: EvaluateConfig,
     filling: Clip,
@@ -401,21 +403,21 @@ def translator_probes(
             f"{run / 'translator'}: was trained for other actions than this dataset has; align again on it"
         )
     prefixes, side, observed = prefixes_of(note["slots"]), note["side"], bool(note["observation"])
-    items = labelled(model.lam, test, side, observed)
+    items = encode_labels(model.lam, test, side, observed)
     name = model.provenance.method
     scores = score_translator(translator, model.lam.prefix, items, prefixes, name, "model")
     if (run / "joint" / "translator.json").exists():
         joint = LatentActionModel.from_pretrained(str(run / "joint" / "model")).to(model.device)
         head, joint_note = load_translator(run / "joint")
         if (head.spec, head.steps) == (translator.spec, translator.steps):
-            again = labelled(joint.lam, test, joint_note["side"], bool(joint_note["observation"]))
+            again = encode_labels(joint.lam, test, joint_note["side"], bool(joint_note["observation"]))
             scores += score_translator(
                 head, joint.lam.prefix, again, prefixes_of(joint_note["slots"]), f"{name}, joint", "model"
             )
     tasks = tuple(note["tasks"])
     labelled_data = probe_data(model, note["data"], note["camera"], note["action"], note["actions"])
     training = training_of(note, device=config.device, precision=config.precision)
-    labels = gather(
+    labels = sample_split(
         dataclasses.replace(labelled_data, tasks=tasks),
         "train",
         note["labels"],

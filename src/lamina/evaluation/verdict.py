@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from lamina.evaluation.probes.exogenous import SwapScore, Views
+from lamina.evaluation.probes.exogenous import PairedLatents, SwapScore
 from lamina.evaluation.probes.reconstruction import ReconstructionScore
 from lamina.evaluation.probes.translation import TranslationScore
 from lamina.intervals import Estimate, bootstrap_mean
@@ -82,7 +82,9 @@ def judge_translation(scores: list[TranslationScore], clip: Clip, labels: int) -
             )
 
 
-def judge_exogenous(views: Views | None, clip: Clip, alike: Estimate | None, actions: bool) -> Iterator[Finding]:
+def judge_exogenous(
+    views: PairedLatents | None, clip: Clip, alike: Estimate | None, actions: bool
+) -> Iterator[Finding]:
     """How much of the latent is exogenous, and which remedy fits the data at hand?
 
     ``views``: none without paired views, and a SwapScore where the model predicts pictures; ``alike``: whether the paired views show

@@ -13,13 +13,13 @@ from torch import Tensor
 from lamina.images import to_float
 from lamina.models.config import Side
 from lamina.models.hub import LatentActionModel
-from lamina.models.lam import LAM, Embedded
+from lamina.models.lam import LAM, FrameFeatures
 from lamina.types import Clip, Latent
 
 CHUNK = 64  # frames that are embedded at once
 
 
-def partners(times: Float[np.ndarray, "t"], gap: float) -> tuple[Int[np.ndarray, "t"], Bool[np.ndarray, "t"]]:
+def frame_pairs(times: Float[np.ndarray, "t"], gap: float) -> tuple[Int[np.ndarray, "t"], Bool[np.ndarray, "t"]]:
     """For each frame the number of the frame nearest to ``gap`` seconds later (at least one frame), and whether there is one.
 
     Where the episode ends before, the partner is the frame itself: the latent of "nothing happened", marked as not valid.
@@ -46,11 +46,11 @@ def encode_episode(
     """Latents of every frame with its partner (t of them, on the CPU), from frames that arrive in order; features are kept only as long
     as needed."""
     total, done, start = len(partner), 0, 0
-    kept: Embedded | None = None  # frames start, start + 1, ...
+    kept: FrameFeatures | None = None  # frames start, start + 1, ...
     parts: list[Latent] = []
     for chunk in chunks:
         features = model.lam.embed(model.read(torch.from_numpy(chunk).permute(0, 3, 1, 2)))
-        kept = features if kept is None else Embedded.cat([kept, features])
+        kept = features if kept is None else FrameFeatures.cat([kept, features])
         arrived = start + len(kept)
         ready = done
         while ready < total and partner[ready] < arrived and ready < arrived:

@@ -13,8 +13,8 @@ from lamina.data.lerobot.labels import write_labels
 from lamina.data.read_ahead import ReadAhead
 from lamina.data.sampling import open_source, source_camera
 from lamina.device import autocast, pick_device
-from lamina.files import alone, checkpoint_hash
-from lamina.inference.encode import CHUNK, encode_episode, partners
+from lamina.files import checkpoint_hash, locked
+from lamina.inference.encode import CHUNK, encode_episode, frame_pairs
 from lamina.models.config import Side
 from lamina.models.hub import LatentActionModel, model_folder
 from lamina.version import __version__
@@ -88,7 +88,7 @@ def label(
     with tqdm(total=total, unit="frame", unit_scale=True, desc="label", dynamic_ncols=True) as bar:
 
         def values(episode: Episode, _: str) -> dict[str, np.ndarray]:
-            partner, valid = partners(episode.times, gap)
+            partner, valid = frame_pairs(episode.times, gap)
             with autocast(device, precision):
                 latent = encode_episode(model, ahead(episode), partner)
             bar.update(episode.length)
@@ -98,7 +98,7 @@ def label(
             return found | ({"latent_action.index": index.numpy()} if index is not None else {})
 
         try:
-            with alone(out):
+            with locked(out):
                 return write_labels(source, out, features, values, provenance, camera=camera)
         finally:
             ahead.close()

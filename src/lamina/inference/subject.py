@@ -19,7 +19,7 @@ from lamina.errors import LaminaError
 from lamina.images import to_float, to_uint8
 from lamina.models.calibration import random_weights
 from lamina.models.hub import LatentActionModel
-from lamina.rng import Draws
+from lamina.rng import Rng
 from lamina.types import Clip
 
 Images = UInt8[Tensor, "n c h w"]
@@ -75,7 +75,7 @@ class Subject:
         )
 
 
-def of_model(model: LatentActionModel, place: Place | None = None, name: str | None = None) -> Subject:
+def subject_of(model: LatentActionModel, place: Place | None = None, name: str | None = None) -> Subject:
     """A checkpoint as a subject. ``place``: latents before the quantiser (``pre``: ALAM's; the decoder then reads them quantised) or
     after it (``post``: AC-LAM's; read as they are); None: the side that is the model's latent action. Where only some slots are the latent
     action, ``part`` says which. A model whose decoder reads a task's words has no decoder here: pairs of frames name no task.
@@ -96,7 +96,7 @@ def of_model(model: LatentActionModel, place: Place | None = None, name: str | N
         if place == "pre":
             slotted = lam.quantise(slotted).post
         # Every call draws the same noise, so that predictions differ by their latents alone.
-        return lam.decoder.sample(seen, slotted, Draws(0, device=seen.device))  # type: ignore[operator]
+        return lam.decoder.sample(seen, slotted, Rng(0, device=seen.device))  # type: ignore[operator]
 
     slots = config.latent_action.indices(config.slots)
     part = (slots[0] * lam.dim, slots[1] * lam.dim)
@@ -106,7 +106,7 @@ def of_model(model: LatentActionModel, place: Place | None = None, name: str | N
     return Subject(name, encode, predict, observe, config.space == "pixels", part)
 
 
-def untrained(
+def random_weights_subject(
     model: LatentActionModel,
     clip: Clip,
     place: Place | None = None,
@@ -117,7 +117,7 @@ def untrained(
     fill its statistics (:func:`lamina.models.calibration.random_weights`)."""
     random = LatentActionModel(model.config, model.provenance)
     random.lam = random_weights(model.config, clip, seed)
-    return replace(of_model(random.eval(), place, name), predict=None)
+    return replace(subject_of(random.eval(), place, name), predict=None)
 
 
 def pixel_change(name: str = "change of the pixels") -> Subject:

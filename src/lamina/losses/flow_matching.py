@@ -12,7 +12,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from lamina.rng import Draws
+from lamina.rng import Rng
 
 #: Below this t the velocity of a data prediction, (x_t - x) / t, is not divided further: it would amplify rounding.
 SMALLEST_T = 0.05
@@ -22,7 +22,7 @@ def _like(t: Float[Tensor, "b"], x: Float[Tensor, "b ..."]) -> Float[Tensor, "b 
     return rearrange(t, "b -> b" + " 1" * (x.ndim - 1))
 
 
-def sample_time(draws: Draws, batch: int) -> Float[Tensor, "b"]:
+def sample_time(draws: Rng, batch: int) -> Float[Tensor, "b"]:
     """t in (0, 1), logit-normal(0, 1): more weight in the middle, where the task is hardest (Esser et al. 2024, §3.1)."""
     return torch.sigmoid(draws.normal(batch))
 

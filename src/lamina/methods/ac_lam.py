@@ -31,12 +31,12 @@ from torch import Tensor
 from lamina.errors import LaminaError
 from lamina.images import to_float
 from lamina.losses.algebra import composition
-from lamina.methods.base import Backbone, DecoderName, Losses, mean_aux, state_loss, triplets
+from lamina.methods.base import DecoderName, Losses, MethodConfig, mean_aux, state_loss, triplets
 from lamina.models.bottlenecks.vq import VQ
 from lamina.models.bottlenecks.whitening import Whitening
 from lamina.models.config import LAMConfig
 from lamina.models.lam import LAM, Clips
-from lamina.rng import Draws
+from lamina.rng import Rng
 from lamina.types import Clip, Latent
 
 Form = Literal["fdm", "fdm-pre", "idm", "idm-stop-direct", "idm-stop-sum"]
@@ -46,7 +46,7 @@ GROUP = 3
 
 
 @dataclass(frozen=True)
-class Config(Backbone):
+class Config(MethodConfig):
     decoder: DecoderName = "pixel"
     whiten: Whitening = "first"
     frames: int = 3
@@ -89,7 +89,7 @@ def weights(config: Config) -> dict[str, float]:
 
 
 def losses(config: Config) -> Losses:
-    def terms(lam: LAM, clip: Clip, draws: Draws) -> dict[str, Float[Tensor, "b"]]:
+    def terms(lam: LAM, clip: Clip, draws: Rng) -> dict[str, Float[Tensor, "b"]]:
         frames = lam.observed(to_float(clip.frames))
         groups = triplets(frames.shape[1])
         latents = lam.encode(frames, list(dict.fromkeys(p for i, j, k in groups for p in ((i, j), (j, k), (i, k)))))
@@ -117,7 +117,7 @@ def _composition(
     steps: tuple[Latent, Latent, Latent],
     ends: tuple[int, int],
     keep: Tensor,
-    draws: Draws,
+    draws: Rng,
 ) -> Float[Tensor, "b"]:
     """The composition term of one triplet; ``steps``: the latents ij, jk and ik."""
     ij, jk, ik = steps

@@ -30,19 +30,19 @@ from torch import Tensor
 from lamina.images import to_float
 from lamina.losses.algebra import composition, reversal
 from lamina.losses.perceptual import DISTANCES, PerceptualName
-from lamina.methods.base import Backbone, DecoderName, Losses, mean_aux, triplets
+from lamina.methods.base import DecoderName, Losses, MethodConfig, mean_aux, triplets
 from lamina.models.bottlenecks.vq import VQ
 from lamina.models.bottlenecks.whitening import Whitening
 from lamina.models.config import LAMConfig
 from lamina.models.lam import LAM, Clips
-from lamina.rng import Draws
+from lamina.rng import Rng
 from lamina.types import Clip, Latent
 
 GROUP = 3
 
 
 @dataclass(frozen=True)
-class Config(Backbone):
+class Config(MethodConfig):
     decoder: DecoderName = "pixel"
     whiten: Whitening = "batch"
     frames: int = 3
@@ -81,7 +81,7 @@ def weights(config: Config) -> dict[str, float]:
 def losses(config: Config) -> Losses:
     distance = DISTANCES[config.perceptual]
 
-    def terms(lam: LAM, clip: Clip, draws: Draws) -> dict[str, Float[Tensor, "b"]]:
+    def terms(lam: LAM, clip: Clip, draws: Rng) -> dict[str, Float[Tensor, "b"]]:
         frames = lam.observed(to_float(clip.frames))
         groups = triplets(frames.shape[1])
         forward = list(dict.fromkeys(pair for a, b, c in groups for pair in ((a, b), (b, c), (a, c))))
@@ -92,7 +92,7 @@ def losses(config: Config) -> Losses:
         shown: Clips = frames
         if config.decoded == "one":
             shown, decoded = drawn(frames.frames, decoded, draws)
-        loss, guess, truth = lam.attempts(shown, decoded, keep, draws)
+        loss, guess, truth = lam.predict_pairs(shown, decoded, keep, draws)
         return {
             "reconstruction": loss.mean(1),
             "perception": distance(guess, truth).view_as(loss).mean(1),
@@ -105,7 +105,7 @@ def losses(config: Config) -> Losses:
 
 
 def drawn(
-    frames: Float[Tensor, "b t c h w"], latents: dict[tuple[int, int], Latent], draws: Draws
+    frames: Float[Tensor, "b t c h w"], latents: dict[tuple[int, int], Latent], draws: Rng
 ) -> tuple[Float[Tensor, "b 2 c h w"], dict[tuple[int, int], Latent]]:
     """One of the pairs for each sample, drawn uniformly, as a clip of two frames and its latents."""
     pairs = torch.tensor(list(latents), device=frames.device)

@@ -6,7 +6,7 @@ state changes and that a linear head must read off the latent: the action, a fea
 
 The latter's weight (:data:`ROBUST_WEIGHT` is what the reports advise) is of one labelled transition, in units of the target's variance.
 
-Both are fields of every method's config (:class:`lamina.methods.base.Backbone`); a method's file does not know of them.
+Both are fields of every method's config (:class:`lamina.methods.base.MethodConfig`); a method's file does not know of them.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from lamina.errors import LaminaError
 from lamina.images import to_float
 from lamina.losses.optical_flow import optical_flow
 from lamina.losses.reconstruction import squared_error
-from lamina.methods.base import Backbone, Losses, mean_aux, neighbours
+from lamina.methods.base import Losses, MethodConfig, mean_aux, neighbours
 from lamina.models.lam import LAM, Pair, Recording
-from lamina.rng import Draws
+from lamina.rng import Rng
 from lamina.types import ActionSpec, Clip, Latent
 
 #: The weight of a robust target that a report advises for a few labels: with one in a hundred it leaves the latent in use (LOG.md).
@@ -32,14 +32,16 @@ ROBUST_WEIGHT = 0.01
 FLOW_WEIGHT = 0.02
 
 
-def added(options: Backbone, losses: Losses, weights: Mapping[str, float]) -> tuple[Losses, dict[str, float]]:
+def with_auxiliary(
+    options: MethodConfig, losses: Losses, weights: Mapping[str, float]
+) -> tuple[Losses, dict[str, float]]:
     """A method's losses and weights with the terms of the remedies that its options switch on."""
     own = {"cross_exogenous": options.cross_exogenous, "robust_target": options.robust_target}
     own = {name: weight for name, weight in own.items() if weight}
     if not own:
         return losses, dict(weights)
 
-    def terms(lam: LAM, clip: Clip, draws: Draws) -> dict[str, Float[Tensor, "b"]]:
+    def terms(lam: LAM, clip: Clip, draws: Rng) -> dict[str, Float[Tensor, "b"]]:
         with lam.recording(paired_views(clip) if "cross_exogenous" in own else None) as record:
             found = losses(lam, clip, draws)
         if "cross_exogenous" in own:
@@ -63,14 +65,14 @@ def paired_views(clip: Clip) -> Float[Tensor, "b t c h w"]:
     return to_float(clip.paired)
 
 
-def cross_exogenous(lam: LAM, record: Recording, draws: Draws) -> Float[Tensor, "b"]:
+def cross_exogenous(lam: LAM, record: Recording, draws: Rng) -> Float[Tensor, "b"]:
     """decoder.loss(o, z(o~, o~'), o'), mean over neighbouring pairs (Eq. 16). ``record``: what a method has encoded, and the twins."""
     assert record.view is not None
     keep = lam.prefix.draw(draws, len(record.view))
     return lam.reconstruction(record.view, record.twins, keep, draws)
 
 
-def robust_target(lam: LAM, clip: Clip, latents: Mapping[Pair, Latent], options: Backbone) -> Float[Tensor, "b"]:
+def robust_target(lam: LAM, clip: Clip, latents: Mapping[Pair, Latent], options: MethodConfig) -> Float[Tensor, "b"]:
     """|y - W z|^2 of the neighbouring pairs whose target is known, W = ``lam.target`` (Eq. 19); 0 where it is not known.
 
     ``latents``: what the method has encoded; z is after the bottleneck, all slots; y is standardised, so that 1 is the error of a z that
@@ -84,13 +86,13 @@ def robust_target(lam: LAM, clip: Clip, latents: Mapping[Pair, Latent], options:
         squared_error(
             lam.target(latents[i, j].post.flatten(1)), standardised(target_of(clip, options, (i, j)), options)
         )
-        * known(clip.episode, clip.index[:, i], options)
+        * label_mask(clip.episode, clip.index[:, i], options)
         for i, j in pairs
     ]
     return torch.stack(errors).mean(0)
 
 
-def target_of(clip: Clip, options: Backbone, pair: Pair) -> Float[Tensor, "b y"]:
+def target_of(clip: Clip, options: MethodConfig, pair: Pair) -> Float[Tensor, "b y"]:
     """What no exogenous state changes, of the transition between two frames of a clip, in its own units."""
     i, j = pair
     if options.target == "flow":
@@ -103,12 +105,12 @@ def target_of(clip: Clip, options: Backbone, pair: Pair) -> Float[Tensor, "b y"]
     return target_actions(options).one_hot(clip.action[:, i])
 
 
-def target_actions(options: Backbone) -> ActionSpec:
+def target_actions(options: MethodConfig) -> ActionSpec:
     """What the actions are that a target predicts."""
     return ActionSpec(options.target_classes, options.target_width - sum(options.target_classes))
 
 
-def standardised(target: Float[Tensor, "b y"], options: Backbone) -> Float[Tensor, "b y"]:
+def standardised(target: Float[Tensor, "b y"], options: MethodConfig) -> Float[Tensor, "b y"]:
     """A target minus its mean, over its deviation, both of the training split (filled in from the data)."""
     if not options.target_mean:
         return target
@@ -126,7 +128,7 @@ def mean_and_deviation(target: Float[Tensor, "n y"], classes: Sequence[int] = ()
     return tuple(mean.tolist()), tuple(deviation.clamp_min(1e-6).tolist())
 
 
-def known(episode: Int[Tensor, "b"], frame: Int[Tensor, "b"], options: Backbone) -> Bool[Tensor, "b"]:
+def label_mask(episode: Int[Tensor, "b"], frame: Int[Tensor, "b"], options: MethodConfig) -> Bool[Tensor, "b"]:
     """Whether the target at a frame of an episode is known: the same transitions every time, ``target_share`` of all."""
     # A hash of episode and frame (Wang's), as good as a draw and free of state.
     x = (episode * 0x9E3779B1 + frame * 0x85EBCA77 + 0x165667B1) & 0xFFFFFFFF

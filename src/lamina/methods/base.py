@@ -15,7 +15,7 @@ from lamina.device import pick_device
 from lamina.errors import LaminaError
 from lamina.images import to_float
 from lamina.models.bottlenecks.whitening import Whitening
-from lamina.models.config import SIZES, SizeName
+from lamina.models.config import NETWORK_SIZES, SizeName
 from lamina.models.decoders.flow import FlowDecoder
 from lamina.models.decoders.pixel import PixelDecoder
 from lamina.models.decoders.unet import UNetDecoder
@@ -23,7 +23,7 @@ from lamina.models.encoders.conv import ConvEncoder
 from lamina.models.encoders.transformer import TransformerEncoder
 from lamina.models.lam import LAM, Pair
 from lamina.options import check_options
-from lamina.rng import Draws
+from lamina.rng import Rng
 from lamina.types import Clip, Latent
 
 EncoderName = Literal["auto", "conv", "transformer"]
@@ -31,7 +31,7 @@ DecoderName = Literal["auto", "flow", "pixel", "unet"]
 
 
 @dataclass(frozen=True)
-class Backbone:
+class MethodConfig:
     """What every method's config begins with. None means: derived from ``size`` and ``image``."""
 
     size: SizeName = "tiny"
@@ -84,9 +84,9 @@ class Backbone:
 
     def parts(self) -> dict[str, Any]:
         """The fields of :class:`lamina.models.config.LAMConfig` that do not depend on the method: image, slots, encoder, decoder."""
-        if self.size not in SIZES:
-            raise LaminaError(f"unknown size {self.size!r}: choose {', '.join(SIZES)}")
-        size = SIZES[self.size]
+        if self.size not in NETWORK_SIZES:
+            raise LaminaError(f"unknown size {self.size!r}: choose {', '.join(NETWORK_SIZES)}")
+        size = NETWORK_SIZES[self.size]
         width, heads = self.width or size.width, self.heads or size.heads
         layers, channels = self.layers or size.layers, self.channels or size.channels
         short = min(self.image)
@@ -160,7 +160,7 @@ def triplets(frames: int) -> list[tuple[int, int, int]]:
     return [(i, i + 1, i + 2) for i in range(frames - 2)]
 
 
-def pair_losses(lam: LAM, clip: Clip, draws: Draws) -> dict[str, Float[Tensor, "b"]]:
+def pair_losses(lam: LAM, clip: Clip, draws: Rng) -> dict[str, Float[Tensor, "b"]]:
     """Reconstruction of every neighbouring pair of a clip through a drawn prefix, the bottleneck's own terms, and the state's.
 
     The whole objective of every LAM that adds nothing to it (FlexLAM Eq. 1; LAPO, LAPA, villa-X).
@@ -172,4 +172,4 @@ def pair_losses(lam: LAM, clip: Clip, draws: Draws) -> dict[str, Float[Tensor, "
     return {"reconstruction": reconstruction, **mean_aux(latents), **state_loss(lam, clip, latents)}
 
 
-Losses = Callable[[Any, Any, Draws], dict[str, Float[Tensor, "b"]]]
+Losses = Callable[[Any, Any, Rng], dict[str, Float[Tensor, "b"]]]

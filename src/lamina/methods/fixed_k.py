@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lamina.methods.base import Backbone, Losses, pair_losses
+from lamina.methods.base import Losses, MethodConfig, pair_losses
 from lamina.models.bottlenecks.fsq import FSQ
 from lamina.models.config import LAMConfig
 
 
 @dataclass(frozen=True)
-class Config(Backbone):
+class Config(MethodConfig):
     levels: tuple[int, ...] = (7, 5, 5, 5, 5)
     """FSQ levels of one slot's channels"""
 

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lamina.methods.base import Backbone, DecoderName, EncoderName, Losses, pair_losses
+from lamina.methods.base import DecoderName, EncoderName, Losses, MethodConfig, pair_losses
 from lamina.models.bottlenecks.vq import VQ
 from lamina.models.config import LAMConfig
 
 
 @dataclass(frozen=True)
-class Config(Backbone):
+class Config(MethodConfig):
     encoder: EncoderName = "transformer"
     decoder: DecoderName = "pixel"
     slots: int = 4

@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from lamina.methods.base import Backbone, DecoderName, EncoderName, Losses, pair_losses
+from lamina.methods.base import DecoderName, EncoderName, Losses, MethodConfig, pair_losses
 from lamina.models.bottlenecks.base import Identity
 from lamina.models.bottlenecks.vq import VQ
 from lamina.models.config import LAMConfig
@@ -24,7 +24,7 @@ from lamina.models.features import SpaceName
 
 
 @dataclass(frozen=True)
-class Config(Backbone):
+class Config(MethodConfig):
     encoder: EncoderName = "conv"
     decoder: DecoderName = "unet"
     slots: int = 8

@@ -23,17 +23,17 @@ from torch import Tensor
 
 from lamina.errors import LaminaError
 from lamina.images import to_float
-from lamina.methods.base import Backbone, DecoderName, EncoderName, Losses, mean_aux, neighbours, pair_losses
+from lamina.methods.base import DecoderName, EncoderName, Losses, MethodConfig, mean_aux, neighbours, pair_losses
 from lamina.models.bottlenecks.vq import SplitVQ
 from lamina.models.bottlenecks.whitening import Whitening
 from lamina.models.config import LAMConfig
 from lamina.models.lam import LAM
-from lamina.rng import Draws
+from lamina.rng import Rng
 from lamina.types import Clip
 
 
 @dataclass(frozen=True)
-class Config(Backbone):
+class Config(MethodConfig):
     encoder: EncoderName = "transformer"
     decoder: DecoderName = "pixel"
     whiten: Whitening = "first"
@@ -69,10 +69,10 @@ def weights(config: Config) -> dict[str, float]:
 
 
 def losses(config: Config) -> Losses:
-    return worded_losses if config.stage == 1 else pair_losses
+    return language_losses if config.stage == 1 else pair_losses
 
 
-def worded_losses(lam: LAM, clip: Clip, draws: Draws) -> dict[str, Float[Tensor, "b"]]:
+def language_losses(lam: LAM, clip: Clip, draws: Rng) -> dict[str, Float[Tensor, "b"]]:
     """Stage 1: the task's words fill the first half of the slots. Raises LaminaError for data that names no task."""
     if clip.task is None:
         raise LaminaError("this LAM reads the words of the task, and this data names none")

@@ -14,14 +14,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lamina.methods.base import Backbone, DecoderName, Losses, pair_losses
+from lamina.methods.base import DecoderName, Losses, MethodConfig, pair_losses
 from lamina.models.bottlenecks.vq import VQ
 from lamina.models.bottlenecks.whitening import Whitening
 from lamina.models.config import LAMConfig
 
 
 @dataclass(frozen=True)
-class Config(Backbone):
+class Config(MethodConfig):
     decoder: DecoderName = "pixel"
     whiten: Whitening = "first"
     slots: int = 4

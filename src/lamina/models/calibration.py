@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lamina.images import to_float
 from lamina.models.bottlenecks.vq import VQ, SplitVQ
-from lamina.models.bottlenecks.whitening import FirstBatch
+from lamina.models.bottlenecks.whitening import FirstBatchNorm
 from lamina.models.config import LAMConfig
 from lamina.models.lam import LAM
 from lamina.types import Clip
@@ -25,7 +25,7 @@ BATCH = 64
 
 def has_statistics(module: nn.Module) -> bool:
     """Whether anything in ``module`` is learned by seeing data."""
-    return any(isinstance(part, VQ | FirstBatch | _BatchNorm) for part in module.modules())
+    return any(isinstance(part, VQ | FirstBatchNorm | _BatchNorm) for part in module.modules())
 
 
 @contextmanager

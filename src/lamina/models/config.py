@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from lamina.errors import LaminaError
 from lamina.models.bottlenecks import BOTTLENECKS
-from lamina.models.bottlenecks.prefix import PrefixLaw
+from lamina.models.bottlenecks.prefix import PrefixDistribution
 from lamina.models.bottlenecks.whitening import Whitening
 from lamina.models.decoders import DECODERS
 from lamina.models.encoders import ENCODERS
@@ -30,7 +30,7 @@ class LAMConfig:
     encoder: Any
     bottleneck: Any
     decoder: Any
-    prefix: PrefixLaw = "full"
+    prefix: PrefixDistribution = "full"
     whiten: Whitening = "none"
     space: SpaceName = "pixels"
     state: Some = (
@@ -63,7 +63,7 @@ class LAMConfig:
         }
         for part in _PARTS:
             config = getattr(self, part)
-            values[part] = {"kind": part_kind(config), **dataclasses.asdict(config)}
+            values[part] = {"kind": part_name(config), **dataclasses.asdict(config)}
         return json.loads(json.dumps(values))
 
     @classmethod
@@ -85,7 +85,7 @@ class LAMConfig:
 _PARTS: dict[str, dict[str, Any]] = {"encoder": ENCODERS, "bottleneck": BOTTLENECKS, "decoder": DECODERS}
 
 
-def part_kind(config: Any) -> str:
+def part_name(config: Any) -> str:
     """The name of the part that a part's config belongs to: "conv", "fsq", "flow", ..."""
     return next(name for kinds in _PARTS.values() for name, cls in kinds.items() if isinstance(config, cls.Config))  # type: ignore[arg-type]
 
@@ -94,16 +94,16 @@ SizeName = Literal["debug", "tiny", "small", "base"]
 
 
 @dataclass(frozen=True)
-class Size:
+class NetworkSize:
     width: int  # of every transformer
     heads: int
     layers: int  # a frame, a pair, and in the decoder: the three stacks have the same depth
     channels: int  # of convolutional encoder and U-Net
 
 
-SIZES: dict[str, Size] = {
-    "debug": Size(width=32, heads=2, layers=1, channels=8),
-    "tiny": Size(width=128, heads=4, layers=2, channels=16),
-    "small": Size(width=384, heads=6, layers=3, channels=32),
-    "base": Size(width=768, heads=12, layers=6, channels=64),
+NETWORK_SIZES: dict[str, NetworkSize] = {
+    "debug": NetworkSize(width=32, heads=2, layers=1, channels=8),
+    "tiny": NetworkSize(width=128, heads=4, layers=2, channels=16),
+    "small": NetworkSize(width=384, heads=6, layers=3, channels=32),
+    "base": NetworkSize(width=768, heads=12, layers=6, channels=64),
 }

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 SpaceName = Literal["pixels", "features", "ema"]
 
 
-class Space(nn.Module):
+class FeatureSpace(nn.Module):
     """Features of single frames; ``moving``: what is predicted are other features than those that are read."""
 
     channels: int
@@ -28,7 +28,7 @@ class Space(nn.Module):
         return self(frames)
 
 
-class Observed:
+class ClipView:
     """Clips as a LAM observes them: what a position on the time axis looks like is computed when it is asked for, and once.
 
     ``paired``: the same clips under another exogenous state. They are looked at in the same calls, so that features which normalise over
@@ -36,7 +36,7 @@ class Observed:
     """
 
     def __init__(
-        self, space: Space, frames: Float[Tensor, "b t c h w"], paired: Float[Tensor, "b t c h w"] | None = None
+        self, space: FeatureSpace, frames: Float[Tensor, "b t c h w"], paired: Float[Tensor, "b t c h w"] | None = None
     ):
         self.space, self.frames, self.paired = space, frames, paired
         self._both = frames if paired is None else torch.cat([frames, paired])
@@ -53,20 +53,20 @@ class Observed:
 
     def seen(self, positions: Sequence[int]) -> Float[Tensor, "n d h w"]:
         """What is read at these positions, one after the other: n = positions b."""
-        return torch.cat([both[: len(self)] for both in self.seen_in_both(positions)])
+        return torch.cat([both[: len(self)] for both in self.inputs_with_paired(positions)])
 
     def ahead(self, positions: Sequence[int]) -> Float[Tensor, "n d h w"]:
         """What is to be predicted there; the same where the space does not move."""
-        return torch.cat([both[: len(self)] for both in self.ahead_in_both(positions)])
+        return torch.cat([both[: len(self)] for both in self.targets_with_paired(positions)])
 
-    def seen_in_both(self, positions: Sequence[int]) -> list[Float[Tensor, "m d h w"]]:
+    def inputs_with_paired(self, positions: Sequence[int]) -> list[Float[Tensor, "m d h w"]]:
         """What is read at each position, the clips first, then their paired views where there are any: m = b or 2 b."""
         return self._taken(self._seen, self.space, positions)
 
-    def ahead_in_both(self, positions: Sequence[int]) -> list[Float[Tensor, "m d h w"]]:
+    def targets_with_paired(self, positions: Sequence[int]) -> list[Float[Tensor, "m d h w"]]:
         """What is to be predicted at each position, likewise."""
         moving = self.space.moving
-        return self._taken(self._ahead, self.space.target, positions) if moving else self.seen_in_both(positions)
+        return self._taken(self._ahead, self.space.target, positions) if moving else self.inputs_with_paired(positions)
 
     def _taken(
         self, known: dict[int, Tensor], look: Callable[[Tensor], Tensor], positions: Sequence[int]
@@ -78,7 +78,7 @@ class Observed:
         return [known[i] for i in positions]
 
 
-class Pixels(Space):
+class Pixels(FeatureSpace):
     """The picture as it is."""
 
     def __init__(self, channels: int):
@@ -89,7 +89,7 @@ class Pixels(Space):
         return frames
 
 
-class RandomFeatures(Space):
+class RandomFeatures(FeatureSpace):
     """Two convolutions with frozen random weights: a declared stand-in for a pretrained network (UniVLA reads DINOv2's patches).
 
     They hold no knowledge of objects; they are local, not linear in the pixels, and never trained. Values lie in [-1, 1].
@@ -111,7 +111,7 @@ class RandomFeatures(Space):
         return torch.tanh(2 * F.conv2d(x, self.second, padding=1))  # type: ignore[arg-type]
 
 
-class MovingFeatures(Space):
+class EMAFeatures(FeatureSpace):
     """Features that are learned with the LAM; the next frame is seen by their exponential moving average, without gradient.
 
     After DynaMo (arXiv 2409.12192), as *Why Latent Actions Fail* (App. D) uses it. Deviations: two convolutions that keep the
@@ -148,4 +148,4 @@ class MovingFeatures(Space):
             ours.lerp_(theirs, 1 - self.decay)
 
 
-SPACES: dict[str, type[Space]] = {"pixels": Pixels, "features": RandomFeatures, "ema": MovingFeatures}
+SPACES: dict[str, type[FeatureSpace]] = {"pixels": Pixels, "features": RandomFeatures, "ema": EMAFeatures}

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lamina.losses.reconstruction import squared_error
-from lamina.models.config import LAMConfig, SizeName, part_kind
+from lamina.models.config import LAMConfig, SizeName, part_name
 from lamina.models.encoders import ENCODERS
 from lamina.options import check_options
 from lamina.types import ActionSpec
@@ -19,7 +19,7 @@ from lamina.types import ActionSpec
 Condition = Literal["latent", "latent+previous", "latent+previous+observation"]
 
 
-class Hourglass(nn.Module):
+class HourglassMLP(nn.Module):
     """Hourglass MLP (Chen et al. 2025): residual stream at the wide width, each block narrows and widens again. [b i] -> [b o]."""
 
     def __init__(
@@ -140,7 +140,7 @@ class Translator(nn.Module):
         inputs = latent
         inputs += self.previous.width if "previous" in config.condition else 0
         inputs += observation if "observation" in config.condition else 0
-        self.mlp = Hourglass(inputs, self.action.width, *config.widths(), config.layers, config.dropout)
+        self.mlp = HourglassMLP(inputs, self.action.width, *config.widths(), config.layers, config.dropout)
 
     @property
     def previous(self) -> ActionHead:
@@ -186,7 +186,7 @@ class InverseDynamics(nn.Module):
         super().__init__()
         self.pairs = pairs
         dim = 64
-        self.encoder = ENCODERS[part_kind(config.encoder)](config.encoder, config.image, config.slots, dim)
+        self.encoder = ENCODERS[part_name(config.encoder)](config.encoder, config.image, config.slots, dim)
         condition: Condition = "latent+previous" if "previous" in head.condition else "latent"
         self.translator = Translator(config.slots * dim, spec, replace(head, condition=condition), steps=steps)
 
@@ -200,7 +200,7 @@ class InverseDynamics(nn.Module):
         return self.translator(self.encoder.compare(first, second), previous)  # type: ignore[operator]
 
 
-class StateDynamics(nn.Module):
+class ProprioDynamics(nn.Module):
     """The proprioceptive forward model (q_i, z_ij) -> q_j, an MLP of two layers (villa-X, arXiv 2507.23682; AC-LAM App. A.1).
 
     It predicts the change of the state in units of each channel's spread, which running statistics hold: metres, radians and

@@ -21,7 +21,7 @@ from lamina.images import resize, to_float, to_uint8
 from lamina.models.config import LAMConfig
 from lamina.models.lam import LAM
 from lamina.records import Count, Seconds, Whole, checked
-from lamina.rng import Draws
+from lamina.rng import Rng
 from lamina.types import Latent
 from lamina.version import __version__
 from lamina.weights import loaded, save_weights
@@ -121,7 +121,7 @@ class LatentActionModel(nn.Module, PyTorchModelHubMixin):
         frames = self.read(src)
         z = (latent.post if isinstance(latent, Latent) else latent).to(frames.device)
         z = self.lam.prefix(z, self.config.slots if k is None else k)
-        return to_uint8(self.lam.decoder.sample(frames, z, Draws(seed, device=frames.device)))  # type: ignore[operator]
+        return to_uint8(self.lam.decoder.sample(frames, z, Rng(seed, device=frames.device)))  # type: ignore[operator]
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> LatentActionModel:

@@ -15,20 +15,20 @@ from lamina.errors import LaminaError
 from lamina.models.bottlenecks import BOTTLENECKS
 from lamina.models.bottlenecks.prefix import RetainedPrefix
 from lamina.models.bottlenecks.whitening import whitener
-from lamina.models.config import LAMConfig, Side, part_kind
+from lamina.models.config import LAMConfig, Side, part_name
 from lamina.models.decoders import DECODERS
 from lamina.models.encoders import ENCODERS
-from lamina.models.features import SPACES, Observed, Space
-from lamina.models.heads import StateDynamics
-from lamina.rng import Draws
+from lamina.models.features import SPACES, ClipView, FeatureSpace
+from lamina.models.heads import ProprioDynamics
+from lamina.rng import Rng
 from lamina.types import TASK_WIDTH, Latent
 
 Pair = tuple[int, int]
-Clips = Float[Tensor, "b t c h w"] | Observed
+Clips = Float[Tensor, "b t c h w"] | ClipView
 
 
 @dataclass(frozen=True)
-class Embedded:
+class FrameFeatures:
     """Single frames as the encoder knows them: as the ``first`` and as the ``second`` of a pair; n frames along the leading axis.
 
     The two hold the same features unless the space moves (:mod:`lamina.models.features`) and each is meant for its own side.
@@ -40,16 +40,16 @@ class Embedded:
     def __len__(self) -> int:
         return len(self.first)
 
-    def __getitem__(self, rows: slice | Tensor) -> Embedded:
+    def __getitem__(self, rows: slice | Tensor) -> FrameFeatures:
         """The frames that ``rows`` selects."""
-        return Embedded(self.first[rows], self.second[rows])
+        return FrameFeatures(self.first[rows], self.second[rows])
 
     @staticmethod
-    def cat(parts: Sequence[Embedded]) -> Embedded:
+    def cat(parts: Sequence[FrameFeatures]) -> FrameFeatures:
         """The frames of several, one after the other."""
-        return Embedded(torch.cat([p.first for p in parts]), torch.cat([p.second for p in parts]))
+        return FrameFeatures(torch.cat([p.first for p in parts]), torch.cat([p.second for p in parts]))
 
-    def halves(self) -> tuple[Embedded, Embedded]:
+    def halves(self) -> tuple[FrameFeatures, FrameFeatures]:
         """The first half of the frames, and the second."""
         n = len(self) // 2
         return self[:n], self[n:]
@@ -60,7 +60,7 @@ class Recording:
     """What was encoded while :meth:`LAM.recording` was on: the clips, their latents, and those of the ``paired`` views beside them."""
 
     paired: Float[Tensor, "b t c h w"] | None
-    view: Observed | None = None
+    view: ClipView | None = None
     latents: dict[Pair, Latent] = field(default_factory=dict)
     twins: dict[Pair, Latent] = field(default_factory=dict)
 
@@ -85,16 +85,16 @@ class LAM(nn.Module):
         groups = getattr(config.bottleneck, "groups", 1)
         if -(-config.slots // -(-config.slots // groups)) != groups:
             raise LaminaError(f"{config.slots} slots cannot be shared out to {groups} groups")
-        self.bottleneck = BOTTLENECKS[part_kind(config.bottleneck)](**dataclasses.asdict(config.bottleneck))
+        self.bottleneck = BOTTLENECKS[part_name(config.bottleneck)](**dataclasses.asdict(config.bottleneck))
         dim: int = self.bottleneck.dim  # type: ignore[assignment]
-        self.space: Space = SPACES[config.space](config.image[0])
+        self.space: FeatureSpace = SPACES[config.space](config.image[0])
         observed = (self.space.channels, *config.image[1:])
-        self.encoder = ENCODERS[part_kind(config.encoder)](config.encoder, observed, config.slots, dim)
-        self.decoder = DECODERS[part_kind(config.decoder)](config.decoder, observed, config.slots, dim)
+        self.encoder = ENCODERS[part_name(config.encoder)](config.encoder, observed, config.slots, dim)
+        self.decoder = DECODERS[part_name(config.decoder)](config.decoder, observed, config.slots, dim)
         self._recorded: Recording | None = None
         self.prefix = RetainedPrefix(config.slots, dim, config.prefix)
         self.whiten = whitener(config.whiten, config.slots * dim)
-        self.state = StateDynamics(config.state, config.slots * dim) if config.state else None
+        self.state = ProprioDynamics(config.state, config.slots * dim) if config.state else None
         self.target = nn.Linear(config.slots * dim, config.target) if config.target else None
         self.task = nn.Linear(TASK_WIDTH, config.task * dim) if config.task else None
 
@@ -103,21 +103,21 @@ class LAM(nn.Module):
         """Channels of one slot."""
         return self.bottleneck.dim  # type: ignore[return-value]
 
-    def observed(self, frames: Clips) -> Observed:
-        """Clips as this LAM observes them; give the same to :meth:`encode` and :meth:`attempts`, and features are computed once."""
-        if isinstance(frames, Observed):
+    def observed(self, frames: Clips) -> ClipView:
+        """Clips as this LAM observes them; give the same to :meth:`encode` and :meth:`predict_pairs`, and features are computed once."""
+        if isinstance(frames, ClipView):
             return frames
-        return Observed(self.space, frames, self._recorded.paired if self._recorded else None)
+        return ClipView(self.space, frames, self._recorded.paired if self._recorded else None)
 
     # ------------------------------------------------------------------------------------------- from frames to latents
 
-    def embed(self, frames: Float[Tensor, "n c h w"]) -> Embedded:
+    def embed(self, frames: Float[Tensor, "n c h w"]) -> FrameFeatures:
         """Features of single frames, whatever pairs they will belong to."""
         first = self.encoder.embed(self.space(frames))  # type: ignore[operator]
         second = self.encoder.embed(self.space.target(frames)) if self.space.moving else first  # type: ignore[operator]
-        return Embedded(first, second)
+        return FrameFeatures(first, second)
 
-    def pair(self, first: Embedded, second: Embedded, words: Float[Tensor, "b w"] | None = None) -> Latent:
+    def pair(self, first: FrameFeatures, second: FrameFeatures, words: Float[Tensor, "b w"] | None = None) -> Latent:
         """The latent that leads from each of ``first`` to its ``second``: comparison, whitening, quantiser.
 
         ``words``: the task's. A LAM that reads them (config.task) has them in the first slots of ``post``, where its decoder looks for
@@ -165,13 +165,13 @@ class LAM(nn.Module):
         starts, ends = (sorted({pair[side] for pair in pairs}) for side in (0, 1))
         # The twins' frames are embedded and compared in the same calls, so that statistics and codebook see both views at once.
         if self.space.moving:
-            firsts, seconds = embedded(view.seen_in_both, starts), embedded(view.ahead_in_both, ends)
+            firsts, seconds = embedded(view.inputs_with_paired, starts), embedded(view.targets_with_paired, ends)
         else:
-            firsts = seconds = embedded(view.seen_in_both, sorted({*starts, *ends}))
+            firsts = seconds = embedded(view.inputs_with_paired, sorted({*starts, *ends}))
         rows = [(firsts[i][:b], seconds[j][:b]) for i, j in pairs] + [(firsts[i][b:], seconds[j][b:]) for i, j in twins]
         first, second = (torch.cat(side) for side in zip(*rows, strict=True))
         told = None if words is None else words.repeat(len(rows), 1)
-        latent = self.pair(Embedded(first, first), Embedded(second, second), told)
+        latent = self.pair(FrameFeatures(first, first), FrameFeatures(second, second), told)
         parts = [latent[n * b : (n + 1) * b] for n in range(len(rows))]
         latents = dict(zip(pairs, parts[: len(pairs)], strict=True))
         if record is not None:
@@ -193,8 +193,8 @@ class LAM(nn.Module):
         finally:
             self._recorded = before
 
-    def attempts(
-        self, frames: Clips, latents: Mapping[Pair, Latent], keep: Int[Tensor, "b"], draws: Draws
+    def predict_pairs(
+        self, frames: Clips, latents: Mapping[Pair, Latent], keep: Int[Tensor, "b"], draws: Rng
     ) -> tuple[Float[Tensor, "b p"], Float[Tensor, "n c h w"], Float[Tensor, "n c h w"]]:
         """decoder.loss(o_i, prefix of z_ij, o_j) of each sample and pair; the guesses and the truth, n = b p pictures.
 
@@ -209,7 +209,7 @@ class LAM(nn.Module):
         return loss.view(-1, len(pairs)), guess, dst[order]
 
     def reconstruction(
-        self, frames: Clips, latents: Mapping[Pair, Latent], keep: Int[Tensor, "b"], draws: Draws
+        self, frames: Clips, latents: Mapping[Pair, Latent], keep: Int[Tensor, "b"], draws: Rng
     ) -> Float[Tensor, "b"]:
         """decoder.loss(o_i, prefix of z_ij, o_j) of each sample, averaged over the pairs. ``keep``: one k for each sample."""
-        return self.attempts(frames, latents, keep, draws)[0].mean(1)
+        return self.predict_pairs(frames, latents, keep, draws)[0].mean(1)

@@ -42,7 +42,7 @@ class SelfAttention(nn.Module):
         return self.out(attend(q[:, skip:], k, v, self.heads))
 
 
-class Block(nn.Module):
+class TransformerBlock(nn.Module):
     """Pre-norm transformer block: self-attention, then MLP. ``skip``: see :class:`SelfAttention`."""
 
     def __init__(self, width: int, heads: int, expansion: int = 4):
@@ -56,7 +56,7 @@ class Block(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
-class CrossBlock(nn.Module):
+class CrossAttentionBlock(nn.Module):
     """Pre-norm block of query slots: self-attention, cross-attention to a context, MLP.
 
     Slots that are the same for every context come as a batch of one: what they tell each other is then computed once.
@@ -128,7 +128,7 @@ class ConvBlock(nn.Module):
 
 
 #: The repeated units: what torch.compile compiles and FSDP2 shards one by one.
-BLOCKS = (Block, CrossBlock, AdaLNBlock, ConvBlock)
+BLOCKS = (TransformerBlock, CrossAttentionBlock, AdaLNBlock, ConvBlock)
 
 
 def patch_count(image: tuple[int, int, int], patch: int, width: int, heads: int) -> int:

@@ -25,12 +25,12 @@ from lamina.errors import LaminaError
 from lamina.files import Scratch
 from lamina.images import resize_frames, to_float
 from lamina.losses.reconstruction import squared_error
-from lamina.models.config import LAMConfig, part_kind
+from lamina.models.config import LAMConfig, part_name
 from lamina.models.encoders import ENCODERS
 from lamina.models.heads import ActionHead, Translator
-from lamina.rng import Draws
+from lamina.rng import Rng
 from lamina.training.heads import fit_head
-from lamina.training.labelled import Labelled
+from lamina.training.labelled import LabelledTransitions
 from lamina.training.settings import TrainConfig
 from lamina.types import ActionSpec, Clip
 
@@ -38,7 +38,7 @@ WIDTH = 64  # channels of a slot of the frame's features
 
 
 @dataclass(frozen=True)
-class Seen:
+class FramePairs:
     """Frames, each after the one before it, and what is to be predicted from both."""
 
     frames: UInt8[Tensor, "n 2 c h w"]
@@ -47,11 +47,11 @@ class Seen:
     def __len__(self) -> int:
         return len(self.target)
 
-    def __getitem__(self, rows: Any) -> Seen:
-        return Seen(self.frames[rows], self.target[rows])
+    def __getitem__(self, rows: Any) -> FramePairs:
+        return FramePairs(self.frames[rows], self.target[rows])
 
-    def to(self, device: Any) -> Seen:
-        return Seen(self.frames.to(device), self.target.to(device))
+    def to(self, device: Any) -> FramePairs:
+        return FramePairs(self.frames.to(device), self.target.to(device))
 
 
 def preceding(clip: Clip) -> Int[Tensor, "n"]:
@@ -61,7 +61,7 @@ def preceding(clip: Clip) -> Int[Tensor, "n"]:
     return torch.tensor([ends.get(place, row) for row, place in begins])
 
 
-def seen(items: Labelled, target: Float[Tensor, "n ..."]) -> Seen:
+def frame_pair_targets(items: LabelledTransitions, target: Float[Tensor, "n ..."]) -> FramePairs:
     """The first frame of each transition and the one before it (itself, where an episode begins), with what is to be predicted.
 
     Transitions are as long as a decision. Raises LaminaError if the frames were not kept.
@@ -69,10 +69,10 @@ def seen(items: Labelled, target: Float[Tensor, "n ..."]) -> Seen:
     if items.clip is None:
         raise LaminaError("a policy of frames needs the frames: these transitions were kept without them")
     present = items.clip.frames[:, 0]
-    return Seen(torch.stack([present[preceding(items.clip)], present], 1), target.flatten(1).float())
+    return FramePairs(torch.stack([present[preceding(items.clip)], present], 1), target.flatten(1).float())
 
 
-class Seer(nn.Module):
+class FramePairRegressor(nn.Module):
     """Two frames -> o numbers, by the encoder of a LAM, from scratch."""
 
     mean: Tensor
@@ -80,7 +80,7 @@ class Seer(nn.Module):
 
     def __init__(self, config: LAMConfig, outputs: int):
         super().__init__()
-        self.encoder = ENCODERS[part_kind(config.encoder)](config.encoder, config.image, config.slots, WIDTH)
+        self.encoder = ENCODERS[part_name(config.encoder)](config.encoder, config.image, config.slots, WIDTH)
         self.head = nn.Linear(config.slots * WIDTH, outputs)
         self.register_buffer("mean", torch.zeros(outputs))
         self.register_buffer("std", torch.ones(outputs))
@@ -94,14 +94,16 @@ class Seer(nn.Module):
         return self.standardised(frames) * self.std + self.mean
 
 
-def train_seer(config: LAMConfig, train: Seen, held: Seen, training: TrainConfig) -> tuple[Seer, float]:
-    """A :class:`Seer` by mean squared error, and its error on ``held`` in units of the targets' variance (1 = knows nothing)."""
+def train_regressor(
+    config: LAMConfig, train: FramePairs, held: FramePairs, training: TrainConfig
+) -> tuple[FramePairRegressor, float]:
+    """A :class:`FramePairRegressor` by mean squared error, and its error on ``held`` in units of the targets' variance."""
     torch.manual_seed(training.seed)
-    seer = Seer(config, train.target.shape[1])
+    seer = FramePairRegressor(config, train.target.shape[1])
     seer.mean.copy_(train.target.mean(0))
     seer.std.copy_(train.target.std(0, correction=0).clamp_min(1e-6))
 
-    def losses(module: Seer, batch: Seen, draws: Draws) -> dict[str, Tensor]:
+    def losses(module: FramePairRegressor, batch: FramePairs, draws: Rng) -> dict[str, Tensor]:
         return {"action": squared_error(module.standardised(batch.frames), (batch.target - module.mean) / module.std)}
 
     with Scratch() as scratch:
@@ -117,7 +119,7 @@ class FramePolicy:
 
     def __init__(
         self,
-        seer: Seer,
+        seer: FramePairRegressor,
         read: Callable[[Float[Tensor, "b o"], Float[Tensor, "b a"]], Float[Tensor, "b a"]],
         spec: ActionSpec,
         image: tuple[int, int, int],
@@ -154,20 +156,35 @@ class FramePolicy:
 
 
 def cloning(
-    config: LAMConfig, train: Labelled, held: Labelled, spec: ActionSpec, training: TrainConfig, **options: Any
+    config: LAMConfig,
+    train: LabelledTransitions,
+    held: LabelledTransitions,
+    spec: ActionSpec,
+    training: TrainConfig,
+    **options: Any,
 ) -> FramePolicy:
     """Behaviour cloning on every label. Squared error on the actions' embedding: for a discrete one the likeliest class is read."""
     head = ActionHead(spec)
     head.calibrate(train.action)
-    seer, _ = train_seer(config, seen(train, head.embed(train.action)), seen(held, head.embed(held.action)), training)
+    seer, _ = train_regressor(
+        config,
+        frame_pair_targets(train, head.embed(train.action)),
+        frame_pair_targets(held, head.embed(held.action)),
+        training,
+    )
     return FramePolicy(seer, lambda output, previous: head.read(output), spec, config.image, **options)
 
 
 def latent_policy(
-    config: LAMConfig, train: Labelled, held: Labelled, translator: Translator, training: TrainConfig, **options: Any
+    config: LAMConfig,
+    train: LabelledTransitions,
+    held: LabelledTransitions,
+    translator: Translator,
+    training: TrainConfig,
+    **options: Any,
 ) -> FramePolicy:
     """pi(z | o) on every transition, which needs no label, and the translator that reads its latents."""
-    seer, _ = train_seer(config, seen(train, train.z), seen(held, held.z), training)
+    seer, _ = train_regressor(config, frame_pair_targets(train, train.z), frame_pair_targets(held, held.z), training)
     translator.eval()
 
     def read(z: Tensor, previous: Tensor) -> Tensor:

@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from jaxtyping import Complex, Float
 from torch import Tensor
 
-from lamina.policies.qwen import Attend, Block, Qwen, QwenConfig
+from lamina.policies.qwen import Attend, Qwen, QwenBlock, QwenConfig
 
 
-class Stepper:
+class TokenDecoder:
     """One token a row through a :class:`Qwen` that no longer changes, for decoding: the same arithmetic in half the operations.
 
     With one token an operation costs more than its arithmetic. Gains of the norms are multiplied into the weights that follow,
@@ -26,7 +26,7 @@ class Stepper:
 
     @staticmethod
     @torch.no_grad()
-    def _layer(block: Block, c: QwenConfig) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def _layer(block: QwenBlock, c: QwenConfig) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         gain = torch.cat([block.q_norm.weight.expand(c.heads, -1), block.k_norm.weight.expand(c.kv_heads, -1)])
         qkv, gate_up = block.qkv.weight * block.norm1.weight, block.gate_up.weight * block.norm2.weight
         return qkv, gain, block.out.weight.detach(), gate_up, block.down.weight.detach()

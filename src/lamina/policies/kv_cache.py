@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
-class Cache:
+class KeyValueCache:
     """The last ``context`` frames, each token in a slot that follows from its frame and is overwritten when that has left the context:
 
         [ codes being generated, backwards | two latest observations | ring of retained observations | ring of code blocks ]

@@ -7,18 +7,18 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lamina.policies.token_policy import LatentPolicy
+from lamina.policies.token_policy import TokenPolicy
 
 ROUND = 10  # timed decisions of one k in a row
 
 
-def decision_latency(policy: LatentPolicy, ks: Sequence[int], warmup: int = 20, timed: int = 100) -> dict[int, float]:
+def decision_latency(policy: TokenPolicy, ks: Sequence[int], warmup: int = 20, timed: int = 100) -> dict[int, float]:
     """Mean wall-clock milliseconds of a decision, for each k. See :func:`decision_times`."""
     return {k: float(np.mean(times)) for k, times in decision_times(policy, ks, warmup, timed).items()}
 
 
 def decision_times(
-    policy: LatentPolicy, ks: Sequence[int], warmup: int = 20, timed: int = 100
+    policy: TokenPolicy, ks: Sequence[int], warmup: int = 20, timed: int = 100
 ) -> dict[int, list[float]]:
     """Wall-clock milliseconds of ``timed`` calls of ``act_batch`` with a full context, for each k.
 

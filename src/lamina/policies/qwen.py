@@ -55,7 +55,7 @@ def causal(layer: int, q: Float[Tensor, "b h n e"], k: Float[Tensor, "b g n e"],
 
 
 @dataclass(frozen=True)
-class Chunk:
+class MaskChunk:
     """Some neighbouring queries and the only keys that any of them attends to."""
 
     rows: slice
@@ -64,13 +64,13 @@ class Chunk:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ChunkedMask:
     """A fixed attention mask, cut into chunks of queries so that keys which none of them may see cost nothing."""
 
-    chunks: tuple[Chunk, ...]
+    chunks: tuple[MaskChunk, ...]
 
     @classmethod
-    def of(cls, mask: Bool[Tensor, "n m"], chunk: int) -> Plan:
+    def of(cls, mask: Bool[Tensor, "n m"], chunk: int) -> ChunkedMask:
         """The plan of ``mask`` (True: may attend) in chunks of ``chunk`` queries."""
         chunks = []
         for start in range(0, len(mask), chunk):
@@ -79,7 +79,7 @@ class Plan:
             together = int(used[-1]) - int(used[0]) + 1 == len(used)
             columns = slice(int(used[0]), int(used[-1]) + 1) if together else used
             bias = torch.zeros(part[:, columns].shape, device=mask.device).masked_fill_(~part[:, columns], -math.inf)
-            chunks.append(Chunk(slice(start, start + len(part)), columns, bias))
+            chunks.append(MaskChunk(slice(start, start + len(part)), columns, bias))
         return cls(tuple(chunks))
 
     def __call__(
@@ -99,7 +99,7 @@ def rotate(x: Float[Tensor, "b n h e"], rotation: Complex[Tensor, "*b n 1 e2"]) 
     return torch.view_as_real(pairs * rotation).flatten(-2)
 
 
-class Block(nn.Module):
+class QwenBlock(nn.Module):
     """Pre-norm attention and SwiGLU."""
 
     def __init__(self, config: QwenConfig):
@@ -139,7 +139,7 @@ class Qwen(nn.Module):
     def __init__(self, config: QwenConfig):
         super().__init__()
         self.config = config
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(QwenBlock(config) for _ in range(config.layers))
         self.norm = nn.RMSNorm(config.width, config.eps)
         exponent = torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim
         self.frequency = config.theta**-exponent  # no buffer: float64 stays on the CPU

@@ -23,17 +23,19 @@ from tqdm import tqdm
 from lamina.envs.base import Action
 from lamina.envs.registry import SUITES, make
 from lamina.errors import LaminaError
-from lamina.files import alone, to_json, write_text
-from lamina.policies.workers import Facts, Make, Workers
-from lamina.types import ActionSpec, Size
+from lamina.files import locked, to_json, write_text
+from lamina.policies.workers import Make, Workers, WorldInfo
+from lamina.types import ActionSpec, ImageSize
 
 SCRIPTED = ("expert", "random")
-LOST = 0.25  # share of a world's episodes that may be lost to crashes
-PACE = 0.25  # how much the time between decisions may differ from what the agent learned, as a share of the world's
+MAX_LOST = 0.25  # share of a world's episodes that may be lost to crashes
+TIMING_TOLERANCE = (
+    0.25  # how much the time between decisions may differ from what the agent learned, as a share of the world's
+)
 
 
 class Agent(Protocol):
-    """What decides for all environments at once. ``lamina.policies.token_policy.LatentPolicy`` is one.
+    """What decides for all environments at once. ``lamina.policies.token_policy.TokenPolicy`` is one.
 
     Where it also has them, these are held against the worlds: ``spec`` (its ActionSpec), ``image`` ((c, h, w) of its
     frames), ``decision_seconds`` (the time between two decisions in the data that it learned from), ``chunk`` (actions of a decision).
@@ -54,7 +56,7 @@ def rollout_worlds(
     parallel: int = 8,
     seed: int = 0,
     max_steps: int | None = None,
-    size: Size = (64, 64),
+    size: ImageSize = (64, 64),
     progress: bool = True,
     make: Make = make,
     workers: Workers | None = None,
@@ -111,7 +113,7 @@ def rollout(
     temperature: float = 0.0,
     out: Path | None = None,
     max_steps: int | None = None,
-    size: Size | None = None,
+    size: ImageSize | None = None,
     device: str = "auto",
     precision: str = "fp32",
     progress: bool = True,
@@ -124,7 +126,7 @@ def rollout(
     """
     if out is not None and out.is_dir():
         raise LaminaError(f"{out}: is a folder; name a file for the record, for example {out / 'rollout.json'}")
-    with nullcontext() if out is None else alone(out):  # what the disk refuses it refuses now, not after hours
+    with nullcontext() if out is None else locked(out):  # what the disk refuses it refuses now, not after hours
         record = _rollout(
             run, worlds, k, episodes, parallel, seed, temperature, max_steps, size, progress, device, precision
         )
@@ -142,7 +144,7 @@ def _rollout(
     seed: int,
     temperature: float,
     max_steps: int | None,
-    size: Size | None,
+    size: ImageSize | None,
     progress: bool,
     device: str,
     precision: str,
@@ -151,10 +153,10 @@ def _rollout(
     names = list(dict.fromkeys(name for given in worlds for name in suites.get(given, (given,))))
     agent: Any = str(run)
     if agent not in SCRIPTED:
-        from lamina.policies.token_policy import LatentPolicy
+        from lamina.policies.token_policy import TokenPolicy
 
         options = {"temperature": temperature, "seed": seed, "device": device, "precision": precision}
-        agent = LatentPolicy.from_run(Path(run), k=k, batch=parallel, **options)  # type: ignore[arg-type]
+        agent = TokenPolicy.from_run(Path(run), k=k, batch=parallel, **options)  # type: ignore[arg-type]
     size = size or getattr(agent, "image", (3, 64, 64))[1:]
     record = rollout_worlds(agent, names, episodes, parallel, seed, max_steps, size, progress)
     return record | {"agent": str(run), "k": k, "temperature": temperature}
@@ -324,7 +326,7 @@ class _Evaluation:
     def _lose(self, world: str, episode: int, reason: str) -> None:
         lost = self.tallies[world].lost
         lost[episode] = reason
-        if len(lost) > LOST * self.episodes:
+        if len(lost) > MAX_LOST * self.episodes:
             raise LaminaError(
                 f"world '{world}': {len(lost)} of {self.episodes} episodes were lost, more than a quarter; the last: {reason}"
             )
@@ -378,7 +380,7 @@ def _mean(values: Any) -> float | None:
     return float(np.mean(known)) if known else None
 
 
-def _check_frame(frame: np.ndarray, size: Size, world: str) -> UInt8[np.ndarray, "h w 3"]:
+def _check_frame(frame: np.ndarray, size: ImageSize, world: str) -> UInt8[np.ndarray, "h w 3"]:
     if frame.shape != (*size, 3) or frame.dtype != np.uint8:
         raise LaminaError(
             f"world '{world}' shows {frame.dtype} frames of {list(frame.shape)}, uint8 of {[*size, 3]} were asked for"
@@ -386,7 +388,7 @@ def _check_frame(frame: np.ndarray, size: Size, world: str) -> UInt8[np.ndarray,
     return frame
 
 
-def _check_fit(agent: Agent, size: Size, world: str, facts: Facts) -> None:
+def _check_fit(agent: Agent, size: ImageSize, world: str, facts: WorldInfo) -> None:
     """Raises LaminaError where what the agent says of itself is not true of the world."""
     image, spec, pace = (getattr(agent, name, None) for name in ("image", "spec", "decision_seconds"))
     if image is not None and tuple(image[-2:]) != tuple(size):
@@ -397,7 +399,7 @@ def _check_fit(agent: Agent, size: Size, world: str, facts: Facts) -> None:
         if (ours.discrete, ours.continuous) != (theirs.discrete, theirs.continuous) or renamed:
             raise LaminaError(f"the agent's actions are not those of world '{world}': {theirs}, {ours}")
     chunk = getattr(agent, "chunk", 1)
-    if pace is not None and abs(pace * facts.fps / chunk - 1) > PACE:
+    if pace is not None and abs(pace * facts.fps / chunk - 1) > TIMING_TOLERANCE:
         raise LaminaError(
             f"world '{world}' takes an action every {1 / facts.fps:.3g} s, the agent learned {chunk} every {pace:.3g} s: choose worlds "
             "with the frame rate of its data, and align to chunks (--actions chunk) where a latent spans several actions"

@@ -33,12 +33,12 @@ from lamina.images import to_float
 from lamina.models.config import SizeName
 from lamina.models.layers import ConvBlock, position_embedding
 from lamina.options import check_options
-from lamina.policies.qwen import Plan, Qwen, QwenConfig
+from lamina.policies.qwen import ChunkedMask, Qwen, QwenConfig
 from lamina.policies.windows import Window
 
-STEM = 4  # stride of the convolution before the patches
+STEM_STRIDE = 4  # stride of the convolution before the patches
 MOST_TOKENS = 65_536  # of a decision's context, whose keys and values are kept in memory
-CHUNK = 8  # frames of a chunk of an attention plan
+MASK_CHUNK_FRAMES = 8  # frames of a chunk of an attention plan
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class TokenSize:
     channels: int  # of the convolutional stem
 
 
-SIZES: dict[str, TokenSize] = {
+TOKEN_SIZES: dict[str, TokenSize] = {
     "debug": TokenSize(width=32, layers=2, heads=2, kv_heads=1, channels=8),
     "tiny": TokenSize(width=128, layers=3, heads=4, kv_heads=2, channels=16),
     "small": TokenSize(width=384, layers=6, heads=6, kv_heads=2, channels=32),
@@ -87,8 +87,8 @@ class TokenConfig:
     """base of the rotary positions"""
 
     def __post_init__(self) -> None:
-        if self.size not in SIZES:
-            raise LaminaError(f"unknown size {self.size!r}: choose {', '.join(SIZES)}")
+        if self.size not in TOKEN_SIZES:
+            raise LaminaError(f"unknown size {self.size!r}: choose {', '.join(TOKEN_SIZES)}")
         check_options(self)
 
     @property
@@ -104,7 +104,7 @@ class TokenConfig:
         return tuple(self.context if (layers - 1 - layer) % 3 == 0 else near for layer in range(layers))
 
     def core(self) -> QwenConfig:
-        size = SIZES[self.size]
+        size = TOKEN_SIZES[self.size]
         width = self.width or size.width
         heads = self.heads or size.heads
         return QwenConfig(
@@ -123,15 +123,15 @@ def patch_grid(image: tuple[int, int, int], wanted: int) -> tuple[int, int]:
     Raises LaminaError for a picture whose sides are no multiple of the stem's stride.
     """
     _, high, wide = image
-    if high % STEM or wide % STEM:
+    if high % STEM_STRIDE or wide % STEM_STRIDE:
         raise LaminaError(
-            f"the token model needs pictures whose sides are multiples of {STEM}, got {high}x{wide}; set --image"
+            f"the token model needs pictures whose sides are multiples of {STEM_STRIDE}, got {high}x{wide}; set --image"
         )
 
     def nearest(side: int) -> int:
         return min((n for n in range(1, side + 1) if side % n == 0), key=lambda n: (abs(n - wanted), n))
 
-    return nearest(high // STEM), nearest(wide // STEM)
+    return nearest(high // STEM_STRIDE), nearest(wide // STEM_STRIDE)
 
 
 def visible(frames: int, patches: int, slots: int, context: int, stride: int) -> Bool[Tensor, "n n"]:
@@ -195,7 +195,7 @@ class TokenModel(nn.Module):
         self.config, self.image, self.slots, self.codebook_size = config, image, slots, codebook_size
         self.levels = levels
         self.fingerprint, self.decision_seconds = fingerprint, decision_seconds
-        channels = config.channels or SIZES[config.size].channels
+        channels = config.channels or TOKEN_SIZES[config.size].channels
         self.grid = patch_grid(image, config.grid)
         self.patches = self.grid[0] * self.grid[1]
         seen = config.context * slots + (config.context // config.stride + 1) * self.patches
@@ -206,16 +206,17 @@ class TokenModel(nn.Module):
         core = config.core()
         self.core = Qwen(core)
         self.stem = nn.Sequential(
-            nn.Conv2d(image[0], channels, 2 * STEM, stride=STEM, padding=STEM // 2), ConvBlock(channels)
+            nn.Conv2d(image[0], channels, 2 * STEM_STRIDE, stride=STEM_STRIDE, padding=STEM_STRIDE // 2),
+            ConvBlock(channels),
         )
-        cell = (image[1] // STEM // self.grid[0], image[2] // STEM // self.grid[1])
+        cell = (image[1] // STEM_STRIDE // self.grid[0], image[2] // STEM_STRIDE // self.grid[1])
         self.cell = cell
         self.patch = nn.Linear(channels * cell[0] * cell[1], core.width)
         self.place = position_embedding(self.patches, core.width)
         self.code = CodeTable(codebook_size, core.width, levels)
         self.slot = position_embedding(slots, core.width)
         self.head = CodeTable(codebook_size, core.width, levels)
-        self._plans: dict[tuple[int, str], tuple[list[Plan], Tensor, Tensor]] = {}
+        self._plans: dict[tuple[int, str], tuple[list[ChunkedMask], Tensor, Tensor]] = {}
 
     @property
     def each(self) -> int:
@@ -232,7 +233,7 @@ class TokenModel(nn.Module):
         """The tokens of whole code blocks."""
         return F.embedding(codes, self.code.weight) + self.slot
 
-    def plans(self, frames: int) -> tuple[list[Plan], Int[Tensor, "n"], Complex[Tensor, "m 1 e2"]]:
+    def plans(self, frames: int) -> tuple[list[ChunkedMask], Int[Tensor, "n"], Complex[Tensor, "m 1 e2"]]:
         """Of a sequence of ``frames`` frames: each layer's plan, the places of the tokens that predict, and the rotation.
 
         In the last layer these are the only queries.
@@ -244,8 +245,8 @@ class TokenModel(nn.Module):
             masks = {span: visible(frames, self.patches, self.slots, span, stride).to(device) for span in set(spans)}
             first = torch.arange(frames, device=device)[:, None] * self.each + self.patches - 1
             rows = (first + torch.arange(self.slots, device=device)).flatten()
-            made = {span: Plan.of(mask, CHUNK * self.each) for span, mask in masks.items()}
-            last = Plan.of(masks[spans[-1]][rows], CHUNK * self.slots)
+            made = {span: ChunkedMask.of(mask, MASK_CHUNK_FRAMES * self.each) for span, mask in masks.items()}
+            last = ChunkedMask.of(masks[spans[-1]][rows], MASK_CHUNK_FRAMES * self.slots)
             rotation = self.core.rotation(torch.arange(frames * self.each))
             self._plans[key] = ([*(made[span] for span in spans[:-1]), last], rows, rotation)
         return self._plans[key]

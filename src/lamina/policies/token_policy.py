@@ -29,16 +29,16 @@ from lamina.errors import LaminaError
 from lamina.images import resize_frames
 from lamina.models.heads import Translator
 from lamina.models.hub import LatentActionModel
-from lamina.models.lam import Embedded
-from lamina.policies.decoding import Stepper
-from lamina.policies.kv_cache import Cache
+from lamina.models.lam import FrameFeatures
+from lamina.policies.decoding import TokenDecoder
+from lamina.policies.kv_cache import KeyValueCache
 from lamina.policies.token_model import TokenModel
-from lamina.policies.token_training import check_lam, load_tokens
+from lamina.policies.token_training import check_lam, load_token_model
 from lamina.training.alignment import load_translator
-from lamina.types import Size
+from lamina.types import ImageSize
 
 
-class LatentPolicy:
+class TokenPolicy:
     """Frames in, actions out (FlexLAM, Algorithm 1), for ``batch`` episodes at once.
 
     ``k``: codes that a decision predicts (all by default); ``temperature``: 0 takes the likeliest code, else codes are drawn from
@@ -74,14 +74,14 @@ class LatentPolicy:
         core, spans = tokens.core, tokens.config.spans
         #: one cache for the layers that see the whole context, one for those that see less, if there are any
         self.caches = {
-            span: Cache(
+            span: KeyValueCache(
                 spans.count(span), batch, core.config.kv_heads, core.config.head_dim,
                 tokens.patches, tokens.slots, span, tokens.config.stride, tokens.place,
             )
             for span in sorted(set(spans))
         }  # fmt: skip
         self.layers = [(self.caches[span], spans[:layer].count(span)) for layer, span in enumerate(spans)]
-        self.step = Stepper(core)
+        self.step = TokenDecoder(core)
         self.code, self.head = tokens.code.weight.detach(), tokens.head.weight.detach()
         # Turns of the tokens from a block before a frame to a block after it, relative to the frame's first token.
         offsets = torch.arange(-tokens.slots, tokens.each, dtype=torch.float64)
@@ -90,8 +90,8 @@ class LatentPolicy:
         self.t = np.zeros(batch, np.int64)
         with torch.inference_mode():
             self.previous = torch.zeros(batch, self.spec.dim, device=self.device)
-        self.features: Embedded | None = None  # of the frames before
-        self.sizes: list[Size | None] = [None] * batch  # of the frames of each row's episode
+        self.features: FrameFeatures | None = None  # of the frames before
+        self.sizes: list[ImageSize | None] = [None] * batch  # of the frames of each row's episode
 
     @classmethod
     def from_run(
@@ -103,14 +103,14 @@ class LatentPolicy:
         seed: int = 0,
         device: str = "auto",
         precision: str = "fp32",
-    ) -> LatentPolicy:
+    ) -> TokenPolicy:
         """The policy of a run folder: RUN/model, RUN/policy and RUN/translator (or RUN/joint, which holds all three).
 
         Raises LaminaError for a translator of continuous latents: what a token model predicts are codes.
         """
         run, device = Path(run), pick_device(device)
         model = LatentActionModel.from_pretrained(str(run), map_location=device)
-        tokens = load_tokens(run / "policy", model.lam).to(device)
+        tokens = load_token_model(run / "policy", model.lam).to(device)
         inside = (run / "translator.json").is_file()
         translator, note = load_translator(run if inside else run / "translator")
         if note["side"] != "quantised":

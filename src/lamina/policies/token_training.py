@@ -21,16 +21,16 @@ from lamina.data.paths import contents
 from lamina.data.sampling import open_source
 from lamina.device import pick_device
 from lamina.errors import LaminaError
-from lamina.files import alone, disk_errors, read_json, write_text
+from lamina.files import disk_errors, locked, read_json, write_text
 from lamina.models.bottlenecks.fsq import FSQ
 from lamina.models.hub import LatentActionModel
 from lamina.models.lam import LAM
 from lamina.policies.token_model import TokenConfig, TokenModel
-from lamina.policies.windows import Window, WindowStream, fixed_windows, open_steps, tokenize
+from lamina.policies.windows import Window, WindowStream, encode_windows, fixed_windows, open_steps
 from lamina.records import Codes, Image, Seconds, Short, checked
-from lamina.rng import Draws
-from lamina.training.checkpoints import Best
-from lamina.training.distributed import World
+from lamina.rng import Rng
+from lamina.training.checkpoints import BestCheckpoint
+from lamina.training.distributed import Processes
 from lamina.training.loop import Validation, fit
 from lamina.training.settings import TrainConfig, fixed_options, keep_settings
 from lamina.version import __version__
@@ -39,13 +39,13 @@ from lamina.weights import loaded, save_weights
 FORMAT = 3  # of config.json and model.safetensors; raised when an old file can no longer be read
 
 
-def token_losses(model: TokenModel, batch: Window, draws: Draws) -> dict[str, Float[Tensor, "b"]]:
+def token_losses(model: TokenModel, batch: Window, draws: Rng) -> dict[str, Float[Tensor, "b"]]:
     """The mean cross-entropy of the batch's codes (App. B.2), as one term a window: a code weighs the same wherever it stands."""
     nats = model.cross_entropy(batch).sum((1, 2))
     return {"codes": nats * (len(batch) / (batch.valid.sum() * model.slots))}
 
 
-def validator(windows: Window, batch: int = 8) -> Any:
+def token_diagnostics(windows: Window, batch: int = 8) -> Any:
     """A function ``validate(model)``: nats a code on fixed windows, over all slots and for the first alone."""
 
     @torch.no_grad()
@@ -80,7 +80,7 @@ def fingerprint(lam: LAM) -> str:
     return digest.hexdigest()
 
 
-def code_book(model: LatentActionModel) -> int:
+def check_codebook(model: LatentActionModel) -> int:
     """Size of the codebook. Raises LaminaError for a LAM without one."""
     size = model.lam.bottleneck.codebook_size
     if not size:
@@ -90,7 +90,9 @@ def code_book(model: LatentActionModel) -> int:
     return int(size)  # type: ignore[arg-type]
 
 
-def train_tokens(run: Path, path: str, config: TokenConfig, training: TrainConfig, camera: str | None = None) -> Path:
+def train_token_model(
+    run: Path, path: str, config: TokenConfig, training: TrainConfig, camera: str | None = None
+) -> Path:
     """Train the token model of RUN's LAM on the frames of ``path``, without any action; returns RUN/policy.
 
     What is kept is the average of the weights, or those of the lowest validation loss where that is lower still.
@@ -98,14 +100,14 @@ def train_tokens(run: Path, path: str, config: TokenConfig, training: TrainConfi
     and model.safetensors the result. Raises LaminaError for a LAM without a codebook, a policy that is there already without
     ``resume``, a resumed run with other settings, data that cannot be read.
     """
-    with alone(run / "policy") if World.here().rank == 0 else nullcontext():
+    with locked(run / "policy") if Processes.here().rank == 0 else nullcontext():
         return _train_tokens(run, path, config, training, camera)
 
 
 def _train_tokens(run: Path, path: str, config: TokenConfig, training: TrainConfig, camera: str | None) -> Path:
     folder = run / "policy"
     model = LatentActionModel.from_pretrained(str(run)).to(pick_device(training.device))
-    codebook_size = code_book(model)
+    codebook_size = check_codebook(model)
     if (folder / "config.json").exists() and not training.resume:
         raise LaminaError(f"{folder}: trained already; add --resume to go on, or delete that folder")
     print_of_lam, source = fingerprint(model.lam), open_source(path)
@@ -114,7 +116,7 @@ def _train_tokens(run: Path, path: str, config: TokenConfig, training: TrainConf
     bottleneck = model.lam.bottleneck
     levels = tuple(bottleneck.levels.tolist()) if isinstance(bottleneck, FSQ) else ()
     tokens = TokenModel(config, image, slots, codebook_size, print_of_lam, levels=levels)
-    rank = World.here().rank
+    rank = Processes.here().rank
     settings = {
         "token_model": dataclasses.asdict(config),
         "train": fixed_options(training),
@@ -130,7 +132,7 @@ def _train_tokens(run: Path, path: str, config: TokenConfig, training: TrainConf
     else:  # one process encodes for all
         while not (folder / "tokens" / "index.json").exists():
             time.sleep(0.5)
-    index = tokenize(model, source, folder / "tokens", print_of_lam, camera, training.precision)
+    index = encode_windows(model, source, folder / "tokens", print_of_lam, camera, training.precision)
     tokens.decision_seconds = index["decision_seconds"]
     steps = open_steps(folder / "tokens", "train")
     held = fixed_windows(open_steps(folder / "tokens", "validation"), config.length, config.stride)
@@ -139,7 +141,7 @@ def _train_tokens(run: Path, path: str, config: TokenConfig, training: TrainConf
         batch = training.batch // training.accumulate
         return WindowStream(steps, config.length, config.stride, batch, training.seed, shards, shard)
 
-    validate, best = validator(held), Best(folder / "best.safetensors")
+    validate, best = token_diagnostics(held), BestCheckpoint(folder / "best.safetensors")
 
     def watch(current: TokenModel) -> Validation:
         figures, told = validate(current)
@@ -157,7 +159,7 @@ def _train_tokens(run: Path, path: str, config: TokenConfig, training: TrainConf
             figures, kept = validate(tokens)[0], "best"
         note = {"data": path, "camera": camera, "steps": training.steps, "seed": training.seed}
         note |= {"validation": figures, "kept": kept}
-        save_tokens(folder, tokens, note)
+        save_token_model(folder, tokens, note)
     return folder
 
 
@@ -178,7 +180,7 @@ class _Note:
 MEANING = tuple(field.name for field in dataclasses.fields(_Note))
 
 
-def save_tokens(folder: Path, model: TokenModel, note: dict[str, Any]) -> None:
+def save_token_model(folder: Path, model: TokenModel, note: dict[str, Any]) -> None:
     """FOLDER/model.safetensors, then config.json, whose presence says that both are whole."""
     config = {
         "format": FORMAT,
@@ -199,7 +201,7 @@ def save_tokens(folder: Path, model: TokenModel, note: dict[str, Any]) -> None:
     write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
 
 
-def load_tokens(folder: Path, lam: LAM | None = None) -> TokenModel:
+def load_token_model(folder: Path, lam: LAM | None = None) -> TokenModel:
     """A saved token model. Raises LaminaError if there is none, if it is damaged, or if it was trained on the codes of another LAM."""
     path = folder / "config.json"
     remedy = f"delete {folder} and train the token model again"

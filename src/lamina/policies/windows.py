@@ -20,28 +20,28 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 from tqdm import tqdm
 
-from lamina.data.dataset import Source
+from lamina.data.dataset import Dataset
 from lamina.data.paths import contents
 from lamina.data.sampling import source_camera
-from lamina.data.stream import spread
+from lamina.data.stream import evenly_spaced
 from lamina.device import autocast
 from lamina.errors import LaminaError
 from lamina.files import whole_folder
-from lamina.inference.encode import CHUNK, encode_episode, partners
+from lamina.inference.encode import CHUNK, encode_episode, frame_pairs
 from lamina.models.hub import LatentActionModel
 from lamina.records import whole
 
 FORMAT = 2
-SPLITS = ("train", "validation")
+ENCODED_SPLITS = ("train", "validation")
 
 
-def chains(times: Float[np.ndarray, "t"], gap: float) -> list[Int[np.ndarray, "n"]]:
+def strided_sequences(times: Float[np.ndarray, "t"], gap: float) -> list[Int[np.ndarray, "n"]]:
     """The frames of an episode as decisions ``gap`` seconds apart: each frame that has a partner belongs to exactly one chain.
 
     If the gap is g frames long there are g chains, which begin at frames 0 .. g-1. The last frame of a chain is left out, since
     no transition begins there.
     """
-    partner, valid = partners(times, gap)
+    partner, valid = frame_pairs(times, gap)
     left, found = valid.copy(), []
     for start in range(len(times)):
         chain, at = [], start
@@ -81,7 +81,7 @@ class Window:
         return Window(*(x.to(device, non_blocking=True) for x in (self.frames, self.codes, self.valid)))
 
 
-def cut(steps: Steps, starts: Sequence[tuple[int, int]], length: int) -> Window:
+def windows_at(steps: Steps, starts: Sequence[tuple[int, int]], length: int) -> Window:
     """The windows that begin at (episode, step)."""
     b = len(starts)
     frames = np.zeros((b, length, *steps.frames.shape[1:]), np.uint8)
@@ -128,7 +128,7 @@ class WindowStream:
         while True:
             rngs = [np.random.default_rng([self.seed, self.drawn, shard]) for shard in self.mine]
             self.drawn += 1
-            yield cut(self.steps, [start for rng in rngs for start in self.starts(rng)], self.length)
+            yield windows_at(self.steps, [start for rng in rngs for start in self.starts(rng)], self.length)
 
     def state_dict(self) -> dict[str, int]:
         return {"drawn": self.drawn}
@@ -144,7 +144,7 @@ def fixed_windows(steps: Steps, length: int, stride: int, limit: int = 64) -> Wi
     """At most ``limit`` windows side by side, evenly spread over a split."""
     hop = -(-length // stride) * stride
     starts = [(e, s) for e, n in enumerate(np.diff(steps.bounds).tolist()) for s in range(0, n, hop)]
-    return cut(steps, [starts[n] for n in spread(len(starts), limit)], length)
+    return windows_at(steps, [starts[n] for n in evenly_spaced(len(starts), limit)], length)
 
 
 # ------------------------------------------------------------------------------------------------------ tokenizing
@@ -160,7 +160,7 @@ class _Stretch:
     place: Int[np.ndarray, "t"]
 
 
-def _plan(source: Source, camera: str, split: str, gap: float) -> tuple[list[_Stretch], list[int], list[float]]:
+def _plan(source: Dataset, camera: str, split: str, gap: float) -> tuple[list[_Stretch], list[int], list[float]]:
     """What there is to encode in a split, the lengths of its chains, and the seconds between decisions."""
     stretches, lengths, seconds, total = [], [], [], 0
     unseen = source.unseen(camera)
@@ -170,7 +170,7 @@ def _plan(source: Source, camera: str, split: str, gap: float) -> tuple[list[_St
                 continue
             times = episode.times[first:stop]
             place = np.full(stop - first, -1)
-            for chain in chains(times, gap):
+            for chain in strided_sequences(times, gap):
                 place[chain] = total + np.arange(len(chain))
                 total += len(chain)
                 lengths.append(len(chain))
@@ -188,9 +188,9 @@ def _reserve(path: Path, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     return array
 
 
-def tokenize(
+def encode_windows(
     model: LatentActionModel,
-    source: Source,
+    source: Dataset,
     folder: Path,
     fingerprint: str,
     camera: str | None = None,
@@ -218,7 +218,7 @@ def tokenize(
     index = read_index(folder)
     if index is not None and all(index.get(name) == value for name, value in made_from.items()):
         return index
-    plans = {split: _plan(source, camera, split, gap) for split in SPLITS}
+    plans = {split: _plan(source, camera, split, gap) for split in ENCODED_SPLITS}
     for split, (_, lengths, _) in plans.items():
         if not lengths:
             raise LaminaError(f"{source.root}: no {split} episode has two frames {gap:g} s apart; use longer episodes")
@@ -226,7 +226,11 @@ def tokenize(
     dtype = np.int16 if model.lam.bottleneck.codebook_size <= 2**15 else np.int32  # type: ignore[operator]
     frames_total = sum(s.stop - s.first for stretches, _, _ in plans.values() for s in stretches)
     seconds = float(np.median([s for _, _, every in plans.values() for s in every] or [gap]))
-    index = made_from | {"slots": slots, "decision_seconds": seconds, "episodes": {s: plans[s][1] for s in SPLITS}}
+    index = made_from | {
+        "slots": slots,
+        "decision_seconds": seconds,
+        "episodes": {s: plans[s][1] for s in ENCODED_SPLITS},
+    }
     with (
         whole_folder(folder) as partial,
         tqdm(total=frames_total, unit="frame", desc="tokenize", dynamic_ncols=True) as bar,
@@ -246,7 +250,7 @@ def tokenize(
 
 def _encode(
     model: LatentActionModel,
-    source: Source,
+    source: Dataset,
     camera: str,
     stretch: _Stretch,
     gap: float,
@@ -264,7 +268,7 @@ def _encode(
             frames[here[here >= 0]] = chunk[here >= 0]
             yield chunk
 
-    partner, _ = partners(episode.times[stretch.first : stretch.stop], gap)
+    partner, _ = frame_pairs(episode.times[stretch.first : stretch.stop], gap)
     index = model.lam.action_index(encode_episode(model, read(), partner))
     assert index is not None
     codes[place[place >= 0]] = index.numpy()[place >= 0]

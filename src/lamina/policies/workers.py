@@ -5,7 +5,7 @@ So they have none of their owner's threads and memory, and starting one again ta
 own: Ctrl-C reaches only the owner, and whatever processes a simulator starts can be ended with it. A worker closes its
 world and ends when its line to the owner is closed (as it is when the owner is killed), at SIGTERM, and on an exception.
 
-What is said, as tuples, each order answered before the next: ``open NAME`` is answered by ``open Facts``; ``play`` by a
+What is said, as tuples, each order answered before the next: ``open NAME`` is answered by ``open WorldInfo``; ``play`` by a
 ``frame`` for each decision (the actions to be taken next go back) and ``end`` (return, length, truncated). Where the world itself decides,
 as its expert or at random, there are no frames and now and then a ``busy``. Instead of any answer there can be
 ``mistake`` (of the user, one line) or ``lost`` (a reason), after which the process ends.
@@ -33,9 +33,9 @@ import numpy as np
 import lamina.envs
 from lamina.envs.base import Action, Observation, World
 from lamina.errors import LaminaError
-from lamina.types import ActionSpec, Size
+from lamina.types import ActionSpec, ImageSize
 
-Make = Callable[[str, Size], World]
+Make = Callable[[str, ImageSize], World]
 
 PATIENCE = (
     120.0  # seconds until a worker that says nothing is given up; opening a simulator on a busy machine takes many
@@ -51,7 +51,7 @@ os._exit(0)
 
 
 @dataclass(frozen=True)
-class Facts:
+class WorldInfo:
     """What the owner needs to know about a world."""
 
     fps: int
@@ -159,7 +159,7 @@ def serve(descriptor: int, nursery: int) -> None:
                 if world is not None:
                     world.close()
                 world = make(*arguments, size)
-                link.send("open", Facts(world.fps, world.action, world.reference))
+                link.send("open", WorldInfo(world.fps, world.action, world.reference))
             else:
                 assert world is not None
                 link.send("end", *_play(link, world, *arguments))
@@ -252,7 +252,7 @@ class Nursery:
 class Worker:
     """The owner's end of one worker."""
 
-    def __init__(self, nursery: Nursery, make: Make, size: Size, patience: float):
+    def __init__(self, nursery: Nursery, make: Make, size: ImageSize, patience: float):
         self.link, self.pid = nursery.bear()
         self.world: str | None = None  # that it has open
         self._nursery, self._patience = nursery, patience
@@ -319,7 +319,7 @@ class Workers:
     def __init__(
         self,
         count: int = 8,
-        size: Size = (64, 64),
+        size: ImageSize = (64, 64),
         make: Make = lamina.envs.registry.make,
         patience: float = PATIENCE,
     ):
@@ -330,7 +330,7 @@ class Workers:
             raise LaminaError(
                 f"workers cannot import {place}: move it to the top level of a module that they can import"
             )
-        self.size, self.facts = size, dict[str, Facts]()
+        self.size, self.facts = size, dict[str, WorldInfo]()
         self._make, self._patience = make, patience
         self._workers: list[Worker | None] = [None] * count
         self._nursery: Nursery | None = None
@@ -370,7 +370,7 @@ class Workers:
         found = {links[cast(connection.Connection, link)] for link in connection.wait(list(links), timeout=1)}
         return sorted(found | {row for row in rows if self[row].late()})
 
-    def inspect(self, worlds: Sequence[str]) -> dict[str, Facts]:
+    def inspect(self, worlds: Sequence[str]) -> dict[str, WorldInfo]:
         """What the ``worlds`` are, each opened by one worker where that was not done before.
 
         Raises LaminaError for a world that cannot be opened.

@@ -5,56 +5,56 @@ The inverse dynamics model (IDM) is the same head on an encoder of its own, with
 """
 
 from lamina.inference.encode import encode_clip, observe
-from lamina.models.heads import ActionHead, Condition, Hourglass, InverseDynamics, Translator, TranslatorConfig
+from lamina.models.heads import ActionHead, Condition, HourglassMLP, InverseDynamics, Translator, TranslatorConfig
 from lamina.training.alignment import AlignConfig, align, load_translator, note_of, save_translator, training_of
-from lamina.training.checkpoints import Best
-from lamina.training.heads import fit_head, idm_losses, quick, train_idm, train_translator, translator_losses
-from lamina.training.joint import Joint, JointBatch, joint_losses, train_joint
+from lamina.training.checkpoints import BestCheckpoint
+from lamina.training.heads import fit_head, head_training, idm_losses, train_idm, train_translator, translator_losses
+from lamina.training.joint import JointBatch, JointModel, joint_losses, train_joint
 from lamina.training.labelled import (
-    Actions,
-    Labelled,
+    ActionTarget,
+    LabelledTransitions,
     Minibatches,
     actions_of,
-    labelled,
+    encode_labels,
     parse_labels,
     probe_data,
     split_labels,
-    tell_span,
+    warn_multi_action,
 )
 
 __all__ = [
     "ActionHead",
-    "Actions",
+    "ActionTarget",
     "AlignConfig",
-    "Best",
+    "BestCheckpoint",
     "Condition",
-    "Hourglass",
+    "HourglassMLP",
     "InverseDynamics",
-    "Joint",
     "JointBatch",
-    "Labelled",
+    "JointModel",
+    "LabelledTransitions",
     "Minibatches",
     "Translator",
     "TranslatorConfig",
     "actions_of",
     "align",
     "encode_clip",
+    "encode_labels",
     "fit_head",
+    "head_training",
     "idm_losses",
     "joint_losses",
-    "labelled",
     "load_translator",
     "note_of",
     "observe",
     "parse_labels",
     "probe_data",
-    "quick",
     "save_translator",
     "split_labels",
-    "tell_span",
     "train_idm",
     "train_joint",
     "train_translator",
     "training_of",
     "translator_losses",
+    "warn_multi_action",
 ]

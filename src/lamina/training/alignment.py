@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lamina.data.sampling import ActionsOf, count_transitions
-from lamina.data.stream import gather
+from lamina.data.stream import sample_split
 from lamina.device import autocast, pick_device
 from lamina.errors import LaminaError
-from lamina.files import alone, checkpoint_hash, read_json, write_text
+from lamina.files import checkpoint_hash, locked, read_json, write_text
 from lamina.methods.base import Losses
 from lamina.models.config import Side
 from lamina.models.heads import Translator, TranslatorConfig
@@ -24,14 +24,14 @@ from lamina.records import Count, Short, Whole, checked
 from lamina.training.heads import train_translator
 from lamina.training.joint import train_joint
 from lamina.training.labelled import (
-    Actions,
-    Labelled,
+    ActionTarget,
+    LabelledTransitions,
     actions_of,
-    labelled,
+    encode_labels,
     parse_labels,
     probe_data,
     split_labels,
-    tell_span,
+    warn_multi_action,
 )
 from lamina.training.settings import TrainConfig, fixed_options, keep_settings
 from lamina.types import ActionSpec, Clip
@@ -76,7 +76,7 @@ def align(
     Raises LaminaError for data without actions, too few labels, a folder that is there already without ``resume``, a resumed alignment
     with other settings or labels.
     """
-    with alone(run / ("joint" if config.joint else "translator")):
+    with locked(run / ("joint" if config.joint else "translator")):
         return _align(run, path, config, training, losses, weights, needs)
 
 
@@ -100,11 +100,11 @@ def _align(
         raise LaminaError("joint alignment needs the method's own losses")
     actions = actions_of(data)
     _check_width(actions.spec, actions.steps)
-    tell_span(data, actions)
-    clip = gather(data, "train", number, seed=training.seed, require_action=True)
+    warn_multi_action(data, actions)
+    clip = sample_split(data, "train", number, seed=training.seed, require_action=True)
     side = model.config.action_side if config.side == "model" else config.side
     with autocast(model.device, training.precision):
-        items = labelled(model.lam, clip, side, config.translator.condition.endswith("observation"))
+        items = encode_labels(model.lam, clip, side, config.translator.condition.endswith("observation"))
     scratch = folder / "training"
     if not training.resume:  # what a killed alignment left
         shutil.rmtree(scratch, ignore_errors=True)
@@ -145,8 +145,8 @@ def _digest(clip: Clip) -> str:
 
 
 def note_of(
-    items: Labelled,
-    actions: Actions,
+    items: LabelledTransitions,
+    actions: ActionTarget,
     config: AlignConfig,
     side: Side,
     data: str,

@@ -213,7 +213,7 @@ class _Loss:
     loss: Annotated[float, Field(allow_inf_nan=False)]
 
 
-class Best:
+class BestCheckpoint:
     """Keeps the weights of the lowest validation loss in one file, so that a resumed run still knows them, and the loss."""
 
     def __init__(self, path: Path):

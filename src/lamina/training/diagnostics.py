@@ -13,14 +13,14 @@ from torch import Tensor
 from lamina.errors import LaminaError
 from lamina.images import to_float
 from lamina.models import code_usage as codes
-from lamina.models.features import Observed
+from lamina.models.features import ClipView
 from lamina.models.lam import LAM
-from lamina.rng import Draws
+from lamina.rng import Rng
 from lamina.training.loop import Validation
 from lamina.types import Clip, Latent
 
 
-class Degenerate(LaminaError):
+class DegenerateLatents(LaminaError):
     """Training was stopped because the latents came to nothing: ``kind`` is collapse or explosion."""
 
     def __init__(self, kind: str, how: str):
@@ -29,7 +29,7 @@ class Degenerate(LaminaError):
 
 
 #: Gain in dB over another transition's latent, or the mean latent, below which the decoder is said to ignore it: 1% of its loss.
-IGNORED = 10 * math.log10(1.01)
+MIN_GAIN_DB = 10 * math.log10(1.01)
 #: Length and spread, in units of those at the start, below which an ignored latent has collapsed; and length above which it has exploded.
 COLLAPSED, EXPLODED = 0.01, 100.0
 
@@ -40,7 +40,7 @@ def length_and_spread(latent: Float[Tensor, "b k d"]) -> tuple[float, float]:
     return float(flat.norm(dim=1).mean()), float((flat - flat.mean(0)).norm(dim=1).mean())
 
 
-def validator(lam: LAM, clip: Clip, seed: int) -> Callable[[LAM], Validation]:
+def latent_diagnostics(lam: LAM, clip: Clip, seed: int) -> Callable[[LAM], Validation]:
     """A function ``validate(lam)``: is the latent used, and how long is it; ``lam``: the same model before training.
 
     Reconstruction loss with the right latent, with another transition's and with the mean latent, and the gains over those in dB;
@@ -49,7 +49,7 @@ def validator(lam: LAM, clip: Clip, seed: int) -> Callable[[LAM], Validation]:
     """
 
     @torch.no_grad()
-    def encode(lam: LAM) -> tuple[Observed, Latent]:
+    def encode(lam: LAM) -> tuple[ClipView, Latent]:
         here = clip.to(next(lam.parameters()).device)
         frames = lam.observed(to_float(here.frames))
         return frames, lam.encode(frames, [(0, 1)], here.task)[0, 1]
@@ -76,7 +76,7 @@ def validator(lam: LAM, clip: Clip, seed: int) -> Callable[[LAM], Validation]:
         loss = {
             name: float(
                 lam.reconstruction(
-                    frames, {(0, 1): replace(latent, post=torch.cat([words, z], 1))}, full, Draws(seed, device=device)
+                    frames, {(0, 1): replace(latent, post=torch.cat([words, z], 1))}, full, Rng(seed, device=device)
                 ).mean()
             )
             for name, z in rivals.items()
@@ -96,7 +96,7 @@ def validator(lam: LAM, clip: Clip, seed: int) -> Callable[[LAM], Validation]:
             figures |= {f"perplexity/slot_{use.slot}": use.perplexity for use in uses}
             figures |= {f"usage/slot_{use.slot}": use.usage for use in uses}
             told += codes.warnings(uses)
-        ignored = min(gains) < IGNORED
+        ignored = min(gains) < MIN_GAIN_DB
         if ignored:
             told.append(
                 f"the decoder ignores the latent: the right one reconstructs {gains[0]:+.2f} dB better than another transition's, "
@@ -104,14 +104,14 @@ def validator(lam: LAM, clip: Clip, seed: int) -> Callable[[LAM], Validation]:
                 "frames is visible at --image size"
             )
         if ignored and (length < COLLAPSED * before[0] or spread < COLLAPSED * before[1]):
-            raise Degenerate(
+            raise DegenerateLatents(
                 "collapse",
                 f"latents have length {length:.2g} and spread {spread:.2g}, {before[0]:.2g} and {before[1]:.2g} before training, and the "
                 "decoder ignores them",
             )
         longest = length_and_spread(latent.post)[0]
         if longest > EXPLODED * before[0]:
-            raise Degenerate("explosion", f"latents have length {longest:.2g}, {before[0]:.2g} before training")
+            raise DegenerateLatents("explosion", f"latents have length {longest:.2g}, {before[0]:.2g} before training")
         return figures, told
 
     return validate

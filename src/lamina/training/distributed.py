@@ -10,15 +10,15 @@ from lamina.training.settings import TrainConfig
 
 
 @dataclass(frozen=True)
-class World:
+class Processes:
     """This process among the processes of the job (torchrun's RANK and WORLD_SIZE)."""
 
     rank: int
     size: int
 
     @staticmethod
-    def here() -> World:
-        return World(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+    def here() -> Processes:
+        return Processes(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
 
     def shards(self, config: TrainConfig) -> tuple[int, int | None]:
         """The number of data shards, and the one that this process draws (None: it draws them all)."""

@@ -16,9 +16,9 @@ from lamina.methods.base import Losses
 from lamina.models.config import LAMConfig
 from lamina.models.heads import InverseDynamics, Translator, TranslatorConfig
 from lamina.models.lam import LAM
-from lamina.rng import Draws
-from lamina.training.checkpoints import Best
-from lamina.training.labelled import Labelled, Minibatches
+from lamina.rng import Rng
+from lamina.training.checkpoints import BestCheckpoint
+from lamina.training.labelled import LabelledTransitions, Minibatches
 from lamina.training.loop import fit
 from lamina.training.settings import TrainConfig
 from lamina.types import ActionSpec
@@ -39,12 +39,12 @@ def fit_head(
 
     ``losses(module, batch, draws)["action"]`` is what validation averages, with the same draws every time.
     """
-    best = Best(run / "best.safetensors")
+    best = BestCheckpoint(run / "best.safetensors")
 
     @torch.no_grad()
     def validate(current: nn.Module) -> tuple[dict[str, float], list[str]]:
         device = next(current.parameters()).device
-        loss = float(losses(current, held.to(device), Draws(0, device=device))["action"].mean())
+        loss = float(losses(current, held.to(device), Rng(0, device=device))["action"].mean())
         best.offer(current, loss)
         return {"action": loss}, []
 
@@ -56,7 +56,7 @@ def fit_head(
     return best.loss
 
 
-def quick(steps: int, seed: int, lr: float = 3e-4, batch: int = 64, **more: Any) -> TrainConfig:
+def head_training(steps: int, seed: int, lr: float = 3e-4, batch: int = 64, **more: Any) -> TrainConfig:
     """Training options of a small head on cached latents: no averaging (the best checkpoint is chosen), rare checkpoints."""
     return TrainConfig(
         steps=steps, batch=batch, lr=lr, warmup=50, weight_decay=0.05, ema=0.0, seed=seed,
@@ -67,7 +67,7 @@ def quick(steps: int, seed: int, lr: float = 3e-4, batch: int = 64, **more: Any)
 def translator_losses(prefix: nn.Module) -> Losses:
     """The loss of a translator on latents whose prefix is drawn from the LAM's own p(k), k >= 0 (§4.2)."""
 
-    def losses(module: Translator, batch: Labelled, draws: Draws) -> dict[str, Tensor]:
+    def losses(module: Translator, batch: LabelledTransitions, draws: Rng) -> dict[str, Tensor]:
         law = prefix.to(batch.z.device)  # where the loop put the batch
         z = law(batch.z, law.draw(draws, len(batch)))  # type: ignore[operator]
         return {"action": module.action.loss(module(z, batch.previous, batch.observation), batch.action)}
@@ -75,7 +75,7 @@ def translator_losses(prefix: nn.Module) -> Losses:
     return losses
 
 
-def idm_losses(module: InverseDynamics, batch: Labelled, draws: Draws) -> dict[str, Tensor]:
+def idm_losses(module: InverseDynamics, batch: LabelledTransitions, draws: Rng) -> dict[str, Tensor]:
     """The action loss of an inverse dynamics model."""
     assert batch.clip is not None
     return {"action": module.action.loss(module(to_float(batch.clip.frames), batch.previous), batch.action)}
@@ -83,8 +83,8 @@ def idm_losses(module: InverseDynamics, batch: Labelled, draws: Draws) -> dict[s
 
 def train_translator(
     lam: LAM,
-    train: Labelled,
-    held: Labelled,
+    train: LabelledTransitions,
+    held: LabelledTransitions,
     spec: ActionSpec,
     config: TranslatorConfig,
     training: TrainConfig,
@@ -109,8 +109,8 @@ def train_translator(
 
 def train_idm(
     config: LAMConfig,
-    train: Labelled,
-    held: Labelled,
+    train: LabelledTransitions,
+    held: LabelledTransitions,
     spec: ActionSpec,
     training: TrainConfig,
     pairs: bool = True,

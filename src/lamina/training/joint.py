@@ -18,14 +18,14 @@ from lamina.models.config import Side
 from lamina.models.heads import Translator, TranslatorConfig
 from lamina.models.lam import LAM
 from lamina.records import Malformed
-from lamina.rng import Draws
-from lamina.training.heads import fit_head, quick, train_translator
-from lamina.training.labelled import Labelled, Minibatches
+from lamina.rng import Rng
+from lamina.training.heads import fit_head, head_training, train_translator
+from lamina.training.labelled import LabelledTransitions, Minibatches
 from lamina.training.settings import TrainConfig
 from lamina.types import ActionSpec, Clip
 
 
-class Joint(nn.Module):
+class JointModel(nn.Module):
     """A LAM and its translator, trained together: the action loss reaches encoder and bottleneck (§6.3)."""
 
     def __init__(self, lam: LAM, translator: Translator, side: Side | None = None):
@@ -37,7 +37,7 @@ class Joint(nn.Module):
 class JointBatch:
     """Labelled transitions for the action loss, unlabelled ones that keep the LAM a LAM."""
 
-    labels: Labelled
+    labels: LabelledTransitions
     video: Clip | None = None
 
     def to(self, device: Any) -> JointBatch:
@@ -71,7 +71,7 @@ class JointStream:
 def joint_losses(reconstruction: Losses) -> Losses:
     """The action loss through encoder, bottleneck and drawn prefix, beside the method's own losses on unlabelled video."""
 
-    def losses(module: Joint, batch: JointBatch, draws: Draws) -> dict[str, Tensor]:
+    def losses(module: JointModel, batch: JointBatch, draws: Rng) -> dict[str, Tensor]:
         lam, labels = module.lam, batch.labels
         assert labels.clip is not None
         observed = "observation" in module.translator.condition
@@ -87,8 +87,8 @@ def joint_losses(reconstruction: Losses) -> Losses:
 
 def train_joint(
     lam: LAM,
-    train: Labelled,
-    held: Labelled,
+    train: LabelledTransitions,
+    held: LabelledTransitions,
     spec: ActionSpec,
     config: TranslatorConfig,
     training: TrainConfig,
@@ -105,9 +105,15 @@ def train_joint(
     """
     train_small, held_small = dataclasses.replace(train, clip=None), dataclasses.replace(held, clip=None)
     start, _ = train_translator(
-        lam, train_small, held_small, spec, config, quick(400, training.seed, device=training.device), steps=steps
+        lam,
+        train_small,
+        held_small,
+        spec,
+        config,
+        head_training(400, training.seed, device=training.device),
+        steps=steps,
     )
-    joint = Joint(lam.requires_grad_(True), start, side)
+    joint = JointModel(lam.requires_grad_(True), start, side)
     lam.prefix.null.requires_grad_(lam.config.prefix != "full")
 
     def stream() -> JointStream:

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lamina.data.sampling import ActionsOf, DataConfig, Plan
+from lamina.data.sampling import ActionsOf, DataConfig, SampleIndex
 from lamina.errors import LaminaError, LaminaWarning
 from lamina.inference.encode import encode_clip, observe
 from lamina.models.config import Side
@@ -23,7 +23,7 @@ from lamina.types import ActionSpec, Clip
 
 
 @dataclass(frozen=True)
-class Labelled:
+class LabelledTransitions:
     """Labelled transitions as the translator sees them. ``z`` is before the prefix; ``clip`` keeps the frames."""
 
     z: Float[Tensor, "n k d"]
@@ -36,15 +36,15 @@ class Labelled:
     def __len__(self) -> int:
         return len(self.z)
 
-    def _map(self, function: Callable[[Any], Any]) -> Labelled:
+    def _map(self, function: Callable[[Any], Any]) -> LabelledTransitions:
         values: dict[str, Any] = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         changed: dict[str, Any] = {name: function(v) for name, v in values.items() if v is not None}
         return dataclasses.replace(self, **changed)
 
-    def __getitem__(self, rows: Any) -> Labelled:
+    def __getitem__(self, rows: Any) -> LabelledTransitions:
         return self._map(lambda value: value[rows])
 
-    def to(self, device: Any) -> Labelled:
+    def to(self, device: Any) -> LabelledTransitions:
         return self._map(lambda value: value.to(device))
 
 
@@ -88,7 +88,7 @@ def parse_labels(text: str, transitions: int) -> int:
     return number
 
 
-def labelled(lam: LAM, clip: Clip, side: Side | None = None, observed: bool = False) -> Labelled:
+def encode_labels(lam: LAM, clip: Clip, side: Side | None = None, observed: bool = False) -> LabelledTransitions:
     """Encode a clip with actions once, for all the translators that will be trained on it; ``observed``: o_t too.
 
     Raises LaminaError without actions.
@@ -96,10 +96,12 @@ def labelled(lam: LAM, clip: Clip, side: Side | None = None, observed: bool = Fa
     if clip.action is None or clip.previous_action is None:
         raise LaminaError("this data has no actions: --data must be a LeRobot dataset with an action feature")
     z, observation = encode_clip(lam, clip, side), observe(lam, clip, side) if observed else None
-    return Labelled(z, clip.previous_action[:, 0], clip.action[:, 0], clip.episode, clip, observation)
+    return LabelledTransitions(z, clip.previous_action[:, 0], clip.action[:, 0], clip.episode, clip, observation)
 
 
-def split_labels(items: Labelled, seed: int = 0, held: float = 0.25) -> tuple[Labelled, Labelled]:
+def split_labels(
+    items: LabelledTransitions, seed: int = 0, held: float = 0.25
+) -> tuple[LabelledTransitions, LabelledTransitions]:
     """Divide the labelled transitions by episode: about ``held`` of them choose the checkpoint, the rest train.
 
     The labels that choose are part of the budget: a translator that had a validation set for free would not have few labels.
@@ -134,7 +136,7 @@ def probe_data(
 
 
 @dataclass(frozen=True)
-class Actions:
+class ActionTarget:
     """What labels hold: ``steps`` actions of ``spec`` each; ``spanned``: how many the gap of a latent spans."""
 
     spec: ActionSpec
@@ -147,15 +149,15 @@ class Actions:
         return self.spec.chunk(self.steps)
 
 
-def actions_of(data: DataConfig) -> Actions:
+def actions_of(data: DataConfig) -> ActionTarget:
     """The actions of ``data``. Raises LaminaError if it has none."""
-    plan = Plan(data, "train")
+    plan = SampleIndex(data, "train")
     if plan.step is None:
         raise LaminaError(f"{data.data[0]}: has no actions; --data must be a LeRobot dataset with an action feature")
-    return Actions(plan.step, plan.steps if data.actions == "chunk" else 1, plan.steps)
+    return ActionTarget(plan.step, plan.steps if data.actions == "chunk" else 1, plan.steps)
 
 
-def tell_span(data: DataConfig, actions: Actions) -> None:
+def warn_multi_action(data: DataConfig, actions: ActionTarget) -> None:
     """Warn where a gap spans several actions and its latent is tied to the first alone."""
     if actions.spanned > 1 and data.actions == "first":
         text = (

@@ -9,14 +9,14 @@ from typing import Any
 
 from lamina.errors import LaminaError
 from lamina.files import disk_errors, to_json, write_text
-from lamina.training.distributed import World
+from lamina.training.distributed import Processes
 from lamina.training.settings import TrainConfig
 
 
 class Log:
     """RUN/log.jsonl always, TensorBoard and wandb by flag. Only rank 0 writes."""
 
-    def __init__(self, run: Path, config: TrainConfig, world: World, after: int):
+    def __init__(self, run: Path, config: TrainConfig, world: Processes, after: int):
         self.path = run / "log.jsonl"
         self.trackers: list[Callable[[dict[str, Any]], Any]] = []
         self.writes = world.rank == 0

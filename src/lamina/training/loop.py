@@ -27,9 +27,9 @@ from lamina.errors import LaminaError
 from lamina.losses.reconstruction import total
 from lamina.methods.base import Losses
 from lamina.models.layers import BLOCKS
-from lamina.rng import Draws
+from lamina.rng import Rng
 from lamina.training.checkpoints import Checkpoints, Stream, full
-from lamina.training.distributed import World
+from lamina.training.distributed import Processes
 from lamina.training.log import Log
 from lamina.training.settings import TrainConfig
 from lamina.weights import infinite
@@ -46,7 +46,7 @@ class _Step(nn.Module):
         self.module = module
         self.losses = losses
 
-    def forward(self, batch: Any, draws: Draws) -> dict[str, Float[Tensor, "b"]]:
+    def forward(self, batch: Any, draws: Rng) -> dict[str, Float[Tensor, "b"]]:
         return self.losses(self.module, batch, draws)
 
 
@@ -142,7 +142,7 @@ def fit(
     Raises LaminaError for a loss or weights that are not finite, a damaged checkpoint, a disk that cannot be written.
     """
     accelerator = _accelerator(config)
-    world = World.here()
+    world = Processes.here()
     shards, shard = world.shards(config)
     device = accelerator.device
     module.train()
@@ -193,7 +193,7 @@ def fit(
             asked = time.perf_counter()
             batch = next(batches).to(device)
             waited += time.perf_counter() - asked
-            draws = Draws(config.seed, step * config.accumulate + micro, mine, device)
+            draws = Rng(config.seed, step * config.accumulate + micro, mine, device)
             torch.manual_seed(draws.seed)  # for dropout
             waiting = micro < config.accumulate - 1 and not sharded
             with accelerator.no_sync(wrapped) if waiting else nullcontext(), accelerator.autocast():

@@ -22,24 +22,24 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from lamina.data.paired import LEAST, same_states
+from lamina.data.paired import MIN_TRANSITIONS, same_states
 from lamina.data.sampling import DataConfig, parse_data
-from lamina.data.stream import ClipStream, gather
+from lamina.data.stream import ClipStream, sample_split
 from lamina.device import autocast, memory, pick_device
 from lamina.errors import LaminaError, LaminaWarning
-from lamina.files import alone, read_json, whole_folder, write_text
+from lamina.files import locked, read_json, whole_folder, write_text
 from lamina.losses.reconstruction import total
 from lamina.models.calibration import calibrating, has_statistics
 from lamina.models.config import LAMConfig
 from lamina.models.hub import LatentActionModel, Provenance
 from lamina.models.lam import LAM
 from lamina.records import checked, differences
-from lamina.rng import Draws
-from lamina.training.diagnostics import validator
-from lamina.training.distributed import World
+from lamina.rng import Rng
+from lamina.training.diagnostics import latent_diagnostics
+from lamina.training.distributed import Processes
 from lamina.training.loop import fit
 from lamina.training.recipe import Recipe
-from lamina.training.settings import FREE, TrainConfig
+from lamina.training.settings import RESUMABLE_OPTIONS, TrainConfig
 from lamina.types import Clip
 from lamina.version import __version__
 
@@ -51,7 +51,7 @@ FIXED = ("method", "options", "weights", "data", "train")
 FIRST = {".model.lock", ".config.json.partial"}
 
 
-def lasting(settings: Mapping[str, Any]) -> dict[str, Any]:
+def fixed_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that may not change when a run is resumed. Where its data lies may, and who decodes it; the stream itself compares
     what the data is."""
     kept = {name: settings[name] for name in FIXED if name in settings}
@@ -59,7 +59,7 @@ def lasting(settings: Mapping[str, Any]) -> dict[str, Any]:
     shares = [parse_data(text)[1] for text in kept["data"]["data"]]
     return kept | {
         "data": data | {"shares": shares},
-        "train": {name: value for name, value in kept["train"].items() if name not in FREE},
+        "train": {name: value for name, value in kept["train"].items() if name not in RESUMABLE_OPTIONS},
     }
 
 
@@ -73,12 +73,12 @@ def check_run(run: Path, settings: dict[str, Any], resume: bool) -> None:
     if not resume:
         raise LaminaError(f"{run}: there is a run here already; add --resume to go on with it, or choose another --out")
     try:
-        before = lasting(read_json(path, "it cannot be resumed"))
+        before = fixed_settings(read_json(path, "it cannot be resumed"))
     except (KeyError, TypeError, AttributeError) as error:
         raise LaminaError(
             f"{path}: not the settings of a run ({error}); it cannot be resumed, start another (--out NEW)"
         ) from error
-    if changed := differences(before, lasting(settings)):
+    if changed := differences(before, fixed_settings(settings)):
         raise LaminaError(
             f"{run}: was started with other settings ({', '.join(changed)}); resume with the same ones, or start another run from its "
             f"weights (--out NEW --init {run})"
@@ -89,12 +89,12 @@ def check_run(run: Path, settings: dict[str, Any], resume: bool) -> None:
 CALIBRATION = 1024, 256 * 2**20
 
 
-def settler(recipe: Recipe, data: DataConfig, config: TrainConfig) -> Callable[[LAM], None]:
+def recalibration(recipe: Recipe, data: DataConfig, config: TrainConfig) -> Callable[[LAM], None]:
     """A function that fits a LAM's statistics to its weights by one pass of the method's own losses over training samples, the same ones
     every time."""
     channels, height, width = recipe.lam.image
     limit = min(CALIBRATION[0], max(config.batch, CALIBRATION[1] // (data.frames * channels * height * width)))
-    clip = gather(data, "train", limit)
+    clip = sample_split(data, "train", limit)
     order = torch.randperm(len(clip), generator=torch.Generator().manual_seed(config.seed))
     size = config.batch // config.accumulate
     batches = [rows for rows in order.split(size) if len(rows) > 1 or len(clip) == 1]
@@ -103,7 +103,7 @@ def settler(recipe: Recipe, data: DataConfig, config: TrainConfig) -> Callable[[
         device = next(lam.parameters()).device
         with calibrating(lam):
             for number, rows in enumerate(batches):
-                recipe.losses(lam, clip[rows].to(device), Draws(config.seed, number, device=device))
+                recipe.losses(lam, clip[rows].to(device), Rng(config.seed, number, device=device))
 
     return settle
 
@@ -142,7 +142,7 @@ def seconds_a_step(lam: LAM, recipe: Recipe, clip: Clip, config: TrainConfig) ->
     for _ in range(2):
         began = time.perf_counter()
         with autocast(device, config.precision):
-            loss = total(recipe.losses(trial, rows, Draws(config.seed, device=device)), recipe.weights)
+            loss = total(recipe.losses(trial, rows, Rng(config.seed, device=device)), recipe.weights)
         loss.backward()
         float(loss.detach())  # an accelerator has finished then
     return (time.perf_counter() - began) * config.batch / number
@@ -155,7 +155,7 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
 
 
-def start_from(lam: LAM, path: Path) -> None:
+def load_matching_weights(lam: LAM, path: Path) -> None:
     """Fill ``lam`` with the weights of the model at ``path`` (a run or model folder), as far as names and shapes agree.
 
     Raises LaminaError if less than half of them do, or there is no model.
@@ -186,14 +186,14 @@ def pretrain(run: Path, recipe: Recipe, data: DataConfig, config: TrainConfig, i
     }
     settings |= {"init": str(init)} if init is not None else {}
     settings = json.loads(json.dumps(settings))  # as it will be read back
-    with alone(run / "model") if World.here().rank == 0 else nullcontext():
+    with locked(run / "model") if Processes.here().rank == 0 else nullcontext():
         return _pretrain(run, recipe, data, config, init, settings)
 
 
 def _pretrain(
     run: Path, recipe: Recipe, data: DataConfig, config: TrainConfig, init: Path | None, settings: dict[str, Any]
 ) -> Path:
-    world = World.here()
+    world = Processes.here()
     if world.rank == 0:
         check_run(run, settings, config.resume)
     check_memory(recipe.lam, config)
@@ -204,9 +204,9 @@ def _pretrain(
     provenance = Provenance(recipe.method, data.data, data.gap, __version__, config.steps, frames=recipe.group)
     checked(Provenance, dataclasses.asdict(provenance))
     if init is not None:
-        start_from(lam, init)
-    held = gather(data, "validation", limit=256)
-    if held.paired is not None and len(held) >= LEAST and same_states(held).low <= 0:
+        load_matching_weights(lam, init)
+    held = sample_split(data, "validation", limit=256)
+    if held.paired is not None and len(held) >= MIN_TRANSITIONS and same_states(held).low <= 0:
         text = (
             f"{', '.join(data.data)}: {data.paired} does not seem to show the same states: the change in one view tells nothing of the "
             "change in the other, held out"
@@ -227,7 +227,7 @@ def _pretrain(
     def open_stream(shards: int, shard: int | None) -> ClipStream:
         return ClipStream(data, config.batch // config.accumulate, config.seed, shards=shards, shard=shard)
 
-    settle = settler(recipe, data, config) if config.ema and has_statistics(lam) else None
+    settle = recalibration(recipe, data, config) if config.ema and has_statistics(lam) else None
     state = fit(
         run,
         lam,
@@ -235,7 +235,7 @@ def _pretrain(
         recipe.weights,
         open_stream,
         config,
-        validator(lam, held, config.seed),
+        latent_diagnostics(lam, held, config.seed),
         title=f"train {recipe.method}",
         settle=settle,
     )

@@ -12,17 +12,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lamina.data.augment import OFTEN, STRENGTH, augmented
-from lamina.data.sampling import DataConfig, Plan, count_transitions, feature_width, open_source, parse_data
-from lamina.data.stream import gather
+from lamina.data.augment import DEFAULT_CROP, MAX_REPEATS, augmented
+from lamina.data.sampling import DataConfig, SampleIndex, count_transitions, feature_width, open_source, parse_data
+from lamina.data.stream import sample_split
 from lamina.device import pick_device
 from lamina.errors import LaminaError, LaminaWarning
 from lamina.losses.optical_flow import FLOW_WIDTH
-from lamina.methods.auxiliary import added, known, mean_and_deviation, target_actions, target_of
+from lamina.methods.auxiliary import label_mask, mean_and_deviation, target_actions, target_of, with_auxiliary
 from lamina.methods.base import Losses, with_decoder
 from lamina.models.config import LAMConfig
 from lamina.models.lam import LAM
-from lamina.rng import Draws
+from lamina.rng import Rng
 from lamina.training.settings import TrainConfig
 from lamina.types import Clip
 
@@ -46,19 +46,19 @@ def recipe(name: str, method: Any, options: Any) -> Recipe:
     """
     options = with_decoder(options, pick_device("auto"))
     lam = method.build(options)
-    losses, weights = added(options, method.losses(options), method.weights(options))
+    losses, weights = with_auxiliary(options, method.losses(options), method.weights(options))
     if options.augment:
         # A mirrored picture has another state, other words, another action.
         mirror = not (lam.state or lam.task or lam.target)
         plain, strength = losses, float(options.augment)
 
-        def losses(lam: LAM, clip: Clip, draws: Draws) -> dict[str, Float[Tensor, "b"]]:
+        def losses(lam: LAM, clip: Clip, draws: Rng) -> dict[str, Float[Tensor, "b"]]:
             return plain(lam, augmented(clip, strength, draws, mirror), draws)
 
     return Recipe(name, dataclasses.asdict(options), lam, losses, weights, getattr(method, "GROUP", 2))
 
 
-def completed(options: Any, data: DataConfig, training: TrainConfig | None = None) -> tuple[Any, DataConfig]:
+def filled_in(options: Any, data: DataConfig, training: TrainConfig | None = None) -> tuple[Any, DataConfig]:
     """``options`` of a method and its ``data``, with what one needs of the other filled in: proprioception, paired views, targets; and of
     the ``training``: whether little data is seen so often that it must be augmented.
 
@@ -66,7 +66,7 @@ def completed(options: Any, data: DataConfig, training: TrainConfig | None = Non
     """
     if training is not None and options.augment is None:
         times = training.steps * training.batch / max(1, count_transitions(data, "train"))
-        options = replace(options, augment=STRENGTH if times > OFTEN else 0.0)
+        options = replace(options, augment=DEFAULT_CROP if times > MAX_REPEATS else 0.0)
     return _with_target(*_with_paired(*with_proprio(options, data)))
 
 
@@ -92,10 +92,10 @@ def _with_target(options: Any, data: DataConfig) -> tuple[Any, DataConfig]:
         return options, data
     name = options.target
     if name == "flow":
-        clip = gather(replace(data, action=None, paired=None, proprio=None, targets=()), "train", limit=256)
+        clip = sample_split(replace(data, action=None, paired=None, proprio=None, targets=()), "train", limit=256)
         mean, deviation = mean_and_deviation(target_of(clip, options, (0, 1)))
         return replace(options, target_width=FLOW_WIDTH, target_mean=mean, target_deviation=deviation), data
-    plan = Plan(data, "train")
+    plan = SampleIndex(data, "train")
     if name == "action":
         if plan.action is None:
             raise LaminaError(f"{', '.join(data.data)}: --robust-target needs actions to predict; or set --target flow")
@@ -112,7 +112,7 @@ def _with_target(options: Any, data: DataConfig) -> tuple[Any, DataConfig]:
                 values = torch.from_numpy(source.column(episode, data.action if name == "action" else name)).float()  # type: ignore[arg-type]
                 gap = max(1, round(sum(data.gap) / 2 * episode.fps))
                 frames = torch.arange(first, max(first, stop - gap))
-                told = frames[known(torch.tensor(offset + number), frames, options)]
+                told = frames[label_mask(torch.tensor(offset + number), frames, options)]
                 change = values[told] if name == "action" else values[told + gap] - values[told]
                 targets.append(target_actions(options).one_hot(change) if name == "action" else change)
     every = torch.cat(targets)

@@ -58,14 +58,14 @@ class TrainConfig:
 
 
 #: Training options that a resumed run may change without becoming another experiment.
-FREE = {
+RESUMABLE_OPTIONS = {
     "resume", "checkpoint_every", "keep", "tensorboard", "wandb", "compile", "parallel", "device", "log_every", "validate_every"
 }  # fmt: skip
 
 
 def fixed_options(config: TrainConfig) -> dict[str, Any]:
     """The options that make a run the experiment that it is."""
-    return {name: value for name, value in vars(config).items() if name not in FREE}
+    return {name: value for name, value in vars(config).items() if name not in RESUMABLE_OPTIONS}
 
 
 def keep_settings(path: Path, settings: Mapping[str, Any], resume: bool) -> None:

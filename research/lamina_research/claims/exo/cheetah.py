@@ -19,25 +19,25 @@ import torch
 
 from lamina import training as align
 from lamina.data.sampling import DataConfig
-from lamina.data.stream import gather
+from lamina.data.stream import sample_split
 from lamina.evaluation.pictures import swap_picture
 from lamina.evaluation.probes import exogenous
 from lamina.evaluation.probes import linear_probe as linear
 from lamina.evaluation.probes.linear_probe import linear_probe
 from lamina.files import write_text
 from lamina.methods import lapo
-from lamina.methods.auxiliary import known
+from lamina.methods.auxiliary import label_mask
 from lamina.models.heads import TranslatorConfig
 from lamina.models.hub import LatentActionModel
 from lamina.policies import cloning as behaviour
 from lamina.policies import rollout
-from lamina.training.labelled import Labelled
+from lamina.training.labelled import LabelledTransitions
 from lamina.training.settings import TrainConfig
 from lamina.types import Clip
 from lamina_research.experiment import Experiment, Outcome
 from lamina_research.figures import BarPlot, Panels
 from lamina_research.seeds import below, interval
-from lamina_research.study import STOPPED, Lab, Model, Recipe
+from lamina_research.study import STOPPED, Collection, ModelSpec, Study
 
 #: What each variant changes in LAPO's options; the first is the one that the others are compared with.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -58,7 +58,7 @@ UNSCORED = dict.fromkeys(("nmse", "future_share", "inconsistency", "return"), fl
 
 @dataclass(frozen=True)
 class Setup:
-    data: Recipe
+    data: Collection
     options: dict[str, Any]  # of every LAM
     train: TrainConfig
     labels: float  # share of the training transitions whose action is known: to a translator, and to a LAM whose target it is
@@ -76,42 +76,42 @@ def _options(**others: Any) -> dict[str, Any]:
 
 SETUPS = {
     "smoke": Setup(  # random actions: planning would take most of the time
-        Recipe("cheetah/0.5,0.05", episodes=3, noise=1.0, size=(32, 32), seed=11), _options(size="debug", image=(32, 32)),
+        Collection("cheetah/0.5,0.05", episodes=3, noise=1.0, size=(32, 32), seed=11), _options(size="debug", image=(32, 32)),
         TrainConfig(steps=4, batch=16, lr=1e-3, device="cpu", checkpoint_every=4, validate_every=4),
         labels=0.1, heads=10, policy=10, played=1, parallel=1, tested=64, steps=10,
     ),
     "cpu": Setup(
-        Recipe("cheetah/0.5,0.05", episodes=60, seed=11), _options(size="tiny", image=(64, 64)),
+        Collection("cheetah/0.5,0.05", episodes=60, seed=11), _options(size="tiny", image=(64, 64)),
         TrainConfig(steps=1000, batch=64, lr=1e-3, device="cpu", checkpoint_every=250, validate_every=250),
         labels=0.1, heads=600, policy=1000, played=10, parallel=10, tested=2048,  # as many labels as a hundredth of gpu's episodes
     ),
     "gpu": Setup(
-        Recipe("cheetah/0.5,0.05", episodes=500, seed=11), _options(size="small", image=(64, 64)),
+        Collection("cheetah/0.5,0.05", episodes=500, seed=11), _options(size="small", image=(64, 64)),
         TrainConfig(steps=20_000, batch=256, lr=5e-4, device="cuda", precision="bf16", checkpoint_every=2000),
         labels=0.01, heads=2000, policy=5000, played=10, parallel=10, tested=4096,
     ),
 }  # fmt: skip
 
 
-class PixelLab(Lab[Setup]):
+class CheetahStudy(Study[Setup]):
     """Data, LAMs and policies of one scale; each made at most once."""
 
     def __init__(self, experiment: Experiment, setup: Setup | None = None):
         super().__init__(experiment, setup or SETUPS[experiment.scale])
 
-    def variant(self, name: str, seed: int) -> Model:
+    def variant(self, name: str, seed: int) -> ModelSpec:
         """LAPO with what the variant changes."""
         options = VARIANTS[name] | ({"target_share": self.setup.labels} if name == "action target" else {})
-        return Model(lapo, seed, tuple(sorted(options.items())))
+        return ModelSpec(lapo, seed, tuple(sorted(options.items())))
 
-    def key(self, model: Model) -> dict[str, Any]:
+    def key(self, model: ModelSpec) -> dict[str, Any]:
         return super().key(model) | {"gap": GAP}
 
     def data(self) -> DataConfig:
         return DataConfig((str(self.dataset()),), self.setup.options["image"], gap=(GAP, GAP))
 
     def clip(self, split: str, limit: int | None) -> Clip:
-        return gather(replace(self.data(), paired="observation.images.paired"), split, limit, require_action=True)
+        return sample_split(replace(self.data(), paired="observation.images.paired"), split, limit, require_action=True)
 
     @cached_property
     def train_clip(self) -> Clip:
@@ -136,17 +136,19 @@ class PixelLab(Lab[Setup]):
         def build(path: Path) -> None:
             model = LatentActionModel.from_pretrained(str(run))
             train, held, test = (
-                align.labelled(model.lam, x) for x in (self.train_clip, self.held_clip, self.test_clip)
+                align.encode_labels(model.lam, x) for x in (self.train_clip, self.held_clip, self.test_clip)
             )
             spec = align.actions_of(DataConfig((str(self.dataset()),))).spec
             nmse = linear_probe(
                 train.z.flatten(1), train.action, test.z.flatten(1), test.action, test.episode, spec
             ).nmse.mean  # fmt: skip
             latents = exogenous.views(model, self.test_clip)
-            few = train[known(self.train_clip.episode, self.train_clip.index[:, 0], lapo.Config(target_share=s.labels))]
+            few = train[
+                label_mask(self.train_clip.episode, self.train_clip.index[:, 0], lapo.Config(target_share=s.labels))
+            ]
             config = TranslatorConfig(condition="latent")
             translator, _ = align.train_translator(
-                model.lam, *align.split_labels(few, seed), spec, config, align.quick(s.heads, seed)
+                model.lam, *align.split_labels(few, seed), spec, config, align.head_training(s.heads, seed)
             )
             policy = behaviour.latent_policy(model.config, train, held, translator, self.heads(seed), batch=s.parallel)
             values = {
@@ -167,7 +169,7 @@ class PixelLab(Lab[Setup]):
 
     def heads(self, seed: int) -> TrainConfig:
         steps = self.setup.policy
-        return replace(align.quick(steps, seed, lr=1e-3), validate_every=max(1, steps // 10))
+        return replace(align.head_training(steps, seed, lr=1e-3), validate_every=max(1, steps // 10))
 
     def play(self, policy: behaviour.FramePolicy, seed: int) -> float:
         s = self.setup
@@ -193,15 +195,17 @@ class PixelLab(Lab[Setup]):
         return json.loads((self.experiment.cached(key, code, build) / "return.json").read_text())
 
 
-def unencoded(clip: Clip) -> Labelled:
+def unencoded(clip: Clip) -> LabelledTransitions:
     """Transitions whose latents nobody needs."""
     assert clip.action is not None and clip.previous_action is not None
-    return Labelled(torch.zeros(len(clip), 1, 1), clip.previous_action[:, 0], clip.action[:, 0], clip.episode, clip)
+    return LabelledTransitions(
+        torch.zeros(len(clip), 1, 1), clip.previous_action[:, 0], clip.action[:, 0], clip.episode, clip
+    )
 
 
 def cheetah(experiment: Experiment) -> Outcome:
     """Probe error, consistency and return of six LAMs, and behaviour cloning (App. D)."""
-    lab = PixelLab(experiment)
+    lab = CheetahStudy(experiment)
     values: dict[str, dict[str, list[float]]] = {}
     for seed in experiment.seeds:
         for variant in VARIANTS:
@@ -245,7 +249,7 @@ def swap(experiment: Experiment) -> Outcome:
     shown: dict[str, exogenous.SwapScore] = {}
     told = []
     for world, own_setup in worlds.items():
-        lab = PixelLab(experiment, own_setup)
+        lab = CheetahStudy(experiment, own_setup)
         for variant in ("vanilla", "cross-exogenous"):
             scores = [exogenous.swap(lab.load(lab.variant(variant, seed)), lab.test_clip) for seed in experiment.seeds]
             rows = [score.psnrs() for score in scores]

@@ -20,7 +20,7 @@ from lamina.envs.grid import NAMES, ROWS, Grid
 from lamina.errors import LaminaError
 from lamina.losses.reconstruction import squared_error
 from lamina.models.bottlenecks.vq import VQ
-from lamina.rng import Draws
+from lamina.rng import Rng
 from lamina.types import Clip, Latent
 
 Variant = Literal["vanilla", "cross_exogenous", "robust_target"]
@@ -151,7 +151,7 @@ class Batches:
     def __iter__(self) -> Iterator[Clip]:
         while True:
             self.drawn += 1
-            chance = Draws(self.seed, self.drawn).uniform(self.batch)
+            chance = Rng(self.seed, self.drawn).uniform(self.batch)
             rows = (chance * len(self.clip)).long()
             few = self.batch // 4
             rows[:few] = self.labelled[(chance[:few] * len(self.labelled)).long()]

@@ -22,7 +22,7 @@ from lamina_research.figures import LinePlot, Panels
 
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
 LABELS = 0.01  # Table 2
-UNTOLD = 0.9  # of the error without any noise in z: from here on the exogenous region counts as unpredicted
+MIN_UNPREDICTED = 0.9  # of the error without any noise in z: from here on the exogenous region counts as unpredicted
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,9 @@ def gridworld(experiment: Experiment) -> Outcome:
     untold = torch.tensor([setup.sigmas[i] ** 2 / 4 for i in noisy], dtype=torch.float64)
     steady = [v for v in remedies if beats(v, "consistency", 1.0) and beats(v, "consistency by spread", 1.0)]
     blind = [v for v in remedies if beats(v, "exogenous", -1.0)]
-    kept_out = [v for v in remedies if bool((column(v, "exogenous")[:, noisy].mean(0) >= UNTOLD * untold).all())]
+    kept_out = [
+        v for v in remedies if bool((column(v, "exogenous")[:, noisy].mean(0) >= MIN_UNPREDICTED * untold).all())
+    ]
     at = noisy[-1]
     told = []
     for v in VARIANTS:
@@ -115,7 +117,8 @@ def gridworld(experiment: Experiment) -> Outcome:
         )
     text = f"At sigma = {setup.sigmas[at]:g} (without any noise in z a prediction errs by {float(untold[-1]):g}): {'; '.join(told)}"
     text += f". More consistent than vanilla at every sigma above 0: {', '.join(steady) or 'none'}; exogenous region less predicted: "
-    text += f"{', '.join(blind) or 'none'}; left unpredicted (at least {UNTOLD:.0%} of sigma^2 / 4): {', '.join(kept_out) or 'none'}."
+    text += f"{', '.join(blind) or 'none'}; left unpredicted "
+    text += f"(at least {MIN_UNPREDICTED:.0%} of sigma^2 / 4): {', '.join(kept_out) or 'none'}."
     panels = [("consistency", "Consistency loss", "|z - ~z|^2"), ("exogenous", "Exogenous region", "squared error")]
     return Outcome(
         metrics={

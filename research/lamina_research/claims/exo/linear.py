@@ -10,7 +10,7 @@ from jaxtyping import Float
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from lamina_research.claims.exo.linear_study import Grid, Lab, Values, below, intervals, per_point
+from lamina_research.claims.exo.linear_study import Grid, LinearStudy, Values, below, intervals, per_point
 from lamina_research.experiment import Experiment, Outcome
 from lamina_research.figures import LinePlot, Panels
 from lamina_research.linear import closed_form, scores
@@ -79,11 +79,11 @@ def rises(x: Sequence[float], values: Float[Tensor, "k n"]) -> tuple[list[float]
 
 def leakage(experiment: Experiment) -> Outcome:
     """Variance of z that xi' makes, and the error of the action, over p_switch (Prop. 4.2, Fig. 2c)."""
-    lab = Lab(experiment)
+    lab = LinearStudy(experiment)
     grid, objective = lab.grid(), OBJECTIVES["reconstruction"]
     fit, test = lab.data(grid)
     raw = lab.train("sampled", grid, fit, objective)
-    trained = closed_form.least_energy(raw, fit, objective)
+    trained = closed_form.minimum_norm(raw, fit, objective)
     best = closed_form.solve(fit, objective, lab.setup.width)
     ours, theirs = (grid.measure(model, fit, test) for model in (trained, best))
     as_trained = scores.nmse(raw.latents(fit), raw.latents(test))[:, 0]
@@ -148,12 +148,12 @@ def _mean(values: Values, at: int) -> str:
 
 def sensitivity(experiment: Experiment) -> Outcome:
     """Action NMSE over alpha and p_switch (Fig. 3, right)."""
-    lab = Lab(experiment)
+    lab = LinearStudy(experiment)
     grid, objective = lab.grid(lab.setup.few_p, lab.setup.alpha), OBJECTIVES["reconstruction"]
     fit, test = lab.data(grid)
     raw = lab.train("sampled", grid, fit, objective)
     best = closed_form.solve(fit, objective, lab.setup.width)
-    trained = closed_form.least_energy(raw, fit, objective)
+    trained = closed_form.minimum_norm(raw, fit, objective)
     ours, theirs = (grid.measure(model, fit, test)["nmse"] for model in (trained, best))
     over, angle = excess(raw, best, fit, objective), angle_between(raw, best)
 
@@ -189,15 +189,15 @@ def sensitivity(experiment: Experiment) -> Outcome:
     )
 
 
-def _remedied(lab: Lab, grid: Grid, fit: Moments) -> dict[str, LinearLAM]:
+def _remedied(lab: LinearStudy, grid: Grid, fit: Moments) -> dict[str, LinearLAM]:
     """A LAM for each objective, trained on the same data; what an objective leaves open is fixed by the smallest latents."""
     models = {name: lab.train("sampled", grid, fit, objective) for name, objective in OBJECTIVES.items()}
-    return {name: closed_form.least_energy(model, fit, OBJECTIVES[name]) for name, model in models.items()}
+    return {name: closed_form.minimum_norm(model, fit, OBJECTIVES[name]) for name, model in models.items()}
 
 
 def remedies(experiment: Experiment) -> Outcome:
     """Change of action NMSE, and consistency of z, with each auxiliary objective (Fig. 4)."""
-    lab = Lab(experiment)
+    lab = LinearStudy(experiment)
     grid = lab.grid()
     fit, test = lab.data(grid)
     models = _remedied(lab, grid, fit)
@@ -246,7 +246,7 @@ def _named(told: Mapping[str, bool]) -> str:
 
 def cca(experiment: Experiment) -> Outcome:
     """Cross-exogenous reconstruction alone, all of A, B, C and D trained on whitened transitions, against CCA (Prop. 4.6)."""
-    lab = Lab(experiment)
+    lab = LinearStudy(experiment)
     grid, width, objective = lab.grid(), lab.setup.width, Objective(own=0.0, cross=1.0)
     fit, _ = lab.data(grid)
     found: dict[str, dict[str, Tensor]] = {}
@@ -309,7 +309,7 @@ def grid_loss(pairs: Moments, correlations: Float[Tensor, "*g z"]) -> Values:
 
 def bound(experiment: Experiment) -> Outcome:
     """Both sides of Eq. 20 for every objective, with the action and q as the robust target, over p_switch."""
-    lab = Lab(experiment)
+    lab = LinearStudy(experiment)
     grid = lab.grid()
     fit, test = lab.data(grid)
     models = _remedied(lab, grid, fit)

@@ -14,7 +14,7 @@ from torch import Tensor
 from lamina_research.experiment import Experiment
 from lamina_research.linear import closed_form, lam, scores
 from lamina_research.linear import ex_bmdp as worlds
-from lamina_research.linear.ex_bmdp import LinearWorld, Moments
+from lamina_research.linear.ex_bmdp import LinearExBMDP, Moments
 from lamina_research.linear.lam import LinearLAM, Objective
 from lamina_research.seeds import Interval, interval
 
@@ -22,8 +22,8 @@ Values = Float[Tensor, "k x p"]  # one for each seed, alpha and p_switch
 
 
 @dataclass(frozen=True)
-class Setup:
-    world: LinearWorld
+class LinearSetup:
+    world: LinearExBMDP
     width: int  # d_z
     p: tuple[float, ...]  # of every claim but sensitivity
     alpha: tuple[float, ...]  # of sensitivity; the others have alpha = 1
@@ -35,12 +35,12 @@ class Setup:
 
 #: The sizes of cpu are the paper's own (Table 1). It does not give d_z; here it is that of the action, so that nothing is to spare.
 SETUPS = {
-    "smoke": Setup(
-        LinearWorld(states=4, state=2, observation=12, trajectories=500), width=2, p=(0.0, 0.4), alpha=(0.5, 2.0), few_p=(0.4,),
+    "smoke": LinearSetup(
+        LinearExBMDP(states=4, state=2, observation=12, trajectories=500), width=2, p=(0.0, 0.4), alpha=(0.5, 2.0), few_p=(0.4,),
         steps=800, held_out=250,
     ),
-    "cpu": Setup(
-        LinearWorld(), width=8, p=(0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0), alpha=(0.25, 0.5, 1.0, 2.0, 4.0), few_p=(0.1, 0.4, 0.8),
+    "cpu": LinearSetup(
+        LinearExBMDP(), width=8, p=(0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0), alpha=(0.25, 0.5, 1.0, 2.0, 4.0), few_p=(0.1, 0.4, 0.8),
         steps=1500, held_out=2000,
     ),
 }  # fmt: skip
@@ -50,7 +50,7 @@ SETUPS = {
 class Grid:
     """The worlds of one curve, one for each seed, alpha and p_switch; their emissions, data and moments without sampling error."""
 
-    world: LinearWorld
+    world: LinearExBMDP
     p: tuple[float, ...]
     alpha: tuple[float, ...]
     seeds: tuple[int, ...]
@@ -72,7 +72,7 @@ class Grid:
 
     def sampled(self, trajectories: int, split: int) -> Moments:
         """Moments of simulated data; each ``split`` is another draw of trajectories in the same world."""
-        world = LinearWorld(**{**vars(self.world), "trajectories": trajectories})
+        world = LinearExBMDP(**{**vars(self.world), "trajectories": trajectories})
         seeds = [1_000 * split + seed for seed in self.seeds]
         lifted = worlds.sampled(world, self.probabilities, seeds)
         return self.observed(Moments(lifted.matrix[:, None], lifted.sizes))
@@ -89,10 +89,10 @@ class Grid:
         }
 
 
-class Lab:
+class LinearStudy:
     """An experiment with its setup: data and models of a grid, trained at most once and found again."""
 
-    def __init__(self, experiment: Experiment, setup: Setup | None = None):
+    def __init__(self, experiment: Experiment, setup: LinearSetup | None = None):
         self.experiment = experiment
         self.setup = setup or SETUPS[experiment.scale]
 

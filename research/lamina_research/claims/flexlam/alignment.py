@@ -7,11 +7,11 @@ from dataclasses import replace
 
 from scipy.stats import spearmanr
 
-from lamina_research.claims.flexlam.study import FlexLab, Labels, fixed, flex
+from lamina_research.claims.flexlam.study import FlexLAMStudy, Labels, fixed_k_spec, flexlam_spec
 from lamina_research.experiment import Experiment, Outcome
 from lamina_research.figures import BarPlot, LinePlot
 from lamina_research.seeds import Interval, below, interval
-from lamina_research.study import Model
+from lamina_research.study import ModelSpec
 
 Values = dict[str, list[float]]  # one value a seed
 
@@ -27,21 +27,21 @@ def as_metrics(**named: Mapping[str, Sequence[float]]) -> dict[str, dict[str, Se
     return {m: {metric: values[m] for metric, values in named.items() if m in values} for m in methods}
 
 
-def budget_losses(lab: FlexLab, labels: Labels, without: Sequence[str] = ()) -> tuple[Values, Values]:
+def budget_losses(lab: FlexLAMStudy, labels: Labels, without: Sequence[str] = ()) -> tuple[Values, Values]:
     """Held-out losses of FlexLAM@k and of each Fixed-Kk, for every seed."""
     ours: Values = {f"FlexLAM@{k}": [] for k in lab.setup.budgets}
     theirs: Values = {f"Fixed-K{k}": [] for k in lab.setup.budgets}
     for seed in lab.experiment.seeds:
-        losses = lab.losses(flex(seed), labels, lab.setup.budgets, without)
+        losses = lab.losses(flexlam_spec(seed), labels, lab.setup.budgets, without)
         for k in lab.setup.budgets:
             ours[f"FlexLAM@{k}"].append(losses[k])
-            theirs[f"Fixed-K{k}"].append(lab.losses(fixed(k, seed), labels, (k,), without)[k])
+            theirs[f"Fixed-K{k}"].append(lab.losses(fixed_k_spec(k, seed), labels, (k,), without)[k])
     return ours, theirs
 
 
 def label_scaling(experiment: Experiment) -> Outcome:
     """Held-out loss over the number of labels (Fig. 3, left)."""
-    lab = FlexLab(experiment)
+    lab = FlexLAMStudy(experiment)
     counts, budgets = lab.setup.curve, lab.setup.budgets
     curves: dict[str, list[Values]] = {}
     gaps: dict[int, list[float]] = {}
@@ -82,7 +82,7 @@ def label_scaling(experiment: Experiment) -> Outcome:
 
 def narrow_source(experiment: Experiment) -> Outcome:
     """Labels from one task, scored on all the others, against as many labels from all tasks (Fig. 4)."""
-    lab = FlexLab(experiment)
+    lab = FlexLAMStudy(experiment)
     source, last = lab.source(), lab.setup.budgets[-1]
     labels, played = (Labels(number, tasks=(source,)) for number in (lab.setup.labels, lab.setup.played))
     narrow, wide = (_both(budget_losses(lab, x, (source,))) for x in (labels, Labels(lab.setup.labels)))
@@ -90,7 +90,7 @@ def narrow_source(experiment: Experiment) -> Outcome:
     ours, theirs = f"FlexLAM@{last}", f"Fixed-K{last}"
     returns: Values = {ours: [], theirs: []}
     for seed in experiment.seeds:
-        for name, model in ((ours, flex(seed)), (theirs, fixed(last, seed))):
+        for name, model in ((ours, flexlam_spec(seed)), (theirs, fixed_k_spec(last, seed))):
             returns[name].append(float(lab.returns(model, played, last)["above_random"]))
     text = (
         f"{labels.number} labels of '{source}' alone, loss on the other tasks: {told(narrow)}. "
@@ -117,18 +117,18 @@ def _both(pair: tuple[Values, Values]) -> Values:
 
 def prefix_scaling(experiment: Experiment) -> Outcome:
     """Held-out loss over every k of one model, and the controls (Fig. 7)."""
-    lab = FlexLab(experiment)
+    lab = FlexLAMStudy(experiment)
     slots = lab.setup.budgets[-1]
     ks = tuple(range(1, slots + 1))
     losses: dict[int, list[float]] = {k: [] for k in ks}
     rivals: Values = {}
     correlation: list[float] = []
     for seed in experiment.seeds:
-        curve = lab.losses(flex(seed), Labels(lab.setup.labels), ks)
+        curve = lab.losses(flexlam_spec(seed), Labels(lab.setup.labels), ks)
         for k in ks:
             losses[k].append(curve[k])
         correlation.append(float(spearmanr(ks, [curve[k] for k in ks]).statistic))
-        for name, loss in lab.rivals(flex(seed), Labels(lab.setup.labels)).items():
+        for name, loss in lab.rivals(flexlam_spec(seed), Labels(lab.setup.labels)).items():
             rivals.setdefault(name, []).append(loss)
     rho = interval(correlation)
     blind = rivals["shuffled latents"]
@@ -159,14 +159,14 @@ def prefix_scaling(experiment: Experiment) -> Outcome:
 
 def joint_alignment(experiment: Experiment) -> Outcome:
     """Inverse dynamics, Fixed-K and FlexLAM, frozen and tuned jointly (Fig. 8)."""
-    lab = FlexLab(experiment)
+    lab = FlexLAMStudy(experiment)
     slots = lab.setup.budgets[-1]
     frozen: Values = {"IDM": [], f"Fixed-K{slots}": [], f"FlexLAM@{slots}": []}
     joint: Values = {name: [] for name in frozen if name != "IDM"}
     labels = Labels(lab.setup.joint_labels)
     for seed in experiment.seeds:
-        frozen["IDM"].append(lab.rivals(flex(seed), labels)["inverse dynamics model"])
-        for name, model in ((f"Fixed-K{slots}", fixed(slots, seed)), (f"FlexLAM@{slots}", flex(seed))):
+        frozen["IDM"].append(lab.rivals(flexlam_spec(seed), labels)["inverse dynamics model"])
+        for name, model in ((f"Fixed-K{slots}", fixed_k_spec(slots, seed)), (f"FlexLAM@{slots}", flexlam_spec(seed))):
             frozen[name].append(lab.losses(model, labels, (slots,))[slots])
             joint[name].append(lab.losses(model, replace(labels, joint=True), (slots,))[slots])
     gain = {name: [a - b for a, b in zip(frozen[name], joint[name], strict=True)] for name in joint}
@@ -203,7 +203,7 @@ def _yes(value: bool) -> str:
 
 def translator_conditioning(experiment: Experiment) -> Outcome:
     """Three translators on the same labels: z, z and the previous action, both and the frame (Fig. 10)."""
-    lab = FlexLab(experiment)
+    lab = FlexLAMStudy(experiment)
     slots = lab.setup.budgets[-1]
     what = {
         "z": "latent",
@@ -214,7 +214,7 @@ def translator_conditioning(experiment: Experiment) -> Outcome:
     for seed in experiment.seeds:
         for name, condition in what.items():
             labels = Labels(lab.setup.labels, condition=condition)  # type: ignore[arg-type]
-            losses[name].append(lab.losses(flex(seed), labels, (slots,))[slots])
+            losses[name].append(lab.losses(flexlam_spec(seed), labels, (slots,))[slots])
     alone, previous, observed = losses.values()
     return Outcome(
         metrics=as_metrics(loss=losses),
@@ -231,14 +231,14 @@ def translator_conditioning(experiment: Experiment) -> Outcome:
 
 def prefix_distribution(experiment: Experiment) -> Outcome:
     """FlexLAM trained with p(k) uniform, biased short and biased long (App. A.7)."""
-    lab = FlexLab(experiment)
+    lab = FlexLAMStudy(experiment)
     slots = lab.setup.budgets[-1]
     ks = tuple(range(1, slots + 1))
     laws = ("short", "uniform", "long")
     losses: dict[str, dict[int, list[float]]] = {law: {k: [] for k in ks} for law in laws}
     for seed in experiment.seeds:
         for law in laws:
-            model: Model = flex(seed) if law == "uniform" else flex(seed, prefix=law)
+            model: ModelSpec = flexlam_spec(seed) if law == "uniform" else flexlam_spec(seed, prefix=law)
             for k, loss in lab.losses(model, Labels(lab.setup.labels), ks).items():
                 losses[law][k].append(loss)
     compresses = below(losses["short"][1], losses["long"][1])

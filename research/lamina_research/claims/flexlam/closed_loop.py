@@ -12,10 +12,10 @@ from lamina.models.heads import Translator
 from lamina.models.hub import LatentActionModel
 from lamina.policies.latency import decision_latency
 from lamina.policies.token_model import TokenConfig, TokenModel
-from lamina.policies.token_policy import LatentPolicy
+from lamina.policies.token_policy import TokenPolicy
 from lamina.types import ActionSpec
 from lamina_research.claims.flexlam.alignment import Values, as_metrics, budget_losses, told
-from lamina_research.claims.flexlam.study import FlexLab, Labels, fixed, flex
+from lamina_research.claims.flexlam.study import FlexLAMStudy, Labels, fixed_k_spec, flexlam_spec
 from lamina_research.experiment import Experiment, Outcome
 from lamina_research.figures import BarPlot
 from lamina_research.seeds import below, interval, paired_difference
@@ -26,14 +26,17 @@ def above(ours: Sequence[float], theirs: Sequence[float]) -> bool:
     return below(theirs, ours)
 
 
-def budget_returns(lab: FlexLab, labels: Labels) -> tuple[Values, Values, Values]:
+def budget_returns(lab: FlexLAMStudy, labels: Labels) -> tuple[Values, Values, Values]:
     """Normalized returns of FlexLAM@k and of each Fixed-Kk for every seed (0 = random actions, 100 = expert), and percent of the expert."""
     ours: Values = {f"FlexLAM@{k}": [] for k in lab.setup.budgets}
     theirs: Values = {f"Fixed-K{k}": [] for k in lab.setup.budgets}
     percent: Values = {}
     for seed in lab.experiment.seeds:
         for k in lab.setup.budgets:
-            for name, model, into in ((f"FlexLAM@{k}", flex(seed), ours), (f"Fixed-K{k}", fixed(k, seed), theirs)):
+            for name, model, into in (
+                (f"FlexLAM@{k}", flexlam_spec(seed), ours),
+                (f"Fixed-K{k}", fixed_k_spec(k, seed), theirs),
+            ):
                 record = lab.returns(model, labels, k)
                 into[name].append(float(record["above_random"]))
                 percent.setdefault(name, []).append(float(record["normalized"]))
@@ -42,14 +45,14 @@ def budget_returns(lab: FlexLab, labels: Labels) -> tuple[Values, Values, Values
 
 def matched_budget(experiment: Experiment) -> Outcome:
     """FlexLAM@k against a separately trained Fixed-Kk, with scarce labels: held-out loss and closed-loop return (Fig. 3)."""
-    lab = FlexLab(experiment)
+    lab = FlexLAMStudy(experiment)
     labels = Labels(lab.setup.labels)
     losses, rigid_losses = budget_losses(lab, labels)
     played = Labels(lab.setup.played)
     returns, rigid_returns, percent = budget_returns(lab, played)
     rivals: Values = {}
     for seed in experiment.seeds:
-        for name, loss in lab.rivals(flex(seed), labels).items():
+        for name, loss in lab.rivals(flexlam_spec(seed), labels).items():
             rivals.setdefault(name, []).append(loss)
     bound = [lab.supervised(seed) for seed in experiment.seeds]
     budgets = lab.setup.budgets
@@ -95,14 +98,14 @@ def _list(ks: Sequence[int]) -> str:
 
 def token_budget(experiment: Experiment) -> Outcome:
     """What a quarter of the tokens keeps of the return, and what it saves of the time of a decision (Table 2)."""
-    lab = FlexLab(experiment)
+    lab = FlexLAMStudy(experiment)
     *_, quarter, full = lab.setup.budgets
     labels = Labels(lab.setup.played)
     returns: Values = {f"FlexLAM@{k}": [] for k in lab.setup.budgets}
     latency: Values = {}
     for seed in experiment.seeds:
         for k in lab.setup.budgets:
-            returns[f"FlexLAM@{k}"].append(float(lab.returns(flex(seed), labels, k)["above_random"]))
+            returns[f"FlexLAM@{k}"].append(float(lab.returns(flexlam_spec(seed), labels, k)["above_random"]))
         for name, ms in latencies(lab.setup.timed).items():
             latency.setdefault(name, []).append(ms)
     kept = [
@@ -142,5 +145,5 @@ def latencies(timed: int) -> dict[str, float]:
     codebook = model.lam.bottleneck.codebook_size
     tokens = TokenModel(TokenConfig(size="tiny"), model.config.image, 64, codebook).eval()  # type: ignore[arg-type]
     translator = Translator(64 * model.lam.dim, ActionSpec(discrete=(9,))).eval()
-    policy = LatentPolicy(model, tokens, translator, batch=1)
+    policy = TokenPolicy(model, tokens, translator, batch=1)
     return {f"K = 64, k = {k}": v for k, v in decision_latency(policy, (4, 16, 64), timed=timed).items()}

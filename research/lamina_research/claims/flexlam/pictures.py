@@ -12,19 +12,19 @@ from lamina.methods import lapo
 from lamina.models.hub import LatentActionModel
 from lamina.types import Clip
 from lamina_research.claims.flexlam.alignment import told
-from lamina_research.claims.flexlam.study import FlexLab, flex
+from lamina_research.claims.flexlam.study import FlexLAMStudy, flexlam_spec
 from lamina_research.experiment import Experiment, Outcome
 from lamina_research.figures import LinePlot
 from lamina_research.seeds import interval, paired_difference
-from lamina_research.study import Model
+from lamina_research.study import ModelSpec
 
 
-def vq32(seed: int) -> Model:
+def vq32(seed: int) -> ModelSpec:
     """A villa-X style reference: one VQ token of 32 codes, FlexLAM's encoder and decoder."""
-    return Model(lapo, seed, (("code_dim", 32), ("codebook_size", 32), ("encoder", "auto"), ("slots", 1)))
+    return ModelSpec(lapo, seed, (("code_dim", 32), ("codebook_size", 32), ("encoder", "auto"), ("slots", 1)))
 
 
-def spread_over_tasks(lab: FlexLab, clip: Clip, count: int) -> Clip:
+def spread_over_tasks(lab: FlexLAMStudy, clip: Clip, count: int) -> Clip:
     """``count`` transitions, as many from each task, evenly spread over its episodes."""
     tasks = lab.task_of(clip)
     names = list(dict.fromkeys(tasks))
@@ -38,7 +38,7 @@ def spread_over_tasks(lab: FlexLab, clip: Clip, count: int) -> Clip:
 
 def reconstruction(experiment: Experiment) -> Outcome:
     """PSNR and SSIM over prefixes, against a LAM with one VQ token of 32 codes and the same encoder and decoder (Table 1)."""
-    lab = FlexLab(experiment)
+    lab = FlexLAMStudy(experiment)
     slots = lab.setup.budgets[-1]
     budgets = (max(1, slots // 16), max(2, slots // 4), slots)  # the paper's 5, 20, 80 of 80
     names = [f"FlexLAM@{k}" for k in budgets]
@@ -51,7 +51,7 @@ def reconstruction(experiment: Experiment) -> Outcome:
         own["ssim"].append(float(np.mean(ssims)))
 
     for seed in experiment.seeds:
-        model, rival = lab.load(flex(seed)), lab.load(vq32(seed))
+        model, rival = lab.load(flexlam_spec(seed)), lab.load(vq32(seed))
         test = spread_over_tasks(lab, lab.transitions(model, lab.setup.split), lab.setup.decoded)
         for score in reconstruct(model, test, prefixes_of(slots)):
             add(f"FlexLAM@{score.k}" if score.role == "model" else score.name, score.psnr, score.ssim)
@@ -89,7 +89,7 @@ def reconstruction(experiment: Experiment) -> Outcome:
 
 def round_trip(experiment: Experiment) -> Outcome:
     """Out of one scene into another and back: Dec(o_src, Enc(o_tgt, Dec(o_tgt, z))) against o_{t+1} (§6.1, Fig. 6)."""
-    lab = FlexLab(experiment)
+    lab = FlexLAMStudy(experiment)
     scores: dict[str, list[float]] = {
         "round trip": [],
         "round trip of another latent": [],
@@ -98,7 +98,7 @@ def round_trip(experiment: Experiment) -> Outcome:
     }
     picture = experiment.workdir / "round-trip.png"
     for seed in experiment.seeds:
-        model = lab.load(flex(seed))
+        model = lab.load(flexlam_spec(seed))
         clip = spread_over_tasks(lab, lab.transitions(model, lab.setup.split), lab.setup.decoded)
         # The other scene: the frame at the same place in another task's (or, with one task, another episode's) transitions.
         target = clip.frames[:, 0].roll(len(clip) // 2, 0)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from lamina import training as align
 from lamina.data.sampling import DataConfig, open_source
-from lamina.data.stream import gather
+from lamina.data.stream import sample_split
 from lamina.envs.registry import SUITES
 from lamina.evaluation.probes import structure as structural
 from lamina.evaluation.probes import translation
@@ -33,21 +33,21 @@ from lamina.policies import rollout
 from lamina.policies import token_model as tokens
 from lamina.policies import token_policy as latent
 from lamina.policies.token_model import TokenConfig
-from lamina.policies.token_policy import LatentPolicy
-from lamina.policies.token_training import load_tokens, train_tokens
-from lamina.training.labelled import Labelled
+from lamina.policies.token_policy import TokenPolicy
+from lamina.policies.token_training import load_token_model, train_token_model
+from lamina.training.labelled import LabelledTransitions
 from lamina.training.recipe import recipe
 from lamina.training.settings import TrainConfig
 from lamina.types import Clip
 from lamina_research.experiment import Experiment
-from lamina_research.study import Lab, Model, Recipe
+from lamina_research.study import Collection, ModelSpec, Study
 
 
 @dataclass(frozen=True)
-class Setup:
+class FlexLAMSetup:
     """One scale: its data, models, labels and budgets."""
 
-    data: Recipe
+    data: Collection
     options: dict[str, Any]  # of every LAM
     train: TrainConfig  # of every LAM
     budgets: tuple[int, ...]  # k of the matched-budget comparison; the last one is K
@@ -76,8 +76,8 @@ NORMALIZED = tuple(world for world in SUITES["doom-suite"] if world != "deadly_c
 
 #: At cpu scale the decoder is a U-Net: a rectified flow needs more steps than two cores give.
 SETUPS = {
-    "smoke": Setup(
-        Recipe("doom-suite", 1500, size=(32, 32)), {"size": "debug", "image": (32, 32), "slots": 4, "decoder": "unet"},
+    "smoke": FlexLAMSetup(
+        Collection("doom-suite", 1500, size=(32, 32)), {"size": "debug", "image": (32, 32), "slots": 4, "decoder": "unet"},
         TrainConfig(steps=12, batch=16, lr=1e-3, device="cpu", checkpoint_every=12, validate_every=12),
         budgets=(1, 4), labels=48, played=48, curve=(24, 48), draws=1, heads=20,
         joint_labels=48, joint=TrainConfig(steps=4, batch=16, lr=3e-4, ema=0.0, device="cpu", checkpoint_every=4, validate_every=2),
@@ -86,8 +86,8 @@ SETUPS = {
         policy=TrainConfig(steps=6, batch=4, lr=1e-3, device="cpu", checkpoint_every=6, validate_every=6),
         worlds=("predict_position",), episodes=2, parallel=2, timed=3,
     ),
-    "cpu": Setup(
-        Recipe("doom-suite", 32_000, size=(32, 32)), {"size": "tiny", "image": (32, 32), "slots": 16, "decoder": "unet"},
+    "cpu": FlexLAMSetup(
+        Collection("doom-suite", 32_000, size=(32, 32)), {"size": "tiny", "image": (32, 32), "slots": 16, "decoder": "unet"},
         TrainConfig(steps=4000, batch=64, lr=2e-3, device="cpu", checkpoint_every=400, validate_every=400),
         budgets=(1, 4, 16), labels=128, played=2048, curve=(32, 128, 512, 2048), draws=3, heads=600,
         joint_labels=1024,
@@ -97,8 +97,8 @@ SETUPS = {
         policy=TrainConfig(steps=1000, batch=16, lr=3e-3, warmup=50, ema=0.99, device="cpu", checkpoint_every=100, validate_every=100),
         worlds=NORMALIZED, episodes=17, parallel=16, timed=100,
     ),
-    "gpu": Setup(
-        Recipe("doom-suite", 800_000), {"size": "small", "image": (64, 64), "slots": 64, "decoder": "flow"},
+    "gpu": FlexLAMSetup(
+        Collection("doom-suite", 800_000), {"size": "small", "image": (64, 64), "slots": 64, "decoder": "flow"},
         TrainConfig(steps=60_000, batch=256, lr=3e-4, device="cuda", precision="bf16", compile=True, checkpoint_every=2000),
         budgets=(4, 16, 64), labels=3200, played=3200, curve=(128, 512, 1024, 3200, 12_800, 51_200), draws=3, heads=2000,
         joint_labels=3200,
@@ -111,14 +111,14 @@ SETUPS = {
 }  # fmt: skip
 
 
-def flex(seed: int, **options: Any) -> Model:
+def flexlam_spec(seed: int, **options: Any) -> ModelSpec:
     """FlexLAM at the setup's K."""
-    return Model(flexlam, seed, tuple(sorted(options.items())))
+    return ModelSpec(flexlam, seed, tuple(sorted(options.items())))
 
 
-def fixed(k: int, seed: int) -> Model:
+def fixed_k_spec(k: int, seed: int) -> ModelSpec:
     """A Fixed-K of its own for the budget k."""
-    return Model(fixed_k, seed, (("slots", k),))
+    return ModelSpec(fixed_k, seed, (("slots", k),))
 
 
 @dataclass(frozen=True)
@@ -145,12 +145,12 @@ class Scores:
         return float(np.mean([v for task, v in self.loss[k].items() if task not in without]))
 
 
-class FlexLab(Lab[Setup]):
+class FlexLAMStudy(Study[FlexLAMSetup]):
     """Data, models, translators and policies of one scale; each made at most once, and found again."""
 
-    def __init__(self, experiment: Experiment, setup: Setup | None = None):
+    def __init__(self, experiment: Experiment, setup: FlexLAMSetup | None = None):
         super().__init__(experiment, setup or SETUPS[experiment.scale])
-        self._latents: dict[tuple[str, str], Labelled] = {}
+        self._latents: dict[tuple[str, str], LabelledTransitions] = {}
 
     # ---------------------------------------------------------------------------------------------------------- data
 
@@ -170,31 +170,31 @@ class FlexLab(Lab[Setup]):
         """Every transition of a split, at the model's label gap (the same for all models of a setup)."""
         return _transitions(self.config(model), split)
 
-    def task_of(self, items: Labelled | Clip) -> list[str]:
+    def task_of(self, items: LabelledTransitions | Clip) -> list[str]:
         """The task of each transition."""
         episodes = open_source(self.dataset()).episodes
         return [episodes[int(e)].task for e in items.episode]
 
     # -------------------------------------------------------------------------------------------------------- models
 
-    def latents(self, model: Model, split: str) -> Labelled:
+    def latents(self, model: ModelSpec, split: str) -> LabelledTransitions:
         """Every transition of a split, encoded by a model; kept in memory."""
         run = self.run(model)
         if (str(run), split) not in self._latents:
             loaded = LatentActionModel.from_pretrained(str(run))
-            self._latents[str(run), split] = align.labelled(loaded.lam, self.transitions(loaded, split))
+            self._latents[str(run), split] = align.encode_labels(loaded.lam, self.transitions(loaded, split))
         return self._latents[str(run), split]
 
     # --------------------------------------------------------------------------------------------------- translators
 
-    def draw(self, items: Labelled, labels: Labels, seed: int) -> Labelled:
+    def draw(self, items: LabelledTransitions, labels: Labels, seed: int) -> LabelledTransitions:
         """The labelled subset: ``number`` transitions, as many from each task, the first of one random order.
 
         A smaller number is a subset of a larger one, and every model of a seed gets the same.
         """
         return items[draw_labels(self.task_of(items), labels, seed)]
 
-    def aligned(self, model: Model, labels: Labels) -> tuple[Path, Scores]:
+    def aligned(self, model: ModelSpec, labels: Labels) -> tuple[Path, Scores]:
         """A translator on those labels (folder), and its losses on the held-out split."""
         s = self.setup
         key = {"lam": self.key(model), "labels": asdict(labels), "heads": s.heads, "split": s.split}
@@ -228,10 +228,10 @@ class FlexLab(Lab[Setup]):
                 )
                 loaded.lam.eval()
                 assert test.clip is not None
-                test = align.labelled(loaded.lam, test.clip)  # the encoder has changed
+                test = align.encode_labels(loaded.lam, test.clip)  # the encoder has changed
             else:
                 train, held = (replace(part, clip=None) for part in (train, held))
-                training = align.quick(s.heads, labels.draw)
+                training = align.head_training(s.heads, labels.draw)
                 translator, validation = align.train_translator(loaded.lam, train, held, spec, config, training)
             scores = self.score(translator, loaded, test, validation)
             asked = align.AlignConfig(str(labels.number), labels.joint, config, tasks=labels.tasks)
@@ -243,7 +243,9 @@ class FlexLab(Lab[Setup]):
         folder = self.experiment.cached(key, (align, translation, model.method), build)
         return folder, read_scores(folder / "scores.json")
 
-    def score(self, translator: Translator, model: LatentActionModel, test: Labelled, validation: float) -> Scores:
+    def score(
+        self, translator: Translator, model: LatentActionModel, test: LabelledTransitions, validation: float
+    ) -> Scores:
         """Losses and accuracies per task, at every k that the model is made for."""
         slots, law = model.config.slots, model.config.prefix
         ks = (slots,) if law == "full" else tuple(range(1, slots + 1))
@@ -256,7 +258,7 @@ class FlexLab(Lab[Setup]):
             accuracy[got.k] = {t: float(got.right[tasks == t].mean()) for t in dict.fromkeys(tasks)}
         return Scores(loss, accuracy, validation)
 
-    def rivals(self, model: Model, labels: Labels) -> dict[str, float]:
+    def rivals(self, model: ModelSpec, labels: Labels) -> dict[str, float]:
         """Held-out loss of every control and reference on the first draw of labels: copy-frame, shuffled latents, ..., IDM."""
         key = {
             "rivals of": self.key(model),
@@ -276,7 +278,7 @@ class FlexLab(Lab[Setup]):
             tasks = np.array(self.task_of(test))
             assert few.clip is not None and test.clip is not None
             scores = translation.controls(
-                loaded.lam, few.clip, test.clip, actions, TranslatorConfig(), align.quick(self.setup.heads, labels.draw),
+                loaded.lam, few.clip, test.clip, actions, TranslatorConfig(), align.head_training(self.setup.heads, labels.draw),
                 structural.unlabelled(self.data()),
             )  # fmt: skip
             losses = {s.name: float(np.mean([s.loss[tasks == t].mean() for t in dict.fromkeys(tasks)])) for s in scores}
@@ -288,13 +290,15 @@ class FlexLab(Lab[Setup]):
         """Held-out loss of inverse dynamics trained on every label: what the pictures tell of the action at most."""
         s = self.setup
         key = {"supervised": s.supervised, "data": s.data, "options": s.options, "seed": seed, "split": s.split}
-        run = self.run(flex(0))  # for its sizes and label gap alone
+        run = self.run(flexlam_spec(0))  # for its sizes and label gap alone
 
         def build(path: Path) -> None:
             loaded = LatentActionModel.from_pretrained(str(run))
-            pool, test = self.latents(flex(0), "train"), self.latents(flex(0), s.split)
+            pool, test = self.latents(flexlam_spec(0), "train"), self.latents(flexlam_spec(0), s.split)
             every, held = align.split_labels(pool, seed, held=0.05)
-            training = replace(align.quick(s.supervised, seed, lr=1e-3), validate_every=max(1, s.supervised // 8))
+            training = replace(
+                align.head_training(s.supervised, seed, lr=1e-3), validate_every=max(1, s.supervised // 8)
+            )
             spec = align.actions_of(self.config(loaded)).spec
             module, _ = align.train_idm(loaded.lam.config, every, held, spec, training)
             score = translation.score_idm(module, test, "", "reference")
@@ -306,7 +310,7 @@ class FlexLab(Lab[Setup]):
 
     # --------------------------------------------------------------------------------------------------- closed loop
 
-    def policy(self, model: Model) -> Path:
+    def policy(self, model: ModelSpec) -> Path:
         """A folder with a LAM and the token model of its codes."""
         s = self.setup
         key = {"lam": self.key(model), "tokens": asdict(s.tokens), "policy": vars(s.policy)}
@@ -315,12 +319,12 @@ class FlexLab(Lab[Setup]):
         def build(path: Path) -> None:
             shutil.copytree(run / "model", path / "model", dirs_exist_ok=True)
             training = replace(s.policy, seed=model.seed, resume=True)
-            train_tokens(path, str(self.dataset()), s.tokens, training)
+            train_token_model(path, str(self.dataset()), s.tokens, training)
 
         self.experiment.progress(f"token model of {model.name} {dict(model.options)}, seed {model.seed}")
         return self.experiment.cached(key, (tokens, model.method), build)
 
-    def returns(self, model: Model, labels: Labels, k: int) -> dict[str, Any]:
+    def returns(self, model: ModelSpec, labels: Labels, k: int) -> dict[str, Any]:
         """The record of a closed-loop evaluation with k generated tokens a decision, its worlds named by their tasks."""
         s = self.setup
         key = {
@@ -331,8 +335,8 @@ class FlexLab(Lab[Setup]):
 
         def build(path: Path) -> None:
             loaded = LatentActionModel.from_pretrained(str(folder))
-            agent = LatentPolicy(
-                loaded, load_tokens(folder / "policy", loaded.lam), align.load_translator(head)[0],
+            agent = TokenPolicy(
+                loaded, load_token_model(folder / "policy", loaded.lam), align.load_translator(head)[0],
                 k=k, batch=s.parallel, temperature=s.temperature, seed=model.seed,
             )  # fmt: skip
             size = loaded.config.image[1:]
@@ -346,7 +350,9 @@ class FlexLab(Lab[Setup]):
             (self.experiment.cached(key, (rollout, latent, model.method), build) / "returns.json").read_text()
         )
 
-    def losses(self, model: Model, labels: Labels, ks: Sequence[int], without: Sequence[str] = ()) -> dict[int, float]:
+    def losses(
+        self, model: ModelSpec, labels: Labels, ks: Sequence[int], without: Sequence[str] = ()
+    ) -> dict[int, float]:
         """The held-out loss at each k: mean over tasks, then over the setup's draws of labels (one, if joint: each tunes a LAM)."""
         draws = 1 if labels.joint else self.setup.draws
         every = [self.aligned(model, replace(labels, draw=d))[1] for d in range(draws)]
@@ -369,7 +375,7 @@ def draw_labels(tasks: Sequence[str], labels: Labels, seed: int) -> Int[Tensor, 
 
 
 def read_scores(path: Path) -> Scores:
-    """Scores as :meth:`Lab.aligned` wrote them; JSON knows no whole-number keys."""
+    """Scores as :meth:`Study.aligned` wrote them; JSON knows no whole-number keys."""
     values = json.loads(path.read_text())
     return Scores(
         {int(k): v for k, v in values["loss"].items()},
@@ -380,4 +386,4 @@ def read_scores(path: Path) -> Scores:
 
 @lru_cache(maxsize=4)
 def _transitions(config: DataConfig, split: str) -> Clip:
-    return gather(config, split, None, require_action=True)
+    return sample_split(config, split, None, require_action=True)

@@ -18,7 +18,7 @@ import av
 import numpy as np
 import pyarrow as pa
 
-from lamina.data.dataset import Source
+from lamina.data.dataset import Dataset
 from lamina.data.episodes import SPLITS, Episode
 from lamina.data.lerobot.reader import LeRobotDataset
 from lamina.data.lerobot.statistics import (
@@ -65,7 +65,7 @@ Features = dict[str, dict[str, Any]]
 
 
 def write_labels(
-    source: Source,
+    source: Dataset,
     out: str | Path,
     features: Features,
     label: Callable[[Episode, str], Columns],
@@ -122,7 +122,7 @@ def write_labels(
     return out
 
 
-def check_writable(source: Source, out: Path, features: Features, camera: str) -> set[int]:
+def check_writable(source: Dataset, out: Path, features: Features, camera: str) -> set[int]:
     """What :func:`write_labels` can know before any work; returns the numbers of the episodes that ``camera`` does not show.
 
     Raises LaminaError: video whose pictures cannot be told apart by row, a codec that no container here can hold, a file of the dataset

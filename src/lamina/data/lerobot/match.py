@@ -15,13 +15,13 @@ from jaxtyping import Float
 
 from lamina.data.video import FrameClock
 
-CLOSE = 0.4  # of the distance between pictures, by which a row may miss its picture
+MAX_OFFSET = 0.4  # of the distance between pictures, by which a row may miss its picture
 
 Numbers = range | np.ndarray  # picture of each row of an episode, ascending
 
 
 @dataclass(frozen=True)
-class Span:
+class VideoSpan:
     """Where an episode's table says that its pictures are in a file."""
 
     number: int  # of the episode
@@ -33,7 +33,7 @@ class Span:
 
 
 @dataclass(frozen=True)
-class Matched:
+class RowAlignment:
     """The pictures of one file, by episode."""
 
     pictures: dict[int, Numbers]
@@ -46,7 +46,7 @@ def rate_of(times: Float[np.ndarray, "t"], fps: float) -> float:
     return float(1.0 / np.median(np.diff(times))) if len(times) > 1 else fps
 
 
-def match(clock: FrameClock, count: int, spans: Sequence[Span]) -> Matched:
+def align_rows(clock: FrameClock, count: int, spans: Sequence[VideoSpan]) -> RowAlignment:
     """The numbers, in a file of ``count`` pictures, of those that belong to each row of the episodes in it.
 
     By time, where every row has a picture of its own close by, within the episode's stretch, and no two episodes share one. Else by count,
@@ -55,7 +55,7 @@ def match(clock: FrameClock, count: int, spans: Sequence[Span]) -> Matched:
     spans = sorted(spans, key=lambda s: (s.begin, s.number))
     shown = clock.at(np.arange(count))
     found: dict[int, Numbers] = {}
-    doubted: list[Span] = []
+    doubted: list[VideoSpan] = []
     last = -1
     for n, span in enumerate(spans):
         numbers = _by_time(clock, shown, span)
@@ -67,22 +67,22 @@ def match(clock: FrameClock, count: int, spans: Sequence[Span]) -> Matched:
         last = int(numbers[-1])
         found[span.number] = numbers
     if not doubted:
-        return Matched(found, {})
+        return RowAlignment(found, {})
     starts = np.cumsum([0] + [len(s.times) for s in spans])
     if starts[-1] == count and _in_place(clock, spans, starts[:-1]):
         counted: dict[int, Numbers] = {
             s.number: range(a, a + len(s.times)) for s, a in zip(spans, starts[:-1].tolist(), strict=True)
         }
-        return Matched(counted, {}, tuple(s.number for s in doubted))
+        return RowAlignment(counted, {}, tuple(s.number for s in doubted))
     pictures = f"{count} pictures at {clock.fps:.5g} a second for {starts[-1]} rows in {len(spans)} episode(s)"
     refused = {
         s.number: f"{len(s.times)} rows at {s.fps:.5g} a second from {s.begin:.3f} s on, but {pictures}"
         for s in doubted
     }
-    return Matched(found, refused)
+    return RowAlignment(found, refused)
 
 
-def _by_time(clock: FrameClock, shown: Float[np.ndarray, "n"], span: Span) -> Numbers | None:
+def _by_time(clock: FrameClock, shown: Float[np.ndarray, "n"], span: VideoSpan) -> Numbers | None:
     """The picture nearest to the time of each row; None where one is in doubt."""
     times = span.times
     right = np.searchsorted(shown, times).clip(1, max(1, len(shown) - 1))
@@ -90,19 +90,19 @@ def _by_time(clock: FrameClock, shown: Float[np.ndarray, "n"], span: Span) -> Nu
     nearest = np.where(times - shown[right - 1] <= np.abs(shown[after] - times), right - 1, after)
     gaps = np.diff(shown, prepend=-np.inf, append=np.inf)
     apart = np.minimum(np.minimum(gaps[:-1], gaps[1:]), 1.0 / min(clock.fps, span.fps))[nearest]
-    close = (np.abs(shown[nearest] - times) <= CLOSE * apart).all()
+    close = (np.abs(shown[nearest] - times) <= MAX_OFFSET * apart).all()
     own = (np.diff(nearest) > 0).all()
     within = np.isnan(span.end) or shown[nearest[-1]] < span.end - 0.25 * apart[-1]
     # Clocks that differ a little are a whole picture apart at times, and then nothing seems to be wrong.
     ratio = clock.fps / span.fps
     drift = abs(ratio / max(1, round(ratio)) - 1) * abs(times[-1]) * span.fps
-    if not (close and own and within and drift <= CLOSE):
+    if not (close and own and within and drift <= MAX_OFFSET):
         return None
     first, last = int(nearest[0]), int(nearest[-1])
     return range(first, last + 1) if last - first + 1 == len(nearest) else nearest.astype(np.int32)
 
 
-def _in_place(clock: FrameClock, spans: Sequence[Span], starts: np.ndarray) -> bool:
+def _in_place(clock: FrameClock, spans: Sequence[VideoSpan], starts: np.ndarray) -> bool:
     """Whether every episode begins nearest to its own place, on the clock of the video, of the table or of its rows."""
     begins = np.array([s.begin for s in spans])
     if not np.isfinite(begins).all() or (np.diff(begins) <= 0).any():

@@ -21,7 +21,7 @@ from jaxtyping import Float, Int, UInt8
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lamina.data.episodes import DecodeError, Episode, compact_times, split_episodes
-from lamina.data.lerobot.match import Matched, Numbers, Span, match, rate_of
+from lamina.data.lerobot.match import Numbers, RowAlignment, VideoSpan, align_rows, rate_of
 from lamina.data.lerobot.tables import Columns, read_json, read_table, to_numpy
 from lamina.data.lerobot.writer import LeRobotWriter, VideoEncoding
 from lamina.data.paths import check_inside, check_name, check_regular, check_template, local, reason, walk
@@ -162,7 +162,7 @@ class LeRobotDataset:
         return Columns()
 
     @cached_property
-    def _matched(self) -> dict[tuple[str, Path], tuple[FrameClock, Matched] | DecodeError]:
+    def _matched(self) -> dict[tuple[str, Path], tuple[FrameClock, RowAlignment] | DecodeError]:
         return {}
 
     def data_file(self, number: int) -> Path:
@@ -258,7 +258,7 @@ class LeRobotDataset:
         some = np.any(lacking, axis=0)
         return set(np.flatnonzero(some if (~some).sum() >= max(3, len(some) / 2) else lacking[0]).tolist())
 
-    def _match(self, camera: str, path: Path) -> tuple[FrameClock, Matched] | DecodeError:
+    def _match(self, camera: str, path: Path) -> tuple[FrameClock, RowAlignment] | DecodeError:
         """The pictures of one file of a camera, compared with the rows of the episodes in it; once."""
         key = camera, path
         if key not in self._matched:
@@ -268,14 +268,14 @@ class LeRobotDataset:
                 self._matched[key] = error
             else:
                 spans = [self._span(n, camera) for n in self._by_file(camera)[path]]
-                self._matched[key] = index.clock, match(index.clock, len(index.times), spans)
+                self._matched[key] = index.clock, align_rows(index.clock, len(index.times), spans)
         return self._matched[key]
 
-    def _span(self, number: int, camera: str) -> Span:
+    def _span(self, number: int, camera: str) -> VideoSpan:
         begin, end = (float(self.places[f"videos/{camera}/{k}_timestamp"][number]) for k in ("from", "to"))
         episode = self.episodes[number]
         times = begin + self.rows.first[number] + episode.times
-        return Span(number, begin, end, times, rate_of(times, episode.fps), self.fps)
+        return VideoSpan(number, begin, end, times, rate_of(times, episode.fps), self.fps)
 
     def _refusal(self, number: int, path: Path, text: str) -> DecodeError:
         return DecodeError(

@@ -28,7 +28,7 @@ from lamina.types import Clip
 
 
 @dataclass(frozen=True)
-class Views:
+class PairedLatents:
     """The latents [n k d] of transitions under two exogenous states: z(o, o'), z(o~, o~'), z(o, o~')."""
 
     own: Tensor
@@ -47,7 +47,7 @@ class Views:
 
 
 @dataclass(frozen=True)
-class SwapScore(Views):
+class SwapScore(PairedLatents):
     """Per-transition PSNR (dB)."""
 
     reconstruction: Float[np.ndarray, "n"]  # of o', by z(o, o')
@@ -76,7 +76,7 @@ def _share(z: Float[Tensor, "n k d"], other: Float[Tensor, "n k d"], episode: Te
     return bootstrap_ratio(moved.numpy(), spread.numpy(), episode.numpy())
 
 
-def views(model: LatentActionModel, clip: Clip, batch: int = 256) -> Views:
+def views(model: LatentActionModel, clip: Clip, batch: int = 256) -> PairedLatents:
     """The latents of the first pair of each sample under its two exogenous states, and across them.
 
     Raises LaminaError for a clip without paired views.
@@ -89,7 +89,7 @@ def views(model: LatentActionModel, clip: Clip, batch: int = 256) -> Views:
         rows = range(0, len(src), batch)
         return torch.cat([model.encode(src[i : i + batch], dst[i : i + batch]).post.cpu() for i in rows])
 
-    return Views(encode(o, next_), encode(other, other_next), encode(o, other_next))
+    return PairedLatents(encode(o, next_), encode(other, other_next), encode(o, other_next))
 
 
 def swap(model: LatentActionModel, clip: Clip, batch: int = 64, shown: int = 4) -> SwapScore:

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from lamina.data.sampling import DataConfig, feature_width
-from lamina.data.stream import gather
+from lamina.data.stream import sample_split
 from lamina.evaluation.probes.algebra import Structure, horizons, structure
 from lamina.evaluation.probes.horizon import Scores, elsewhere, reconstruct_horizons, transfer
 from lamina.evaluation.probes.usage import LatentUse, latent_use
-from lamina.inference.subject import Place, Subject, of_model, pixel_change, untrained
+from lamina.inference.subject import Place, Subject, pixel_change, random_weights_subject, subject_of
 from lamina.intervals import bootstrap_mean
 from lamina.models.hub import LatentActionModel, Provenance
 from lamina.types import Clip
@@ -24,7 +24,7 @@ FILLING = 1024
 
 
 @dataclass(frozen=True)
-class HeldOut:
+class StructureData:
     """What the structural probes look at: windows of STRIDES strides, and triplets with gaps as in training."""
 
     windows: Clip
@@ -36,7 +36,7 @@ class HeldOut:
 
 def held_out(
     data: DataConfig, trained: Provenance, limit: int = 256, split: str = "test", stride: float | None = None
-) -> HeldOut:
+) -> StructureData:
     """Windows and triplets of a split. ``stride``: seconds; default: the middle of the training gaps.
 
     Raises LaminaError where no episode is long enough for a window.
@@ -44,16 +44,16 @@ def held_out(
     stride = stride or trained.label_gap
     proprio = STATE if feature_width(data, STATE) is not None else None
     plain = replace(data, action=None, actions="first", paired=None, targets=(), workers=0)
-    windows = gather(replace(plain, frames=STRIDES + 1, gap=(stride, stride)), split, limit)
-    triplets = gather(replace(plain, frames=3, gap=trained.gap_seconds, proprio=proprio), split, limit)
+    windows = sample_split(replace(plain, frames=STRIDES + 1, gap=(stride, stride)), split, limit)
+    triplets = sample_split(replace(plain, frames=3, gap=trained.gap_seconds, proprio=proprio), split, limit)
     longest = trained.gap_seconds[1] * (trained.frames - 1)
-    return HeldOut(windows, triplets, stride, int(longest / stride + 1e-6), unlabelled(data))
+    return StructureData(windows, triplets, stride, int(longest / stride + 1e-6), unlabelled(data))
 
 
 def unlabelled(data: DataConfig) -> Clip:
     """Transitions of the training split without anything but their frames: what fills the statistics of an untrained encoder."""
     plain = replace(data, action=None, actions="first", paired=None, targets=(), workers=0, frames=2, span=None)
-    return gather(plain, "train", FILLING)
+    return sample_split(plain, "train", FILLING)
 
 
 def places(model: LatentActionModel) -> tuple[Place, ...]:
@@ -61,7 +61,7 @@ def places(model: LatentActionModel) -> tuple[Place, ...]:
     return ("post",) if model.lam.bottleneck.codebook_size is None else ("pre", "post")
 
 
-def measure(subject: Subject, held: HeldOut) -> dict[str, Any]:
+def measure(subject: Subject, held: StructureData) -> dict[str, Any]:
     """The record of one subject. ``void``: why its structure is worth nothing; null where it is worth something."""
     w, t = held.windows, held.triplets
     found = structure(subject, t.frames, t.episode, t.proprio)
@@ -114,7 +114,7 @@ def _means(scores: Scores, episode: torch.Tensor) -> Mapping[str, Any]:
     return {name: bootstrap_mean(values, episode).to_dict() for name, values in scores.items()}
 
 
-def measure_model(model: LatentActionModel, held: HeldOut) -> list[dict[str, Any]]:
+def measure_model(model: LatentActionModel, held: StructureData) -> list[dict[str, Any]]:
     """A checkpoint before and after its quantiser, and beside each, as a control, an untrained encoder of the same shape; as a reference
     the change of the pixels, whose algebra is perfect."""
     records = []
@@ -122,8 +122,8 @@ def measure_model(model: LatentActionModel, held: HeldOut) -> list[dict[str, Any
     words = {"pre": "before the quantiser", "post": "after the quantiser"}
     for place in places(model):
         told = words[place] if len(places(model)) > 1 else "latent"
-        bare = untrained(model, held.unlabelled, place, name=f"random-weights encoder, {told}")
-        records.append({"place": place, "role": "model", **measure(of_model(model, place, told), held)})
+        bare = random_weights_subject(model, held.unlabelled, place, name=f"random-weights encoder, {told}")
+        records.append({"place": place, "role": "model", **measure(subject_of(model, place, told), held)})
         records.append({"place": place, "role": "control", **measure(bare, held)})
     records.append({"place": None, "role": "reference", **measure(pixel_change(), held)})
     return records

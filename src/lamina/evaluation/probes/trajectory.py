@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from lamina.data.dataset import Source
+from lamina.data.dataset import Dataset
 from lamina.inference.subject import Subject
 
 LONGEST = 1000  # frames
@@ -45,7 +45,7 @@ def trajectory(
 
 def trajectories(
     subject: Subject,
-    source: Source,
+    source: Dataset,
     size: tuple[int, int],
     camera: str | None = None,
     state: str | None = None,

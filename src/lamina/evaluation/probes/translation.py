@@ -35,7 +35,7 @@ from lamina.models.config import Side
 from lamina.models.heads import ActionHead, InverseDynamics, Translator, TranslatorConfig
 from lamina.models.lam import LAM
 from lamina.training.heads import train_idm, train_translator
-from lamina.training.labelled import Actions, Labelled, labelled, split_labels
+from lamina.training.labelled import ActionTarget, LabelledTransitions, encode_labels, split_labels
 from lamina.training.settings import TrainConfig
 from lamina.types import Clip
 
@@ -69,7 +69,12 @@ def score(
 
 @torch.no_grad()
 def score_translator(
-    translator: Translator, prefix: nn.Module, test: Labelled, prefixes: tuple[int, ...], name: str, role: str
+    translator: Translator,
+    prefix: nn.Module,
+    test: LabelledTransitions,
+    prefixes: tuple[int, ...],
+    name: str,
+    role: str,
 ) -> list[TranslationScore]:
     """A translator at each prefix length; labels, and what is computed, are on the CPU."""
     translator, prefix = translator.cpu(), copy.deepcopy(prefix).cpu()
@@ -87,7 +92,7 @@ def score_translator(
 
 
 @torch.no_grad()
-def score_idm(module: InverseDynamics, test: Labelled, name: str, role: str) -> TranslationScore:
+def score_idm(module: InverseDynamics, test: LabelledTransitions, name: str, role: str) -> TranslationScore:
     """An inverse dynamics model, or the observation-only control."""
     assert test.clip is not None
     frames = test.clip.frames
@@ -101,7 +106,7 @@ def controls(
     lam: LAM,
     labels: Clip,
     test: Clip,
-    actions: Actions,
+    actions: ActionTarget,
     config: TranslatorConfig,
     training: TrainConfig,
     unlabelled: Clip,
@@ -118,21 +123,23 @@ def controls(
     generator = torch.Generator().manual_seed(seed)
     observed = config.condition.endswith("observation")
 
-    def read(encoder: LAM, clip: Clip) -> Labelled:
-        return labelled(encoder, clip, side, observed)
+    def read(encoder: LAM, clip: Clip) -> LabelledTransitions:
+        return encode_labels(encoder, clip, side, observed)
 
-    def fit(prefix: Any, items: Labelled) -> Translator:
+    def fit(prefix: Any, items: LabelledTransitions) -> Translator:
         train, held = (dataclasses.replace(part, clip=None) for part in split_labels(items, seed))
         return train_translator(prefix, train, held, actions.spec, config, training, steps=actions.steps)[0]
 
-    def run(encoder: LAM, change: Callable[[Labelled], Labelled], name: str, role: str = "control") -> TranslationScore:
+    def run(
+        encoder: LAM, change: Callable[[LabelledTransitions], LabelledTransitions], name: str, role: str = "control"
+    ) -> TranslationScore:
         translator = fit(encoder, change(read(encoder, labels)))
         return score_translator(translator, encoder.prefix, change(read(encoder, test)), full, name, role)[0]
 
-    def shuffle(items: Labelled) -> Labelled:
+    def shuffle(items: LabelledTransitions) -> LabelledTransitions:
         return dataclasses.replace(items, z=items.z[torch.randperm(len(items), generator=generator)])
 
-    def still(items: Labelled) -> Labelled:
+    def still(items: LabelledTransitions) -> LabelledTransitions:
         assert items.clip is not None
         return dataclasses.replace(items, z=observe(lam, items.clip, side).view_as(items.z))
 

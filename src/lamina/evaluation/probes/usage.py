@@ -12,7 +12,7 @@ from lamina.inference.subject import Images, Subject
 from lamina.intervals import Estimate, bootstrap_mean
 
 #: Gain in dB that the interval of both gains must lie above.
-ENOUGH = 0.1
+MIN_USAGE_DB = 0.1
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class LatentUse:
 
     @property
     def used(self) -> bool:
-        return min(self.another.low, self.mean.low) > ENOUGH
+        return min(self.another.low, self.mean.low) > MIN_USAGE_DB
 
     def told(self) -> str:
         """One plain phrase."""

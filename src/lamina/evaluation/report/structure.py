@@ -43,7 +43,7 @@ def structure(record: dict[str, Any], run: Path) -> Html | None:
         return None
     rows, over = read_rows(found, "rows", STRUCTURE), read_rows(found, "over_horizons", HORIZONS)
     measured = [r for r in objects(found, "records", "structure.") if r.get("role") == "model"]
-    voids = [tag("li", f"{r.get('name')}: void, {r['void']}.") for r in measured if r.get("void")]
+    invalid_entries = [tag("li", f"{r.get('name')}: void, {r['void']}.") for r in measured if r.get("void")]
     pictures = [picture(raw, run) for raw in objects(record, "structure_pictures")]
     charts = [
         _over_horizons(measured, "Sums of short latents, and the way back", "error over the latent's length (lower is better)",
@@ -66,7 +66,7 @@ def structure(record: dict[str, Any], run: Path) -> Html | None:
             "it latents can be good, but not be added.",
         ),
         tag("p", f"One stride is {told} s; training has met horizons of up to {seen} strides.", class_="soft"),
-        tag("ul", *voids, class_="warnings") if voids else None,
+        tag("ul", *invalid_entries, class_="warnings") if invalid_entries else None,
         *pictures,
         tag("div", *drawn, class_="charts") if drawn else None,
         table(rows, STRUCTURE, "Structure of the latent, with controls") if rows else missing(),

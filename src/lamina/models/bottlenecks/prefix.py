@@ -9,12 +9,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from lamina.errors import LaminaError
-from lamina.rng import Draws
+from lamina.rng import Rng
 
-PrefixLaw = Literal["full", "uniform", "short", "long"]
+PrefixDistribution = Literal["full", "uniform", "short", "long"]
 
 
-def prefix_weights(law: PrefixLaw, slots: int) -> Float[Tensor, "n"]:
+def prefix_weights(law: PrefixDistribution, slots: int) -> Float[Tensor, "n"]:
     """p(k) for k = 0..K, up to scale, [K + 1].
 
     ``full`` always keeps all K slots (Fixed-K). ``uniform`` is Unif{0..K} (FlexLAM §4.1). ``short`` weighs k by 1/(k+1) and
@@ -36,14 +36,14 @@ def prefix_weights(law: PrefixLaw, slots: int) -> Float[Tensor, "n"]:
 class RetainedPrefix(nn.Module):
     """Replaces slots j > k of a code by the null latent z_0 that all slots share."""
 
-    def __init__(self, slots: int, dim: int, law: PrefixLaw = "uniform"):
+    def __init__(self, slots: int, dim: int, law: PrefixDistribution = "uniform"):
         super().__init__()
         self.slots, self.law = slots, law
         self.register_buffer("weights", prefix_weights(law, slots), persistent=False)
         # A LAM that never drops a slot has no null latent to learn; a fixed zero keeps truncating it well defined.
         self.null = nn.Parameter(torch.zeros(dim), requires_grad=law != "full")
 
-    def draw(self, draws: Draws, batch: int) -> Int[Tensor, "b"]:
+    def draw(self, draws: Rng, batch: int) -> Int[Tensor, "b"]:
         """One k for each sample, k ~ p(k)."""
         return draws.categorical(batch, self.weights)  # type: ignore[arg-type]
 

@@ -14,7 +14,7 @@ from lamina.errors import LaminaError
 Whitening = Literal["none", "first", "batch"]
 
 
-class FirstBatch(nn.Module):
+class FirstBatchNorm(nn.Module):
     """Each channel minus its mean over its deviation, both of the first training batch and fixed from then on (data-dependent
     initialisation, Salimans & Kingma 2016): latents begin apart from one another, and may grow and shrink as they like.
     """
@@ -45,7 +45,7 @@ def whitener(law: Whitening, width: int) -> nn.Module:
         case "none":
             return nn.Identity()
         case "first":
-            return FirstBatch(width)
+            return FirstBatchNorm(width)
         case "batch":
             return nn.BatchNorm1d(width, affine=False)
     raise LaminaError(f"unknown whitening {law!r}: choose none, first or batch")

@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lamina.losses.reconstruction import squared_error
-from lamina.rng import Draws
+from lamina.rng import Rng
 
 Frames = Float[Tensor, "b c h w"]
 
@@ -15,12 +15,12 @@ class Decoder(nn.Module):
     """A forward model. A subclass defines :meth:`attempt` and ``sample``."""
 
     def attempt(
-        self, src: Frames, z: Float[Tensor, "b k d"], dst: Frames, draws: Draws
+        self, src: Frames, z: Float[Tensor, "b k d"], dst: Frames, draws: Rng
     ) -> tuple[Float[Tensor, "b"], Frames]:
         """The loss, and the guess at ``dst`` that it is the loss of: what a perceptual term may look at."""
         raise NotImplementedError
 
-    def loss(self, src: Frames, z: Float[Tensor, "b k d"], dst: Frames, draws: Draws) -> Float[Tensor, "b"]:
+    def loss(self, src: Frames, z: Float[Tensor, "b k d"], dst: Frames, draws: Rng) -> Float[Tensor, "b"]:
         return self.attempt(src, z, dst, draws)[0]
 
 
@@ -28,10 +28,10 @@ class DirectDecoder(Decoder):
     """A decoder whose ``forward(src, z)`` is its prediction, made in one pass; it needs no randomness."""
 
     def attempt(
-        self, src: Frames, z: Float[Tensor, "b k d"], dst: Frames, draws: Draws
+        self, src: Frames, z: Float[Tensor, "b k d"], dst: Frames, draws: Rng
     ) -> tuple[Float[Tensor, "b"], Frames]:
         predicted = self(src, z)
         return squared_error(predicted, dst), predicted
 
-    def sample(self, src: Frames, z: Float[Tensor, "b k d"], draws: Draws) -> Frames:
+    def sample(self, src: Frames, z: Float[Tensor, "b k d"], draws: Rng) -> Frames:
         return self(src, z)

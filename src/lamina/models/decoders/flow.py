@@ -16,7 +16,7 @@ from lamina.losses.reconstruction import squared_error
 from lamina.models.decoders.base import Decoder
 from lamina.models.layers import MLP, AdaLNBlock, patch_count, patchify, position_embedding, unpatchify
 from lamina.records import Count, Layers
-from lamina.rng import Draws
+from lamina.rng import Rng
 
 
 def timestep_embedding(t: Float[Tensor, "b"], width: int) -> Float[Tensor, "b d"]:
@@ -80,7 +80,7 @@ class FlowDecoder(Decoder):
         return src + unpatchify(change, self.config.patch, self.height)
 
     def attempt(
-        self, src: Float[Tensor, "b c h w"], z: Float[Tensor, "b k d"], dst: Float[Tensor, "b c h w"], draws: Draws
+        self, src: Float[Tensor, "b c h w"], z: Float[Tensor, "b k d"], dst: Float[Tensor, "b c h w"], draws: Rng
     ) -> tuple[Float[Tensor, "b"], Float[Tensor, "b c h w"]]:
         t = sample_time(draws, len(src))
         noise = draws.normal(len(src), *src.shape[1:])
@@ -88,9 +88,7 @@ class FlowDecoder(Decoder):
         clean = self(x_t, t, src, z).float()
         return squared_error(velocity_of_data(x_t, clean, t), velocity(dst, noise)), clean
 
-    def sample(
-        self, src: Float[Tensor, "b c h w"], z: Float[Tensor, "b k d"], draws: Draws
-    ) -> Float[Tensor, "b c h w"]:
+    def sample(self, src: Float[Tensor, "b c h w"], z: Float[Tensor, "b k d"], draws: Rng) -> Float[Tensor, "b c h w"]:
         def field(x_t: Tensor, t: Tensor) -> Tensor:
             return velocity_of_data(x_t, self(x_t, t, src, z).float(), t)
 

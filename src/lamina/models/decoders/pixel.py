@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lamina.models.decoders.base import DirectDecoder
-from lamina.models.layers import Block, patch_count, patchify, position_embedding, unpatchify
+from lamina.models.layers import TransformerBlock, patch_count, patchify, position_embedding, unpatchify
 from lamina.records import Count, Layers
 
 
@@ -29,7 +29,7 @@ class PixelDecoder(DirectDecoder):
         self.patch = nn.Linear(pixels, config.width)
         self.latent = nn.Linear(dim, config.width)
         self.position = position_embedding(slots + tokens, config.width)
-        self.blocks = nn.ModuleList([Block(config.width, config.heads) for _ in range(config.layers)])
+        self.blocks = nn.ModuleList([TransformerBlock(config.width, config.heads) for _ in range(config.layers)])
         self.norm = nn.LayerNorm(config.width)
         self.head = nn.Linear(config.width, pixels)
         # Zero: the first prediction is a copy of the source, so the loss starts at copy-frame and not above it.

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lamina.models.layers import Block, CrossBlock, patch_count, patchify, position_embedding
+from lamina.models.layers import CrossAttentionBlock, TransformerBlock, patch_count, patchify, position_embedding
 from lamina.records import Count, Layers
 
 
@@ -33,11 +33,15 @@ class TransformerEncoder(nn.Module):
         self.config = config
         self.patch = nn.Linear(image[0] * config.patch**2, config.width)
         self.position = position_embedding(tokens, config.width)
-        self.frame_blocks = nn.ModuleList([Block(config.width, config.heads) for _ in range(config.frame_layers)])
+        self.frame_blocks = nn.ModuleList(
+            [TransformerBlock(config.width, config.heads) for _ in range(config.frame_layers)]
+        )
         self.norm = nn.LayerNorm(config.width)
         self.roles = nn.Linear(config.width, 2 * config.width)
         self.slots = position_embedding(slots, config.width)
-        self.pair_blocks = nn.ModuleList([CrossBlock(config.width, config.heads) for _ in range(config.pair_layers)])
+        self.pair_blocks = nn.ModuleList(
+            [CrossAttentionBlock(config.width, config.heads) for _ in range(config.pair_layers)]
+        )
         self.pair_norm = nn.LayerNorm(config.width)
         self.head = nn.Linear(config.width, dim)
 
