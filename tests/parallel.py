@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from lamina import methods
 from lamina.data.sampling import DataConfig
 from lamina.models.lam import LAM
+from lamina.training.distributed import Processes
 from lamina.training.loop import fit
 from lamina.training.pretraining import pretrain
 from lamina.training.recipe import recipe

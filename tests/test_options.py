@@ -21,6 +21,7 @@ from lamina.policies.token_model import TokenConfig
 from lamina.training.alignment import AlignConfig
 from lamina.training.pretraining import check_memory
 from lamina.training.settings import TrainConfig
+from lamina_research import cli as research_cli
 from lamina_research.linear.analysis import LinearSetting
 
 CONFIGS: dict[str, Any] = {
@@ -36,8 +37,8 @@ COMMANDS = [
     cli.Evaluate,
     cli.Policy,
     cli.Rollout,
-    cli.Reproduce,
-    cli.Exogenous,
+    research_cli.Reproduce,
+    research_cli.Exogenous,
 ]
 
 
