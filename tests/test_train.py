@@ -272,7 +272,7 @@ def test_blocks_are_what_is_compiled(tmp_path, monkeypatch):
 
     config = TrainConfig(steps=1, batch=8, device="cpu", compile=True)
     fit(tmp_path / "blocks", module, losses, {"error": 1.0}, lambda *_: Lines(8), config)
-    assert compiled == ["Block"]
+    assert compiled == ["TransformerBlock"]
 
 
 def test_a_device_that_is_not_there_is_refused(tmp_path):
