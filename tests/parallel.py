@@ -38,11 +38,12 @@ def train(run: Path, dataset: Path, method: str = "flexlam", stop: int | None = 
     plan = recipe(method, module, options(method))
     calls = iter(range(1000))
 
-    def losses(lam, batch, draws):
+    def losses(lam, batch, rng):
         if next(calls) == stop:
             raise KeyboardInterrupt
-        return module.losses(options(method))(lam, batch, draws)
+        return objective(lam, batch, rng)
 
+    objective = plan.losses
     plan = plan if stop is None else dataclasses.replace(plan, losses=losses)
     return pretrain(run, plan, data(dataset), dataclasses.replace(SETTINGS, **settings))
 
@@ -51,14 +52,14 @@ def codebooks(run: Path, dataset: Path) -> None:
     """Train LAPO (VQ) and let every process save the codebook that it ends with."""
     from lamina.data.stream import ClipStream
 
-    module = methods.load("lapo")
+    plan = recipe("lapo", methods.load("lapo"), options("lapo"))
     torch.manual_seed(0)
-    lam = LAM(module.build(options("lapo")))
+    lam = LAM(plan.lam)
     fit(
         run,
         lam,
-        module.losses(options("lapo")),
-        module.weights(options("lapo")),
+        plan.losses,
+        plan.weights,
         lambda shards, shard: ClipStream(data(dataset), SETTINGS.batch, 0, shards=shards, shard=shard),
         SETTINGS,
     )

@@ -42,6 +42,7 @@ from lamina.training.labelled import (
     probe_data,
     split_labels,
 )
+from lamina.training.recipe import recipe
 from lamina.training.settings import TrainConfig
 from lamina.types import ActionSpec
 from parallel import options
@@ -466,13 +467,15 @@ def test_a_killed_alignment_resumes_bit_for_bit(step, joint, run, dataset, tmp_p
 
 def aligning(joint: bool, dataset: Path) -> Callable[..., Path]:
     """``align`` with the settings of these tests."""
-    module = methods.load("flexlam")
-    more = {"losses": module.losses(options("flexlam")), "weights": module.weights(options("flexlam"))} if joint else {}
+    plan = recipe("flexlam", methods.load("flexlam"), options("flexlam"))
+    more = {"losses": plan.losses, "weights": dict(plan.weights)} if joint else {}
     config = AlignConfig("60", joint, SMALL.translator)
 
     def work(run: Path, **changes) -> Path:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("lamina.training.joint.head_training", lambda steps, seed, **more: head_training(5, seed, **more))
+            patch.setattr(
+                "lamina.training.joint.head_training", lambda steps, seed, **more: head_training(5, seed, **more)
+            )
             return align(run, str(dataset), config, training(**changes), **more)
 
     return work

@@ -13,7 +13,6 @@ import torch
 from lamina import methods
 from lamina.data.sampling import DataConfig
 from lamina.data.stream import sample_split
-from lamina.images import to_float
 from lamina.models.bottlenecks.vq import VQ
 from lamina.models.bottlenecks.whitening import FirstBatchNorm
 from lamina.models.calibration import calibrating, has_statistics, random_weights
@@ -74,10 +73,10 @@ def test_the_random_weights_control_has_seen_data(name: str, options: dict[str, 
     assert not random.training
     for part in random.modules():
         assert not (isinstance(part, FirstBatchNorm) and not part.ready)
-    latent = random.encode(to_float(pictures.frames), [(0, 1)])[0, 1]
+    latent = random.encode(random.view(pictures), [(0, 1)]).own[0, 1]
     if latent.index is not None and has_statistics(fresh):
         used = max(len(column.unique()) for column in latent.index.unbind(1))
-        unfilled = fresh.encode(to_float(pictures.frames), [(0, 1)])[0, 1].index
+        unfilled = fresh.encode(fresh.view(pictures), [(0, 1)]).own[0, 1].index
         assert used >= 3 and used >= max(len(column.unique()) for column in unfilled.unbind(1))  # type: ignore[union-attr]
 
 
@@ -110,8 +109,8 @@ def test_what_is_saved_fits_itself_and_is_what_validation_saw(name: str, dataset
     for key, value in before.items():
         torch.testing.assert_close(dict(saved.lam.named_buffers())[key], value, atol=1e-5, rtol=1e-4)
     if options.whiten == "batch":  # mean 0 and variance 1 over the data, by the saved weights
-        frames = to_float(sample_split(data, "train", 256).frames)
-        pre = saved.lam.encode(frames, [(0, 1), (1, 2), (0, 2), (1, 0)]).values()
+        view = saved.lam.view(sample_split(data, "train", 256))
+        pre = saved.lam.encode(view, [(0, 1), (1, 2), (0, 2), (1, 0)]).own.values()
         flat = torch.cat([latent.pre.flatten(1) for latent in pre])
         assert flat.mean(0).abs().max() < 0.2 and (flat.std(0) - 1).abs().mean() < 0.1
 
@@ -154,7 +153,7 @@ def test_two_views_move_statistics_once_a_step_and_both_are_committed(name: str)
     frames = {"own": batch.frames, "paired": batch.paired}
     found = plan.losses(lam, batch, Rng(0))
     alone = {
-        view: module.losses(options)(lam, dataclasses.replace(own, frames=x), Rng(0))["commitment"]
+        view: module.losses(options)(lam, lam.view(dataclasses.replace(own, frames=x)), Rng(0)).terms["commitment"]
         for view, x in frames.items()
     }
     if name not in ("alam", "ac_lam"):  # whose own views have other pairs than the twins

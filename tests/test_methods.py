@@ -17,6 +17,7 @@ from lamina.data.augment import augmented
 from lamina.data.sampling import DataConfig
 from lamina.errors import LaminaError
 from lamina.losses.reconstruction import total
+from lamina.methods.base import neighbours
 from lamina.models.config import LAMConfig
 from lamina.models.features import EMAFeatures
 from lamina.models.hub import LatentActionModel
@@ -61,7 +62,9 @@ def check(module, config) -> None:
     reached: set[str] = set()
     for step in range(3):  # several draws: one of the prefixes may hold all slots, or none
         batch = clip(config.image, frames=config.frames, seed=step)
-        losses = module.losses(config)(lam, batch, Rng(0, step))
+        output = module.losses(config)(lam, lam.view(batch), Rng(0, step))
+        assert output.latents.own.keys() >= set(neighbours(config.frames)) and not output.latents.paired
+        losses = output.terms
         assert losses.keys() == weights.keys()
         assert all(v.shape == (len(batch),) and v.isfinite().all() for v in losses.values())
         loss = total(losses, weights)
@@ -118,8 +121,8 @@ def test_the_average_moves_once_a_step_of_training_whatever_is_added_to_a_step(t
     plan = recipe("lapo", module, config)
     data = DataConfig((str(write_planted(tmp_path / "data")),), (16, 16), workers=0)
 
-    def with_a_view(lam, clip, draws):
-        return plan.losses(lam, dataclasses.replace(clip, paired=clip.frames), draws)
+    def with_a_view(lam, clip, rng):
+        return plan.losses(lam, dataclasses.replace(clip, paired=clip.frames), rng)
 
     training = TrainConfig(steps=3, batch=4, device="cpu", checkpoint_every=3)
     pretrain.pretrain(tmp_path / "run", dataclasses.replace(plan, losses=with_a_view), data, training)
@@ -173,16 +176,17 @@ class Pictures:
 def test_a_method_resumes_where_it_was_stopped(name, tmp_path):
     module = methods.load(name)
     options = module.Config(size="debug", image=(16, 16), slots=3)
+    plan = recipe(name, module, options)
     config = TrainConfig(steps=5, batch=4, device="cpu", checkpoint_every=2, log_every=1)
 
     def train(run: Path, resume: bool, stop: int | None) -> dict[str, torch.Tensor]:
         torch.manual_seed(0)
         calls = iter(range(100))
 
-        def losses(lam, batch, draws):
+        def losses(lam, batch, rng):
             if next(calls) == stop:
                 raise KeyboardInterrupt
-            return module.losses(options)(lam, batch, draws)
+            return plan.losses(lam, batch, rng)
 
         settings = dataclasses.replace(config, resume=resume)
         lam = LAM(module.build(options))
@@ -272,7 +276,7 @@ def test_little_data_is_augmented_and_much_is_not(tmp_path):
 def test_mirror_images_are_for_methods_that_read_nothing_but_frames(changes, mirrored, monkeypatch):
     module = methods.load("flexlam")
     told = []
-    monkeypatch.setattr(training_recipe, "augmented", lambda clip, strength, draws, mirror: told.append(mirror) or clip)
+    monkeypatch.setattr(training_recipe, "augmented", lambda clip, strength, rng, mirror: told.append(mirror) or clip)
     plan = recipe("flexlam", module, module.Config(size="debug", image=(16, 16), augment=0.5, **changes))
     batch = dataclasses.replace(clip((16, 16)), action=torch.randn(4, 2, 2))
     plan.losses(LAM(plan.lam), batch, Rng(0))

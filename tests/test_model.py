@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from clips import clip_of
 from lamina.errors import LaminaError
 from lamina.images import to_float, to_uint8
 from lamina.losses.flow_matching import sample_time
@@ -98,12 +99,12 @@ def test_pixels_survive_float_and_back():
 @pytest.mark.parametrize("bottleneck", sorted(BOTTLENECKS))
 def test_many_pairs_in_one_call_are_the_pairs_one_by_one(encoder, bottleneck):
     model = lam(encoder, bottleneck=bottleneck)
-    clip = to_float(frames(3, 4, 3, 16, 16))
+    pictures = frames(3, 4, 3, 16, 16)
     pairs = [(0, 1), (1, 3), (3, 0), (2, 2)]
-    together = model.encode(clip, pairs)
+    together = model.encode(model.view(clip_of(pictures)), pairs).own
     assert list(together) == pairs
     for pair, latent in together.items():
-        alone = model.encode(clip[:, list(pair)], [(0, 1)])[0, 1]
+        alone = model.encode(model.view(clip_of(pictures[:, list(pair)])), [(0, 1)]).own[0, 1]
         torch.testing.assert_close(latent.pre, alone.pre, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(latent.post, alone.post, rtol=1e-4, atol=1e-5)
         assert latent.pre.shape == (3, 3, model.dim)
@@ -117,15 +118,15 @@ def test_each_frame_is_embedded_once_and_unused_ones_never(encoder, monkeypatch)
     seen = []
     embed = type(model.encoder).embed
     monkeypatch.setattr(type(model.encoder), "embed", lambda self, x: seen.append(len(x)) or embed(self, x))
-    model.encode(to_float(frames(2, 5, 3, 16, 16)), [(0, 1), (1, 2), (0, 2), (2, 0)])
+    model.encode(model.view(clip_of(frames(2, 5, 3, 16, 16))), [(0, 1), (1, 2), (0, 2), (2, 0)])
     assert seen == [2 * 3]
 
 
 @pytest.mark.parametrize("encoder", sorted(ENCODERS))
 def test_the_latent_depends_on_both_frames_and_their_order(encoder):
     model = lam(encoder, bottleneck="none")
-    clip = to_float(frames(2, 3, 3, 16, 16))
-    z = model.encode(clip, [(0, 1), (0, 2), (2, 1), (1, 0)])
+    view = model.view(clip_of(frames(2, 3, 3, 16, 16)))
+    z = model.encode(view, [(0, 1), (0, 2), (2, 1), (1, 0)]).own
     for other in ((0, 2), (2, 1), (1, 0)):
         assert not torch.allclose(z[0, 1].post, z[other].post, atol=1e-3)
 
@@ -133,8 +134,9 @@ def test_the_latent_depends_on_both_frames_and_their_order(encoder):
 @pytest.mark.parametrize(("encoder", "decoder"), PARTS)
 def test_decoders_score_and_draw_every_sample_on_its_own(encoder, decoder):
     model = lam(encoder, decoder)
-    src, dst = (to_float(frames(4, 3, 16, 16, seed=s)) for s in (1, 2))
-    z = model.encode(torch.stack([src, dst], 1), [(0, 1)])[0, 1].post
+    pictures = torch.stack([frames(4, 3, 16, 16, seed=s) for s in (1, 2)], 1)
+    src, dst = to_float(pictures).unbind(1)
+    z = model.encode(model.view(clip_of(pictures)), [(0, 1)]).own[0, 1].post
     loss = model.decoder.loss(src, z, dst, Rng(0))
     assert loss.shape == (4,) and loss.isfinite().all()
     assert model.decoder.sample(src, z, Rng(0)).shape == src.shape
@@ -209,10 +211,10 @@ def test_an_untrained_decoder_copies_the_source(decoder):
 
 def test_the_reconstruction_loss_is_the_decoders_on_the_kept_prefix():
     model = lam(decoder="pixel")
-    clip = to_float(frames(4, 3, 3, 16, 16))
-    latents = model.encode(clip, [(0, 1), (1, 2)])
+    view = model.view(clip_of(frames(4, 3, 3, 16, 16)))
+    clip, latents = view.frames, model.encode(view, [(0, 1), (1, 2)]).own
     keep = torch.tensor([0, 1, 2, 3])
-    got = model.reconstruction(clip, latents, keep, Rng(0))
+    got = model.reconstruction(view, latents, keep, Rng(0))
     expected = torch.stack(
         [model.decoder.loss(clip[:, i], model.prefix(latents[i, j].post, keep), clip[:, j], Rng(0)) for i, j in latents]
     ).mean(0)
@@ -224,10 +226,13 @@ def test_the_reconstruction_loss_is_the_decoders_on_the_kept_prefix():
 def test_two_shards_in_one_batch_are_two_batches(decoder, slots_of_time):
     model = lam(decoder=decoder)
     pictures = frames(6, slots_of_time, 3, 16, 16)
-    zeros = torch.zeros(6, slots_of_time)
-    clip = Clip(pictures, zeros, zeros.long(), zeros[:, 0].long())
-    together = pair_losses(model, clip, Rng(1, 7, range(2)))["reconstruction"]
-    alone = [pair_losses(model, clip[slice(3 * s, 3 * s + 3)], Rng(1, 7, [s]))["reconstruction"] for s in (0, 1)]
+    clip = clip_of(pictures)
+
+    def loss(clip: Clip, rng: Rng) -> torch.Tensor:
+        return pair_losses(model, model.view(clip), rng).terms["reconstruction"]
+
+    together = loss(clip, Rng(1, 7, range(2)))
+    alone = [loss(clip[slice(3 * s, 3 * s + 3)], Rng(1, 7, [s])) for s in (0, 1)]
     torch.testing.assert_close(together, torch.cat(alone))
 
 
@@ -474,7 +479,8 @@ def test_decode_reads_only_the_first_k_slots(saved):
 
 
 def test_rows_of_a_latent_keep_their_parts_together():
-    latent = lam(bottleneck="vq").encode(to_float(frames(5, 2, 3, 16, 16)), [(0, 1)])[0, 1]
+    model = lam(bottleneck="vq")
+    latent = model.encode(model.view(clip_of(frames(5, 2, 3, 16, 16))), [(0, 1)]).own[0, 1]
     row = latent[2:3]
     assert isinstance(row, Latent) and len(row) == 1 and len(latent) == 5
     assert torch.equal(row.post, latent.post[2:3]) and torch.equal(row.index, latent.index[2:3])

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from clips import clip_of
 from lamina import methods
 from lamina.cli import main
 from lamina.data.sampling import DataConfig, open_source
@@ -32,6 +33,7 @@ from lamina.types import Clip
 from test_methods import clip, every_method
 
 torch.set_num_threads(1)
+SMALL = {"size": "debug", "image": (16, 16), "slots": 4}
 REMEDIES = {
     "cross_exogenous": {"cross_exogenous": 1.0},
     "action": {"robust_target": 1.0, "target_width": 6, "target_classes": (4,)},
@@ -77,16 +79,61 @@ def test_without_a_remedy_a_method_is_what_it_was(name):
     module = methods.load(name)
     options = module.Config(size="debug", image=(16, 16), slots=4)
     losses = module.losses(options)
+    plan = recipe(name, module, options)
     assert with_auxiliary(options, losses, module.weights(options))[0] is losses
-    assert LAM(recipe(name, module, options).lam).target is None
+    assert LAM(plan.lam).target is None
     with_term = dataclasses.replace(options, cross_exogenous=1.0)
     torch.manual_seed(0)
     lam = LAM(module.build(options)).eval()
-    alone = losses(lam, full(options.frames), Rng(0))
+    alone = plan.losses(lam, full(options.frames), Rng(0))
     beside = recipe(name, module, with_term).losses(lam, full(options.frames), Rng(0))
     own = [term for term in alone if not term.startswith("commitment")]  # which is of both views
     # The method's own terms draw the same numbers; a pair that is encoded in a larger batch differs by rounding.
     assert all(torch.allclose(alone[term], beside[term], atol=1e-6, rtol=1e-4) for term in own)
+
+
+def test_alam_decodes_one_drawn_pair_beside_paired_views():
+    """`--decoded one --cross-exogenous 1`: the drawn pair has no paired view, the cross-exogenous term reads the view that was encoded."""
+    module = methods.load("alam")
+    torch.manual_seed(0)
+    plan = {
+        decoded: recipe("alam", module, module.Config(**SMALL, decoded=decoded, cross_exogenous=1.0))
+        for decoded in ("all", "one")
+    }
+    lam = LAM(plan["one"].lam).eval()
+    with torch.no_grad():
+        for parameter in lam.decoder.parameters():  # an untrained decoder reads nothing
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        batch = full(3, batch=2000)
+        one, every = (plan[name].losses(lam, batch, Rng(0)) for name in ("one", "all"))
+        view = lam.view(batch)
+        latents = lam.encode(lam.view(clip_of(batch.paired)), [(0, 1), (1, 2)]).own
+        keep = torch.full((len(batch),), lam.config.slots)
+        expected = lam.reconstruction(view, latents, keep, Rng(0))
+    torch.testing.assert_close(one["cross_exogenous"], expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(every["cross_exogenous"], expected, rtol=1e-4, atol=1e-5)
+    for term in ("composition", "reversal", "commitment"):
+        torch.testing.assert_close(one[term], every[term])
+    # Eq. 8 in expectation: one pair in the place of three.
+    for term in ("reconstruction", "perception"):
+        torch.testing.assert_close(one[term].mean(), every[term].mean(), rtol=0.02, atol=0)
+
+
+def test_a_method_that_returns_no_loss_output_is_one_line():
+    module = methods.load("lapo")
+    options = module.Config(**SMALL)
+
+    class Mine:
+        build, weights = module.build, module.weights
+
+        @staticmethod
+        def losses(options):
+            return lambda lam, view, rng: module.losses(options)(lam, view, rng).terms
+
+    plan = recipe("my_method", Mine, options)
+    said = r"^my_method.losses must return LossOutput\(terms, latents\), it returned dict$"
+    with pytest.raises(LaminaError, match=said):
+        plan.losses(LAM(plan.lam), full(), Rng(0))
 
 
 def fixed(**options) -> tuple[object, LAM]:
@@ -101,8 +148,8 @@ def fixed(**options) -> tuple[object, LAM]:
 def test_cross_exogenous_is_equation_16():
     plan, lam = fixed(cross_exogenous=1.0)
     batch = full()
-    o, twin = to_float(batch.frames), to_float(batch.paired)
-    z = lam.encode(twin, [(0, 1)])[0, 1].post
+    o = to_float(batch.frames)
+    z = lam.encode(lam.view(clip_of(batch.paired)), [(0, 1)]).own[0, 1].post
     expected = (lam.decoder.sample(o[:, 0], z, Rng(0)) - o[:, 1]).square().flatten(1).mean(1)
     torch.testing.assert_close(plan.losses(lam, batch, Rng(0))["cross_exogenous"], expected)
 
@@ -118,7 +165,7 @@ def test_a_robust_target_is_equation_19_on_the_transitions_whose_target_is_known
     assert torch.equal(target_of(batch, options, (0, 1)), y)
     told = label_mask(batch.episode, batch.index[:, 0], options)
     assert 10 < int(told.sum()) < 45
-    z = lam.encode(to_float(batch.frames), [(0, 1)])[0, 1].post.flatten(1)
+    z = lam.encode(lam.view(batch), [(0, 1)]).own[0, 1].post.flatten(1)
     error = (lam.target(z) - (y - torch.tensor(mean)) / torch.tensor(deviation)).square().mean(1)
     loss = plan.losses(lam, batch, Rng(0))["robust_target"]
     torch.testing.assert_close(loss[told], error[told])  # each counts once, however few there are
@@ -198,11 +245,12 @@ TINY = [
 ]
 
 
-def test_a_run_with_remedies_trains_aligns_jointly_and_is_evaluated(grid, tmp_path):
+@pytest.mark.parametrize("method", [["flexlam"], ["alam", "--decoded", "one"]])
+def test_a_run_with_remedies_trains_aligns_jointly_and_is_evaluated(method, grid, tmp_path):
     run = str(tmp_path / "run")
     command = [
         "train",
-        "flexlam",
+        *method,
         "--data",
         str(grid),
         "--out",

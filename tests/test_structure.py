@@ -244,7 +244,9 @@ def test_horizons_are_seen_as_far_as_the_objective_reaches(dataset: Path, group:
     found = held_out(data, Provenance(gap_seconds=(0.1, 0.2), frames=group), 8, "train", stride=0.2)
     assert found.seen == seen and found.windows.frames.shape[1] == 6 and found.triplets.frames.shape[1] == 3
     assert (
-        recipe("m", {2: lapa, 3: ac_lam}[group], {2: lapa, 3: ac_lam}[group].Config(size="debug", frames=4)).group
+        recipe(
+            "m", {2: lapa, 3: ac_lam}[group], {2: lapa, 3: ac_lam}[group].Config(size="debug", frames=4)
+        ).objective_frames
         == group
     )
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from clips import clip_of
 from data_files import write_dataset
 from lamina.data.episodes import task_vector
 from lamina.data.sampling import DataConfig
@@ -44,6 +45,11 @@ SMALL = {"size": "debug", "image": (16, 16), "slots": 4, "code_dim": 4}
 def lam_of(module, **options) -> LAM:
     torch.manual_seed(0)
     return LAM(module.build(module.Config(**SMALL, **options)))
+
+
+def terms_of(module, options, lam: LAM, batch) -> dict[str, torch.Tensor]:
+    """A method's own loss terms of a batch."""
+    return module.losses(options)(lam, lam.view(batch), Rng(0)).terms
 
 
 class Additive(nn.Module):
@@ -95,11 +101,11 @@ def test_alam_encodes_its_four_pairs_in_one_call_and_an_additive_encoder_owes_no
     lam = lam_of(alam, whiten="none")
     lam.encoder = Additive()
     batch = clip((16, 16), frames=3)
-    terms = alam.losses(options)(lam, batch, Rng(0))
+    terms = terms_of(alam, options, lam, batch)
     assert lam.encoder.calls == [4 * len(batch)]
     assert terms["composition"].max() < 1e-8 and terms["reversal"].max() < 1e-8
     lam.encoder = Additive(offset=0.5)
-    terms = alam.losses(options)(lam, batch, Rng(0))  # z_ac - z_ab - z_bc = -0.5; z_ab + z_ba = 1
+    terms = terms_of(alam, options, lam, batch)  # z_ac - z_ab - z_bc = -0.5; z_ab + z_ba = 1
     assert terms["composition"].numpy() == pytest.approx(0.25, rel=1e-4) and terms["reversal"].numpy() == pytest.approx(
         1, rel=1e-4
     )
@@ -111,16 +117,16 @@ def test_alam_asks_for_structure_before_the_quantiser_and_ac_lam_after_it() -> N
     for module, options in ((alam, {}), (ac_lam, {"form": "idm"})):
         lam = lam_of(module, whiten="none", codebook_size=2, **options).eval()
         lam.encoder = Additive()
-        terms = module.losses(module.Config(**SMALL, whiten="none", codebook_size=2, **options))(lam, batch, Rng(0))
+        terms = terms_of(module, module.Config(**SMALL, whiten="none", codebook_size=2, **options), lam, batch)
         assert (terms["composition"].max() < 1e-8) == (module is alam)
 
 
 def test_alam_decodes_one_drawn_pair_of_each_sample_and_its_own_latent() -> None:
-    frames = torch.arange(3.0).view(1, 3, 1, 1, 1).expand(600, 3, 1, 1, 1)
+    clip = clip_of(torch.arange(3, dtype=torch.uint8).view(1, 3, 1, 1, 1).expand(600, 3, 1, 1, 1))
     pairs = [(0, 1), (1, 2), (0, 2)]
     latents = {pair: Latent(z, z) for pair in pairs for z in [torch.full((600, 1, 1), 10.0 * pair[0] + pair[1])]}
-    taken, one = alam.drawn(frames, latents, Rng(0))
-    src, dst = taken.flatten(1).unbind(1)
+    taken, one = alam.drawn_pair(clip, latents, Rng(0))
+    src, dst = taken.frames.flatten(1).unbind(1)
     assert torch.equal(one[0, 1].post.flatten(), 10 * src + dst)
     count = [int(((src == i) & (dst == j)).sum()) for i, j in pairs]
     assert sum(count) == 600 and min(count) > 150
@@ -134,8 +140,7 @@ def test_ac_lam_composes_in_five_ways(form: str) -> None:
 def test_where_the_gradient_of_the_composition_stops() -> None:
     def gradients(form: str) -> list[bool]:
         steps = tuple(Latent(z, z) for z in (torch.randn(2, 1, 3, requires_grad=True) for _ in range(3)))
-        frames = torch.zeros(2, 3, 3, 16, 16)
-        ac_lam._composition(form, None, frames, steps, (0, 2), torch.zeros(2), Rng(0)).sum().backward()  # type: ignore[arg-type]
+        ac_lam.composition_loss(form, None, None, steps, (0, 2), torch.zeros(2), Rng(0)).sum().backward()  # type: ignore[arg-type]
         return [latent.post.grad is not None for latent in steps]
 
     assert gradients("idm") == [True, True, True]
@@ -145,10 +150,10 @@ def test_where_the_gradient_of_the_composition_stops() -> None:
 
 def test_the_sum_of_latents_is_what_ac_lam_decodes() -> None:
     lam = lam_of(ac_lam).eval()
-    frames = clip((16, 16), frames=3).frames.float() / 127.5 - 1
-    latents = lam.encode(frames, [(0, 1), (1, 2), (0, 2)])
-    keep = torch.full((len(frames),), 4)
-    got = ac_lam._composition("fdm", lam, frames, tuple(latents.values()), (0, 2), keep, Rng(0))
+    view = lam.view(clip((16, 16), frames=3))
+    frames, latents = view.frames, lam.encode(view, [(0, 1), (1, 2), (0, 2)]).own
+    keep = torch.full((len(view),), 4)
+    got = ac_lam.composition_loss("fdm", lam, view, tuple(latents.values()), (0, 2), keep, Rng(0))
     summed = latents[0, 1].post + latents[1, 2].post
     assert torch.equal(got, lam.decoder.loss(frames[:, 0], summed, frames[:, 2], Rng(0)))
 
@@ -160,10 +165,10 @@ def test_large_rotations_do_not_compose() -> None:
     proprio = torch.zeros(4, 3, 4)
     proprio[:, 2, 3] = turn
     proprio[:, :, 0] = 9.0  # no angle
-    terms = ac_lam.losses(options)(lam_of(ac_lam), dataclasses.replace(batch, proprio=proprio), Rng(0))
+    terms = terms_of(ac_lam, options, lam_of(ac_lam), dataclasses.replace(batch, proprio=proprio))
     assert (terms["composition"] > 0).tolist() == [True, True, False, False]
     with pytest.raises(LaminaError, match="proprioception has 0 columns"):
-        ac_lam.losses(options)(lam_of(ac_lam), dataclasses.replace(batch, proprio=None), Rng(0))
+        terms_of(ac_lam, options, lam_of(ac_lam), dataclasses.replace(batch, proprio=None))
     with pytest.raises(LaminaError, match="three columns"):
         ac_lam.Config(rotation=(0, 1))
 
@@ -180,7 +185,7 @@ def test_clips_of_two_frames_are_refused_by_methods_of_triplets() -> None:
     assert triplets(4) == [(0, 1, 2), (1, 2, 3)]
     for module in (alam, ac_lam):
         with pytest.raises(LaminaError, match="--frames 3"):
-            module.losses(module.Config(**SMALL))(lam_of(module), clip((16, 16), frames=2), Rng(0))
+            terms_of(module, module.Config(**SMALL), lam_of(module), clip((16, 16), frames=2))
 
 
 @pytest.mark.parametrize("module", [ac_lam, villa_x])
@@ -243,12 +248,11 @@ def test_the_words_of_the_task_fill_the_first_half_in_stage_1_and_stage_2_goes_o
     with torch.no_grad():
         for parameter in lam.decoder.parameters():  # its last layer is zero: it would not read anything
             parameter.add_(0.1 * torch.randn_like(parameter))
-    loss = univla.losses(options)
     other = dataclasses.replace(batch, task=batch.task.roll(1, 0))
-    one, two = (loss(lam, b, Rng(0))["reconstruction"] for b in (batch, other))
+    one, two = (terms_of(univla, options, lam, b)["reconstruction"] for b in (batch, other))
     assert not torch.allclose(one, two)
     with pytest.raises(LaminaError, match="words"):
-        loss(lam, dataclasses.replace(batch, task=None), Rng(0))
+        terms_of(univla, options, lam, dataclasses.replace(batch, task=None))
     second = univla.Config(size="debug", image=(16, 16), slots=4, stage=2)
     assert univla.build(second).bottleneck.frozen == (1,) and LAM(univla.build(second)).task is None
 
@@ -265,12 +269,12 @@ def test_words_are_told_apart_and_the_same_everywhere() -> None:
 
 
 def test_whitened_latents_neither_begin_constant_nor_shrink() -> None:
-    frames = clip((16, 16), batch=64).frames.float() / 127.5 - 1
     lam = lam_of(alam, whiten="batch").train()
+    view = lam.view(clip((16, 16), batch=64))
     with torch.no_grad():
-        before = lam.encode(frames, [(0, 1)])[0, 1].pre.flatten(1)
+        before = lam.encode(view, [(0, 1)]).own[0, 1].pre.flatten(1)
         lam.encoder.head[-1].weight.mul_(0.1)
-        after = lam.encode(frames, [(0, 1)])[0, 1].pre.flatten(1)
+        after = lam.encode(view, [(0, 1)]).own[0, 1].pre.flatten(1)
     assert before.std(0, correction=0).numpy() == pytest.approx(1, abs=1e-2) and before.mean(0).abs().max() < 1e-5
     assert after.numpy() == pytest.approx(before.numpy(), abs=0.05)
 

@@ -74,7 +74,7 @@ class Lines:
         self.closed = True
 
 
-def error(module: nn.Module, batch: Rows, draws: Rng) -> dict[str, torch.Tensor]:
+def error(module: nn.Module, batch: Rows, rng: Rng) -> dict[str, torch.Tensor]:
     return {"error": (module(batch.x) - batch.y).square().mean(1)}
 
 
@@ -177,8 +177,8 @@ def test_warnings_of_a_validation_are_told_once(tmp_path, capsys):
 
 
 def test_the_log_holds_the_weighted_loss_and_each_term(tmp_path):
-    def losses(module, batch, draws):
-        return {**error(module, batch, draws), "size": module.weight.square().sum().expand(len(batch.x))}
+    def losses(module, batch, rng):
+        return {**error(module, batch, rng), "size": module.weight.square().sum().expand(len(batch.x))}
 
     toy(tmp_path, losses, {"error": 1.0, "size": 0.5}, steps=3)
     for row in log(tmp_path):
@@ -194,8 +194,8 @@ def test_every_loss_has_a_weight_and_every_weight_a_loss(tmp_path, weights):
 def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(tmp_path):
     calls = iter(range(100))
 
-    def losses(module, batch, draws):
-        return {"error": error(module, batch, draws)["error"] * (math.nan if next(calls) == 5 else 1.0)}
+    def losses(module, batch, rng):
+        return {"error": error(module, batch, rng)["error"] * (math.nan if next(calls) == 5 else 1.0)}
 
     with pytest.raises(LaminaError, match=r"loss is nan at step 6.*--lr"):
         toy(tmp_path, losses)
@@ -233,9 +233,9 @@ def test_gradients_are_clipped_to_the_largest_norm(tmp_path):
 def test_the_average_is_the_exponential_mean_of_the_weights(tmp_path):
     seen: list[torch.Tensor] = []
 
-    def losses(module, batch, draws):
+    def losses(module, batch, rng):
         seen.append(module.weight.detach().clone())
-        return error(module, batch, draws)
+        return error(module, batch, rng)
 
     averaged = toy(tmp_path, losses, ema=0.5, steps=20)
     seen.append(load_file(tmp_path / "checkpoints/step-00000020/model.safetensors")["module.weight"])
@@ -250,9 +250,9 @@ def test_the_average_is_the_exponential_mean_of_the_weights(tmp_path):
 def test_bf16_trains_float32_weights(tmp_path):
     kinds = set()
 
-    def losses(module, batch, draws):
+    def losses(module, batch, rng):
         kinds.add(module(batch.x).dtype)
-        return error(module, batch, draws)
+        return error(module, batch, rng)
 
     state = toy(tmp_path, losses, precision="bf16", steps=60)
     assert kinds == {torch.bfloat16} and state["weight"].dtype == torch.float32
@@ -267,7 +267,7 @@ def test_blocks_are_what_is_compiled(tmp_path, monkeypatch):
     assert compiled == []
     module = nn.Sequential(lamina.training.loop.BLOCKS[0](3, 1), nn.Linear(3, 1))
 
-    def losses(module, batch, draws):
+    def losses(module, batch, rng):
         return {"error": (module(batch.x[:, None])[:, 0] - batch.y).square().mean(1)}
 
     config = TrainConfig(steps=1, batch=8, device="cpu", compile=True)
@@ -313,7 +313,7 @@ def test_dropout_does_not_know_of_a_resume(tmp_path):
     def run(folder: Path, stop: int | None = None, **more) -> dict[str, torch.Tensor]:
         calls = iter(range(100))
 
-        def losses(module, batch, draws):
+        def losses(module, batch, rng):
             if next(calls) == stop:
                 raise KeyboardInterrupt
             return {"error": (module(torch.nn.functional.dropout(batch.x, 0.5)) - batch.y).square().mean(1)}

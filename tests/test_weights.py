@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from clips import clip_of
 from lamina import methods
 from lamina.data.stream import ClipStream
 from lamina.errors import LaminaError
@@ -607,7 +608,7 @@ def test_a_loaded_model_of_every_method_computes_exactly_what_the_saved_one_did(
         for parameter in saved.parameters():  # zeros would hide a difference
             parameter.add_(0.05 * torch.randn_like(parameter))
         pictures = torch.randint(0, 256, (6, 2, 3, 16, 16), dtype=torch.uint8)
-        saved.lam.train().encode(to_float(pictures), [(0, 1)])  # statistics and codebooks move
+        saved.lam.train().encode(saved.lam.view(clip_of(pictures)), [(0, 1)])  # statistics and codebooks move
     saved.eval().save_pretrained(tmp_path)
     torch.manual_seed(6)
     again = LatentActionModel.from_pretrained(tmp_path)

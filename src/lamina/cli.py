@@ -179,7 +179,7 @@ def align(argv: Sequence[str], parse_only: bool = False) -> None:
     if args.align.joint:
         plan, trained_on = _recipe_of(args.run)
         losses, weights = plan.losses, dict(plan.weights)
-        needs = {name: trained_on.get(name) for name in ("paired", "proprio")}
+        needs = {name: trained_on[name] for name in ("frames", "span", "paired", "proprio") if name in trained_on}
         needs["targets"] = tuple(trained_on.get("targets", ()))
     print(stage.align(args.run, args.data, args.align, args.train, losses, weights, needs))
 

@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
-from lamina.images import to_float
 from lamina.models.config import Side
 from lamina.models.hub import LatentActionModel
 from lamina.models.lam import LAM, FrameFeatures
@@ -69,7 +68,7 @@ def encode_clip(lam: LAM, clip: Clip, side: Side | None = None, batch: int = 256
     lam.eval()
     parts = []
     for i in range(0, len(clip), batch):
-        latent = lam.encode(to_float(clip.frames[i : i + batch, :2].to(device)), [(0, 1)])[0, 1]
+        latent = lam.encode(lam.view(clip[i : i + batch].to(device)), [(0, 1)]).own[0, 1]
         parts.append(lam.action(latent, side).float().cpu())
     return torch.cat(parts)
 

@@ -22,9 +22,9 @@ def _like(t: Float[Tensor, "b"], x: Float[Tensor, "b ..."]) -> Float[Tensor, "b 
     return rearrange(t, "b -> b" + " 1" * (x.ndim - 1))
 
 
-def sample_time(draws: Rng, batch: int) -> Float[Tensor, "b"]:
+def sample_time(rng: Rng, batch: int) -> Float[Tensor, "b"]:
     """t in (0, 1), logit-normal(0, 1): more weight in the middle, where the task is hardest (Esser et al. 2024, §3.1)."""
-    return torch.sigmoid(draws.normal(batch))
+    return torch.sigmoid(rng.normal(batch))
 
 
 def interpolate(

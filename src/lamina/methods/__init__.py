@@ -1,7 +1,7 @@
 """One file, one method; the file's name is the method's name. Nothing is registered: a new file is a new method.
 
 Each file has: a docstring (paper, section, the exact command, every deviation), ``Config`` (its options), ``build(config) -> LAMConfig``,
-``losses(config) -> f(lam, clip, draws) -> {term: [b]}`` and ``weights(config) -> {term: float}``. A Config that has ``proprio``
+``losses(config) -> f(lam, clip, rng) -> {term: [b]}`` and ``weights(config) -> {term: float}``. A Config that has ``proprio``
 (a feature's name) and ``proprio_width`` gets proprioception where the data has it. ``GROUP``: how many frames the objective ties together,
 where it is more than two.
 """

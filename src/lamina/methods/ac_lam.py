@@ -29,20 +29,20 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lamina.errors import LaminaError
-from lamina.images import to_float
 from lamina.losses.algebra import composition
-from lamina.methods.base import DecoderName, Losses, MethodConfig, mean_aux, state_loss, triplets
+from lamina.methods.base import DecoderName, LossOutput, MethodConfig, MethodLosses, mean_aux, state_loss, triplets
 from lamina.models.bottlenecks.vq import VQ
 from lamina.models.bottlenecks.whitening import Whitening
 from lamina.models.config import LAMConfig
-from lamina.models.lam import LAM, Clips
+from lamina.models.features import ClipView
+from lamina.models.lam import LAM, Pair
 from lamina.rng import Rng
 from lamina.types import Clip, Latent
 
 Form = Literal["fdm", "fdm-pre", "idm", "idm-stop-direct", "idm-stop-sum"]
 
 
-GROUP = 3
+OBJECTIVE_FRAMES = 3
 
 
 @dataclass(frozen=True)
@@ -88,46 +88,43 @@ def weights(config: Config) -> dict[str, float]:
     return terms | ({"state": config.state} if config.proprio_width else {})
 
 
-def losses(config: Config) -> Losses:
-    def terms(lam: LAM, clip: Clip, draws: Rng) -> dict[str, Float[Tensor, "b"]]:
-        frames = lam.observed(to_float(clip.frames))
-        groups = triplets(frames.shape[1])
-        latents = lam.encode(frames, list(dict.fromkeys(p for i, j, k in groups for p in ((i, j), (j, k), (i, k)))))
-        keep = lam.prefix.draw(draws, len(frames))
+def losses(config: Config) -> MethodLosses:
+    def terms(lam: LAM, view: ClipView, rng: Rng) -> LossOutput:
+        groups = triplets(view.length)
+        pairs = dict.fromkeys(pair for i, j, k in groups for pair in ((i, j), (j, k), (i, k)))
+        latents = lam.encode(view, list(pairs))
+        keep = lam.prefix.draw(rng, len(view))
         composed = []
         for i, j, k in groups:
-            loss = _composition(
-                config.form, lam, frames, (latents[i, j], latents[j, k], latents[i, k]), (i, k), keep, draws
-            )
-            composed.append(loss * _small_rotation(config, clip, i, k))
-        return {
-            "reconstruction": lam.reconstruction(frames, latents, keep, draws),
+            steps = latents.own[i, j], latents.own[j, k], latents.own[i, k]
+            loss = composition_loss(config.form, lam, view, steps, (i, k), keep, rng)
+            composed.append(loss * _small_rotation(config, view.clip, i, k))
+        found = {
+            "reconstruction": lam.reconstruction(view, latents.own, keep, rng),
             "composition": torch.stack(composed).mean(0),
-            **mean_aux(latents),
-            **state_loss(lam, clip, latents),
+            **mean_aux(latents.own),
+            **state_loss(lam, view.clip, latents.own),
         }
+        return LossOutput(found, latents)
 
     return terms
 
 
-def _composition(
-    form: Form,
-    lam: LAM,
-    frames: Clips,
-    steps: tuple[Latent, Latent, Latent],
-    ends: tuple[int, int],
-    keep: Tensor,
-    draws: Rng,
+def composition_loss(
+    form: Form, lam: LAM, view: ClipView, steps: tuple[Latent, Latent, Latent], ends: Pair, keep: Tensor, rng: Rng
 ) -> Float[Tensor, "b"]:
-    """The composition term of one triplet; ``steps``: the latents ij, jk and ik."""
+    """The composition term of one triplet i < j < k (Eq. 5, Table 5).
+
+    ``steps``: the latents z_ij, z_jk and z_ik; ``ends``: (i, k); ``keep``: each sample's prefix length.
+    """
     ij, jk, ik = steps
     match form:
         case "fdm":
             summed = replace(ik, post=ij.post + jk.post)
-            return lam.reconstruction(frames, {ends: summed}, keep, draws)
+            return lam.reconstruction(view, {ends: summed}, keep, rng)
         case "fdm-pre":
             summed = replace(ik, post=ij.pre + jk.pre)
-            return lam.reconstruction(frames, {ends: summed}, keep, draws)
+            return lam.reconstruction(view, {ends: summed}, keep, rng)
         case "idm":
             return composition(ij.post, jk.post, ik.post)
         case "idm-stop-direct":

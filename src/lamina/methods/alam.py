@@ -24,21 +24,20 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from lamina.images import to_float
 from lamina.losses.algebra import composition, reversal
 from lamina.losses.perceptual import DISTANCES, PerceptualName
-from lamina.methods.base import DecoderName, Losses, MethodConfig, mean_aux, triplets
+from lamina.methods.base import DecoderName, LossOutput, MethodConfig, MethodLosses, mean_aux, triplets
 from lamina.models.bottlenecks.vq import VQ
 from lamina.models.bottlenecks.whitening import Whitening
 from lamina.models.config import LAMConfig
-from lamina.models.lam import LAM, Clips
+from lamina.models.features import ClipView
+from lamina.models.lam import LAM, Pair
 from lamina.rng import Rng
 from lamina.types import Clip, Latent
 
-GROUP = 3
+OBJECTIVE_FRAMES = 3
 
 
 @dataclass(frozen=True)
@@ -78,38 +77,43 @@ def weights(config: Config) -> dict[str, float]:
     }
 
 
-def losses(config: Config) -> Losses:
+def losses(config: Config) -> MethodLosses:
     distance = DISTANCES[config.perceptual]
 
-    def terms(lam: LAM, clip: Clip, draws: Rng) -> dict[str, Float[Tensor, "b"]]:
-        frames = lam.observed(to_float(clip.frames))
-        groups = triplets(frames.shape[1])
+    def terms(lam: LAM, view: ClipView, rng: Rng) -> LossOutput:
+        groups = triplets(view.length)
         forward = list(dict.fromkeys(pair for a, b, c in groups for pair in ((a, b), (b, c), (a, c))))
-        latents = lam.encode(frames, [*forward, *((b, a) for a, b, _ in groups)])
-        z = {pair: latent.pre for pair, latent in latents.items()}
-        keep = lam.prefix.draw(draws, len(frames))
-        decoded = {pair: latents[pair] for pair in forward}
-        shown: Clips = frames
+        latents = lam.encode(view, [*forward, *((b, a) for a, b, _ in groups)])
+        z = {pair: latent.pre for pair, latent in latents.own.items()}
+        keep = lam.prefix.draw(rng, len(view))
+        decoded = {pair: latents.own[pair] for pair in forward}
+        decoded_view = view
         if config.decoded == "one":
-            shown, decoded = drawn(frames.frames, decoded, draws)
-        loss, guess, truth = lam.predict_pairs(shown, decoded, keep, draws)
-        return {
-            "reconstruction": loss.mean(1),
-            "perception": distance(guess, truth).view_as(loss).mean(1),
+            clip, decoded = drawn_pair(view.clip, decoded, rng)
+            decoded_view = lam.view(clip)
+        predicted = lam.predict_pairs(decoded_view, decoded, keep, rng)
+        perception = distance(predicted.prediction, predicted.target).view_as(predicted.loss)
+        found = {
+            "reconstruction": predicted.loss.mean(1),
+            "perception": perception.mean(1),
             "composition": torch.stack([composition(z[a, b], z[b, c], z[a, c]) for a, b, c in groups]).mean(0),
             "reversal": torch.stack([reversal(z[a, b], z[b, a]) for a, b, _ in groups]).mean(0),
-            **mean_aux(latents),
+            **mean_aux(latents.own),
         }
+        return LossOutput(found, latents)
 
     return terms
 
 
-def drawn(
-    frames: Float[Tensor, "b t c h w"], latents: dict[tuple[int, int], Latent], draws: Rng
-) -> tuple[Float[Tensor, "b 2 c h w"], dict[tuple[int, int], Latent]]:
-    """One of the pairs for each sample, drawn uniformly, as a clip of two frames and its latents."""
-    pairs = torch.tensor(list(latents), device=frames.device)
-    choice = draws.categorical(len(frames), torch.ones(len(pairs)))
-    rows = torch.arange(len(frames), device=frames.device)
+def drawn_pair(clip: Clip, latents: dict[Pair, Latent], rng: Rng) -> tuple[Clip, dict[Pair, Latent]]:
+    """One pair of each sample, drawn uniformly: a clip of its two frames (without paired views), and its latent under (0, 1)."""
+    pairs = torch.tensor(list(latents), device=clip.frames.device)
+    choice = rng.categorical(len(clip), torch.ones(len(pairs)))
+    rows = torch.arange(len(clip), device=clip.frames.device)
     post = torch.stack([latent.post for latent in latents.values()])[choice, rows]
-    return frames[rows.unsqueeze(1), pairs[choice]], {(0, 1): Latent(post, post)}
+
+    def of_pair(values: Tensor) -> Tensor:
+        return values[rows.unsqueeze(1), pairs[choice]]
+
+    two = Clip(of_pair(clip.frames), of_pair(clip.time), of_pair(clip.index), clip.episode)
+    return two, {(0, 1): Latent(post, post)}

@@ -1,12 +1,11 @@
-"""Remedies against the exogenous state that any method can have beside its own losses (*Why Latent Actions Fail*, §4.4-4.5).
+"""Auxiliary losses against exogenous state, for every method (*Why Latent Actions Fail*, §4.4-4.5).
 
-Cross-exogenous reconstruction (Eq. 16) predicts the next frame from the latent of the SAME transition seen under another exogenous state:
-what the two views do not share can't help. It needs paired views. An exogenous-robust target (Eq. 19) is something that no exogenous
-state changes and that a linear head must read off the latent: the action, a feature's change, or optical flow. It needs that target.
+Cross-exogenous reconstruction (Eq. 16) predicts the next frame from the latent of the SAME transition under another exogenous state.
+Only what both views share helps that prediction. It needs paired views. A robust target (Eq. 19) is a quantity that exogenous state does
+not change: the action, the change of a feature, or optical flow. A linear head predicts it from the latent; it needs that target.
 
-The latter's weight (:data:`ROBUST_WEIGHT` is what the reports advise) is of one labelled transition, in units of the target's variance.
-
-Both are fields of every method's config (:class:`lamina.methods.base.MethodConfig`); a method's file does not know of them.
+Both are options of every method (:class:`lamina.methods.base.MethodConfig`). Methods need no code for them: the auxiliary losses use the
+latents that a method returns.
 """
 
 from __future__ import annotations
@@ -18,67 +17,58 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lamina.errors import LaminaError
-from lamina.images import to_float
 from lamina.losses.optical_flow import optical_flow
 from lamina.losses.reconstruction import squared_error
-from lamina.methods.base import Losses, MethodConfig, mean_aux, neighbours
-from lamina.models.lam import LAM, Pair, Recording
+from lamina.methods.base import LossOutput, MethodConfig, MethodLosses, mean_aux, neighbours
+from lamina.models.features import ClipView
+from lamina.models.lam import LAM, Pair
 from lamina.rng import Rng
 from lamina.types import ActionSpec, Clip, Latent
 
-#: The weight of a robust target that a report advises for a few labels: with one in a hundred it leaves the latent in use (LOG.md).
+#: Weight of a robust target that the reports advise for a few labels: with one label in a hundred the latent stays in use (LOG.md).
 ROBUST_WEIGHT = 0.01
-#: ... and where every transition has a target, as with optical flow: what exo/cheetah was recorded with.
+#: The same where every transition has a target, as with optical flow: the weight of the record exo/cheetah.
 FLOW_WEIGHT = 0.02
 
 
 def with_auxiliary(
-    options: MethodConfig, losses: Losses, weights: Mapping[str, float]
-) -> tuple[Losses, dict[str, float]]:
-    """A method's losses and weights with the terms of the remedies that its options switch on."""
-    own = {"cross_exogenous": options.cross_exogenous, "robust_target": options.robust_target}
-    own = {name: weight for name, weight in own.items() if weight}
-    if not own:
+    options: MethodConfig, losses: MethodLosses, weights: Mapping[str, float]
+) -> tuple[MethodLosses, dict[str, float]]:
+    """A method's losses and weights, with the auxiliary losses that its options enable.
+
+    With cross-exogenous reconstruction, the losses take views that have paired frames, and a commitment term becomes the mean of both
+    views' own.
+    """
+    extra = {"cross_exogenous": options.cross_exogenous, "robust_target": options.robust_target}
+    extra = {name: weight for name, weight in extra.items() if weight}
+    if not extra:
         return losses, dict(weights)
 
-    def terms(lam: LAM, clip: Clip, draws: Rng) -> dict[str, Float[Tensor, "b"]]:
-        with lam.recording(paired_views(clip) if "cross_exogenous" in own else None) as record:
-            found = losses(lam, clip, draws)
-        if "cross_exogenous" in own:
-            found["cross_exogenous"] = cross_exogenous(lam, record, draws)
-            # The twins are quantised too, so the encoder commits to their codes as to its own.
-            twins = mean_aux(record.twins)
-            found |= {name: (found[name] + twins[name]) / 2 for name in twins.keys() & found.keys()}
-        if "robust_target" in own:
-            found["robust_target"] = robust_target(lam, clip, record.latents, options)
-        return found
+    def terms(lam: LAM, view: ClipView, rng: Rng) -> LossOutput:
+        found = losses(lam, view, rng)
+        added = dict(found.terms)
+        if "cross_exogenous" in extra:
+            added["cross_exogenous"] = cross_exogenous(lam, view, found.latents.paired, rng)
+            paired = mean_aux(found.latents.paired)
+            added |= {name: (added[name] + paired[name]) / 2 for name in paired.keys() & added.keys()}
+        if "robust_target" in extra:
+            added["robust_target"] = robust_target(lam, view.clip, found.latents.own, options)
+        return LossOutput(added, found.latents)
 
-    return terms, {**weights, **own}
-
-
-def paired_views(clip: Clip) -> Float[Tensor, "b t c h w"]:
-    """The same states under another exogenous state. Raises LaminaError without paired views."""
-    if clip.paired is None:
-        raise LaminaError(
-            "cross-exogenous reconstruction needs paired views of the same states: name their camera by --paired"
-        )
-    return to_float(clip.paired)
+    return terms, {**weights, **extra}
 
 
-def cross_exogenous(lam: LAM, record: Recording, draws: Rng) -> Float[Tensor, "b"]:
-    """decoder.loss(o, z(o~, o~'), o'), mean over neighbouring pairs (Eq. 16). ``record``: what a method has encoded, and the twins."""
-    assert record.view is not None
-    keep = lam.prefix.draw(draws, len(record.view))
-    return lam.reconstruction(record.view, record.twins, keep, draws)
+def cross_exogenous(lam: LAM, view: ClipView, paired: Mapping[Pair, Latent], rng: Rng) -> Float[Tensor, "b"]:
+    """decoder.loss(o, z(o~, o~'), o'), mean over neighbouring pairs (Eq. 16). ``paired``: latents of the paired views."""
+    return lam.reconstruction(view, paired, lam.prefix.draw(rng, len(view)), rng)
 
 
 def robust_target(lam: LAM, clip: Clip, latents: Mapping[Pair, Latent], options: MethodConfig) -> Float[Tensor, "b"]:
-    """|y - W z|^2 of the neighbouring pairs whose target is known, W = ``lam.target`` (Eq. 19); 0 where it is not known.
+    """|y - W z|^2 of the neighbouring pairs among ``latents``, W = ``lam.target`` (Eq. 19); 0 where the label mask hides the target.
 
-    ``latents``: what the method has encoded; z is after the bottleneck, all slots; y is standardised, so that 1 is the error of a z that
-    tells nothing. A labelled pair counts once, as any pair counts in the reconstruction: were the few of a batch to stand for all of it,
-    one label in a hundred would shake the encoder every other step with a hundred times the force. Raises LaminaError where the target is
-    not in the data.
+    z holds all slots after the bottleneck; y is standardised, so that a constant prediction has an error of 1. Each labelled pair has the
+    weight of one pair: averaging over the labelled pairs of a batch instead would scale their gradient by 1 / target_share. Raises
+    LaminaError for data without the target.
     """
     assert lam.target is not None
     pairs = [pair for pair in neighbours(clip.frames.shape[1]) if pair in latents]
@@ -93,7 +83,7 @@ def robust_target(lam: LAM, clip: Clip, latents: Mapping[Pair, Latent], options:
 
 
 def target_of(clip: Clip, options: MethodConfig, pair: Pair) -> Float[Tensor, "b y"]:
-    """What no exogenous state changes, of the transition between two frames of a clip, in its own units."""
+    """The robust target of the transition between two frames of a clip, in its own units."""
     i, j = pair
     if options.target == "flow":
         return optical_flow(clip.frames[:, i], clip.frames[:, j])
@@ -106,12 +96,12 @@ def target_of(clip: Clip, options: MethodConfig, pair: Pair) -> Float[Tensor, "b
 
 
 def target_actions(options: MethodConfig) -> ActionSpec:
-    """What the actions are that a target predicts."""
+    """The specification of the actions that are the robust target."""
     return ActionSpec(options.target_classes, options.target_width - sum(options.target_classes))
 
 
 def standardised(target: Float[Tensor, "b y"], options: MethodConfig) -> Float[Tensor, "b y"]:
-    """A target minus its mean, over its deviation, both of the training split (filled in from the data)."""
+    """A target minus its mean, divided by its deviation; both are those of the training split."""
     if not options.target_mean:
         return target
     mean, deviation = (target.new_tensor(v) for v in (options.target_mean, options.target_deviation))
@@ -119,18 +109,21 @@ def standardised(target: Float[Tensor, "b y"], options: MethodConfig) -> Float[T
 
 
 def mean_and_deviation(target: Float[Tensor, "n y"], classes: Sequence[int] = ()) -> tuple[tuple[float, ...], ...]:
-    """What :func:`standardised` takes. A discrete dimension's ``classes`` have one deviation in common, or rare ones would count most."""
+    """Mean and deviation of a target, as :func:`standardised` takes them.
+
+    The classes of one discrete dimension share one deviation (root mean square); otherwise rare classes would dominate the error.
+    """
     mean, deviation = target.double().mean(0), target.double().std(0, correction=0)
-    at = 0
+    start = 0
     for n in classes:
-        deviation[at : at + n] = deviation[at : at + n].square().mean().sqrt()
-        at += n
+        deviation[start : start + n] = deviation[start : start + n].square().mean().sqrt()
+        start += n
     return tuple(mean.tolist()), tuple(deviation.clamp_min(1e-6).tolist())
 
 
 def label_mask(episode: Int[Tensor, "b"], frame: Int[Tensor, "b"], options: MethodConfig) -> Bool[Tensor, "b"]:
-    """Whether the target at a frame of an episode is known: the same transitions every time, ``target_share`` of all."""
-    # A hash of episode and frame (Wang's), as good as a draw and free of state.
+    """Label mask: selects a fixed share (``target_share``) of all transitions, the same in every run, as labelled."""
+    # A stateless hash of (episode, frame) (Wang).
     x = (episode * 0x9E3779B1 + frame * 0x85EBCA77 + 0x165667B1) & 0xFFFFFFFF
     for _ in range(2):
         x = ((x >> 16) ^ x) * 0x45D9F3B & 0xFFFFFFFF

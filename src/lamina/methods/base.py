@@ -13,7 +13,6 @@ from torch import Tensor
 
 from lamina.device import pick_device
 from lamina.errors import LaminaError
-from lamina.images import to_float
 from lamina.models.bottlenecks.whitening import Whitening
 from lamina.models.config import NETWORK_SIZES, SizeName
 from lamina.models.decoders.flow import FlowDecoder
@@ -21,7 +20,8 @@ from lamina.models.decoders.pixel import PixelDecoder
 from lamina.models.decoders.unet import UNetDecoder
 from lamina.models.encoders.conv import ConvEncoder
 from lamina.models.encoders.transformer import TransformerEncoder
-from lamina.models.lam import LAM, Pair
+from lamina.models.features import ClipView
+from lamina.models.lam import LAM, EncodedPairs, Pair
 from lamina.options import check_options
 from lamina.rng import Rng
 from lamina.types import Clip, Latent
@@ -126,6 +126,21 @@ def with_decoder(options: Any, device: str) -> Any:
     return replace(options, decoder="flow" if device == "cuda" else "unet")
 
 
+@dataclass(frozen=True)
+class LossOutput:
+    """What a method's losses return: the loss terms, each [b], and the latents that they were computed from."""
+
+    terms: dict[str, Float[Tensor, "b"]]
+    latents: EncodedPairs
+
+
+#: A method's losses on a batch of clips: ``losses(lam, view, rng) -> LossOutput``.
+MethodLosses = Callable[[LAM, ClipView, Rng], LossOutput]
+
+#: The losses of any module on any batch, as the training loop calls them: ``losses(module, batch, rng) -> {term: [b]}``.
+Losses = Callable[[Any, Any, Rng], dict[str, Float[Tensor, "b"]]]
+
+
 def neighbours(frames: int) -> list[Pair]:
     """Neighbouring frames of a clip."""
     return [(i, i + 1) for i in range(frames - 1)]
@@ -160,16 +175,13 @@ def triplets(frames: int) -> list[tuple[int, int, int]]:
     return [(i, i + 1, i + 2) for i in range(frames - 2)]
 
 
-def pair_losses(lam: LAM, clip: Clip, draws: Rng) -> dict[str, Float[Tensor, "b"]]:
-    """Reconstruction of every neighbouring pair of a clip through a drawn prefix, the bottleneck's own terms, and the state's.
+def pair_losses(lam: LAM, view: ClipView, rng: Rng) -> LossOutput:
+    """Reconstruction of every neighbouring pair of a clip through a drawn prefix, the bottleneck's terms and the state's.
 
-    The whole objective of every LAM that adds nothing to it (FlexLAM Eq. 1; LAPO, LAPA, villa-X).
+    The whole objective of FlexLAM (Eq. 1), Fixed-K, LAPO, LAPA and villa-X.
     """
-    frames = lam.observed(to_float(clip.frames))
-    latents = lam.encode(frames, neighbours(frames.shape[1]))
-    keep = lam.prefix.draw(draws, len(frames))
-    reconstruction = lam.reconstruction(frames, latents, keep, draws)
-    return {"reconstruction": reconstruction, **mean_aux(latents), **state_loss(lam, clip, latents)}
-
-
-Losses = Callable[[Any, Any, Rng], dict[str, Float[Tensor, "b"]]]
+    latents = lam.encode(view, neighbours(view.length))
+    keep = lam.prefix.draw(rng, len(view))
+    reconstruction = lam.reconstruction(view, latents.own, keep, rng)
+    terms = {"reconstruction": reconstruction, **mean_aux(latents.own), **state_loss(lam, view.clip, latents.own)}
+    return LossOutput(terms, latents)

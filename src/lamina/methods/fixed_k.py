@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lamina.methods.base import Losses, MethodConfig, pair_losses
+from lamina.methods.base import MethodConfig, MethodLosses, pair_losses
 from lamina.models.bottlenecks.fsq import FSQ
 from lamina.models.config import LAMConfig
 
@@ -28,5 +28,5 @@ def weights(config: Config) -> dict[str, float]:
     return {"reconstruction": 1.0}
 
 
-def losses(config: Config) -> Losses:
+def losses(config: Config) -> MethodLosses:
     return pair_losses

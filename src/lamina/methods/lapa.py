@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lamina.methods.base import DecoderName, EncoderName, Losses, MethodConfig, pair_losses
+from lamina.methods.base import DecoderName, EncoderName, MethodConfig, MethodLosses, pair_losses
 from lamina.models.bottlenecks.vq import VQ
 from lamina.models.config import LAMConfig
 
@@ -36,5 +36,5 @@ def weights(config: Config) -> dict[str, float]:
     return {"reconstruction": 1.0, "commitment": config.commitment}
 
 
-def losses(config: Config) -> Losses:
+def losses(config: Config) -> MethodLosses:
     return pair_losses

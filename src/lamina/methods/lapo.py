@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from lamina.methods.base import DecoderName, EncoderName, Losses, MethodConfig, pair_losses
+from lamina.methods.base import DecoderName, EncoderName, MethodConfig, MethodLosses, pair_losses
 from lamina.models.bottlenecks.base import Identity
 from lamina.models.bottlenecks.vq import VQ
 from lamina.models.config import LAMConfig
@@ -45,5 +45,5 @@ def weights(config: Config) -> dict[str, float]:
     return {"reconstruction": 1.0} | ({"commitment": config.commitment} if config.quantiser == "vq" else {})
 
 
-def losses(config: Config) -> Losses:
+def losses(config: Config) -> MethodLosses:
     return pair_losses

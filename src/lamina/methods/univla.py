@@ -18,18 +18,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from jaxtyping import Float
-from torch import Tensor
-
 from lamina.errors import LaminaError
-from lamina.images import to_float
-from lamina.methods.base import DecoderName, EncoderName, Losses, MethodConfig, mean_aux, neighbours, pair_losses
+from lamina.methods.base import (
+    DecoderName,
+    EncoderName,
+    LossOutput,
+    MethodConfig,
+    MethodLosses,
+    mean_aux,
+    neighbours,
+    pair_losses,
+)
 from lamina.models.bottlenecks.vq import SplitVQ
 from lamina.models.bottlenecks.whitening import Whitening
 from lamina.models.config import LAMConfig
+from lamina.models.features import ClipView
 from lamina.models.lam import LAM
 from lamina.rng import Rng
-from lamina.types import Clip
 
 
 @dataclass(frozen=True)
@@ -68,16 +73,18 @@ def weights(config: Config) -> dict[str, float]:
     return terms if config.stage == 1 else terms | {"commitment_0": config.commitment}
 
 
-def losses(config: Config) -> Losses:
+def losses(config: Config) -> MethodLosses:
     return language_losses if config.stage == 1 else pair_losses
 
 
-def language_losses(lam: LAM, clip: Clip, draws: Rng) -> dict[str, Float[Tensor, "b"]]:
-    """Stage 1: the task's words fill the first half of the slots. Raises LaminaError for data that names no task."""
-    if clip.task is None:
+def language_losses(lam: LAM, view: ClipView, rng: Rng) -> LossOutput:
+    """Stage 1: the instruction vector fills the first half of the slots. Raises LaminaError for data without task descriptions."""
+    language = view.clip.task
+    if language is None:
         raise LaminaError("this LAM reads the words of the task, and this data names none")
-    frames = lam.observed(to_float(clip.frames))
-    latents = lam.encode(frames, neighbours(frames.shape[1]), clip.task)
-    keep = lam.prefix.draw(draws, len(frames))
-    reconstruction = lam.reconstruction(frames, latents, keep, draws)
-    return {"reconstruction": reconstruction, "commitment_1": mean_aux(latents)["commitment_1"]}
+    latents = lam.encode(view, neighbours(view.length), language)
+    keep = lam.prefix.draw(rng, len(view))
+    reconstruction = lam.reconstruction(view, latents.own, keep, rng)
+    return LossOutput(
+        {"reconstruction": reconstruction, "commitment_1": mean_aux(latents.own)["commitment_1"]}, latents
+    )

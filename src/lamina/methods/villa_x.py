@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lamina.methods.base import DecoderName, Losses, MethodConfig, pair_losses
+from lamina.methods.base import DecoderName, MethodConfig, MethodLosses, pair_losses
 from lamina.models.bottlenecks.vq import VQ
 from lamina.models.bottlenecks.whitening import Whitening
 from lamina.models.config import LAMConfig
@@ -45,5 +45,5 @@ def weights(config: Config) -> dict[str, float]:
     return terms | ({"state": config.state} if config.proprio_width else {})
 
 
-def losses(config: Config) -> Losses:
+def losses(config: Config) -> MethodLosses:
     return pair_losses

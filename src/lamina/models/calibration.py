@@ -13,7 +13,6 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lamina.images import to_float
 from lamina.models.bottlenecks.vq import VQ, SplitVQ
 from lamina.models.bottlenecks.whitening import FirstBatchNorm
 from lamina.models.config import LAMConfig
@@ -69,5 +68,5 @@ def random_weights(config: LAMConfig, clip: Clip, seed: int) -> LAM:
         with calibrating(lam):
             for rows in order.split(BATCH):
                 if len(rows) > 1 or len(clip) == 1:  # one sample has no variance
-                    lam.encode(to_float(clip.frames[rows, :2]), [(0, 1)])
+                    lam.encode(lam.view(clip[rows]), [(0, 1)])
     return lam.eval()

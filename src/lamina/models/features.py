@@ -1,6 +1,7 @@
-"""What an observation is to a LAM: the picture itself, or features of it that the decoder predicts in its place.
+"""Observation spaces: pixels, frozen random features, or learned features with an EMA target encoder.
 
-Features here keep the picture's height and width, so that every encoder and decoder reads them as it reads pixels.
+A LAM reads and predicts frames in its observation space. Features keep the picture's height and width, so every encoder and decoder
+reads them like pixels.
 """
 
 from __future__ import annotations
@@ -14,72 +15,82 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from lamina.images import to_float
+from lamina.types import Clip
+
 SpaceName = Literal["pixels", "features", "ema"]
 
 
 class FeatureSpace(nn.Module):
-    """Features of single frames; ``moving``: what is predicted are other features than those that are read."""
+    """Features of single frames.
+
+    ``has_target_encoder``: prediction targets come from an encoder of their own (an EMA), inputs from the online encoder.
+    """
 
     channels: int
-    moving = False
+    has_target_encoder = False
 
     def target(self, frames: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d h w"]:
-        """What a frame is as something to be predicted."""
+        """Features of frames as prediction targets."""
         return self(frames)
 
 
 class ClipView:
-    """Clips as a LAM observes them: what a position on the time axis looks like is computed when it is asked for, and once.
+    """A batch of clips in a LAM's observation space. Each frame position is encoded when it is first asked for, and once.
 
-    ``paired``: the same clips under another exogenous state. They are looked at in the same calls, so that features which normalise over
-    the batch see both views at once.
+    ``frames`` [b t c h w] are the clips' in [-1, 1]; ``paired`` the same states under another exogenous state, or None. Both views go
+    through the encoder in the same call, so features that normalise over the batch see both at once.
     """
 
-    def __init__(
-        self, space: FeatureSpace, frames: Float[Tensor, "b t c h w"], paired: Float[Tensor, "b t c h w"] | None = None
-    ):
-        self.space, self.frames, self.paired = space, frames, paired
-        self._both = frames if paired is None else torch.cat([frames, paired])
-        self._seen: dict[int, Tensor] = {}
-        self._ahead: dict[int, Tensor] = {}
-
-    @property
-    def shape(self) -> torch.Size:
-        """Of the frames, [b t c h w]."""
-        return self.frames.shape
+    def __init__(self, space: FeatureSpace, clip: Clip, paired: bool = False):
+        self.space, self.clip = space, clip
+        self.frames: Float[Tensor, "b t c h w"] = to_float(clip.frames)
+        self.paired: Float[Tensor, "b t c h w"] | None = None
+        if paired:
+            assert clip.paired is not None
+            self.paired = to_float(clip.paired)
+        self._both = self.frames if self.paired is None else torch.cat([self.frames, self.paired])
+        self._inputs: dict[int, Tensor] = {}
+        self._targets: dict[int, Tensor] = {}
 
     def __len__(self) -> int:
         return len(self.frames)
 
-    def seen(self, positions: Sequence[int]) -> Float[Tensor, "n d h w"]:
-        """What is read at these positions, one after the other: n = positions b."""
+    @property
+    def length(self) -> int:
+        """Frames of one clip, t."""
+        return self.frames.shape[1]
+
+    def inputs(self, positions: Sequence[int]) -> Float[Tensor, "n d h w"]:
+        """Input features at these positions of the time axis, one position after the other: n = positions b."""
         return torch.cat([both[: len(self)] for both in self.inputs_with_paired(positions)])
 
-    def ahead(self, positions: Sequence[int]) -> Float[Tensor, "n d h w"]:
-        """What is to be predicted there; the same where the space does not move."""
+    def targets(self, positions: Sequence[int]) -> Float[Tensor, "n d h w"]:
+        """Prediction targets at these positions; equal to the inputs where the space has no target encoder."""
         return torch.cat([both[: len(self)] for both in self.targets_with_paired(positions)])
 
     def inputs_with_paired(self, positions: Sequence[int]) -> list[Float[Tensor, "m d h w"]]:
-        """What is read at each position, the clips first, then their paired views where there are any: m = b or 2 b."""
-        return self._taken(self._seen, self.space, positions)
+        """Input features at each position: the clips', then those of their paired views where there are any (m = b or 2 b)."""
+        return self._encoded(self._inputs, self.space, positions)
 
     def targets_with_paired(self, positions: Sequence[int]) -> list[Float[Tensor, "m d h w"]]:
-        """What is to be predicted at each position, likewise."""
-        moving = self.space.moving
-        return self._taken(self._ahead, self.space.target, positions) if moving else self.inputs_with_paired(positions)
+        """Prediction targets at each position, likewise."""
+        if not self.space.has_target_encoder:
+            return self.inputs_with_paired(positions)
+        return self._encoded(self._targets, self.space.target, positions)
 
-    def _taken(
-        self, known: dict[int, Tensor], look: Callable[[Tensor], Tensor], positions: Sequence[int]
+    def _encoded(
+        self, cache: dict[int, Tensor], encoder: Callable[[Tensor], Tensor], positions: Sequence[int]
     ) -> list[Float[Tensor, "m d h w"]]:
-        new = [i for i in dict.fromkeys(positions) if i not in known]
+        new = [i for i in dict.fromkeys(positions) if i not in cache]
         if new:
-            features = look(torch.cat([self._both[:, i] for i in new]))
-            known.update(zip(new, features.chunk(len(new)), strict=True))
-        return [known[i] for i in positions]
+            features = encoder(torch.cat([self._both[:, i] for i in new]))
+            cache.update(zip(new, features.chunk(len(new)), strict=True))
+        return [cache[i] for i in positions]
 
 
 class Pixels(FeatureSpace):
-    """The picture as it is."""
+    """The pixels themselves."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -90,9 +101,9 @@ class Pixels(FeatureSpace):
 
 
 class RandomFeatures(FeatureSpace):
-    """Two convolutions with frozen random weights: a declared stand-in for a pretrained network (UniVLA reads DINOv2's patches).
+    """Two convolutions with frozen random weights, a declared stand-in for a pretrained network (UniVLA reads DINOv2's patches).
 
-    They hold no knowledge of objects; they are local, not linear in the pixels, and never trained. Values lie in [-1, 1].
+    The features are local, non-linear and never trained. Values lie in [-1, 1].
     """
 
     def __init__(self, channels: int, features: int = 8):
@@ -112,14 +123,14 @@ class RandomFeatures(FeatureSpace):
 
 
 class EMAFeatures(FeatureSpace):
-    """Features that are learned with the LAM; the next frame is seen by their exponential moving average, without gradient.
+    """Features that are learned with the LAM; prediction targets come from their exponential moving average, without gradient.
 
     After DynaMo (arXiv 2409.12192), as *Why Latent Actions Fail* (App. D) uses it. Deviations: two convolutions that keep the
-    picture's size in the place of a ResNet, and channels normalised over the batch in the place of a penalty on their covariance:
-    constant features, which would predict themselves at no loss, can't be had.
+    picture's size instead of a ResNet; channels are normalised over the batch instead of a penalty on their covariance. Both exclude
+    constant features, which would be predicted without error.
     """
 
-    moving = True
+    has_target_encoder = True
 
     def __init__(self, channels: int, features: int = 8, decay: float = 0.99):
         super().__init__()
@@ -143,7 +154,7 @@ class EMAFeatures(FeatureSpace):
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """The average follows, once a step of the optimiser (`fit` calls it), however often a step asks for targets."""
+        """Move the average towards the online weights. `fit` calls this once after every optimiser step."""
         for ours, theirs in zip(self.average.parameters(), self.online.parameters(), strict=True):
             ours.lerp_(theirs, 1 - self.decay)
 

@@ -96,13 +96,14 @@ class LatentActionModel(nn.Module, PyTorchModelHubMixin):
         self,
         src: UInt8[Tensor, "b c h w"],
         dst: UInt8[Tensor, "b c h w"],
-        words: Float[Tensor, "b w"] | None = None,
+        language: Float[Tensor, "b e"] | None = None,
     ) -> Latent:
-        """The latent that leads from ``src`` to ``dst``, frames of any size; ``lam.action`` of it is the latent action, as ``lamina label``
-        writes it. ``words``: of the task, for a model that reads them. Raises LaminaError for frames of another dtype.
+        """The latent of the transition from ``src`` to ``dst``, frames of any size; ``lam.action(latent)`` is what ``lamina label`` writes.
+
+        ``language``: instruction vectors, for a model that is conditioned on them. Raises LaminaError for frames of another dtype.
         """
         first, second = self.lam.embed(torch.cat([self.read(src), self.read(dst)])).halves()
-        return self.lam.pair(first, second, words)
+        return self.lam.pair(first, second, language)
 
     @torch.no_grad()
     def decode(

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
@@ -21,17 +20,16 @@ from lamina.models.encoders import ENCODERS
 from lamina.models.features import SPACES, ClipView, FeatureSpace
 from lamina.models.heads import ProprioDynamics
 from lamina.rng import Rng
-from lamina.types import TASK_WIDTH, Latent
+from lamina.types import TASK_WIDTH, Clip, Latent
 
 Pair = tuple[int, int]
-Clips = Float[Tensor, "b t c h w"] | ClipView
 
 
 @dataclass(frozen=True)
 class FrameFeatures:
-    """Single frames as the encoder knows them: as the ``first`` and as the ``second`` of a pair; n frames along the leading axis.
+    """The encoder's features of n single frames: as the ``first`` and as the ``second`` frame of a pair.
 
-    The two hold the same features unless the space moves (:mod:`lamina.models.features`) and each is meant for its own side.
+    The two are equal unless the observation space has a target encoder (:mod:`lamina.models.features`).
     """
 
     first: Float[Tensor, "n ..."]
@@ -55,21 +53,31 @@ class FrameFeatures:
         return self[:n], self[n:]
 
 
-@dataclass
-class Recording:
-    """What was encoded while :meth:`LAM.recording` was on: the clips, their latents, and those of the ``paired`` views beside them."""
+@dataclass(frozen=True)
+class EncodedPairs:
+    """Latents of clips, by pair of positions on the time axis.
 
-    paired: Float[Tensor, "b t c h w"] | None
-    view: ClipView | None = None
-    latents: dict[Pair, Latent] = field(default_factory=dict)
-    twins: dict[Pair, Latent] = field(default_factory=dict)
+    ``own``: of the clips. ``paired``: of their paired views, for neighbouring pairs; empty where the view has none.
+    """
+
+    own: dict[Pair, Latent]
+    paired: dict[Pair, Latent]
+
+
+@dataclass(frozen=True)
+class PairPredictions:
+    """The decoder's predictions of the second frames. n = b p pictures: the p pairs of a sample stand side by side."""
+
+    loss: Float[Tensor, "b p"]
+    prediction: Float[Tensor, "n d h w"]
+    target: Float[Tensor, "n d h w"]
 
 
 class LAM(nn.Module):
-    """A latent action model. Frames are float [-1, 1] inside; see :class:`LatentActionModel` for uint8 in and out.
+    """A latent action model. Frames are float [-1, 1] inside; :class:`LatentActionModel` takes and returns uint8.
 
-    There is one way from frames to latents: :meth:`embed` for each frame, :meth:`pair` for each pair. Whoever needs a latent calls
-    these two, or :meth:`encode`, which calls them for many pairs at once; nobody calls encoder, whitening or bottleneck beside them.
+    All latents come from :meth:`embed` (per frame) and :meth:`pair` (per frame pair); :meth:`encode` does both for many pairs of a batch
+    of clips. Encoder, whitening and bottleneck are called nowhere else.
     """
 
     def __init__(self, config: LAMConfig):
@@ -81,17 +89,16 @@ class LAM(nn.Module):
             raise LaminaError(f"no latent action: {config.action_side} slots {config.action_slots} of {config.slots}")
         self.config = config
         if config.task > config.slots:
-            raise LaminaError(f"a task's words cannot fill {config.task} of {config.slots} slots")
+            raise LaminaError(f"a task's instruction cannot fill {config.task} of {config.slots} slots")
         groups = getattr(config.bottleneck, "groups", 1)
         if -(-config.slots // -(-config.slots // groups)) != groups:
-            raise LaminaError(f"{config.slots} slots cannot be shared out to {groups} groups")
+            raise LaminaError(f"{config.slots} slots cannot be divided into {groups} groups")
         self.bottleneck = BOTTLENECKS[part_name(config.bottleneck)](**dataclasses.asdict(config.bottleneck))
         dim: int = self.bottleneck.dim  # type: ignore[assignment]
         self.space: FeatureSpace = SPACES[config.space](config.image[0])
         observed = (self.space.channels, *config.image[1:])
         self.encoder = ENCODERS[part_name(config.encoder)](config.encoder, observed, config.slots, dim)
         self.decoder = DECODERS[part_name(config.decoder)](config.decoder, observed, config.slots, dim)
-        self._recorded: Recording | None = None
         self.prefix = RetainedPrefix(config.slots, dim, config.prefix)
         self.whiten = whitener(config.whiten, config.slots * dim)
         self.state = ProprioDynamics(config.state, config.slots * dim) if config.state else None
@@ -103,36 +110,42 @@ class LAM(nn.Module):
         """Channels of one slot."""
         return self.bottleneck.dim  # type: ignore[return-value]
 
-    def observed(self, frames: Clips) -> ClipView:
-        """Clips as this LAM observes them; give the same to :meth:`encode` and :meth:`predict_pairs`, and features are computed once."""
-        if isinstance(frames, ClipView):
-            return frames
-        return ClipView(self.space, frames, self._recorded.paired if self._recorded else None)
+    def view(self, clip: Clip, paired: bool = False) -> ClipView:
+        """A batch of clips in this LAM's observation space: what :meth:`encode` and :meth:`predict_pairs` take.
+
+        ``paired``: encode the clips' paired views beside them. Raises LaminaError for clips without paired views.
+        """
+        if paired and clip.paired is None:
+            raise LaminaError(
+                "cross-exogenous reconstruction needs paired views of the same states: name their camera by --paired"
+            )
+        return ClipView(self.space, clip, paired)
 
     # ------------------------------------------------------------------------------------------- from frames to latents
 
     def embed(self, frames: Float[Tensor, "n c h w"]) -> FrameFeatures:
-        """Features of single frames, whatever pairs they will belong to."""
+        """Features of single frames, for both sides of any pair."""
         first = self.encoder.embed(self.space(frames))  # type: ignore[operator]
-        second = self.encoder.embed(self.space.target(frames)) if self.space.moving else first  # type: ignore[operator]
-        return FrameFeatures(first, second)
+        if not self.space.has_target_encoder:
+            return FrameFeatures(first, first)
+        return FrameFeatures(first, self.encoder.embed(self.space.target(frames)))  # type: ignore[operator]
 
-    def pair(self, first: FrameFeatures, second: FrameFeatures, words: Float[Tensor, "b w"] | None = None) -> Latent:
-        """The latent that leads from each of ``first`` to its ``second``: comparison, whitening, quantiser.
+    def pair(self, first: FrameFeatures, second: FrameFeatures, language: Float[Tensor, "b e"] | None = None) -> Latent:
+        """The latent of each pair of ``first`` and ``second``: comparison, whitening, quantiser.
 
-        ``words``: the task's. A LAM that reads them (config.task) has them in the first slots of ``post``, where its decoder looks for
-        them; without words these slots hold the code that the encoder gives them. Others leave them aside.
+        ``language``: the instruction vector of each pair's task. A LAM that is conditioned on language (``config.task``) replaces the first
+        slots of ``post`` by it, for its decoder; without a vector these slots hold the encoder's code. Other LAMs ignore it.
         """
         # float32 from here on, whatever the networks compute in: a code must not depend on how its statistics were rounded.
         slots = self.encoder.compare(first.first, second.second).float()  # type: ignore[operator]
         latent = self.quantise(self.whiten(slots.flatten(1)).view_as(slots))
-        if self.task is None or words is None:
+        if self.task is None or language is None:
             return latent
-        told = self.task(words).unflatten(1, (-1, self.dim))
-        return dataclasses.replace(latent, post=torch.cat([told, latent.post[:, told.shape[1] :]], dim=1))
+        instruction = self.task(language).unflatten(1, (-1, self.dim))
+        return dataclasses.replace(latent, post=torch.cat([instruction, latent.post[:, instruction.shape[1] :]], dim=1))
 
     def quantise(self, pre: Float[Tensor, "b k d"]) -> Latent:
-        """The latent of a continuous code (whitened already, as ``Latent.pre`` is)."""
+        """The latent of a continuous, whitened code (``Latent.pre``)."""
         return self.bottleneck(pre)
 
     def index_to_codes(self, index: Int[Tensor, "b k"]) -> Float[Tensor, "b k d"]:
@@ -142,7 +155,7 @@ class LAM(nn.Module):
         return self.bottleneck.index_to_codes(index).float()  # type: ignore[operator]
 
     def action(self, latent: Latent, side: Side | None = None) -> Float[Tensor, "b k d"]:
-        """The latent action: the slots, and the side of the quantiser, that the config names (``side``: the other one, if asked for)."""
+        """The latent action: the slots that the config names, on its side of the quantiser or on ``side``."""
         whole = latent.pre if (side or self.config.action_side) == "continuous" else latent.post
         return whole[:, self.config.latent_action]
 
@@ -151,65 +164,49 @@ class LAM(nn.Module):
         return None if latent.index is None else latent.index[:, self.config.latent_action]
 
     def encode(
-        self, frames: Clips, pairs: Sequence[Pair], words: Float[Tensor, "b w"] | None = None
-    ) -> dict[Pair, Latent]:
-        """The latent of every pair (i, j) of positions on the time axis, in one batched call; each frame is embedded once."""
-        b, view, record = len(frames), self.observed(frames), self._recorded
-        beside = view.paired is not None and record is not None
-        twins = [(i, j) for i, j in pairs if j == i + 1] if beside else []
+        self, view: ClipView, pairs: Sequence[Pair], language: Float[Tensor, "b e"] | None = None
+    ) -> EncodedPairs:
+        """The latents of pairs (i, j) of positions on the time axis, in one batched call; each frame is embedded once.
+
+        Where the view has paired frames, their neighbouring pairs are encoded in the same call: whitening and codebook update their
+        statistics once, from both views. ``language``: an instruction vector for each clip, as :meth:`pair` takes it.
+        """
+        b = len(view)
+        paired = [(i, j) for i, j in pairs if j == i + 1] if view.paired is not None else []
 
         def embedded(look: Callable[[Sequence[int]], list[Tensor]], positions: list[int]) -> dict[int, Tensor]:
             features: Tensor = self.encoder.embed(torch.cat(look(positions)))  # type: ignore[operator]
             return dict(zip(positions, features.chunk(len(positions)), strict=True))
 
         starts, ends = (sorted({pair[side] for pair in pairs}) for side in (0, 1))
-        # The twins' frames are embedded and compared in the same calls, so that statistics and codebook see both views at once.
-        if self.space.moving:
+        if self.space.has_target_encoder:
             firsts, seconds = embedded(view.inputs_with_paired, starts), embedded(view.targets_with_paired, ends)
         else:
             firsts = seconds = embedded(view.inputs_with_paired, sorted({*starts, *ends}))
-        rows = [(firsts[i][:b], seconds[j][:b]) for i, j in pairs] + [(firsts[i][b:], seconds[j][b:]) for i, j in twins]
+        rows = [(firsts[i][:b], seconds[j][:b]) for i, j in pairs] + [
+            (firsts[i][b:], seconds[j][b:]) for i, j in paired
+        ]
         first, second = (torch.cat(side) for side in zip(*rows, strict=True))
-        told = None if words is None else words.repeat(len(rows), 1)
-        latent = self.pair(FrameFeatures(first, first), FrameFeatures(second, second), told)
+        instruction = None if language is None else language.repeat(len(rows), 1)
+        latent = self.pair(FrameFeatures(first, first), FrameFeatures(second, second), instruction)
         parts = [latent[n * b : (n + 1) * b] for n in range(len(rows))]
-        latents = dict(zip(pairs, parts[: len(pairs)], strict=True))
-        if record is not None:
-            record.view = view
-            record.latents.update(latents)
-            record.twins.update(zip(twins, parts[len(pairs) :], strict=True))
-        return latents
-
-    @contextmanager
-    def recording(self, paired: Float[Tensor, "b t c h w"] | None = None) -> Iterator[Recording]:
-        """Within, what is encoded is kept: who adds a term to a method's need not encode again.
-
-        ``paired``: the same clips under another exogenous state; their neighbouring pairs are encoded beside those of the clips, in the
-        same calls, so that a codebook and the statistics of whitening move once.
-        """
-        before, self._recorded = self._recorded, Recording(paired)
-        try:
-            yield self._recorded
-        finally:
-            self._recorded = before
+        own, others = parts[: len(pairs)], parts[len(pairs) :]
+        return EncodedPairs(dict(zip(pairs, own, strict=True)), dict(zip(paired, others, strict=True)))
 
     def predict_pairs(
-        self, frames: Clips, latents: Mapping[Pair, Latent], keep: Int[Tensor, "b"], draws: Rng
-    ) -> tuple[Float[Tensor, "b p"], Float[Tensor, "n c h w"], Float[Tensor, "n c h w"]]:
-        """decoder.loss(o_i, prefix of z_ij, o_j) of each sample and pair; the guesses and the truth, n = b p pictures.
-
-        ``keep``: one k for each sample.
-        """
-        pairs, view = list(latents), self.observed(frames)
-        src, dst = view.seen([i for i, _ in pairs]), view.ahead([j for _, j in pairs])
+        self, view: ClipView, latents: Mapping[Pair, Latent], keep: Int[Tensor, "b"], rng: Rng
+    ) -> PairPredictions:
+        """The second frame of every pair, predicted from the first and the pair's latent; ``keep``: each sample's prefix length k."""
+        pairs = list(latents)
+        src, dst = view.inputs([i for i, _ in pairs]), view.targets([j for _, j in pairs])
         z = self.prefix(torch.cat([latents[pair].post for pair in pairs]), keep.repeat(len(pairs)))
-        # Draws split the batch by shard, so the pairs of one shard must stay together: [pairs, b] -> [b, pairs].
+        # Rng splits the batch by shard, so the pairs of one shard must stay together: [pairs, b] -> [b, pairs].
         order = torch.arange(len(src), device=src.device).view(len(pairs), -1).T.flatten()
-        loss, guess = self.decoder.attempt(src[order], z[order], dst[order], draws)  # type: ignore[operator]
-        return loss.view(-1, len(pairs)), guess, dst[order]
+        loss, prediction = self.decoder.predict_and_loss(src[order], z[order], dst[order], rng)  # type: ignore[operator]
+        return PairPredictions(loss.view(-1, len(pairs)), prediction, dst[order])
 
     def reconstruction(
-        self, frames: Clips, latents: Mapping[Pair, Latent], keep: Int[Tensor, "b"], draws: Rng
+        self, view: ClipView, latents: Mapping[Pair, Latent], keep: Int[Tensor, "b"], rng: Rng
     ) -> Float[Tensor, "b"]:
-        """decoder.loss(o_i, prefix of z_ij, o_j) of each sample, averaged over the pairs. ``keep``: one k for each sample."""
-        return self.predict_pairs(frames, latents, keep, draws)[0].mean(1)
+        """The decoder's loss of each sample, mean over the pairs; ``keep``: each sample's prefix length k."""
+        return self.predict_pairs(view, latents, keep, rng).loss.mean(1)

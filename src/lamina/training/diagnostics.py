@@ -11,7 +11,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lamina.errors import LaminaError
-from lamina.images import to_float
 from lamina.models import code_usage as codes
 from lamina.models.features import ClipView
 from lamina.models.lam import LAM
@@ -51,8 +50,8 @@ def latent_diagnostics(lam: LAM, clip: Clip, seed: int) -> Callable[[LAM], Valid
     @torch.no_grad()
     def encode(lam: LAM) -> tuple[ClipView, Latent]:
         here = clip.to(next(lam.parameters()).device)
-        frames = lam.observed(to_float(here.frames))
-        return frames, lam.encode(frames, [(0, 1)], here.task)[0, 1]
+        view = lam.view(here)
+        return view, lam.encode(view, [(0, 1)], here.task).own[0, 1]
 
     was_training = lam.training
     before = length_and_spread(encode(lam.eval())[1].pre)
@@ -62,21 +61,21 @@ def latent_diagnostics(lam: LAM, clip: Clip, seed: int) -> Callable[[LAM], Valid
 
     @torch.no_grad()
     def validate(lam: LAM) -> Validation:
-        frames, latent = encode(lam)
-        device = frames.frames.device
-        full = torch.full((len(frames),), lam.config.slots, device=device)
-        words, z = latent.post.split([lam.config.task, lam.config.slots - lam.config.task], dim=1)
+        view, latent = encode(lam)
+        device = view.frames.device
+        full = torch.full((len(view),), lam.config.slots, device=device)
+        instruction, z = latent.post.split([lam.config.task, lam.config.slots - lam.config.task], dim=1)
         rivals = {
             "": z,
             # Half the set away: neighbours are of one episode, and move alike.
-            "_with_another_latent": z.roll(len(frames) // 2, 0),
+            "_with_another_latent": z.roll(len(view) // 2, 0),
             "_with_the_mean_latent": z.mean(0, keepdim=True).expand_as(z),
         }
         # Draws of the same address: a flow gets the same noise each time.
         loss = {
             name: float(
                 lam.reconstruction(
-                    frames, {(0, 1): replace(latent, post=torch.cat([words, z], 1))}, full, Rng(seed, device=device)
+                    view, {(0, 1): replace(latent, post=torch.cat([instruction, z], 1))}, full, Rng(seed, device=device)
                 ).mean()
             )
             for name, z in rivals.items()

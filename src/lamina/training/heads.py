@@ -37,7 +37,7 @@ def fit_head(
 ) -> float:
     """Train ``module`` with the shared loop and leave it at its best validation loss, which is returned.
 
-    ``losses(module, batch, draws)["action"]`` is what validation averages, with the same draws every time.
+    ``losses(module, batch, rng)["action"]`` is what validation averages, with the same draws every time.
     """
     best = BestCheckpoint(run / "best.safetensors")
 
@@ -67,15 +67,15 @@ def head_training(steps: int, seed: int, lr: float = 3e-4, batch: int = 64, **mo
 def translator_losses(prefix: nn.Module) -> Losses:
     """The loss of a translator on latents whose prefix is drawn from the LAM's own p(k), k >= 0 (§4.2)."""
 
-    def losses(module: Translator, batch: LabelledTransitions, draws: Rng) -> dict[str, Tensor]:
+    def losses(module: Translator, batch: LabelledTransitions, rng: Rng) -> dict[str, Tensor]:
         law = prefix.to(batch.z.device)  # where the loop put the batch
-        z = law(batch.z, law.draw(draws, len(batch)))  # type: ignore[operator]
+        z = law(batch.z, law.draw(rng, len(batch)))  # type: ignore[operator]
         return {"action": module.action.loss(module(z, batch.previous, batch.observation), batch.action)}
 
     return losses
 
 
-def idm_losses(module: InverseDynamics, batch: LabelledTransitions, draws: Rng) -> dict[str, Tensor]:
+def idm_losses(module: InverseDynamics, batch: LabelledTransitions, rng: Rng) -> dict[str, Tensor]:
     """The action loss of an inverse dynamics model."""
     assert batch.clip is not None
     return {"action": module.action.loss(module(to_float(batch.clip.frames), batch.previous), batch.action)}

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from lamina.data.sampling import DataConfig
 from lamina.data.stream import ClipStream
-from lamina.images import to_float
 from lamina.methods.base import Losses
 from lamina.models.config import Side
 from lamina.models.heads import Translator, TranslatorConfig
@@ -68,19 +67,19 @@ class JointStream:
         self.video.close()
 
 
-def joint_losses(reconstruction: Losses) -> Losses:
-    """The action loss through encoder, bottleneck and drawn prefix, beside the method's own losses on unlabelled video."""
+def joint_losses(objective: Losses) -> Losses:
+    """The action loss through encoder, bottleneck and drawn prefix, plus the LAM's objective on unlabelled video."""
 
-    def losses(module: JointModel, batch: JointBatch, draws: Rng) -> dict[str, Tensor]:
+    def losses(module: JointModel, batch: JointBatch, rng: Rng) -> dict[str, Tensor]:
         lam, labels = module.lam, batch.labels
         assert labels.clip is not None
         observed = "observation" in module.translator.condition
-        latents = lam.encode(to_float(labels.clip.frames[:, :2]), [(0, 1), *[(0, 0)] * observed])
+        latents = lam.encode(lam.view(labels.clip), [(0, 1), *[(0, 0)] * observed]).own
         z = lam.action(latents[0, 1], module.side)
         observation = lam.action(latents[0, 0], module.side).flatten(1) if observed else None
-        output = module.translator(lam.prefix(z, lam.prefix.draw(draws, len(z))), labels.previous, observation)
+        output = module.translator(lam.prefix(z, lam.prefix.draw(rng, len(z))), labels.previous, observation)
         terms = {"action": module.translator.action.loss(output, labels.action)}
-        return terms | (reconstruction(lam, batch.video, draws) if batch.video else {})
+        return terms | (objective(lam, batch.video, rng) if batch.video else {})
 
     return losses
 

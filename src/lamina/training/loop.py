@@ -46,8 +46,8 @@ class _Step(nn.Module):
         self.module = module
         self.losses = losses
 
-    def forward(self, batch: Any, draws: Rng) -> dict[str, Float[Tensor, "b"]]:
-        return self.losses(self.module, batch, draws)
+    def forward(self, batch: Any, rng: Rng) -> dict[str, Float[Tensor, "b"]]:
+        return self.losses(self.module, batch, rng)
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
@@ -134,7 +134,7 @@ def fit(
 ) -> dict[str, Tensor]:
     """Train ``module`` for ``config.steps`` steps and return its final (averaged) weights on the CPU.
 
-    ``losses(module, batch, draws) -> {term: [b]}``; ``open_stream(shards, shard)`` opens the data; ``validate(module)`` is called
+    ``losses(module, batch, rng) -> {term: [b]}``; ``open_stream(shards, shard)`` opens the data; ``validate(module)`` is called
     every ``validate_every`` steps with the module as it would be saved then: with averaged weights (``config.ema``), to which
     ``settle(module)`` has fitted its statistics. ``title`` names the progress bar (None: no bar). Logs and checkpoints go to ``run``;
     with ``config.resume`` it goes on from the last checkpoint there.
@@ -193,11 +193,11 @@ def fit(
             asked = time.perf_counter()
             batch = next(batches).to(device)
             waited += time.perf_counter() - asked
-            draws = Rng(config.seed, step * config.accumulate + micro, mine, device)
-            torch.manual_seed(draws.seed)  # for dropout
+            rng = Rng(config.seed, step * config.accumulate + micro, mine, device)
+            torch.manual_seed(rng.seed)  # for dropout
             waiting = micro < config.accumulate - 1 and not sharded
             with accelerator.no_sync(wrapped) if waiting else nullcontext(), accelerator.autocast():
-                parts = wrapped(batch, draws)
+                parts = wrapped(batch, rng)
                 loss = total(parts, weights)
                 accelerator.backward(loss / config.accumulate)
             for name, value in {"loss": loss, **parts}.items():

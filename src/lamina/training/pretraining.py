@@ -201,7 +201,9 @@ def _pretrain(
     # Model and data are opened before anything is written: what is wrong with them leaves no half a run behind.
     # As they will be read: what could not be loaded is not trained.
     lam = LAM(LAMConfig.from_dict(recipe.lam.to_dict()))
-    provenance = Provenance(recipe.method, data.data, data.gap, __version__, config.steps, frames=recipe.group)
+    provenance = Provenance(
+        recipe.method, data.data, data.gap, __version__, config.steps, frames=recipe.objective_frames
+    )
     checked(Provenance, dataclasses.asdict(provenance))
     if init is not None:
         load_matching_weights(lam, init)

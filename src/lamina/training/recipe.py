@@ -19,8 +19,9 @@ from lamina.device import pick_device
 from lamina.errors import LaminaError, LaminaWarning
 from lamina.losses.optical_flow import FLOW_WIDTH
 from lamina.methods.auxiliary import label_mask, mean_and_deviation, target_actions, target_of, with_auxiliary
-from lamina.methods.base import Losses, with_decoder
+from lamina.methods.base import Losses, LossOutput, MethodLosses, with_decoder
 from lamina.models.config import LAMConfig
+from lamina.models.features import ClipView
 from lamina.models.lam import LAM
 from lamina.rng import Rng
 from lamina.training.settings import TrainConfig
@@ -29,33 +30,58 @@ from lamina.types import Clip
 
 @dataclass(frozen=True)
 class Recipe:
-    """A method with its options filled in: what :func:`pretrain` needs of it, so that the core never imports a method."""
+    """A method with its options filled in: all that training needs of it.
+
+    ``losses(lam, clip, rng) -> {term: [b]}`` is the objective on a batch of clips, and ``weights`` has a weight for each term.
+    """
 
     method: str
     options: Mapping[str, Any]
     lam: LAMConfig
     losses: Losses
     weights: Mapping[str, float]
-    group: int  # frames that the objective ties together
+    objective_frames: int  # frames that the objective ties together: 2 of a pair, 3 of a triplet
 
 
 def recipe(name: str, method: Any, options: Any) -> Recipe:
-    """The recipe of a method's module (``build``, ``losses``, ``weights``) with ``options``, an instance of its Config.
+    """The recipe of a method (``build``, ``losses``, ``weights``) with ``options``, an instance of its Config.
 
-    The remedies that the options switch on are added: no method's file knows of them. A decoder that is to follow the device is chosen.
+    Adds the auxiliary losses that the options enable, and resolves a decoder that follows the device.
     """
     options = with_decoder(options, pick_device("auto"))
     lam = method.build(options)
-    losses, weights = with_auxiliary(options, method.losses(options), method.weights(options))
-    if options.augment:
-        # A mirrored picture has another state, other words, another action.
-        mirror = not (lam.state or lam.task or lam.target)
-        plain, strength = losses, float(options.augment)
+    losses, weights = with_auxiliary(options, checked_losses(name, method.losses(options)), method.weights(options))
+    # A mirrored picture has another state, another instruction and another action.
+    mirror = not (lam.state or lam.task or lam.target)
+    objective_frames = getattr(method, "OBJECTIVE_FRAMES", 2)
+    return Recipe(name, dataclasses.asdict(options), lam, objective(losses, options, mirror), weights, objective_frames)
 
-        def losses(lam: LAM, clip: Clip, draws: Rng) -> dict[str, Float[Tensor, "b"]]:
-            return plain(lam, augmented(clip, strength, draws, mirror), draws)
 
-    return Recipe(name, dataclasses.asdict(options), lam, losses, weights, getattr(method, "GROUP", 2))
+def checked_losses(name: str, losses: MethodLosses) -> MethodLosses:
+    """A method's losses; calling them raises LaminaError where they return no LossOutput."""
+
+    def terms(lam: LAM, view: ClipView, rng: Rng) -> LossOutput:
+        found = losses(lam, view, rng)
+        if not isinstance(found, LossOutput):
+            kind = type(found).__name__
+            raise LaminaError(f"{name}.losses must return LossOutput(terms, latents), it returned {kind}")
+        return found
+
+    return terms
+
+
+def objective(losses: MethodLosses, options: Any, mirror: bool) -> Losses:
+    """The loss terms of a batch of clips, as training, calibration and joint alignment compute them.
+
+    Applies random crops (and mirror images, if ``mirror``) to the clips where the options ask for augmentation.
+    """
+
+    def terms(lam: LAM, clip: Clip, rng: Rng) -> dict[str, Float[Tensor, "b"]]:
+        if options.augment:
+            clip = augmented(clip, float(options.augment), rng, mirror)
+        return losses(lam, lam.view(clip, paired=bool(options.cross_exogenous)), rng).terms
+
+    return terms
 
 
 def filled_in(options: Any, data: DataConfig, training: TrainConfig | None = None) -> tuple[Any, DataConfig]:

@@ -43,9 +43,9 @@ class RetainedPrefix(nn.Module):
         # A LAM that never drops a slot has no null latent to learn; a fixed zero keeps truncating it well defined.
         self.null = nn.Parameter(torch.zeros(dim), requires_grad=law != "full")
 
-    def draw(self, draws: Rng, batch: int) -> Int[Tensor, "b"]:
+    def draw(self, rng: Rng, batch: int) -> Int[Tensor, "b"]:
         """One k for each sample, k ~ p(k)."""
-        return draws.categorical(batch, self.weights)  # type: ignore[arg-type]
+        return rng.categorical(batch, self.weights)  # type: ignore[arg-type]
 
     def forward(self, z: Float[Tensor, "b k d"], keep: Int[Tensor, "b"] | int) -> Float[Tensor, "b k d"]:
         """The null-filled prefix of length ``keep`` (a number for all, or one for each sample; 0..K)."""

@@ -79,17 +79,17 @@ class FlowDecoder(Decoder):
         change = self.head(self.norm(patches) * (1 + scale) + shift)
         return src + unpatchify(change, self.config.patch, self.height)
 
-    def attempt(
-        self, src: Float[Tensor, "b c h w"], z: Float[Tensor, "b k d"], dst: Float[Tensor, "b c h w"], draws: Rng
+    def predict_and_loss(
+        self, src: Float[Tensor, "b c h w"], z: Float[Tensor, "b k d"], dst: Float[Tensor, "b c h w"], rng: Rng
     ) -> tuple[Float[Tensor, "b"], Float[Tensor, "b c h w"]]:
-        t = sample_time(draws, len(src))
-        noise = draws.normal(len(src), *src.shape[1:])
+        t = sample_time(rng, len(src))
+        noise = rng.normal(len(src), *src.shape[1:])
         x_t = interpolate(dst, noise, t)
         clean = self(x_t, t, src, z).float()
         return squared_error(velocity_of_data(x_t, clean, t), velocity(dst, noise)), clean
 
-    def sample(self, src: Float[Tensor, "b c h w"], z: Float[Tensor, "b k d"], draws: Rng) -> Float[Tensor, "b c h w"]:
+    def sample(self, src: Float[Tensor, "b c h w"], z: Float[Tensor, "b k d"], rng: Rng) -> Float[Tensor, "b c h w"]:
         def field(x_t: Tensor, t: Tensor) -> Tensor:
             return velocity_of_data(x_t, self(x_t, t, src, z).float(), t)
 
-        return integrate(field, draws.normal(len(src), *src.shape[1:]), self.config.steps)
+        return integrate(field, rng.normal(len(src), *src.shape[1:]), self.config.steps)
