@@ -251,7 +251,7 @@ def test_reading_ahead_gives_the_same_frames_in_bounded_memory(folder):
     original = source.frames
 
     class Counting:
-        episodes, unseen = source.episodes, source.unseen
+        episodes, missing_episodes = source.episodes, source.missing_episodes
 
         def frames(self, *arguments):
             held.append(arguments[2:4])

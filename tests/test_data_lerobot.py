@@ -47,9 +47,9 @@ def copy(root, tmp_path) -> Path:
 
 def test_what_is_written_is_read(root):
     source = open_source(root)
-    assert source.kind == "lerobot" and source.fps == 8.75
+    assert source.fps == 8.75
     assert source.cameras == (FRONT, TWIN, "observation.images.odd")
-    assert source.action == ActionSpec(discrete=(5,), names=("move",))
+    assert source.action_spec("action") == ActionSpec(discrete=(5,), names=("move",))
     assert [e.length for e in source.episodes] == [LENGTHS[e] for e in ORDER]
     assert [e.splits[0][0] for e in source.episodes] == [SPLITS[e] for e in ORDER]
     for episode, e in zip(source.episodes, ORDER, strict=True):
@@ -145,7 +145,7 @@ def test_other_codecs(tmp_path):
             writer.add_episode({"action": np.ones((12, 2))}, {"cam": [picture(i, 64, 64) for i in range(12)]})
         source = open_source(tmp_path / codec)
         assert [read_number(f) for f in source.frames(source.episodes[0], "cam", 0, 12)] == list(range(12))
-        assert source.action == ActionSpec(continuous=2)
+        assert source.action_spec("action") == ActionSpec(continuous=2)
     with pytest.raises(LaminaError, match="no encoder for 'betamax'"):
         VideoEncoding(codec="betamax")
 
@@ -154,7 +154,7 @@ def test_actions_may_be_part_discrete(tmp_path):
     features = {"action": {"dtype": "float32", "shape": [3], "names": {"axes": ["grip", "x", "y"]}, "num_classes": [2]}}
     with LeRobotWriter(tmp_path / "a", 10, {**features, "cam": camera()}) as writer:
         writer.add_episode({"action": np.ones((5, 3))}, {"cam": [picture(i) for i in range(5)]})
-    assert open_source(tmp_path / "a").action == ActionSpec((2,), 2, ("grip", "x", "y"))
+    assert open_source(tmp_path / "a").action_spec("action") == ActionSpec((2,), 2, ("grip", "x", "y"))
 
 
 def test_classes_are_counted_in_the_rows_where_nothing_states_them(copy):
@@ -162,9 +162,11 @@ def test_classes_are_counted_in_the_rows_where_nothing_states_them(copy):
     info = json.loads(path.read_text())
     del info["features"]["action"]["num_classes"]
     path.write_text(json.dumps(info))
-    assert open_source(copy).action == ActionSpec(discrete=(5,), names=("move",))
+    assert open_source(copy).action_spec("action") == ActionSpec(discrete=(5,), names=("move",))
     (copy / "meta/stats.json").unlink()
-    assert open_source(copy).action == ActionSpec(discrete=(5,), names=("move",))  # the rows say it as well
+    assert open_source(copy).action_spec("action") == ActionSpec(
+        discrete=(5,), names=("move",)
+    )  # the rows say it as well
 
 
 # ------------------------------------------------------------------------------------------------------- broken sets

@@ -238,7 +238,7 @@ def test_splits_are_by_episode_and_depend_on_names_only(count, random):
 def open_episodes(count: int):
     from lamina.data.episodes import Episode
 
-    return [Episode(0, n, f"{n}", 100, 10.0) for n in range(count)]
+    return [Episode(n, f"{n}", 100, 10.0) for n in range(count)]
 
 
 def test_declared_splits_are_kept():

@@ -17,7 +17,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,7 +28,6 @@ from torch.utils.data import DataLoader
 
 from lamina.data.dataset import Dataset
 from lamina.data.episodes import DecodeError, Episode, check_classes, task_vector
-from lamina.data.paths import contents
 from lamina.data.sampling import DataConfig, SampleIndex, Segment, draw_samples
 from lamina.errors import LaminaError, LaminaWarning
 from lamina.records import Malformed, Whole, checked
@@ -261,7 +260,7 @@ class _Shard:
                 raise
             reason = str(error).splitlines()[0]
             raise LaminaError(
-                f"{self.plan.config.data[0]}: a decoding process died ({reason}); try workers = 0"
+                f"{self.plan.config.names[0]}: a decoding process died ({reason}); try workers = 0"
             ) from error
         self.turn = turn.after(segment)
         self.barren += 1
@@ -281,7 +280,7 @@ class _Shard:
                 heapq.heappush(self.queue, w)
         if self.barren > sum(len(s) for s in self.plan.segments):
             raise LaminaError(
-                f"{self.plan.config.data[0]}: no sample can be drawn, its frames are too far apart in time"
+                f"{self.plan.config.names[0]}: no sample can be drawn, its frames are too far apart in time"
             )
 
     def _skip(self, segment: Segment, error: LaminaError) -> None:
@@ -357,9 +356,9 @@ class ClipStream:
         self.plan = SampleIndex(config, split)
         self._shards = {r: _Shard(self.plan, seed, r, shards) for r in (range(shards) if shard is None else (shard,))}
         self._each = batch // shards
-        settings = {k: v for k, v in asdict(config).items() if k not in ("data", "workers", "max_bad")}
+        settings = {k: v for k, v in config.to_dict().items() if k not in ("data", "workers", "max_bad")}
         segments = [len(s) for s in self.plan.segments]
-        made_of = [contents(source.files) for source in self.plan.sources]
+        made_of = [source.fingerprint() for source in self.plan.sources]
         what = [settings, batch, seed, split, shards, self.plan.counts, self.plan.shares, segments, made_of]
         description = json.dumps(what)
         self._fingerprint = hashlib.sha256(description.encode()).hexdigest()[:16]
@@ -400,7 +399,7 @@ class ClipStream:
         places = {str(r): saved.shards.get(str(r)) for r in self._shards}
         if saved.data != self._fingerprint or None in places.values():
             raise LaminaError(
-                f"{', '.join(self.config.data)}: the data or its settings are not those of the run to be resumed; "
+                f"{', '.join(self.config.names)}: the data or its settings are not those of the run to be resumed; "
                 "use the same ones, or start a new run from this one's weights with --init"
             )
         sources = len(self.plan.sources)
@@ -447,7 +446,7 @@ def sample_split(
         raise (
             bad[0]
             if bad
-            else LaminaError(f"{config.data[0]}: no {split} sample can be drawn, its frames are too far apart")
+            else LaminaError(f"{config.names[0]}: no {split} sample can be drawn, its frames are too far apart")
         )
     return assemble(rows)
 
@@ -489,5 +488,5 @@ def _lacks_actions(plan: SampleIndex) -> str:
     name = plan.config.action
     for source in plan.sources:
         if name is None or source.action_spec(name) is None:
-            return f"{source.root}: has no feature '{name}'; it has: {', '.join(source.columns) or 'none'}"
-    return f"{', '.join(plan.config.data)}: their actions '{name}' differ in kind or dimension"
+            return f"{source.name}: has no feature '{name}'; it has: {', '.join(source.columns) or 'none'}"
+    return f"{', '.join(plan.config.names)}: their actions '{name}' differ in kind or dimension"

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from lamina.data.dataset import Data, name_of
 from lamina.data.paired import MIN_TRANSITIONS, same_states
 from lamina.data.sampling import ActionsOf, DataConfig, feature_width, open_source
 from lamina.data.stream import sample_split
@@ -112,7 +113,7 @@ def prefixes_of(slots: int) -> tuple[int, ...]:
     return tuple(sorted({2**i for i in range(slots.bit_length()) if 2**i <= slots} | {slots}))
 
 
-def evaluate(run: Path, path: str, config: EvaluateConfig) -> Path:
+def evaluate(run: Path, path: Data, config: EvaluateConfig) -> Path:
     """Probe RUN's model (and translator, if it has one) on the test split of ``path``; writes RUN/evaluation.json and pictures."""
     device = pick_device(config.device)
     out, pictures = run / "evaluation.json", run / "pictures"
@@ -137,7 +138,7 @@ def evaluate(run: Path, path: str, config: EvaluateConfig) -> Path:
 
 
 def _evaluate(
-    run: Path, path: str, config: EvaluateConfig, device: str, drawn: Path
+    run: Path, path: Data, config: EvaluateConfig, device: str, drawn: Path
 ) -> tuple[dict[str, Any], LatentActionModel, dict[str, float]]:
     """The record, with pictures in the folder ``drawn``; the model; and its headline figures."""
     folder = model_folder(run)
@@ -148,6 +149,8 @@ def _evaluate(
         raise LaminaError(
             f"{run / 'translator'}: was aligned to the {aligned[1]['actions']} of a gap's actions; leave out --actions, or align again"
         )
+    if aligned and aligned[1]["data"] == name_of(path):
+        aligned[1]["data"] = path  # the labels of a Dataset cannot be opened by its name
     prefixes = prefixes_of(model.config.slots)
     source = open_source(path)
     paired = config.paired or next((c for c in source.cameras if c.endswith(".paired") and c != config.camera), None)
@@ -182,7 +185,7 @@ def _evaluate(
         "checkpoint": checkpoint_hash(folder),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "data": {
-            "path": path,
+            "path": name_of(path),
             "split": "test",
             "episodes": len(test.episode.unique()),
             "transitions": len(test),

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from lamina.data.dataset import Data
 from lamina.data.episodes import Episode
 from lamina.data.lerobot.labels import write_labels
 from lamina.data.read_ahead import ReadAhead
@@ -31,7 +32,7 @@ def action_columns(model: LatentActionModel, continuous: bool | None = None) -> 
 
 def label(
     run: Path,
-    path: str,
+    path: Data,
     out: Path,
     device: str = "auto",
     precision: str = "fp32",

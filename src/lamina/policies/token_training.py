@@ -17,7 +17,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from lamina.data.paths import contents
+from lamina.data.dataset import Data, name_of
 from lamina.data.sampling import open_source
 from lamina.device import pick_device
 from lamina.errors import LaminaError
@@ -91,7 +91,7 @@ def check_codebook(model: LatentActionModel) -> int:
 
 
 def train_token_model(
-    run: Path, path: str, config: TokenConfig, training: TrainConfig, camera: str | None = None
+    run: Path, path: Data, config: TokenConfig, training: TrainConfig, camera: str | None = None
 ) -> Path:
     """Train the token model of RUN's LAM on the frames of ``path``, without any action; returns RUN/policy.
 
@@ -104,7 +104,7 @@ def train_token_model(
         return _train_tokens(run, path, config, training, camera)
 
 
-def _train_tokens(run: Path, path: str, config: TokenConfig, training: TrainConfig, camera: str | None) -> Path:
+def _train_tokens(run: Path, path: Data, config: TokenConfig, training: TrainConfig, camera: str | None) -> Path:
     folder = run / "policy"
     model = LatentActionModel.from_pretrained(str(run)).to(pick_device(training.device))
     codebook_size = check_codebook(model)
@@ -120,7 +120,7 @@ def _train_tokens(run: Path, path: str, config: TokenConfig, training: TrainConf
     settings = {
         "token_model": dataclasses.asdict(config),
         "train": fixed_options(training),
-        "data": contents(source.files),
+        "data": source.fingerprint(),
         "camera": camera,
         "lam": print_of_lam,
     }
@@ -157,7 +157,7 @@ def _train_tokens(run: Path, path: str, config: TokenConfig, training: TrainConf
         if best.loss < figures["codes"]:  # too many steps for so little data
             best.restore(tokens)
             figures, kept = validate(tokens)[0], "best"
-        note = {"data": path, "camera": camera, "steps": training.steps, "seed": training.seed}
+        note = {"data": name_of(path), "camera": camera, "steps": training.steps, "seed": training.seed}
         note |= {"validation": figures, "kept": kept}
         save_token_model(folder, tokens, note)
     return folder

@@ -21,7 +21,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lamina.data.dataset import Dataset
-from lamina.data.paths import contents
 from lamina.data.sampling import source_camera
 from lamina.data.stream import evenly_spaced
 from lamina.device import autocast
@@ -163,10 +162,10 @@ class _Stretch:
 def _plan(source: Dataset, camera: str, split: str, gap: float) -> tuple[list[_Stretch], list[int], list[float]]:
     """What there is to encode in a split, the lengths of its chains, and the seconds between decisions."""
     stretches, lengths, seconds, total = [], [], [], 0
-    unseen = source.unseen(camera)
+    missing = source.missing_episodes(camera)
     for number, episode in enumerate(source.episodes):
         for name, first, stop in episode.splits:
-            if name != split or episode.number in unseen:
+            if name != split or episode.number in missing:
                 continue
             times = episode.times[first:stop]
             place = np.full(stop - first, -1)
@@ -207,7 +206,7 @@ def encode_windows(
     made_from = {
         "format": FORMAT,
         "fingerprint": fingerprint,
-        "data": contents(source.files),
+        "data": source.fingerprint(),
         "camera": camera,
         "gap_seconds": gap,
         "image": list(model.config.image),
@@ -221,7 +220,7 @@ def encode_windows(
     plans = {split: _plan(source, camera, split, gap) for split in ENCODED_SPLITS}
     for split, (_, lengths, _) in plans.items():
         if not lengths:
-            raise LaminaError(f"{source.root}: no {split} episode has two frames {gap:g} s apart; use longer episodes")
+            raise LaminaError(f"{source.name}: no {split} episode has two frames {gap:g} s apart; use longer episodes")
     size, slots = model.config.image[1:], model.config.action_length
     dtype = np.int16 if model.lam.bottleneck.codebook_size <= 2**15 else np.int32  # type: ignore[operator]
     frames_total = sum(s.stop - s.first for stretches, _, _ in plans.values() for s in stretches)

@@ -57,7 +57,7 @@ def trajectories(
     columns = {e.number: source.column(e, state) for e in source.episodes} if state else {}
     spread = np.concatenate(list(columns.values())).std(0).clip(1e-6) if columns else 1.0
     camera = camera or source.cameras[0]
-    shown = [e for e in source.episodes if e.number not in source.unseen(camera)]
+    shown = [e for e in source.episodes if e.number not in source.missing_episodes(camera)]
     stretches = [(e, start, stop) for e in shown for name, start, stop in e.splits if name == split]
     found = []
     for episode, start, stop in stretches[:limit]:
