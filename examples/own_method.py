@@ -1,6 +1,6 @@
 """A method of one's own in one file: FlexLAM with a penalty on the length of its latents.
 
-    lamina train examples/own_method.py --data data/doom --out runs/own --penalty 0.01
+lamina train examples/own_method.py --data data/doom --out runs/own --penalty 0.01
 """
 
 from dataclasses import dataclass

@@ -2,7 +2,9 @@
 
 import lamina
 
-run = lamina.train("flexlam", "data/doom", out="runs/doom", steps=500, image=(48, 48), batch=32, lr=2e-3, decoder="unet")
+run = lamina.train(
+    "flexlam", "data/doom", out="runs/doom", steps=500, image=(48, 48), batch=32, lr=2e-3, decoder="unet"
+)
 heads = lamina.align(run, "data/doom", labels="5%")
 table = lamina.label(run, "data/doom", out="data/labelled")
 result = lamina.evaluate(run, "data/doom")

@@ -325,7 +325,7 @@ def test_a_run_on_memory_is_resumed(memory: InMemoryDataset, tmp_path: Path) -> 
 def test_labels_of_memory_are_a_lerobot_dataset(
     memory: InMemoryDataset, run: Path, moving: Path, tmp_path: Path
 ) -> None:
-    out = label(run, memory, tmp_path / "labelled", device="cpu")
+    out = label(run, memory, tmp_path / "labelled", device="cpu").path
     beside = open_source(label(run, str(moving), tmp_path / "files", device="cpu"))
     source = open_source(out)
     assert [(e.length, e.splits, e.task) for e in source.episodes] == [(e.length, e.splits, e.task) for e in sorted(

@@ -114,7 +114,8 @@ def test_label_encode_align_probes_and_policy_say_the_same(
     lam, slots = model.lam, model.config.action_length
     latent, frames = encoded(model, dataset, precision)
     assert len(latent.pre.flatten(1).unique(dim=0)) > 30  # or agreement says nothing
-    folder = label(tmp_path / "run", str(dataset), tmp_path / "out", "cpu", precision, continuous=True)
+    folder = label(tmp_path / "run", str(dataset), tmp_path / "out", "cpu", precision, continuous=True).path
+    assert folder is not None
     told = columns(folder)
     where = model.config.latent_action
     agree(told["latent_action"], latent.post[:, where], precision, 0.9)

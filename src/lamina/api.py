@@ -17,7 +17,6 @@ from lamina.device import DeviceName, Precision, pick_device
 from lamina.errors import LaminaError
 from lamina.evaluation import evaluate as evaluation
 from lamina.evaluation.record import Evaluation
-from lamina.evaluation.report import write_report
 from lamina.inference.label import LatentTable, label_dataset
 from lamina.inference.subject import Subject
 from lamina.methods.base import Method, with_decoder
@@ -91,7 +90,11 @@ def train(
     """
     name, chosen = methods.resolve(method)
     config, training, rest = _split(
-        options, f"train({name!r})", (chosen.Config, {"image": tuple(image)}), (TrainConfig, {"steps": steps, "lr": 1e-3}), DATA_OPTIONS
+        options,
+        f"train({name!r})",
+        (chosen.Config, {"image": tuple(image)}),
+        (TrainConfig, {"steps": steps, "lr": 1e-3}),
+        DATA_OPTIONS,
     )
     training = dataclasses.replace(training, resume=resume)
     sources = _sources(data)
@@ -107,7 +110,9 @@ def data_config(config: Any, sources: Sequence[str | Dataset], gap: tuple[float,
     return DataConfig(tuple(sources), config.image, config.frames, tuple(gap), span=span, **options)  # type: ignore[arg-type]
 
 
-def prepared(name: str, method: Method, config: Any, data: DataConfig, training: TrainConfig) -> tuple[Recipe, DataConfig]:
+def prepared(
+    name: str, method: Method, config: Any, data: DataConfig, training: TrainConfig
+) -> tuple[Recipe, DataConfig]:
     """The recipe of a method, with what only the data and the device can tell, and the data that it reads."""
     config, data = filled_in(with_decoder(config, pick_device(training.device)), data, training)
     return recipe(name, method, config), data
@@ -143,7 +148,9 @@ def align(
     names = {field.name for field in dataclasses.fields(TranslatorConfig)}
     translator = TranslatorConfig(**{name: options.pop(name) for name in names & options.keys()})
     fixed = {"labels": str(labels), "joint": joint, "translator": translator}
-    config, training, _ = _split(options, "align()", (AlignConfig, fixed), (TrainConfig, vars(head_training(steps, 0, device="auto"))), ())
+    config, training, _ = _split(
+        options, "align()", (AlignConfig, fixed), (TrainConfig, vars(head_training(steps, 0, device="auto"))), ()
+    )
     return align_with(run, _source(data), config, dataclasses.replace(training, resume=resume), method)
 
 

@@ -222,10 +222,9 @@ class Label:
     def run(self) -> None:
         from lamina.inference.label import label
 
-        out = label(self.model, self.data, self.out, self.device, self.precision, self.camera, self.continuous)
-        column = read_json(out / "meta" / "lamina.json", "label again")["latent_action"]
-        print(f"the latent action is in the column {column}")
-        print(out)
+        table = label(self.model, self.data, self.out, self.device, self.precision, self.camera, self.continuous)
+        print(f"the latent action is in the column {table.column}")
+        print(table.path)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -93,7 +93,12 @@ class LatentDataset(torch.utils.data.Dataset[LatentSample]):
     """
 
     def __init__(
-        self, table: LatentTable, data: Dataset, camera: str, size: tuple[int, int] | None = None, action: str = "action"
+        self,
+        table: LatentTable,
+        data: Dataset,
+        camera: str,
+        size: tuple[int, int] | None = None,
+        action: str = "action",
     ):
         self.table, self.data, self.camera, self.size = table, data, camera, size
         self.kept = np.flatnonzero(table.valid)
@@ -116,4 +121,6 @@ class LatentDataset(torch.utils.data.Dataset[LatentSample]):
     def collate(samples: list[LatentSample]) -> LatentSample:
         """Samples as one batch, for DataLoader's ``collate_fn``."""
         frames, latents, actions = zip(*samples, strict=True)
-        return LatentSample(torch.stack(frames), torch.stack(latents), None if actions[0] is None else torch.stack(actions))
+        return LatentSample(
+            torch.stack(frames), torch.stack(latents), None if actions[0] is None else torch.stack(actions)
+        )

@@ -117,7 +117,7 @@ def write_labels(
     for episode in source.episodes:
         if not spool.has(episode):
             absent = episode.number in missing
-            spool.put(episode, _empty_labels(episode, features) if absent else label(episode, camera))
+            spool.put(episode, empty_labels(episode, features) if absent else label(episode, camera))
     with writing(out):
         if isinstance(source, LeRobotDataset):
             _extend(source, dataset, spool)
@@ -132,12 +132,10 @@ def write_labels(
     return out
 
 
-def check_writable(source: Dataset, out: Path, features: Features, camera: str) -> set[int]:
-    """The checks of :func:`write_labels` that need no label; returns the numbers of the episodes that ``camera`` does not show.
+def check_shown(source: Dataset, camera: str) -> set[int]:
+    """The numbers of the episodes that ``camera`` does not show, with a warning: their rows are not valid.
 
-    Raises LaminaError: video frames whose rows are uncertain, a codec that no container here can hold, a file of the dataset that is
-    missing or no video, rows that no episode has, an ``out`` within the dataset, episodes of different frame rates in a Dataset that is
-    neither a LeRobot dataset nor video.
+    Raises LaminaError where the frames of an episode are uncertain, and where the camera shows none.
     """
     missing = source.missing_episodes(camera)
     refused = [error for error in missing.values() if error is not None]
@@ -145,16 +143,23 @@ def check_writable(source: Dataset, out: Path, features: Features, camera: str) 
         raise refused[0]
     if len(missing) == len(source.episodes):
         raise LaminaError(f"{source.name}: '{camera}' shows no episode; name another camera")
+    if missing:
+        text = f"{source.name}: '{camera}' does not show {len(missing)} of {len(source.episodes)} episodes; their rows are not valid"
+        warnings.warn(text, LaminaWarning, stacklevel=4)
+    return set(missing)
+
+
+def check_writable(source: Dataset, out: Path, features: Features, camera: str) -> set[int]:
+    """The checks of :func:`write_labels` that need no label; returns the numbers of the episodes that ``camera`` does not show.
+
+    Raises LaminaError: video frames whose rows are uncertain, a codec that no container here can hold, a file of the dataset that is
+    missing or no video, rows that no episode has, an ``out`` within the dataset, episodes of different frame rates in a Dataset that is
+    neither a LeRobot dataset nor video.
+    """
+    missing = check_shown(source, camera)
     if missing and VALID not in features:
         raise LaminaError(
             f"{source.name}: '{camera}' does not show episode {min(missing)}; its labels cannot be marked as missing"
-        )
-    if missing:
-        warnings.warn(
-            f"{source.name}: '{camera}' does not show {len(missing)} of {len(source.episodes)} episodes; their rows "
-            "are marked as not valid",
-            LaminaWarning,
-            stacklevel=3,
         )
     if isinstance(source, VideoFolder):
         video_suffix(source)
@@ -180,10 +185,10 @@ def check_writable(source: Dataset, out: Path, features: Features, camera: str) 
                 f"{source.name}: has episodes of {source.fps:g} and of {min(rates):g} frames per second, and a LeRobot dataset has one rate"
             )
         _recorded_cameras(source)
-    return set(missing)
+    return missing
 
 
-def _empty_labels(episode: Episode, features: Features) -> Columns:
+def empty_labels(episode: Episode, features: Features) -> Columns:
     """The labels of an episode that the camera does not show: zeros, not valid."""
     return {n: np.zeros((episode.length, *f["shape"]), np.dtype(f["dtype"])) for n, f in features.items()}
 
