@@ -56,6 +56,7 @@ class WorldInfo:
 
     fps: int
     action: ActionSpec
+    task: str
     reference: tuple[float, float] | None
 
 
@@ -159,7 +160,7 @@ def serve(descriptor: int, nursery: int) -> None:
                 if world is not None:
                     world.close()
                 world = make(*arguments, size)
-                link.send("open", WorldInfo(world.fps, world.action, world.reference))
+                link.send("open", WorldInfo(world.fps, world.action, world.task, world.reference))
             else:
                 assert world is not None
                 link.send("end", *_play(link, world, *arguments))

@@ -10,7 +10,7 @@ import torch
 from lamina.methods import flexlam
 from lamina.models.heads import Translator
 from lamina.models.hub import LatentActionModel
-from lamina.policies.latency import decision_latency
+from lamina.policies.latency import decision_times
 from lamina.policies.token_model import TokenConfig, TokenModel
 from lamina.policies.token_policy import TokenPolicy
 from lamina.types import ActionSpec
@@ -146,4 +146,5 @@ def latencies(timed: int) -> dict[str, float]:
     tokens = TokenModel(TokenConfig(size="tiny"), model.config.image, 64, codebook).eval()  # type: ignore[arg-type]
     translator = Translator(64 * model.lam.dim, ActionSpec(discrete=(9,))).eval()
     policy = TokenPolicy(model, tokens, translator, batch=1)
-    return {f"K = 64, k = {k}": v for k, v in decision_latency(policy, (4, 16, 64), timed=timed).items()}
+    times = decision_times(policy, (4, 16, 64), timed=timed)
+    return {f"K = 64, k = {k}": float(np.mean(milliseconds)) for k, milliseconds in times.items()}
