@@ -25,6 +25,7 @@ from lamina.data.sampling import open_source
 from lamina.data.stream import sample_split
 from lamina.errors import LaminaError
 from lamina.evaluation.probes.translation import controls
+from lamina.inference.subject import subject_of
 from lamina.models.bottlenecks.prefix import RetainedPrefix
 from lamina.models.heads import ActionHead, HourglassMLP, InverseDynamics, Translator, TranslatorConfig
 from lamina.models.hub import LatentActionModel, Provenance
@@ -585,7 +586,7 @@ def scored(
             dataclasses.replace(c, **{k: f(getattr(c, k)) for k, f in changes.items()}) for c in (labels, test)
         )
     unlabelled = sample_split(data, "train", 64)
-    scores = controls(model.lam, labels, test, actions_of(data), config, training, unlabelled)
+    scores = controls(subject_of(model), labels, test, actions_of(data), config, training, unlabelled)
     return {s.name: s.loss for s in scores}
 
 

@@ -234,10 +234,14 @@ class Evaluate:
     Example: lamina evaluate runs/mine --data data/doom
     """
 
-    run: Positional[Path]
+    run: Positional[Path | None] = None
     """folder of the run"""
     data: str
     """video folder or LeRobot dataset; probes of actions need an action feature"""
+    subject: str | None = None
+    """in the place of RUN, a model of another library: module:function that returns a Subject; needs --out"""
+    out: Path | None = None
+    """folder of evaluation.json, report.html and pictures; default: RUN"""
 
 
 def evaluate(argv: Sequence[str], parse_only: bool = False) -> None:
@@ -250,9 +254,13 @@ def evaluate(argv: Sequence[str], parse_only: bool = False) -> None:
         return
     from lamina.evaluation import evaluate as stage
     from lamina.evaluation.report.page import write_report
+    from lamina.inference.subject import load_subject
 
-    stage.evaluate(args.run, args.data, args.evaluate)
-    print(write_report(args.run))
+    out = args.out or args.run
+    if out is None or (args.run is None) == (args.subject is None):
+        raise LaminaError("give a run folder, or --subject module:function with --out")
+    stage.evaluate(load_subject(args.subject) if args.subject else args.run, args.data, args.evaluate, out)
+    print(write_report(out))
 
 
 @dataclass(frozen=True, kw_only=True)

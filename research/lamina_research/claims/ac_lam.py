@@ -161,7 +161,7 @@ def environments(experiment: Experiment) -> Outcome:
     ours, *others = [model.label for model in contenders(0)]
     valid = [name for name in others if name not in ignored]
     lower = [name for name in valid if below(metrics[ours]["accuracy"], metrics[name]["accuracy"])]
-    unused = {name: use.told() for name, use in ignored.items()}
+    unused = {name: use.text() for name, use in ignored.items()}
     text = (
         f"Accuracy over {len(clips)} environments (chance {1 / len(clips):.2f}): {told(metrics, 'accuracy', 3)}. "
         f"AC-LAM's is below that of {', '.join(lower) or 'none'} beyond doubt.{void_text(unused)}"

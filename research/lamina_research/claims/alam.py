@@ -9,7 +9,7 @@ import torch
 
 from lamina.data.sampling import open_source
 from lamina.evaluation.pictures import composed_picture
-from lamina.evaluation.probes.horizon import elsewhere, transfer
+from lamina.evaluation.probes.horizon import other_episode, transfer
 from lamina_research.claims.structure_study import (
     ModelEntry,
     StructureStudy,
@@ -188,7 +188,7 @@ def moved(lab: StructureStudy, models: tuple[ModelEntry, ...]) -> dict[str, list
     tasks = [open_source(lab.data().data[0]).episodes[int(e)].task for e in held.episode]
     order = {task: n for n, task in enumerate(dict.fromkeys(tasks))}
     domain = torch.tensor([order[task] for task in tasks]) if len(order) > 1 else held.episode
-    start = held.frames[elsewhere(domain, domain), 0]
+    start = held.frames[other_episode(domain, domain), 0]
     found: dict[str, list[float]] = {name: [] for name in ("agreement", "by chance", "margin", "moved")}
     for model in models:
         got = transfer(lab.subject(model, lab.load(model)), held.frames, start)

@@ -172,6 +172,7 @@ def judge_use(structure: dict[str, Any]) -> Iterator[Finding]:
 
 def judge_structure(structure: dict[str, Any]) -> Iterator[Finding]:
     """Do latents add up and reverse? Never a failed check, for most methods do not ask for it, unless they are void."""
+    controlled = any(r["role"] == "control" for r in structure["records"])
     for record in (r for r in structure["records"] if r["role"] == "model"):
         if record["void"]:
             yield "warn", f"Structure of the latent ({record['name']}): void, {record['void']}."
@@ -181,7 +182,8 @@ def judge_structure(structure: dict[str, Any]) -> Iterator[Finding]:
         yield (
             "note",
             f"Structure of the latent ({record['name']}): over {last['t']} strides of {structure['stride_seconds']:g} s, sums of short "
-            f"latents miss the long one by {addition:.0%} of its length, and the way back misses the way there by {reversal:.0%}.",
+            f"latents miss the long one by {addition:.0%} of its length, and the way back misses the way there by {reversal:.0%}."
+            + ("" if controlled else " There is no random-weights control to compare with."),
         )
 
 

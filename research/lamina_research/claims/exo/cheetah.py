@@ -25,6 +25,7 @@ from lamina.evaluation.probes import exogenous
 from lamina.evaluation.probes import linear_probe as linear
 from lamina.evaluation.probes.linear_probe import linear_probe
 from lamina.files import write_text
+from lamina.inference.subject import subject_of
 from lamina.methods import lapo
 from lamina.methods.auxiliary import label_mask
 from lamina.models.heads import TranslatorConfig
@@ -142,7 +143,7 @@ class CheetahStudy(Study[Setup]):
             nmse = linear_probe(
                 train.z.flatten(1), train.action, test.z.flatten(1), test.action, test.episode, spec
             ).nmse.mean  # fmt: skip
-            latents = exogenous.views(model, self.test_clip)
+            latents = exogenous.views(subject_of(model), self.test_clip)
             few = train[
                 label_mask(self.train_clip.episode, self.train_clip.index[:, 0], lapo.Config(target_share=s.labels))
             ]
@@ -251,7 +252,10 @@ def swap(experiment: Experiment) -> Outcome:
     for world, own_setup in worlds.items():
         lab = CheetahStudy(experiment, own_setup)
         for variant in ("vanilla", "cross-exogenous"):
-            scores = [exogenous.swap(lab.load(lab.variant(variant, seed)), lab.test_clip) for seed in experiment.seeds]
+            scores = [
+                exogenous.swap(subject_of(lab.load(lab.variant(variant, seed))), lab.test_clip)
+                for seed in experiment.seeds
+            ]
             rows = [score.psnrs() for score in scores]
             own = {title: [float(np.mean(row[title])) for row in rows] for title in rows[0]}
             own["share of z"] = [score.future_share(lab.test_clip.episode).mean for score in scores]
