@@ -326,7 +326,7 @@ def test_labels_of_memory_are_a_lerobot_dataset(
     memory: InMemoryDataset, run: Path, moving: Path, tmp_path: Path
 ) -> None:
     out = label(run, memory, tmp_path / "labelled", device="cpu").path
-    beside = open_source(label(run, str(moving), tmp_path / "files", device="cpu"))
+    beside = open_source(label(run, str(moving), tmp_path / "files", device="cpu").path)
     source = open_source(out)
     assert [(e.length, e.splits, e.task) for e in source.episodes] == [(e.length, e.splits, e.task) for e in sorted(
         memory.episodes, key=lambda e: ("train", "validation", "test").index(e.splits[0][0]))]  # fmt: skip
@@ -350,7 +350,7 @@ def test_labels_of_memory_are_a_lerobot_dataset(
 
 def test_a_dataset_of_ones_own_is_labelled(run: Path, tmp_path: Path) -> None:
     mine = Numbered([12, 10, 14])
-    source = open_source(label(run, mine, tmp_path / "out", device="cpu"))
+    source = open_source(label(run, mine, tmp_path / "out", device="cpu").path)
     assert source.cameras == ("observation.images.image",)
     assert [e.length for e in source.episodes] == [
         e.length for e in sorted(mine.episodes, key=lambda e: ("train", "validation", "test").index(e.splits[0][0]))
@@ -376,7 +376,8 @@ def test_alignment_policy_and_evaluation_take_a_dataset(memory: InMemoryDataset,
         ):  # an evaluation trains controls on the translator's labels, which a name alone does not give
             note = read_json(translator / "translator.json", "")
             (translator / "translator.json").write_text(json.dumps(note | {"data": data}))
-        record = read_json(evaluate(run, data, settings), "")
+        evaluate(run, data, settings)
+        record = read_json(run / "evaluation.json", "")
         assert record["data"].pop("path") == name_of(data)
         del record["created"]
         records.append(record)

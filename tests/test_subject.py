@@ -17,6 +17,7 @@ from torch import Tensor
 from lamina.cli import main
 from lamina.errors import LaminaError
 from lamina.evaluation.evaluate import EvaluateConfig, evaluate
+from lamina.evaluation.record import Evaluation
 from lamina.images import to_float
 from lamina.inference.encode import in_batches
 from lamina.inference.subject import Subject, load_subject, pixel_change
@@ -78,8 +79,10 @@ def test_batches_are_of_the_size_asked_for_and_in_order() -> None:
 
 
 def test_an_encoder_alone_is_evaluated_and_the_rest_is_named(data: str, tmp_path: Path) -> None:
-    record = evaluate(bare(), data, SMALL, tmp_path)
-    assert json.loads((tmp_path / "evaluation.json").read_text()) == json.loads(json.dumps(record))
+    evaluated = evaluate(bare(), data, SMALL, tmp_path)
+    assert (tmp_path / "evaluation.json").read_text() == evaluated.to_json() + "\n"
+    record = json.loads(evaluated.to_json())
+    assert Evaluation.from_dict(record) == evaluated
     assert record["method"] == "theirs" and record["checkpoint"] is None and record["run"] == str(tmp_path)
     assert record["reconstruction"] == [] and record["pictures"] == [] and record["translator"] == []
     assert [r["role"] for r in record["structure"]["records"]] == ["model", "reference"]
@@ -94,7 +97,8 @@ def test_an_encoder_alone_is_evaluated_and_the_rest_is_named(data: str, tmp_path
 
 
 def test_with_labels_a_translator_and_its_controls_are_trained_alike(data: str, tmp_path: Path) -> None:
-    record = evaluate(bare(), data, dataclasses.replace(SMALL, labels="40"), tmp_path)
+    evaluated = evaluate(bare(), data, dataclasses.replace(SMALL, labels="40"), tmp_path)
+    record = json.loads(evaluated.to_json())
     names = [row["name"] for row in record["translator"]]
     assert names == [
         "theirs", "shuffled latents", "copy-frame", "observation-only", "inverse dynamics model", "plain pixels of the pair"
@@ -113,7 +117,8 @@ def test_every_ability_opens_its_probes(data: str, tmp_path: Path) -> None:
         decode=add, slots=4, prefix=RetainedPrefix(4, 12, "full"), codebook_size=5,
         index=lambda a, b: differences(a, b).mean(-1).sign().long() + 1, control=lambda clip, seed: pixel_change("random"),
     )  # fmt: skip
-    record = evaluate(subject, data, SMALL, tmp_path)
+    evaluated = evaluate(subject, data, SMALL, tmp_path)
+    record = json.loads(evaluated.to_json())
     assert record["prefixes"] == [1, 2, 4] and record["slots"] == 4
     psnr = [row["psnr"]["mean"] for row in record["reconstruction"] if row["role"] == "model"]
     assert psnr == sorted(psnr) and psnr[0] < psnr[-1]
@@ -127,7 +132,7 @@ def test_every_ability_opens_its_probes(data: str, tmp_path: Path) -> None:
 def test_nothing_is_written_without_a_folder(data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     record = evaluate(bare(), data, dataclasses.replace(SMALL, structure=0))
-    assert record["linear"] and list(tmp_path.iterdir()) == []
+    assert record.linear and list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -37,8 +37,9 @@ from lamina.evaluation.probes.translation import (
     prefix_of,
     score_translator,
 )
+from lamina.evaluation.record import Evaluation, evaluation_of
 from lamina.evaluation.verdict import in_order, judge_exogenous, judge_leakage, summary, verdict
-from lamina.files import Scratch, checkpoint_hash, disk_errors, locked, partial_path, to_json, write_text
+from lamina.files import Scratch, checkpoint_hash, disk_errors, locked, partial_path, write_text
 from lamina.inference.encode import in_batches
 from lamina.inference.subject import RANDOM, Subject, subject_of
 from lamina.intervals import Estimate, bootstrap_mean, bootstrap_ratio
@@ -121,10 +122,8 @@ def prefixes_of(slots: int) -> tuple[int, ...]:
     return tuple(sorted({2**i for i in range(slots.bit_length()) if 2**i <= slots} | {slots}))
 
 
-def evaluate(
-    subject: Subject | str | Path, path: Data, config: EvaluateConfig, out: Path | None = None
-) -> dict[str, Any]:
-    """Probe a model on the test split of ``path``, with controls; returns the record.
+def evaluate(subject: Subject | str | Path, path: Data, config: EvaluateConfig, out: Path | None = None) -> Evaluation:
+    """Probe a model on the test split of ``path``, with controls.
 
     ``subject``: a run folder, with its translator if it has one, or any Subject. Writes OUT/evaluation.json and OUT/pictures; ``out``: a
     run's own folder by default; nothing is kept of another subject's evaluation without it.
@@ -147,7 +146,8 @@ def evaluate(
                 for picture in record["pictures"] + record["structure_pictures"]:
                     content = (drawn / Path(picture["file"]).name).read_bytes()
                     picture["sha256"] = hashlib.sha256(content).hexdigest()
-                write_text(drawn / target.name, to_json(record, indent=1) + "\n")
+                evaluation = evaluation_of(record)
+                write_text(drawn / target.name, evaluation.to_json() + "\n")
                 # Nothing from here on needs room on the disk: pictures and record change together, or not at all.
                 with disk_errors(target):
                     shutil.rmtree(pictures, ignore_errors=True)
@@ -157,7 +157,7 @@ def evaluate(
                 shutil.rmtree(drawn, ignore_errors=True)
             if run:
                 run.model.write_metrics(run.model_path, metrics)
-    return record
+    return evaluation
 
 
 @dataclass(frozen=True)
