@@ -1,4 +1,4 @@
-"""A latent that spans several actions: the first of them, their mean, or all (a chunk), from the data to the policy."""
+"""Latents that span several actions: first, mean and chunk, from the data to the policy."""
 
 from __future__ import annotations
 

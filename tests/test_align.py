@@ -1,4 +1,4 @@
-"""Alignment: what an action costs, who gets which labels, and what is kept of the training."""
+"""Alignment: action losses, the split of labels, resuming, and what a run keeps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The check of the README finds every kind of lie, and passes a README that is true."""
+"""check_readme.py finds every kind of error, and accepts a correct README."""
 
 from __future__ import annotations
 

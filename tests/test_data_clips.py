@@ -1,4 +1,4 @@
-"""Streams of samples: what a sample is, which ones come in which order, and that they come back after an interruption."""
+"""Sample streams: content, order, and resuming after an interruption."""
 
 import dataclasses
 import gc

@@ -1,4 +1,4 @@
-"""Labels beside untouched video: what is written, that a killed run goes on, and that the result is then the same."""
+"""Label columns beside untouched video: content, and equal results after a killed run resumes."""
 
 import contextlib
 import hashlib

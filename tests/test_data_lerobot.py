@@ -1,4 +1,4 @@
-"""LeRobotDataset v3.0: what is written is read back, whole or not at all, and what is broken is named."""
+"""LeRobotDataset v3.0: reading equals writing, writes are atomic, and damage is named."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Video files: the right frame at the right time from every container and codec, and a clear word about bad files."""
+"""Video files: the right frame at the right time from every container and codec, and clear errors for bad files."""
 
 import itertools
 import os

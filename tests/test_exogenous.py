@@ -1,4 +1,4 @@
-"""Probes of the exogenous state on models whose answer is known by hand."""
+"""Probes of the exogenous state on models with a known answer."""
 
 import dataclasses
 import math

@@ -1,4 +1,4 @@
-"""Datasets as other programs and other people leave them: every row gets its own picture and values, or the culprit is named."""
+"""Datasets as other software writes them: every row has its own frame and values, or the culprit is named."""
 
 import io
 import itertools

@@ -1,4 +1,4 @@
-"""Folders and files of video as they are found: each picture once, upright, at its time, and in the labels' dataset the same."""
+"""Folders of video as found in practice: each file once, upright, with correct times, also in the labelled dataset."""
 
 import json
 import os

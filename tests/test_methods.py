@@ -1,4 +1,4 @@
-"""One contract for every file in methods/, and the one way that imports run."""
+"""The contract of every file in methods/, and the direction of imports."""
 
 from __future__ import annotations
 

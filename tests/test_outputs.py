@@ -1,4 +1,4 @@
-"""What a command writes belongs to it alone while it runs, and is whole or not there, however it ends."""
+"""Outputs: exclusive to one process while a command runs, and written atomically."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The whole pipeline through the command line, on the grid world: every stage reads what the one before wrote."""
+"""The whole pipeline through the command line, on the grid world."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Algorithm 1 as a control loop meets it: a cache that slides must say what a forward over the whole episode says."""
+"""The token policy (Algorithm 1): a sliding cache gives the logits of a forward pass over the whole episode."""
 
 from __future__ import annotations
 

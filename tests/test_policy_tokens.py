@@ -1,4 +1,4 @@
-"""The token model: its transformer is Qwen3, its mask is the one that was said, its loss is what it was trained for."""
+"""The token model: its transformer equals Qwen3, its attention mask follows the rule, and its loss."""
 
 from __future__ import annotations
 

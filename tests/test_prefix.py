@@ -1,4 +1,4 @@
-"""Retained prefixes, and the addressed randomness that draws them."""
+"""Retained prefixes, and the counter-based random numbers that draw them."""
 
 from __future__ import annotations
 

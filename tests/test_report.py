@@ -1,4 +1,4 @@
-"""The report: what a made-up evaluation looks like as a page, and what damaged ones are answered with."""
+"""The report: the page of a synthetic evaluation, and errors for damaged records."""
 
 from __future__ import annotations
 

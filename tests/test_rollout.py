@@ -1,4 +1,4 @@
-"""Closed-loop evaluation against a loop that has no processes, and everything that a simulator can do to it."""
+"""Closed-loop evaluation: equal to a loop without processes, and robust to faulty simulators."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Structure probes against numbers worked out by hand: an additive encoder, a constant one, one that leaks the goal, and the gate."""
+"""Structure probes against values computed by hand: encoders that are additive, constant or leak the goal, and unused latents."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training on triplets: the objectives, what ALAM and AC-LAM make of them, the rivals' parts, and runs that are stopped."""
+"""Training on triplets: the losses of ALAM and AC-LAM, parts of their baselines, and runs that collapse or explode."""
 
 from __future__ import annotations
 

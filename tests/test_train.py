@@ -1,4 +1,4 @@
-"""The training loop: what it computes, and what is left of a run that was killed."""
+"""The training loop: its computation, and resuming after a kill."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models, checkpoints and run folders that are damaged, edited or made to harm: one clear line, or exactly what was saved."""
+"""Damaged, edited or malicious models, checkpoints and run folders: a one-line error, or exactly what was saved."""
 
 from __future__ import annotations
 

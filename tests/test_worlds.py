@@ -1,4 +1,4 @@
-"""Worlds: the grid's exact truth, paths around walls, and that each simulator is deterministic and its expert worth recording."""
+"""Environments: the grid's exact state, paths around walls, determinism, and the quality of experts."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""Claims of Why Latent Actions Fail: the rules that decide, every experiment whole at smoke scale, and `lamina exogenous`."""
+"""Claims of Why Latent Actions Fail: decision rules, every experiment at smoke scale, and `lamina exogenous`."""
 
 from __future__ import annotations
 

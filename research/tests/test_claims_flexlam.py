@@ -1,4 +1,4 @@
-"""Claims of FlexLAM: how labels are drawn, the rules that decide, and every experiment whole at smoke scale on the real suite."""
+"""Claims of FlexLAM: the draw of labels, decision rules, and every experiment at smoke scale on the real suite."""
 
 from __future__ import annotations
 

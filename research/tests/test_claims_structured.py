@@ -1,4 +1,4 @@
-"""Claims on structured latents: fair rivals, what is void, runs that are stopped, and every experiment whole at smoke scale."""
+"""Claims on structured latents: comparable baselines, invalid scores, stopped runs, and every experiment at smoke scale."""
 
 from __future__ import annotations
 

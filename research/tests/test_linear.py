@@ -1,4 +1,4 @@
-"""The linear laboratory: exact moments against simulation and by hand, closed forms against references and gradient descent, the bound."""
+"""The linear model: exact moments against simulation, closed forms against references and gradient descent, the bound."""
 
 from __future__ import annotations
 
