@@ -112,7 +112,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         small = {"size": "small", "image": (64, 64), "encoder": "transformer"}
-        # The clip is long enough that opening the model and closing the files take little of the time; the small encoder is 40 times slower.
+        # Long enough that opening the model and closing the files take little of the time; the small encoder is 40 times slower.
         for number, (options, count) in enumerate(((small, 600), ({"size": "tiny"}, 3000))):
             place = folder / str(number)
             place.mkdir()

@@ -94,7 +94,7 @@ def test_lapo_without_a_quantiser_or_pixels(options):
     check(module, module.Config(size="debug", image=(16, 16), slots=1, code_dim=8, **options))
 
 
-def test_what_moves_is_predicted_without_gradient_and_follows_the_encoder():
+def test_ema_targets_have_no_gradient_and_follow_the_encoder():
     module = methods.load("lapo")
     torch.manual_seed(0)
     lam = LAM(module.build(module.Config(size="debug", image=(16, 16), space="ema"))).train()
