@@ -63,9 +63,8 @@ def locked(path: Path) -> Iterator[None]:
                 lock.write_text(str(os.getpid()))
             yield
         finally:
-            lock.unlink(
-                missing_ok=True
-            )  # before the release: a waiting process sees that the file is gone and creates a new one
+            # Before the release: a waiting process sees that the file is gone and creates a new one.
+            lock.unlink(missing_ok=True)
             holder.release()
     finally:
         for parent in made:  # folders that are still empty are removed
