@@ -472,7 +472,9 @@ def aligning(joint: bool, dataset: Path) -> Callable[..., Path]:
 
     def work(run: Path, **changes) -> Path:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("lamina.training.joint.head_training", lambda steps, seed, **more: head_training(5, seed, **more))
+            patch.setattr(
+                "lamina.training.joint.head_training", lambda steps, seed, **more: head_training(5, seed, **more)
+            )
             return align(run, str(dataset), config, training(**changes), **more)
 
     return work
