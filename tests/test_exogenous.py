@@ -1,4 +1,4 @@
-"""Probes of the exogenous state on models with a known answer."""
+"""Probes of the exogenous state on models whose answer is known by hand."""
 
 import dataclasses
 import math
