@@ -54,7 +54,7 @@ class FramePairRegressor(Copier):
     rows = slice(0, 8)
 
 
-def test_a_latent_that_copies_the_next_frame_is_detected():
+def test_a_latent_that_copies_the_next_frame_is_found_out():
     clip = views()
     score = swap(Copier(), clip)
     assert (score.reconstruction == 60).all() and (score.augmented == 60).all() and (score.swap_as_paired == 60).all()
@@ -70,7 +70,7 @@ def test_a_latent_that_copies_the_next_frame_is_detected():
     assert levels == ["bad"]
 
 
-def test_a_latent_without_exogenous_state_passes():
+def test_a_latent_of_the_agents_doing_alone_passes():
     clip = views()
     score = swap(FramePairRegressor(), clip)
     assert score.future_share(clip.episode).mean == score.inconsistency(clip.episode).mean == 0
@@ -99,7 +99,7 @@ def test_views_of_the_same_states_are_told_from_views_of_others():
     assert level == "bad" and "same states" in text and "--cross-exogenous" not in text
 
 
-def test_a_constant_latent_gets_no_good_verdict():
+def test_a_constant_latent_is_not_praised_for_holding_nothing():
     class Constant(Copier):
         def encode(self, src: Tensor, dst: Tensor) -> Latent:
             z = torch.full((len(src), 1, 768), 0.3)
@@ -125,7 +125,7 @@ def test_the_verdict_names_the_remedy_that_the_data_allows(actions: bool, remedy
     assert level == "bad" and "dB" not in text
 
 
-def test_views_that_cannot_be_compared_are_refused():
+def test_what_cannot_be_compared_is_refused():
     alone = dataclasses.replace(views(80), paired=None)
     for work in (lambda: swap(Copier(), alone), lambda: same_states(alone)):
         with pytest.raises(LaminaError, match="paired"):
