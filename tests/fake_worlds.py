@@ -1,4 +1,4 @@
-"""Small worlds that misbehave, for test_rollout.py. In a file of its own, which worker processes import in no time."""
+"""Small faulty environments for test_rollout.py. They are in a separate file that worker processes import quickly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lamina and lerobot read what the other one writes. Run by tests/lerobot_env.sh in an environment that has lerobot."""
+"""Round trips between Lamina and lerobot. Run by tests/lerobot_env.sh in an environment that has lerobot."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Policies of two frames: they learn what frames tell, they act in a real loop, and refuse what doesn't fit."""
+"""Policies that read two frames: training, closed loop, and errors for inputs that do not fit."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Collecting: what is on disk is what the world showed, and an interrupted run leaves nothing."""
+"""Collecting: the dataset on disk equals what the environment rendered, and an interrupted run leaves nothing."""
 
 import json
 import os

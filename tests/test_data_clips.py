@@ -1,4 +1,4 @@
-"""Streams of samples: what a sample is, which ones come in which order, and that they come back after an interruption."""
+"""Sample streams: content, order, and resuming after an interruption."""
 
 import dataclasses
 import gc
@@ -132,7 +132,7 @@ def test_a_gap_is_in_seconds_whatever_the_frame_rate(folder):
     torch.testing.assert_close(clip.time[:, 1] - clip.time[:, 0], torch.full((400,), 0.5))
 
 
-def test_frames_further_apart_than_the_gap_are_taken_one_by_one_and_told(tmp_path):
+def test_frames_further_apart_than_the_gap_are_taken_one_by_one_with_a_warning(tmp_path):
     write_video(tmp_path / "slow.mp4", frames=20, fps=1)
     with pytest.warns(LaminaWarning, match="more than the longest gap"):
         clip = next(ClipStream(config(tmp_path), 30, seed=0))
@@ -486,7 +486,7 @@ def test_one_frame_is_too_few(tmp_path):
     assert len(open_source(path).episodes) == 1  # one row can still be labelled
 
 
-def test_short_episodes_are_left_out_and_told(tmp_path):
+def test_short_episodes_are_left_out_with_a_warning(tmp_path):
     for n, frames in enumerate([30, 3, 30, 3, 30, 30, 3, 30]):
         write_video(tmp_path / f"{n}.mp4", frames=frames)
     with pytest.warns(LaminaWarning, match="too short for 2 frames at least 0.5 s apart"):

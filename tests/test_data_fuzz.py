@@ -1,4 +1,4 @@
-"""Damaged files: an error in one line, or frames; never a crash, a hang, or pictures in the wrong place."""
+"""Damaged files: a one-line error or correct frames; never a crash, a hang, or frames in the wrong place."""
 
 import warnings
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Video files: the right frame at the right time from every container and codec, and a clear word about bad files."""
+"""Video files: the right frame at the right time from every container and codec, and clear errors for bad files."""
 
 import itertools
 import os
@@ -167,7 +167,7 @@ def test_a_bad_file_among_good_ones_is_left_out_up_to_a_limit(tmp_path):
 
 
 @pytest.mark.parametrize("make", ["missing", "empty folder", "folder of text"])
-def test_nothing_to_read(tmp_path, make):
+def test_sources_without_video_are_refused(tmp_path, make):
     path = tmp_path / "data"
     if make != "missing":
         path.mkdir()

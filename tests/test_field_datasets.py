@@ -1,4 +1,4 @@
-"""Datasets as other programs and other people leave them: every row gets its own picture and values, or the culprit is named."""
+"""Datasets as other software writes them: every row has its own frame and values, or the culprit is named."""
 
 import io
 import itertools
@@ -589,7 +589,7 @@ def test_an_action_that_is_not_as_wide_as_its_feature(tmp_path, width):
         source.column(source.episodes[0], "action")
 
 
-def test_whole_numbers_below_zero_are_continuous_and_said_to_be(tmp_path):
+def test_negative_integers_are_continuous_with_a_warning(tmp_path):
     n = np.arange(160)
     action = np.stack([n // 4 % 3 - 1, np.where(n // 7 % 2, 1, -1)], 1).astype(np.int64)
     root = foreign_dataset(tmp_path / "set", [40] * 4, action=action)
@@ -654,7 +654,7 @@ def test_a_dataset_that_was_moved_is_the_same_data(tmp_path):
         ClipStream(config(more), 8, seed=0).load_state_dict(state)
 
 
-def test_nothing_is_warned_of_where_all_is_well(tmp_path):
+def test_a_valid_dataset_gives_no_warning(tmp_path):
     root = foreign_dataset(tmp_path / "set", [40] * 5)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

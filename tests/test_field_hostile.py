@@ -1,4 +1,4 @@
-"""Datasets of strangers: nothing is written outside the output, nothing else is read, nothing waits, nothing fills the memory."""
+"""Malicious datasets: no writes or reads outside the allowed paths, no blocking, bounded memory."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Gymnasium's environments as worlds, and an agent of ours in Gymnasium's own loop."""
+"""Gymnasium environments in Lamina's rollouts, and a Lamina policy in a Gymnasium loop."""
 
 from __future__ import annotations
 

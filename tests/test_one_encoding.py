@@ -1,5 +1,6 @@
-"""One way from frames to latents: what `lamina label` writes, what the model's own API says, what alignment and probes read, what the token
-model is trained on and what a policy realises are the same, for every method there is."""
+"""All uses of a latent agree, for every method: `lamina label`, the model's API, alignment, probes, the token model's data and the
+policy.
+"""
 
 from __future__ import annotations
 

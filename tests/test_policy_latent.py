@@ -1,4 +1,4 @@
-"""Algorithm 1 as a control loop meets it: a cache that slides must say what a forward over the whole episode says."""
+"""The token policy (Algorithm 1): a sliding cache gives the logits of a forward pass over the whole episode."""
 
 from __future__ import annotations
 
@@ -231,7 +231,7 @@ def test_discrete_actions_are_whole_numbers():
     assert actions.dtype == np.int64 and actions.shape == (2, 1) and ((actions >= 0) & (actions < 5)).all()
 
 
-def test_what_was_really_done_replaces_what_was_said():
+def test_the_executed_action_replaces_the_proposed_one():
     model, tokens, translator = parts(spec=MIXED)
     frames, done = film(3)[:, 0], np.array([2.0, -0.5, 1.5])
     read: list[torch.Tensor] = []

@@ -1,4 +1,4 @@
-"""The report: what a made-up evaluation looks like as a page, and what damaged ones are answered with."""
+"""The report: the page of a synthetic evaluation, and errors for damaged records."""
 
 from __future__ import annotations
 
@@ -232,7 +232,7 @@ def test_headings_descend_and_every_chart_has_a_text(tmp_path: Path) -> None:
         ((), "No check was recorded"),
     ],
 )
-def test_the_worst_check_makes_the_headline(tmp_path: Path, levels: tuple[str, ...], headline: str) -> None:
+def test_the_most_severe_finding_is_the_summary(tmp_path: Path, levels: tuple[str, ...], headline: str) -> None:
     record = evaluation() | {"verdict": [{"level": level, "text": f"It is {level}."} for level in levels]}
     page = report(tmp_path, record)
     first = page.split("<section", 2)[1]

@@ -1,4 +1,4 @@
-"""Closed-loop evaluation against a loop that has no processes, and everything that a simulator can do to it."""
+"""Closed-loop evaluation: equal to a loop without processes, and robust to faulty simulators."""
 
 from __future__ import annotations
 
@@ -202,7 +202,7 @@ def test_a_crash_loses_its_episode_and_no_other(crew):
     assert record["Endless"]["lengths"] == [20] * 5 and record[names[0]]["truncated"] == 0
 
 
-def test_silence_is_given_up(loner):
+def test_a_worker_that_does_not_answer_is_given_up(loner):
     world = f"Hangs:{start(0)}"
     loner.inspect([world])  # it takes a while to start
     loner[0]._patience = 0.5

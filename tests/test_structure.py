@@ -1,4 +1,4 @@
-"""Structure probes against numbers worked out by hand: an additive encoder, a constant one, one that leaks the goal, and the gate."""
+"""Structure probes against values computed by hand: encoders that are additive, constant or leak the goal, and unused latents."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def predicting(read: float) -> Subject:
     return Subject("toy", lambda i, j: code(j) - code(i), predict, lambda frames: frames.float() / 127.5 - 1)
 
 
-def test_the_gate_tells_a_latent_that_is_used_from_one_that_is_ignored() -> None:
+def test_latent_usage_separates_used_from_ignored_latents() -> None:
     src, dst = FRAMES[:, 0], FRAMES[:, 4]
     used = latent_use(predicting(0.9), src, dst, EPISODE)
     assert used.used and used.another.mean > 3 and used.mean.mean > 3 and used.copy.mean == pytest.approx(20, abs=0.1)
@@ -203,7 +203,7 @@ def held() -> StructureData:
     return StructureData(clip, clip, 0.15, 2)
 
 
-def test_the_record_of_a_good_subject_and_of_void_ones() -> None:
+def test_the_record_of_a_valid_subject_and_of_invalid_ones() -> None:
     record = measure(predicting(1.0), held())
     assert record["void"] is None and json.loads(json.dumps(record)) == record
     assert [h["t"] for h in record["horizons"]] == [1, 2, 3, 4, 5] and record["transfer"]["margin"]["mean"] > 5

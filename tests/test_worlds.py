@@ -1,4 +1,4 @@
-"""Worlds: the grid's exact truth, paths around walls, and that each simulator is deterministic and its expert worth recording."""
+"""Environments: the grid's exact state, paths around walls, determinism, and the quality of experts."""
 
 import os
 import sys
@@ -220,7 +220,7 @@ class Turret:
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.3])
-def test_whoever_turns_and_shoots_hits_what_it_can(noise):
+def test_turn_and_shoot_hits_its_target(noise):
     rng = np.random.default_rng(0)
     for _ in range(50):
         around, distance = rng.uniform(-180, 180), rng.uniform(60, 200)  # so near that one of its turns will hit

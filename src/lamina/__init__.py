@@ -1,4 +1,4 @@
-"""Lamina: latent action models, learned from video without action labels and tied to real actions with few."""
+"""Lamina: latent action models, trained on video without action labels and aligned with real actions from few labels."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Latent", "LatentActionModel", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    # Late, so that `lamina --help` does not wait for torch.
+    # Imported on first use: `lamina --help` needs no torch.
     if name == "LatentActionModel":
         from lamina.models.hub import LatentActionModel
 

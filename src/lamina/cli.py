@@ -158,9 +158,8 @@ class Align:
     """
 
     run: Positional[Path]
-    """folder of the run"""
     data: str
-    """LeRobot dataset with an action feature"""
+    """LeRobot dataset with actions"""
 
 
 def align(argv: Sequence[str], parse_only: bool = False) -> None:
@@ -185,7 +184,7 @@ def align(argv: Sequence[str], parse_only: bool = False) -> None:
 
 
 def _recipe_of(run: Path) -> tuple[Any, dict[str, Any]]:
-    """The training recipe of RUN, and its data settings. Raises LaminaError if the config of RUN cannot be read."""
+    """The recipe that RUN was trained with, and the settings of its data. Raises LaminaError if its config cannot be read."""
     from lamina import methods
     from lamina.training.recipe import recipe
 
