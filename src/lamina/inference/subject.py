@@ -96,7 +96,7 @@ def subject_of(model: LatentActionModel, place: Place | None = None, name: str |
         if place == "pre":
             slotted = lam.quantise(slotted).post
         # Every call draws the same noise, so that predictions differ by their latents alone.
-        return lam.decoder.sample(seen, slotted, Rng(0, device=seen.device))  # type: ignore[operator]
+        return lam.decoder.sample(seen, slotted, Rng(0, device=seen.device))
 
     slots = config.latent_action.indices(config.slots)
     part = (slots[0] * lam.dim, slots[1] * lam.dim)
