@@ -160,6 +160,8 @@ class Align:
     run: Positional[Path]
     data: str
     """LeRobot dataset with actions"""
+    method: str | None = None
+    """with --joint, of a run that was trained from a file: the method's file"""
 
 
 def align(argv: Sequence[str], parse_only: bool = False) -> None:
@@ -172,30 +174,16 @@ def align(argv: Sequence[str], parse_only: bool = False) -> None:
     if parse_only:
         return
     from lamina import training as stage
+    from lamina.training.recipe import recipe_of
 
     losses = weights = None
     needs: dict[str, Any] = {}
     if args.align.joint:
-        plan, trained_on = _recipe_of(args.run)
+        plan, trained_on = recipe_of(args.run, args.method)
         losses, weights = plan.losses, dict(plan.weights)
         needs = {name: trained_on[name] for name in ("frames", "span", "paired", "proprio") if name in trained_on}
         needs["targets"] = tuple(trained_on.get("targets", ()))
     print(stage.align(args.run, args.data, args.align, args.train, losses, weights, needs))
-
-
-def _recipe_of(run: Path) -> tuple[Any, dict[str, Any]]:
-    """The recipe that RUN was trained with, and the settings of its data. Raises LaminaError if its config cannot be read."""
-    from lamina import methods
-    from lamina.training.recipe import recipe
-
-    path = run / "config.json"
-    settings = read_json(path, "--joint needs the run that trained the model")
-    try:
-        method = methods.load(settings["method"])
-        options = {k: tuple(v) if isinstance(v, list) else v for k, v in settings["options"].items()}
-        return recipe(settings["method"], method, method.Config(**options)), settings["data"]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise LaminaError(f"{path}: cannot read how this run was trained ({error})") from error
 
 
 @dataclass(frozen=True)

@@ -96,7 +96,7 @@ def label(
         "precision": precision,
     }
     total = sum(episode.length for episode in source.episodes)
-    ahead = ReadAhead(source, camera, config.image[1:], chunk=CHUNK)  # type: ignore[arg-type]
+    ahead = ReadAhead(source, camera, config.image[1:], chunk=CHUNK)
     with tqdm(total=total, unit="frame", unit_scale=True, desc="label", dynamic_ncols=True) as bar:
 
         def values(episode: Episode, _: str) -> dict[str, np.ndarray]:

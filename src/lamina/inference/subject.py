@@ -177,7 +177,7 @@ def subject_of(model: LatentActionModel, side: Side | None = None, name: str | N
         slotted = z.to(inputs.device).view(len(z), config.slots, lam.dim)
         if read_side == "continuous":
             slotted = lam.quantise(slotted).post
-        return lam.decoder.sample(inputs, slotted, Rng(seed, device=inputs.device))  # type: ignore[operator]
+        return lam.decoder.sample(inputs, slotted, Rng(seed, device=inputs.device))
 
     def index(src: Images, dst: Images) -> Tensor:
         codes = model.encode(src, dst).index

@@ -1,11 +1,11 @@
-"""One dial, ``--size``, sets every width and depth; each derived value can be overridden by its own option."""
+"""The interface of a method, its options, and the loss terms that several methods share."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -14,10 +14,11 @@ from torch import Tensor
 from lamina.device import pick_device
 from lamina.errors import LaminaError
 from lamina.models.bottlenecks.whitening import Whitening
-from lamina.models.config import NETWORK_SIZES, SizeName
+from lamina.models.config import NETWORK_SIZES, LAMConfig, SizeName
 from lamina.models.decoders.flow import FlowDecoder
 from lamina.models.decoders.pixel import PixelDecoder
 from lamina.models.decoders.unet import UNetDecoder
+from lamina.models.encoders import ENCODERS
 from lamina.models.encoders.conv import ConvEncoder
 from lamina.models.encoders.transformer import TransformerEncoder
 from lamina.models.features import ClipView
@@ -26,19 +27,19 @@ from lamina.options import check_options
 from lamina.rng import Rng
 from lamina.types import Clip, Latent
 
-EncoderName = Literal["auto", "conv", "transformer"]
+EncoderName = str  # auto, or a name of lamina.models.encoders.ENCODERS, which packages extend
 DecoderName = Literal["auto", "flow", "pixel", "unet"]
 
 
 @dataclass(frozen=True)
 class MethodConfig:
-    """What every method's config begins with. None means: derived from ``size`` and ``image``."""
+    """Options of every method. ``size`` sets all widths and depths; None means: derived from ``size`` and ``image``."""
 
     size: SizeName = "tiny"
     image: tuple[int, int] = (64, 64)
     """height and width that frames are resized to, pixels"""
     encoder: EncoderName = "auto"
-    """auto: conv up to 64 pixels, transformer above"""
+    """auto (conv up to 64 pixels, transformer above), conv, transformer, or the name of a registered encoder"""
     decoder: DecoderName = "auto"
     """auto: flow (rectified flow, FlexLAM's) on CUDA; unet elsewhere, which gives a used latent in a tenth of the time"""
     slots: int = 16
@@ -46,20 +47,20 @@ class MethodConfig:
     frames: int = 2
     """frames of one training sample; every neighbouring pair is trained on"""
     whiten: Whitening = "none"
-    """none; first: latents begin apart from one another, each channel scaled by the first batch; batch: by every batch, so that they
-    can't shrink either"""
+    """none; first: each channel of the latents is scaled by its deviation in the first batch; batch: by that in every batch, so that
+    latents cannot shrink"""
     augment: float | None = None
-    """random crops of training samples (and mirror images, where frames are all that a method reads): the largest share of each side that
-    they cut off; 0: none; default: 0.5 where training sees every sample more than 50 times, else none"""
+    """random crops of training samples (and mirror images, where a method reads frames alone): the largest share of each side that is cut
+    off; 0: none; default: 0.5 where training sees every sample more than 50 times, else none"""
     cross_exogenous: float = 0.0
     """weight of cross-exogenous reconstruction, which needs paired views (--paired); 0: none"""
     robust_target: float = 0.0
-    """weight of a linear head's squared error on a target that no exogenous state changes, of each transition whose target is known, in
-    units of the target's variance; 0: none"""
+    """weight of a linear head's squared error on a target that exogenous state does not change, of each labelled transition, in units of
+    the target's variance; 0: none"""
     target: str = "action"
     """that target: action, flow (optical flow), or the name of a feature, whose change is predicted"""
     target_share: float = 1.0
-    """share of the transitions whose target is known"""
+    """share of the transitions that are labelled with the target"""
     target_classes: tuple[int, ...] = ()
     """of a discrete action; filled in from the data"""
     target_width: int = 0
@@ -79,11 +80,13 @@ class MethodConfig:
 
     def __post_init__(self) -> None:
         check_options(self)
+        if self.encoder != "auto" and self.encoder not in ENCODERS:
+            raise LaminaError(f"unknown encoder {self.encoder!r}: choose auto, {', '.join(ENCODERS)}")
         if self.frames < 2:
             raise LaminaError(f"--frames must be at least 2, got {self.frames}: a latent action is of a pair")
 
     def parts(self) -> dict[str, Any]:
-        """The fields of :class:`lamina.models.config.LAMConfig` that do not depend on the method: image, slots, encoder, decoder."""
+        """Fields of :class:`lamina.models.config.LAMConfig` that do not depend on the method: image, slots, encoder, decoder, ..."""
         if self.size not in NETWORK_SIZES:
             raise LaminaError(f"unknown size {self.size!r}: choose {', '.join(NETWORK_SIZES)}")
         size = NETWORK_SIZES[self.size]
@@ -99,8 +102,11 @@ class MethodConfig:
             # Strided stages until the pair is seen on a map of 8x8 or less.
             stages = max(1, math.ceil(math.log2(short / 32)))
             encoder = ConvEncoder.Config(channels, tuple(2 ** (i + 1) for i in range(stages)), 2 * width)
-        else:
+        elif kind == "transformer":
             encoder = TransformerEncoder.Config(patch, width, heads, frame_layers=layers, pair_layers=layers)
+        else:
+            registered: Any = ENCODERS[kind]
+            encoder = registered.Config()
         decoder: Any
         match with_decoder(self, pick_device("auto")).decoder:
             case "flow":
@@ -120,7 +126,7 @@ class MethodConfig:
 
 
 def with_decoder(options: Any, device: str) -> Any:
-    """The options of a method with the decoder that ``auto`` means on a device; any other stays."""
+    """The options of a method, with the decoder "auto" replaced by the device's: flow on CUDA, unet elsewhere."""
     if options.decoder != "auto":
         return options
     return replace(options, decoder="flow" if device == "cuda" else "unet")
@@ -139,6 +145,29 @@ MethodLosses = Callable[[LAM, ClipView, Rng], LossOutput]
 
 #: The losses of any module on any batch, as the training loop calls them: ``losses(module, batch, rng) -> {term: [b]}``.
 Losses = Callable[[Any, Any, Rng], dict[str, Float[Tensor, "b"]]]
+
+
+@runtime_checkable
+class Method(Protocol):
+    """A LAM's architecture and objective. A module with these members is a method, and so is any object.
+
+    Optional: ``OBJECTIVE_FRAMES: int`` (default 2), the number of frames that the objective ties together. A Config that has ``proprio`` (a
+    feature's name) and ``proprio_width`` gets proprioception where the data has it.
+    """
+
+    Config: type[MethodConfig]
+
+    def build(self, config: Any) -> LAMConfig:
+        """The LAM for these options."""
+        ...
+
+    def losses(self, config: Any) -> MethodLosses:
+        """The loss terms as a function of (lam, view, rng)."""
+        ...
+
+    def weights(self, config: Any) -> dict[str, float]:
+        """The weight of each loss term."""
+        ...
 
 
 def neighbours(frames: int) -> list[Pair]:

@@ -15,6 +15,7 @@ from lamina.models.bottlenecks.whitening import Whitening
 from lamina.models.decoders import DECODERS
 from lamina.models.encoders import ENCODERS
 from lamina.models.features import SpaceName
+from lamina.models.registry import Registry
 from lamina.records import Count, Image, Short, Some, checked
 from lamina.version import __version__
 
@@ -23,7 +24,7 @@ Side = Literal["quantised", "continuous"]
 
 @dataclass(frozen=True)
 class LAMConfig:
-    """Everything that decides the shape of a LAM. Each part's config says which part it is by its type."""
+    """Everything that decides the shape of a LAM. The type of a part's config says which part it is."""
 
     image: Image  # channels, height, width
     slots: Short
@@ -45,7 +46,7 @@ class LAMConfig:
 
     @property
     def latent_action(self) -> slice:
-        """The slots that are the latent action. What else the code holds (UniVLA's other half) is for the decoder alone."""
+        """The slots that are the latent action. Other slots (UniVLA's second half) are read by the decoder alone."""
         return slice(*(self.action_slots or (0, self.slots)))
 
     @property
@@ -61,9 +62,9 @@ class LAMConfig:
             for name in ("whiten", "space", "state", "target", "task", "action_slots", "action_side")
             if (v := getattr(self, name)) != getattr(LAMConfig, name)
         }
-        for part in _PARTS:
+        for part, kinds in _PARTS.items():
             config = getattr(self, part)
-            values[part] = {"kind": part_name(config), **dataclasses.asdict(config)}
+            values[part] = {"kind": kinds.name_of(config), **dataclasses.asdict(config)}
         return json.loads(json.dumps(values))
 
     @classmethod
@@ -77,17 +78,17 @@ class LAMConfig:
             settings = dict(values[part]) if isinstance(values.get(part), Mapping) else {}
             kind = settings.pop("kind", None)
             if not isinstance(kind, str) or kind not in kinds:
+                if part == "encoder" and isinstance(kind, str) and kind.isidentifier():
+                    raise LaminaError(
+                        f"this model's encoder '{kind:.60}' is not installed: import the file that registers it, or install the package "
+                        "that does"
+                    )
                 raise LaminaError(f"model.{part}: no kind that lamina {__version__} knows, got {kind!r:.60}")
             parts[part] = checked(kinds[kind].Config, settings, f"model.{part}")
         return dataclasses.replace(checked(cls, {**values, **dict.fromkeys(parts)}, "model"), **parts)
 
 
-_PARTS: dict[str, dict[str, Any]] = {"encoder": ENCODERS, "bottleneck": BOTTLENECKS, "decoder": DECODERS}
-
-
-def part_name(config: Any) -> str:
-    """The name of the part that a part's config belongs to: "conv", "fsq", "flow", ..."""
-    return next(name for kinds in _PARTS.values() for name, cls in kinds.items() if isinstance(config, cls.Config))  # type: ignore[arg-type]
+_PARTS: dict[str, Registry[Any]] = {"encoder": ENCODERS, "bottleneck": BOTTLENECKS, "decoder": DECODERS}
 
 
 SizeName = Literal["debug", "tiny", "small", "base"]

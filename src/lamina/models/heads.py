@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lamina.losses.reconstruction import squared_error
-from lamina.models.config import LAMConfig, SizeName, part_name
+from lamina.models.config import LAMConfig, SizeName
 from lamina.models.encoders import ENCODERS
 from lamina.options import check_options
 from lamina.types import ActionSpec
@@ -186,7 +186,7 @@ class InverseDynamics(nn.Module):
         super().__init__()
         self.pairs = pairs
         dim = 64
-        self.encoder = ENCODERS[part_name(config.encoder)](config.encoder, config.image, config.slots, dim)
+        self.encoder = ENCODERS[ENCODERS.name_of(config.encoder)](config.encoder, config.image, config.slots, dim)
         condition: Condition = "latent+previous" if "previous" in head.condition else "latent"
         self.translator = Translator(config.slots * dim, spec, replace(head, condition=condition), steps=steps)
 
@@ -195,9 +195,9 @@ class InverseDynamics(nn.Module):
         return self.translator.action
 
     def forward(self, frames: Float[Tensor, "b t c h w"], previous: Float[Tensor, "b a"]) -> Float[Tensor, "b e"]:
-        first = self.encoder.embed(frames[:, 0])  # type: ignore[operator]
-        second = self.encoder.embed(frames[:, 1]) if self.pairs else first  # type: ignore[operator]
-        return self.translator(self.encoder.compare(first, second), previous)  # type: ignore[operator]
+        first = self.encoder.embed(frames[:, 0])
+        second = self.encoder.embed(frames[:, 1]) if self.pairs else first
+        return self.translator(self.encoder.compare(first, second), previous)
 
 
 class ProprioDynamics(nn.Module):

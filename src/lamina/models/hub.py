@@ -122,7 +122,7 @@ class LatentActionModel(nn.Module, PyTorchModelHubMixin):
         frames = self.read(src)
         z = (latent.post if isinstance(latent, Latent) else latent).to(frames.device)
         z = self.lam.prefix(z, self.config.slots if k is None else k)
-        return to_uint8(self.lam.decoder.sample(frames, z, Rng(seed, device=frames.device)))  # type: ignore[operator]
+        return to_uint8(self.lam.decoder.sample(frames, z, Rng(seed, device=frames.device)))
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> LatentActionModel:
@@ -160,7 +160,7 @@ class LatentActionModel(nn.Module, PyTorchModelHubMixin):
         write_text(folder / "README.md", str(self.generate_model_card()))
 
     @classmethod
-    def _from_pretrained(cls, *, model_id: str, map_location: str = "cpu", strict: bool = True, **hub: Any) -> Any:  # type: ignore[override]
+    def _from_pretrained(cls, *, model_id: str, map_location: str = "cpu", strict: bool = True, **hub: Any) -> Any:
         folder = Path(model_id)
         if (folder / "model" / "config.json").is_file():
             folder = folder / "model"  # a run folder

@@ -11,10 +11,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from lamina.errors import LaminaError
-from lamina.models.bottlenecks import BOTTLENECKS
+from lamina.models.bottlenecks import BOTTLENECKS, Bottleneck
 from lamina.models.bottlenecks.prefix import RetainedPrefix
 from lamina.models.bottlenecks.whitening import whitener
-from lamina.models.config import LAMConfig, Side, part_name
+from lamina.models.config import LAMConfig, Side
 from lamina.models.decoders import DECODERS
 from lamina.models.encoders import ENCODERS
 from lamina.models.features import SPACES, ClipView, FeatureSpace
@@ -93,12 +93,13 @@ class LAM(nn.Module):
         groups = getattr(config.bottleneck, "groups", 1)
         if -(-config.slots // -(-config.slots // groups)) != groups:
             raise LaminaError(f"{config.slots} slots cannot be divided into {groups} groups")
-        self.bottleneck = BOTTLENECKS[part_name(config.bottleneck)](**dataclasses.asdict(config.bottleneck))
-        dim: int = self.bottleneck.dim  # type: ignore[assignment]
+        make_bottleneck: Callable[..., Bottleneck] = BOTTLENECKS[BOTTLENECKS.name_of(config.bottleneck)]
+        self.bottleneck = make_bottleneck(**dataclasses.asdict(config.bottleneck))
+        dim = self.bottleneck.dim
         self.space: FeatureSpace = SPACES[config.space](config.image[0])
-        observed = (self.space.channels, *config.image[1:])
-        self.encoder = ENCODERS[part_name(config.encoder)](config.encoder, observed, config.slots, dim)
-        self.decoder = DECODERS[part_name(config.decoder)](config.decoder, observed, config.slots, dim)
+        observation = (self.space.channels, *config.image[1:])
+        self.encoder = ENCODERS[ENCODERS.name_of(config.encoder)](config.encoder, observation, config.slots, dim)
+        self.decoder = DECODERS[DECODERS.name_of(config.decoder)](config.decoder, observation, config.slots, dim)
         self.prefix = RetainedPrefix(config.slots, dim, config.prefix)
         self.whiten = whitener(config.whiten, config.slots * dim)
         self.state = ProprioDynamics(config.state, config.slots * dim) if config.state else None
@@ -108,7 +109,7 @@ class LAM(nn.Module):
     @property
     def dim(self) -> int:
         """Channels of one slot."""
-        return self.bottleneck.dim  # type: ignore[return-value]
+        return self.bottleneck.dim
 
     def view(self, clip: Clip, paired: bool = False) -> ClipView:
         """A batch of clips in this LAM's observation space: what :meth:`encode` and :meth:`predict_pairs` take.
@@ -125,10 +126,10 @@ class LAM(nn.Module):
 
     def embed(self, frames: Float[Tensor, "n c h w"]) -> FrameFeatures:
         """Features of single frames, for both sides of any pair."""
-        first = self.encoder.embed(self.space(frames))  # type: ignore[operator]
+        first = self.encoder.embed(self.space(frames))
         if not self.space.has_target_encoder:
             return FrameFeatures(first, first)
-        return FrameFeatures(first, self.encoder.embed(self.space.target(frames)))  # type: ignore[operator]
+        return FrameFeatures(first, self.encoder.embed(self.space.target(frames)))
 
     def pair(self, first: FrameFeatures, second: FrameFeatures, language: Float[Tensor, "b e"] | None = None) -> Latent:
         """The latent of each pair of ``first`` and ``second``: comparison, whitening, quantiser.
@@ -137,7 +138,7 @@ class LAM(nn.Module):
         slots of ``post`` by it, for its decoder; without a vector these slots hold the encoder's code. Other LAMs ignore it.
         """
         # float32 from here on, whatever the networks compute in: a code must not depend on how its statistics were rounded.
-        slots = self.encoder.compare(first.first, second.second).float()  # type: ignore[operator]
+        slots = self.encoder.compare(first.first, second.second).float()
         latent = self.quantise(self.whiten(slots.flatten(1)).view_as(slots))
         if self.task is None or language is None:
             return latent
@@ -152,7 +153,7 @@ class LAM(nn.Module):
         """The quantised vectors of codebook entries. Raises LaminaError for a LAM without a codebook."""
         if self.bottleneck.codebook_size is None:
             raise LaminaError("this LAM has no codebook: its latents are continuous")
-        return self.bottleneck.index_to_codes(index).float()  # type: ignore[operator]
+        return self.bottleneck.index_to_codes(index).float()
 
     def action(self, latent: Latent, side: Side | None = None) -> Float[Tensor, "b k d"]:
         """The latent action: the slots that the config names, on its side of the quantiser or on ``side``."""
@@ -175,7 +176,7 @@ class LAM(nn.Module):
         paired = [(i, j) for i, j in pairs if j == i + 1] if view.paired is not None else []
 
         def embedded(look: Callable[[Sequence[int]], list[Tensor]], positions: list[int]) -> dict[int, Tensor]:
-            features: Tensor = self.encoder.embed(torch.cat(look(positions)))  # type: ignore[operator]
+            features: Tensor = self.encoder.embed(torch.cat(look(positions)))
             return dict(zip(positions, features.chunk(len(positions)), strict=True))
 
         starts, ends = (sorted({pair[side] for pair in pairs}) for side in (0, 1))
@@ -202,7 +203,7 @@ class LAM(nn.Module):
         z = self.prefix(torch.cat([latents[pair].post for pair in pairs]), keep.repeat(len(pairs)))
         # Rng splits the batch by shard, so the pairs of one shard must stay together: [pairs, b] -> [b, pairs].
         order = torch.arange(len(src), device=src.device).view(len(pairs), -1).T.flatten()
-        loss, prediction = self.decoder.predict_and_loss(src[order], z[order], dst[order], rng)  # type: ignore[operator]
+        loss, prediction = self.decoder.predict_and_loss(src[order], z[order], dst[order], rng)
         return PairPredictions(loss.view(-1, len(pairs)), prediction, dst[order])
 
     def reconstruction(

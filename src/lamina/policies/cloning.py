@@ -26,7 +26,7 @@ from lamina.errors import LaminaError
 from lamina.files import Scratch
 from lamina.images import resize_frames, to_float
 from lamina.losses.reconstruction import squared_error
-from lamina.models.config import LAMConfig, part_name
+from lamina.models.config import LAMConfig
 from lamina.models.encoders import ENCODERS
 from lamina.models.heads import ActionHead, Translator
 from lamina.policies.base import Observations, Policy
@@ -82,15 +82,15 @@ class FramePairRegressor(nn.Module):
 
     def __init__(self, config: LAMConfig, outputs: int):
         super().__init__()
-        self.encoder = ENCODERS[part_name(config.encoder)](config.encoder, config.image, config.slots, WIDTH)
+        self.encoder = ENCODERS[ENCODERS.name_of(config.encoder)](config.encoder, config.image, config.slots, WIDTH)
         self.head = nn.Linear(config.slots * WIDTH, outputs)
         self.register_buffer("mean", torch.zeros(outputs))
         self.register_buffer("std", torch.ones(outputs))
 
     def standardised(self, frames: UInt8[Tensor, "b 2 c h w"]) -> Float[Tensor, "b o"]:
         """The prediction in standardised units: (target - mean) / std."""
-        before, present = self.encoder.embed(to_float(frames).flatten(0, 1)).unflatten(0, (-1, 2)).unbind(1)  # type: ignore[operator]
-        return self.head(self.encoder.compare(before, present).flatten(1))  # type: ignore[operator]
+        before, present = self.encoder.embed(to_float(frames).flatten(0, 1)).unflatten(0, (-1, 2)).unbind(1)
+        return self.head(self.encoder.compare(before, present).flatten(1))
 
     def forward(self, frames: UInt8[Tensor, "b 2 c h w"]) -> Float[Tensor, "b o"]:
         return self.standardised(frames) * self.std + self.mean

@@ -87,7 +87,7 @@ def check_codebook(model: LatentActionModel) -> int:
         raise LaminaError(
             f"this {model.provenance.method} model has no codebook, and a token model predicts codebook entries; train a LAM with FSQ or VQ"
         )
-    return int(size)  # type: ignore[arg-type]
+    return size
 
 
 def train_token_model(

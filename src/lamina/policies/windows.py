@@ -263,7 +263,7 @@ def _encode(
         for start in range(0, len(place), CHUNK):
             here = place[start : start + CHUNK]
             first = stretch.first + start
-            chunk = source.frames(episode, camera, first, first + len(here), size)  # type: ignore[arg-type]
+            chunk = source.frames(episode, camera, first, first + len(here), size)
             frames[here[here >= 0]] = chunk[here >= 0]
             yield chunk
 

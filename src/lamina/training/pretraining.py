@@ -27,7 +27,7 @@ from lamina.data.sampling import DataConfig, parse_data
 from lamina.data.stream import ClipStream, sample_split
 from lamina.device import autocast, memory, pick_device
 from lamina.errors import LaminaError, LaminaWarning
-from lamina.files import locked, read_json, whole_folder, write_text
+from lamina.files import locked, read_json, whole_folder, write_bytes, write_text
 from lamina.losses.reconstruction import total
 from lamina.models.calibration import calibrating, has_statistics
 from lamina.models.config import LAMConfig
@@ -38,7 +38,7 @@ from lamina.rng import Rng
 from lamina.training.diagnostics import latent_diagnostics
 from lamina.training.distributed import Processes
 from lamina.training.loop import fit
-from lamina.training.recipe import Recipe
+from lamina.training.recipe import Recipe, warn_changed_file
 from lamina.training.settings import RESUMABLE_OPTIONS, TrainConfig
 from lamina.types import Clip
 from lamina.version import __version__
@@ -73,7 +73,8 @@ def check_run(run: Path, settings: dict[str, Any], resume: bool) -> None:
     if not resume:
         raise LaminaError(f"{run}: there is a run here already; add --resume to go on with it, or choose another --out")
     try:
-        before = fixed_settings(read_json(path, "it cannot be resumed"))
+        recorded = read_json(path, "it cannot be resumed")
+        before = fixed_settings(recorded)
     except (KeyError, TypeError, AttributeError) as error:
         raise LaminaError(
             f"{path}: not the settings of a run ({error}); it cannot be resumed, start another (--out NEW)"
@@ -83,6 +84,7 @@ def check_run(run: Path, settings: dict[str, Any], resume: bool) -> None:
             f"{run}: was started with other settings ({', '.join(changed)}); resume with the same ones, or start another run from its "
             f"weights (--out NEW --init {run})"
         )
+    warn_changed_file(run, recorded.get("method_file"), settings.get("method_file"))
 
 
 #: Samples, and bytes of pictures, of a calibration at most.
@@ -185,6 +187,8 @@ def pretrain(run: Path, recipe: Recipe, data: DataConfig, config: TrainConfig, i
         "train": dataclasses.asdict(config),
     }
     settings |= {"init": str(init)} if init is not None else {}
+    if recipe.file is not None:
+        settings["method_file"] = recipe.file.record()
     settings = json.loads(json.dumps(settings))  # as it will be read back
     with locked(run / "model") if Processes.here().rank == 0 else nullcontext():
         return _pretrain(run, recipe, data, config, init, settings)
@@ -214,8 +218,11 @@ def _pretrain(
             "change in the other, held out"
         )
         warnings.warn(text, LaminaWarning, stacklevel=2)
-    if world.rank == 0 and not (run / "config.json").exists():
-        write_text(run / "config.json", json.dumps(settings, indent=2) + "\n")
+    if world.rank == 0:
+        if not (run / "config.json").exists():
+            write_text(run / "config.json", json.dumps(settings, indent=2) + "\n")
+        if recipe.file is not None and not (run / "method.py").exists():
+            write_bytes(run / "method.py", recipe.file.source)  # a record, which nothing executes
 
     if world.size == 1:
         step = seconds_a_step(lam, recipe, held, config)

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lamina import methods
 from lamina.data.augment import DEFAULT_CROP, MAX_REPEATS, augmented
 from lamina.data.sampling import DataConfig, SampleIndex, count_transitions, feature_width, open_sources
 from lamina.data.stream import sample_split
 from lamina.device import pick_device
 from lamina.errors import LaminaError, LaminaWarning
+from lamina.files import read_json
 from lamina.losses.optical_flow import FLOW_WIDTH
+from lamina.methods import MethodFile
 from lamina.methods.auxiliary import label_mask, mean_and_deviation, target_actions, target_of, with_auxiliary
-from lamina.methods.base import Losses, LossOutput, MethodLosses, with_decoder
+from lamina.methods.base import Losses, LossOutput, Method, MethodLosses, with_decoder
 from lamina.models.config import LAMConfig
 from lamina.models.features import ClipView
 from lamina.models.lam import LAM
@@ -41,24 +45,67 @@ class Recipe:
     losses: Losses
     weights: Mapping[str, float]
     objective_frames: int  # frames that the objective ties together: 2 of a pair, 3 of a triplet
+    file: MethodFile | None = None  # where the method was loaded from, if from a file
 
 
-def recipe(name: str, method: Any, options: Any) -> Recipe:
-    """The recipe of a method (``build``, ``losses``, ``weights``) with ``options``, an instance of its Config.
+def recipe(name: str | Path, method: Method, options: Any) -> Recipe:
+    """The recipe of a method with ``options``, an instance of its Config; ``name``: its name or path.
 
-    Adds the auxiliary losses that the options enable, and resolves a decoder that follows the device.
+    Adds the auxiliary losses that the options enable, and resolves a decoder that follows the device. Raises LaminaError where
+    ``method.losses(options)`` is no function of (lam, view, rng).
     """
+    name = methods.name_of(name)
     options = with_decoder(options, pick_device("auto"))
     lam = method.build(options)
     losses, weights = with_auxiliary(options, checked_losses(name, method.losses(options)), method.weights(options))
     # A mirrored picture has another state, another instruction and another action.
     mirror = not (lam.state or lam.task or lam.target)
-    objective_frames = getattr(method, "OBJECTIVE_FRAMES", 2)
-    return Recipe(name, dataclasses.asdict(options), lam, objective(losses, options, mirror), weights, objective_frames)
+    return Recipe(
+        method=name,
+        options=dataclasses.asdict(options),
+        lam=lam,
+        losses=objective(losses, options, mirror),
+        weights=weights,
+        objective_frames=getattr(method, "OBJECTIVE_FRAMES", 2),
+        file=methods.file_of(method),
+    )
+
+
+def recipe_of(run: Path, method: str | Path | None = None) -> tuple[Recipe, dict[str, Any]]:
+    """The recipe that a run was trained with, and the settings of its data.
+
+    ``method``: the method's file, for a run that was trained from one. RUN/method.py is a record and is never executed. A file that has
+    changed since is a LaminaWarning. Raises LaminaError if RUN/config.json cannot be read, or the method is not to be had.
+    """
+    path = run / "config.json"
+    settings = read_json(path, "it does not say how this run was trained")
+    recorded = settings.get("method_file")
+    if isinstance(recorded, dict) and method is None:
+        raise LaminaError(f"{run}: was trained from a file; add --method {recorded.get('path')}")
+    try:
+        given = method or settings["method"]
+        loaded = methods.load(given)
+        options = {k: tuple(v) if isinstance(v, list) else v for k, v in settings["options"].items()}
+        make_options: Callable[..., Any] = loaded.Config
+        found = recipe(given, loaded, make_options(**options))
+        data: dict[str, Any] = settings["data"]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise LaminaError(f"{path}: cannot read how this run was trained ({error})") from error
+    warn_changed_file(run, recorded, found.file.record() if found.file else None)
+    return found, data
+
+
+def warn_changed_file(run: Path, recorded: Any, file: Mapping[str, str] | None) -> None:
+    """Warn if a run's method file is not the one that it was started with. ``recorded``, ``file``: path and sha256 of each."""
+    before = recorded.get("sha256") if isinstance(recorded, dict) else None
+    if file is not None and file["sha256"] != before:
+        text = f"{file['path']}: is not the code that {run} was started with, of which {run / 'method.py'} is a copy"
+        warnings.warn(text, LaminaWarning, stacklevel=3)
 
 
 def checked_losses(name: str, losses: MethodLosses) -> MethodLosses:
-    """A method's losses; calling them raises LaminaError where they return no LossOutput."""
+    """A method's losses; calling them raises LaminaError where they return no LossOutput. Raises LaminaError for another signature."""
+    methods.check_losses(name, losses)
 
     def terms(lam: LAM, view: ClipView, rng: Rng) -> LossOutput:
         found = losses(lam, view, rng)

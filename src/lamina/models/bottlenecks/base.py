@@ -1,24 +1,38 @@
-"""The bottleneck without quantisation."""
+"""The interface of a bottleneck, and the one without quantisation."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from lamina.records import Count
 from lamina.types import Latent
 
 
-class Identity(nn.Module):
-    """No bottleneck but the width: post = pre."""
+class Bottleneck(nn.Module):
+    """Encoder output [b k d] -> :class:`Latent`. A subclass is constructed with the fields of its ``Config``.
+
+    ``dim``: channels d of one slot. ``codebook_size``: number of codes; None without a codebook.
+    """
+
+    Config: ClassVar[Any]
+    dim: int
+    codebook_size: int | None = None
+
+    def index_to_codes(self, index: Int[Tensor, "b k"]) -> Float[Tensor, "b k d"]:
+        """The quantised vectors of codebook entries, for a bottleneck that has a codebook."""
+        raise NotImplementedError
+
+
+class Identity(Bottleneck):
+    """No quantisation: post = pre. The only bottleneck is the width."""
 
     @dataclass(frozen=True)
     class Config:
         dim: Count = 32
-
-    codebook_size: int | None = None
 
     def __init__(self, dim: int):
         super().__init__()

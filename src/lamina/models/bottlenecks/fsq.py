@@ -10,14 +10,15 @@ from typing import Annotated
 import torch
 from jaxtyping import Float, Int
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from lamina.errors import LaminaError
+from lamina.models.bottlenecks.base import Bottleneck
 from lamina.records import LARGEST_CODEBOOK
 from lamina.types import Latent
 
 
-class FSQ(nn.Module):
+class FSQ(Bottleneck):
     """Finite scalar quantisation (Mentzer et al. 2024): each channel is bounded by tanh and rounded to one of its levels.
 
     ``levels``: number of values of each channel, at least 2; d = len(levels). Gradients pass straight through the rounding.
@@ -40,7 +41,7 @@ class FSQ(nn.Module):
         if math.prod(levels) > LARGEST_CODEBOOK:
             raise LaminaError(f"FSQ levels {tuple(levels)} make more than {LARGEST_CODEBOOK} codes")
         self.dim = len(levels)
-        self.codebook_size: int | None = math.prod(levels)
+        self.codebook_size = math.prod(levels)
         self.register_buffer("levels", torch.tensor(levels), persistent=False)
         self.register_buffer("basis", torch.cumprod(torch.tensor([1, *levels[:-1]]), 0), persistent=False)
 

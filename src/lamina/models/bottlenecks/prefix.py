@@ -36,6 +36,8 @@ def prefix_weights(law: PrefixDistribution, slots: int) -> Float[Tensor, "n"]:
 class RetainedPrefix(nn.Module):
     """Replaces slots j > k of a code by the null latent z_0 that all slots share."""
 
+    weights: Tensor
+
     def __init__(self, slots: int, dim: int, law: PrefixDistribution = "uniform"):
         super().__init__()
         self.slots, self.law = slots, law
@@ -45,7 +47,7 @@ class RetainedPrefix(nn.Module):
 
     def draw(self, rng: Rng, batch: int) -> Int[Tensor, "b"]:
         """One k for each sample, k ~ p(k)."""
-        return rng.categorical(batch, self.weights)  # type: ignore[arg-type]
+        return rng.categorical(batch, self.weights)
 
     def forward(self, z: Float[Tensor, "b k d"], keep: Int[Tensor, "b"] | int) -> Float[Tensor, "b k d"]:
         """The null-filled prefix of length ``keep`` (a number for all, or one for each sample; 0..K)."""

@@ -14,11 +14,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from lamina.errors import LaminaError
+from lamina.models.bottlenecks.base import Bottleneck
 from lamina.records import Codes, Count, Layers, Share, Some
 from lamina.types import Latent
 
 
-class VQ(nn.Module):
+class VQ(Bottleneck):
     """Vector quantisation with an EMA codebook and dead-code reset (van den Oord et al. 2017; Razavi et al. 2019, App. A.1).
 
     A code whose moving count falls below ``dead_below`` is replaced, inside the step, by an encoder output of the batch; the
@@ -119,7 +120,7 @@ class VQ(nn.Module):
         self.updates += 1
 
 
-class SplitVQ(nn.Module):
+class SplitVQ(Bottleneck):
     """Groups of slots, each with a VQ codebook of its own: the slots are shared out evenly, in their order (UniVLA).
 
     Entries of group g have the numbers g n to g n + n - 1 in ``index``; ``aux["commitment_g"]`` is that of the group. The codebooks
@@ -141,7 +142,7 @@ class SplitVQ(nn.Module):
             raise LaminaError(f"of {groups} groups of slots, the codebooks {tuple(frozen)} cannot be frozen")
         self.parts = nn.ModuleList([VQ(**vq) for _ in range(groups)])
         self.frozen = tuple(frozen)
-        self.dim, self.codebook_size = vq["dim"], groups * vq["codebook_size"]
+        self.dim, self.codebook_size, self.group_size = vq["dim"], groups * vq["codebook_size"], vq["codebook_size"]
 
     def train(self, mode: bool = True) -> SplitVQ:
         super().train(mode)
@@ -155,11 +156,10 @@ class SplitVQ(nn.Module):
                 "a codebook that is frozen was never trained: start from a run that has trained it (--init RUN)"
             )
         latents = [vq(part) for vq, part in zip(self.parts, x.chunk(len(self.parts), dim=1), strict=True)]
-        size = self.codebook_size // len(self.parts)
         return Latent(
             pre=x,
             post=torch.cat([latent.post for latent in latents], dim=1),
-            index=torch.cat([latent.index + g * size for g, latent in enumerate(latents)], dim=1),
+            index=torch.cat([latent.index + g * self.group_size for g, latent in enumerate(latents)], dim=1),
             aux={f"commitment_{g}": latent.aux["commitment"] for g, latent in enumerate(latents)},
         )
 

@@ -1,6 +1,8 @@
-"""What every decoder is: see the package's docstring."""
+"""The interface of a decoder, and the base class of those that predict in one pass."""
 
 from __future__ import annotations
+
+from typing import Any, ClassVar
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -12,20 +14,37 @@ Frames = Float[Tensor, "b c h w"]
 
 
 class Decoder(nn.Module):
-    """A forward model. A subclass defines :meth:`predict_and_loss` and ``sample``."""
+    """Forward dynamics: (o_i, latent) -> o_j. A subclass defines :meth:`predict_and_loss` and :meth:`sample`.
+
+    ``src``, ``dst``: first and second frame, [b c h w] in [-1, 1]; ``z``: [b k d], masked to the prefix; ``rng``: random numbers of the
+    step, which only a flow needs.
+    """
+
+    Config: ClassVar[Any]
+
+    def __init__(self, config: Any, image: tuple[int, int, int], slots: int, dim: int):
+        super().__init__()
 
     def predict_and_loss(
         self, src: Frames, z: Float[Tensor, "b k d"], dst: Frames, rng: Rng
     ) -> tuple[Float[Tensor, "b"], Frames]:
-        """The loss, and the guess at ``dst`` that it is the loss of: what a perceptual term may look at."""
+        """The training loss of each sample, and the predicted second frame that it was computed from.
+
+        The loss is a pixel error, or the velocity error of a flow, whose prediction is the clean frame.
+        """
+        raise NotImplementedError
+
+    def sample(self, src: Frames, z: Float[Tensor, "b k d"], rng: Rng) -> Frames:
+        """A prediction of the second frame, float in about [-1, 1]."""
         raise NotImplementedError
 
     def loss(self, src: Frames, z: Float[Tensor, "b k d"], dst: Frames, rng: Rng) -> Float[Tensor, "b"]:
+        """The training loss of each sample."""
         return self.predict_and_loss(src, z, dst, rng)[0]
 
 
 class DirectDecoder(Decoder):
-    """A decoder whose ``forward(src, z)`` is its prediction, made in one pass; it needs no randomness."""
+    """A decoder whose ``forward(src, z)`` is its prediction, made in one pass without random numbers."""
 
     def predict_and_loss(
         self, src: Frames, z: Float[Tensor, "b k d"], dst: Frames, rng: Rng

@@ -41,7 +41,7 @@ class FlowDecoder(Decoder):
         steps: Layers = 8  # Euler steps of one sample
 
     def __init__(self, config: Config, image: tuple[int, int, int], slots: int, dim: int):
-        super().__init__()
+        super().__init__(config, image, slots, dim)
         tokens = patch_count(image, config.patch, config.width, config.heads)
         if config.width % 2:
             raise LaminaError(f"the flow decoder's width must be even, got {config.width}")

@@ -22,7 +22,7 @@ class PixelDecoder(DirectDecoder):
         layers: Layers = 3
 
     def __init__(self, config: Config, image: tuple[int, int, int], slots: int, dim: int):
-        super().__init__()
+        super().__init__(config, image, slots, dim)
         tokens = patch_count(image, config.patch, config.width, config.heads)
         self.config, self.height, self.slots = config, image[1], slots
         pixels = image[0] * config.patch**2

@@ -50,7 +50,7 @@ class UNetDecoder(DirectDecoder):
         condition: Count = 256
 
     def __init__(self, config: Config, image: tuple[int, int, int], slots: int, dim: int):
-        super().__init__()
+        super().__init__(config, image, slots, dim)
         channels, height, width = image
         stride = 4 * 2 ** (len(config.multiples) - 1)
         if height % stride or width % stride:

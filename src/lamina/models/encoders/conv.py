@@ -16,10 +16,10 @@ from lamina.records import Count
 
 
 class ConvEncoder(nn.Module):
-    """A convolutional encoder for small images: a stem a frame, residual blocks on the pair, one linear layer to the slots.
+    """A convolutional encoder for small images: a stem per frame, residual blocks on the pair, one linear layer to the slots.
 
-    The stem goes straight to a quarter of the resolution, where one channel is enough for every pixel of a 4x4 cell and its
-    neighbours: at half the resolution the same block costs four times as much and saw no more in our trials.
+    The stem goes straight to a quarter of the resolution. At half the resolution the same block costs four times as much and was not
+    better in our trials.
     """
 
     @dataclass(frozen=True)
@@ -28,9 +28,9 @@ class ConvEncoder(nn.Module):
         pair: Annotated[tuple[Count, ...], Field(max_length=8)] = (2,)  # channel multiples of the strided stages
         width: Count = 256
 
-    def __init__(self, config: Config, image: tuple[int, int, int], slots: int, dim: int):
+    def __init__(self, config: Config, observation: tuple[int, int, int], slots: int, dim: int):
         super().__init__()
-        channels, height, width = image
+        channels, height, width = observation
         stride = 4 * 2 ** len(config.pair)
         if height % stride or width % stride:
             raise LaminaError(
@@ -55,12 +55,12 @@ class ConvEncoder(nn.Module):
             nn.Linear(config.width, slots * dim),
         )
 
-    def embed(self, frames: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d y x"]:
+    def embed(self, frames: Float[Tensor, "n c h w"]) -> Float[Tensor, "n f y x"]:
         """Feature maps of single frames."""
         return self.stem(frames)
 
-    def compare(self, first: Float[Tensor, "b d y x"], second: Float[Tensor, "b d y x"]) -> Float[Tensor, "b k d"]:
+    def compare(self, first: Float[Tensor, "n f y x"], second: Float[Tensor, "n f y x"]) -> Float[Tensor, "n k d"]:
         """Slots of pairs, from the feature maps of their frames."""
-        # The difference is given, not learned: at the start of training it is where the motion is.
+        # The difference shows the motion from the first step on.
         features = torch.cat([first, second, second - first], dim=1)
         return self.head(self.pair(features)).view(len(first), self.slots, self.dim)

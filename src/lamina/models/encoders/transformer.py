@@ -13,10 +13,10 @@ from lamina.records import Count, Layers
 
 
 class TransformerEncoder(nn.Module):
-    """ViT blocks over each frame; then K learned query slots read the pair.
+    """ViT blocks over each frame, then K learned query slots that attend to the pair.
 
-    The two frames meet patch by patch before the slots look: u_p = GELU(A x_p + B y_p). A and B are applied once a frame, so a
-    pair costs one addition a patch, and a slot can read motion where it happens instead of having to match positions itself.
+    The frames are combined patch by patch before the slots attend: u_p = GELU(A x_p + B y_p). A and B are applied once per frame, so a pair
+    costs one addition per patch, and the slots need not match positions themselves.
     """
 
     @dataclass(frozen=True)
@@ -27,11 +27,11 @@ class TransformerEncoder(nn.Module):
         frame_layers: Layers = 3
         pair_layers: Layers = 3
 
-    def __init__(self, config: Config, image: tuple[int, int, int], slots: int, dim: int):
+    def __init__(self, config: Config, observation: tuple[int, int, int], slots: int, dim: int):
         super().__init__()
-        tokens = patch_count(image, config.patch, config.width, config.heads)
+        tokens = patch_count(observation, config.patch, config.width, config.heads)
         self.config = config
-        self.patch = nn.Linear(image[0] * config.patch**2, config.width)
+        self.patch = nn.Linear(observation[0] * config.patch**2, config.width)
         self.position = position_embedding(tokens, config.width)
         self.frame_blocks = nn.ModuleList(
             [TransformerBlock(config.width, config.heads) for _ in range(config.frame_layers)]
@@ -45,14 +45,14 @@ class TransformerEncoder(nn.Module):
         self.pair_norm = nn.LayerNorm(config.width)
         self.head = nn.Linear(config.width, dim)
 
-    def embed(self, frames: Float[Tensor, "n c h w"]) -> Float[Tensor, "n p d"]:
+    def embed(self, frames: Float[Tensor, "n c h w"]) -> Float[Tensor, "n p f"]:
         """Features of single frames: both roles (first and second of a pair) side by side in the last axis."""
         x = self.patch(patchify(frames, self.config.patch)) + self.position
         for block in self.frame_blocks:
             x = block(x)
         return self.roles(self.norm(x))
 
-    def compare(self, first: Float[Tensor, "b p d"], second: Float[Tensor, "b p d"]) -> Float[Tensor, "b k d"]:
+    def compare(self, first: Float[Tensor, "n p f"], second: Float[Tensor, "n p f"]) -> Float[Tensor, "n k d"]:
         """Slots of pairs, from the features of their frames."""
         width = self.config.width
         context = F.gelu(first[..., :width] + second[..., width:], approximate="tanh")
