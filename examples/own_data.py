@@ -1,5 +1,7 @@
 """Data in memory: a latent action model, its alignment and a torch Dataset of (frame, latent, action) from arrays."""
 
+from types import SimpleNamespace
+
 import numpy as np
 
 import lamina
@@ -14,10 +16,10 @@ def episode(length=60, size=32):
     for t, action in enumerate(actions):
         frames[t, 12:20, max(0, place - 4) : place + 4] = 255
         place = int(np.clip(place + (2 if action else -2), 4, size - 4))
-    return lamina.Episode(frames=frames, actions=actions, fps=10)
+    return SimpleNamespace(frames=frames, actions=actions)
 
 
-data = lamina.InMemoryDataset([episode() for _ in range(20)])
+data = lamina.InMemoryDataset([episode() for _ in range(20)], fps=10)
 run = lamina.train("flexlam", data, out="runs/square", steps=200, image=(32, 32), gap=(0.1, 0.1), size="debug")
 heads = lamina.align(run, data, labels=128, steps=200)
 table = lamina.label(run, data)

@@ -11,5 +11,7 @@ result = lamina.evaluate(run, "data/doom")
 print(heads.validation_loss, table.latents.shape, result.summary)
 
 policy = lamina.train_policy(run, "data/doom", steps=200)
-frame = lamina.open_dataset("data/doom").frames_of(0)[0]
+data = lamina.open_dataset("data/doom")
+frame = data.frames(data.episodes[0], data.cameras[0], 0, 1, (48, 48))[0]
+policy.reset()
 print(policy.act(frame))

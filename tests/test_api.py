@@ -15,11 +15,20 @@ import lamina
 from lamina.cli import main
 from lamina.data.sampling import open_source
 from lamina.evaluation.record import Evaluation
+from lamina.inference.encode import frame_pairs
 from lamina.policies.base import Policy
 from lamina.types import Latent
 
 torch.set_num_threads(1)
-SMALL = {"size": "debug", "slots": 4, "decoder": "unet", "batch": 8, "workers": 0, "device": "cpu", "checkpoint_every": 6}
+SMALL = {
+    "size": "debug",
+    "slots": 4,
+    "decoder": "unet",
+    "batch": 8,
+    "workers": 0,
+    "device": "cpu",
+    "checkpoint_every": 6,
+}
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +66,8 @@ def test_a_finished_run_is_resumed_and_another_is_not_overwritten(home, run):
 
 
 @pytest.mark.parametrize(
-    ("option", "hint"), [("step", "steps"), ("slot", "slots"), ("worker", "workers"), ("batchsize", "batch"), ("zzz", None)]
+    ("option", "hint"),
+    [("step", "steps"), ("slot", "slots"), ("worker", "workers"), ("batchsize", "batch"), ("zzz", None)],
 )
 def test_an_option_that_does_not_exist_is_named_with_the_nearest(home, tmp_path, option, hint):
     with pytest.raises(lamina.LaminaError, match=f"train\\('flexlam'\\) has no option '{option}'") as caught:
@@ -86,7 +96,9 @@ def test_align_label_and_evaluate_return_typed_results(home, run, tmp_path):
     stored = source.column(source.episodes[3], "latent_action")
     np.testing.assert_array_equal(table.latents[rows].reshape(len(stored), -1), stored.astype(np.float32))
 
-    result = lamina.evaluate(run, home / "data", transitions=48, reconstructions=16, structure=0, scratch_steps=4, device="cpu")
+    result = lamina.evaluate(
+        run, home / "data", transitions=48, reconstructions=16, structure=0, scratch_steps=4, device="cpu"
+    )
     assert isinstance(result, Evaluation)
     assert json.loads((run.path / "evaluation.json").read_text())["summary"] == result.summary
     assert (run.path / "report.html").exists()
@@ -98,9 +110,9 @@ def test_latents_of_the_table_are_those_of_the_model(home, run):
     episode = source.episodes[5]
     frames = torch.from_numpy(source.frames(episode, source.cameras[0], 0, episode.length)).permute(0, 3, 1, 2)
     rows = np.flatnonzero((table.episode == 5) & table.valid)
+    second, _ = frame_pairs(episode.times, model.provenance.label_gap)
     first = table.frame[rows]
-    gap = round(model.provenance.label_gap * episode.fps)
-    latent: Latent = model.encode(frames[first], frames[first + gap])
+    latent: Latent = model.encode(frames[first], frames[second[first]])
     np.testing.assert_allclose(table.latents[rows], model.lam.action(latent).numpy(), atol=1e-5)
 
 

@@ -51,7 +51,21 @@ def test_the_method_of_the_example_trains_by_its_path(place):
     done = run(place, "-m", "lamina.cli", *arguments)
     assert done.returncode == 0, done.stderr
     assert '"length"' in (place / "runs/own/log.jsonl").read_text()
-    joint = "align runs/own --data data/doom --labels 40 --steps 2 --joint --method examples/own_method.py --device cpu".split()
+    joint = [
+        "align",
+        "runs/own",
+        "--data",
+        "data/doom",
+        "--labels",
+        "40",
+        "--steps",
+        "2",
+        "--joint",
+        "--method",
+        "examples/own_method.py",
+        "--device",
+        "cpu",
+    ]
     done = run(place, "-m", "lamina.cli", *joint)
     assert done.returncode == 0, done.stderr
     assert (place / "runs/own/joint/translator.json").exists()

@@ -10,23 +10,32 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lamina import methods
+import numpy as np
+from jaxtyping import UInt8
+from torch import Tensor
+
+from lamina import images, methods
 from lamina.data.dataset import Dataset
 from lamina.data.sampling import DataConfig
 from lamina.device import DeviceName, Precision, pick_device
 from lamina.errors import LaminaError
 from lamina.evaluation import evaluate as evaluation
 from lamina.evaluation.record import Evaluation
-from lamina.inference.label import LatentTable, label_dataset
+from lamina.evaluation.report import write_report
+from lamina.inference.label import label as label_frames
 from lamina.inference.subject import Subject
+from lamina.inference.table import LatentTable
 from lamina.methods.base import Method, with_decoder
 from lamina.models.heads import Translator, TranslatorConfig
 from lamina.models.hub import LatentActionModel
+from lamina.policies.base import Policy
+from lamina.policies.token_model import TokenConfig
+from lamina.policies.token_training import train_token_model
 from lamina.training import alignment
 from lamina.training.alignment import AlignConfig, load_translator
 from lamina.training.heads import head_training
-from lamina.training.pretraining import pretrain, read_settings
-from lamina.training.recipe import Recipe, filled_in, recipe
+from lamina.training.pretraining import pretrain
+from lamina.training.recipe import Recipe, filled_in, recipe, recipe_of
 from lamina.training.settings import TrainConfig
 
 #: A dataset: the path of a video folder or LeRobot dataset (PATH:weight sets its share of the samples), or a Dataset; or several of them.
@@ -88,7 +97,7 @@ def train(
 
     Raises LaminaError for an option that does not exist, for data or settings that cannot be used, and where ``out`` holds another run.
     """
-    name, chosen = methods.resolve(method)
+    name, chosen = _method(method)
     config, training, rest = _split(
         options,
         f"train({name!r})",
@@ -111,7 +120,7 @@ def data_config(config: Any, sources: Sequence[str | Dataset], gap: tuple[float,
 
 
 def prepared(
-    name: str, method: Method, config: Any, data: DataConfig, training: TrainConfig
+    name: str | Path, method: Method, config: Any, data: DataConfig, training: TrainConfig
 ) -> tuple[Recipe, DataConfig]:
     """The recipe of a method, with what only the data and the device can tell, and the data that it reads."""
     config, data = filled_in(with_decoder(config, pick_device(training.device)), data, training)
@@ -119,7 +128,13 @@ def prepared(
 
 
 def train_with(
-    name: str, method: Method, config: Any, data: DataConfig, training: TrainConfig, out: Path, init: Path | None = None
+    name: str | Path,
+    method: Method,
+    config: Any,
+    data: DataConfig,
+    training: TrainConfig,
+    out: Path,
+    init: Path | None = None,
 ) -> Run:
     """:func:`train` with its options as dataclasses."""
     plan, data = prepared(name, method, config, data, training)
@@ -135,7 +150,7 @@ def align(
     steps: int = 600,
     joint: bool = False,
     resume: bool = False,
-    method: str | Path | Method | None = None,
+    method: str | Path | None = None,
     **options: Any,
 ) -> Alignment:
     """Train the translator from latent to real actions on few labelled transitions of ``data`` -> RUN/translator (``joint``: RUN/joint).
@@ -159,29 +174,20 @@ def align_with(
     data: str | Dataset,
     config: AlignConfig,
     training: TrainConfig,
-    method: str | Path | Method | None = None,
+    method: str | Path | None = None,
 ) -> Alignment:
     """:func:`align` with its options as dataclasses."""
     run = Path(run)
     objective: dict[str, Any] = {}
     if config.joint:
         plan, trained_on = recipe_of(run, method)
-        objective = {"losses": plan.losses, "weights": dict(plan.weights)}
-        needs: dict[str, Any] = {name: trained_on.get(name) for name in ("paired", "proprio")}
-        objective["needs"] = needs | {"targets": tuple(trained_on.get("targets", ()))}
+        needs: dict[str, Any] = {
+            name: trained_on[name] for name in ("frames", "span", "paired", "proprio") if name in trained_on
+        }
+        needs["targets"] = tuple(trained_on.get("targets", ()))
+        objective = {"losses": plan.losses, "weights": dict(plan.weights), "needs": needs}
     folder = alignment.align(run, data, config, training, **objective)
     return Alignment(folder, load_translator(folder)[1]["validation_loss"])
-
-
-def recipe_of(run: Path, method: str | Path | Method | None = None) -> tuple[Recipe, dict[str, Any]]:
-    """The recipe that a run was trained with, and the settings of its data. Raises LaminaError if they cannot be read."""
-    settings = read_settings(run)
-    name, chosen = methods.resolve(settings["method"] if method is None else method)
-    try:
-        given = {k: tuple(v) if isinstance(v, list) else v for k, v in settings["options"].items()}
-        return recipe(name, chosen, chosen.Config(**given)), settings["data"]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise LaminaError(f"{run / 'config.json'}: does not say how this run was trained ({error})") from error
 
 
 def label(
@@ -200,24 +206,78 @@ def label(
     ``continuous``: with the latent before the quantiser; default: where that is the model's latent action.
     Raises LaminaError for a damaged model or video, an ``out`` that exists, a disk that refuses.
     """
-    return label_dataset(run, _source(data), None if out is None else Path(out), device, precision, camera, continuous)
+    model = run if isinstance(run, LatentActionModel) else Path(run)
+    return label_frames(model, _source(data), None if out is None else Path(out), device, precision, camera, continuous)
 
 
 def evaluate(
-    subject: Run | str | os.PathLike[str] | LatentActionModel | Subject,
+    subject: Run | str | os.PathLike[str] | Subject,
     data: str | Path | Dataset,
     *,
     out: str | os.PathLike[str] | None = None,
+    labels: int | str | None = None,
     **options: Any,
 ) -> Evaluation:
     """Probe a model on the test split of ``data``, beside its controls; writes evaluation.json, report.html and pictures.
 
-    ``subject``: a run, a model, or a :class:`Subject`, which any encoder of frame pairs can be. ``out``: where they are written, a run's own
-    folder by default; of another subject nothing is written without it. ``options``: fields of EvaluateConfig.
-    Raises LaminaError for data that cannot be read, or has no test split.
+    ``subject``: a run, or a :class:`Subject`, which any encoder of frame pairs can be. ``out``: the folder to write to, by default that
+    of the run; for another subject nothing is written without it. ``labels``: for a Subject, train a translator on so many
+    labelled transitions (a number, or a share such as "5%"). ``options``: fields of EvaluateConfig.
+    Raises LaminaError for data that cannot be read or has no test split, and for a damaged model.
     """
-    config, *_ = _split(options, "evaluate()", (evaluation.EvaluateConfig, {}), None, ())
-    return evaluation.evaluate(subject, _source(data), config, None if out is None else Path(out))
+    config, *_ = _split(
+        options,
+        "evaluate()",
+        (evaluation.EvaluateConfig, {"labels": None if labels is None else str(labels)}),
+        None,
+        (),
+    )
+    chosen = subject if isinstance(subject, Subject) else Path(subject)
+    folder = None if out is None else Path(out)
+    found = evaluation.evaluate(chosen, _source(data), config, folder)
+    written = folder or (None if isinstance(chosen, Subject) else chosen)
+    if written is not None:
+        write_report(written)
+    return found
+
+
+def train_policy(
+    run: Run | str | os.PathLike[str],
+    data: str | Path | Dataset,
+    *,
+    steps: int = 2000,
+    camera: str | None = None,
+    resume: bool = False,
+    **options: Any,
+) -> Policy:
+    """Train the token model that predicts a run's next latent action from frames alone -> RUN/policy, and return the policy.
+
+    The policy acts where the run was aligned. ``options``: fields of TokenConfig and TrainConfig.
+    Raises LaminaError for a LAM without a codebook, a policy that is there already, data that cannot be read.
+    """
+    defaults = {"steps": steps, "batch": 16, "lr": 1e-3}
+    config, training, _ = _split(options, "train_policy()", (TokenConfig, {}), (TrainConfig, defaults), ())
+    train_token_model(Path(run), _source(data), config, dataclasses.replace(training, resume=resume), camera)
+    return Policy.from_run(Path(run), device=training.device)
+
+
+def resize(
+    frames: UInt8[Tensor, "*b c h w"] | UInt8[np.ndarray, "*b h w c"], size: tuple[int, int]
+) -> UInt8[Tensor, "*b c h2 w2"] | UInt8[np.ndarray, "*b h2 w2 c"]:
+    """Frames in another (height, width), exactly as training and labelling resize them. Tensors have their channels first, arrays last."""
+    if isinstance(frames, Tensor):
+        return images.resize(frames.flatten(0, -4), size).reshape(*frames.shape[:-2], *size)
+    return images.resize_frames(frames.reshape(-1, *frames.shape[-3:]), size).reshape(
+        *frames.shape[:-3], *size, frames.shape[-1]
+    )
+
+
+def _method(method: str | Path | Method) -> tuple[str | Path, Method]:
+    """The name or path of a method, and the method."""
+    if isinstance(method, str | Path):
+        return method, methods.load(method)
+    name = str(getattr(method, "__name__", type(method).__name__)).rpartition(".")[2]
+    return name, methods.check_method(name, method)
 
 
 def _source(data: str | Path | Dataset) -> str | Dataset:

@@ -17,9 +17,8 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction
 
-from lamina.device import DeviceName, Precision, pick_device
+from lamina.device import DeviceName, Precision
 from lamina.errors import LaminaError, LaminaWarning
-from lamina.files import read_json
 from lamina.options import check_options
 
 # Each command imports the modules that need torch, so that --help is fast.
@@ -128,21 +127,15 @@ def train(argv: Sequence[str], parse_only: bool = False) -> None:
     args = parse_options(command, argv[1:], prog=f"lamina train {argv[0]}", description=method.__doc__)
     if parse_only:
         return
-    from lamina.data.sampling import DataConfig
-    from lamina.methods.base import with_decoder
+    from lamina.api import data_config, prepared
     from lamina.training.distributed import Processes
     from lamina.training.pretraining import pretrain
-    from lamina.training.recipe import filled_in, recipe
 
-    data = DataConfig(
-        tuple(args.data), args.method.image, args.method.frames, tuple(args.gap), args.camera, args.paired,
-        tasks=tuple(args.tasks), shuffle=args.shuffle, workers=args.workers, max_bad=args.max_bad,
-        span=getattr(args.method, "span", None),
-    )  # fmt: skip
-    options, data = filled_in(with_decoder(args.method, pick_device(args.train.device)), data, args.train)
-    plan = recipe(argv[0], method, options)
+    names = ("camera", "paired", "tasks", "shuffle", "workers", "max_bad")
+    data = data_config(args.method, args.data, args.gap, **{name: getattr(args, name) for name in names})
+    plan, data = prepared(argv[0], method, args.method, data, args.train)
     if Processes.here().rank == 0:
-        for part, values in (plan.lam.to_dict() | {"augment": options.augment}).items():
+        for part, values in (plan.lam.to_dict() | {"augment": plan.options["augment"]}).items():
             text = " ".join(f"{k}={v}" for k, v in values.items()) if isinstance(values, dict) else values
             print(f"{part:>12}: {text}")
     folder = pretrain(args.out, plan, data, args.train, args.init)
@@ -173,17 +166,9 @@ def align(argv: Sequence[str], parse_only: bool = False) -> None:
     args = parse_options(command, argv, prog="lamina align")
     if parse_only:
         return
-    from lamina import training as stage
-    from lamina.training.recipe import recipe_of
+    from lamina.api import align_with
 
-    losses = weights = None
-    needs: dict[str, Any] = {}
-    if args.align.joint:
-        plan, trained_on = recipe_of(args.run, args.method)
-        losses, weights = plan.losses, dict(plan.weights)
-        needs = {name: trained_on[name] for name in ("frames", "span", "paired", "proprio") if name in trained_on}
-        needs["targets"] = tuple(trained_on.get("targets", ()))
-    print(stage.align(args.run, args.data, args.align, args.train, losses, weights, needs))
+    print(align_with(args.run, args.data, args.align, args.train, args.method).path)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Latent actions in memory: a table with one row a frame, and a torch Dataset of (frame, latent, action)."""
+"""The latent actions of a dataset as a table with one row per frame."""
 
 from __future__ import annotations
 
@@ -6,12 +6,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-import torch
-from jaxtyping import Bool, Float, Int, UInt8
-from torch import Tensor
+from jaxtyping import Bool, Float, Int
 
 from lamina.data.dataset import Dataset
 from lamina.errors import LaminaError
@@ -75,52 +72,3 @@ class LatentTable:
         if not len(found):
             raise LaminaError(f"this table has no episode {episode}; it has {self.episode.max(initial=-1) + 1}")
         return slice(int(found[0]), int(found[-1]) + 1)
-
-
-class LatentSample(NamedTuple):
-    """What a policy of one's own is trained on; ``action`` is None in data without actions."""
-
-    frame: UInt8[Tensor, "c h w"]
-    latent: Float[Tensor, "k d"]
-    action: Tensor | None
-
-
-class LatentDataset(torch.utils.data.Dataset[LatentSample]):
-    """A torch Dataset of (frame, latent, action): every frame of ``data`` from which the latent action leads to another one.
-
-    Latents are encoded once, when it is made; frames are read when they are asked for, ``size`` (height, width) if given. ``action``: the
-    feature that holds the actions, where the data has it. Collate with :meth:`collate`.
-    """
-
-    def __init__(
-        self,
-        table: LatentTable,
-        data: Dataset,
-        camera: str,
-        size: tuple[int, int] | None = None,
-        action: str = "action",
-    ):
-        self.table, self.data, self.camera, self.size = table, data, camera, size
-        self.kept = np.flatnonzero(table.valid)
-        has = action in data.columns
-        self.actions = [data.column(e, action) for e in data.episodes] if has else None
-
-    def __len__(self) -> int:
-        return len(self.kept)
-
-    def __getitem__(self, index: int) -> LatentSample:
-        row = int(self.kept[index])
-        number, frame = int(self.table.episode[row]), int(self.table.frame[row])
-        episode = self.data.episodes[number]
-        picture = self.data.frames(episode, self.camera, frame, frame + 1, self.size)[0]
-        action = None if self.actions is None else torch.as_tensor(self.actions[number][frame])
-        pixels = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)
-        return LatentSample(pixels, torch.from_numpy(self.table.latents[row].copy()), action)
-
-    @staticmethod
-    def collate(samples: list[LatentSample]) -> LatentSample:
-        """Samples as one batch, for DataLoader's ``collate_fn``."""
-        frames, latents, actions = zip(*samples, strict=True)
-        return LatentSample(
-            torch.stack(frames), torch.stack(latents), None if actions[0] is None else torch.stack(actions)
-        )
