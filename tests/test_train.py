@@ -21,6 +21,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 import lamina.models.code_usage
 import lamina.training.checkpoints
@@ -29,6 +30,7 @@ from lamina.data.stream import ClipStream
 from lamina.errors import LaminaError
 from lamina.models.hub import LatentActionModel
 from lamina.rng import Rng
+from lamina.training.average import WeightAverage
 from lamina.training.checkpoints import Checkpoints
 from lamina.training.distributed import Processes
 from lamina.training.loop import fit, learning_rate
@@ -247,6 +249,50 @@ def test_the_average_is_the_exponential_mean_of_the_weights(tmp_path):
     assert not torch.allclose(averaged["weight"], seen[-1], atol=1e-4)
 
 
+def test_what_is_not_trained_is_copied_into_the_average():
+    module = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    module[0].bias.requires_grad_(False)
+    average = WeightAverage(module, 0.5)
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    with torch.no_grad():
+        for value in (*module.parameters(), *module.buffers()):
+            value.add_(1)
+    average.update(module)
+    for name, value in average.module.state_dict().items():
+        moved = (
+            1 if name in ("0.bias", "1.running_mean", "1.running_var", "1.num_batches_tracked") else 0.9
+        )  # n / (n + 9) at n = 1
+        torch.testing.assert_close(value, before[name] + moved, msg=name)
+    average.update(module)
+    assert float(average.module[0].weight.detach()[0, 0] - before["0.weight"][0, 0]) == pytest.approx(1 - 0.1 * 2 / 11)
+
+
+def test_an_optimiser_with_another_state_resumes(tmp_path, monkeypatch):
+    def momentum(module, config):
+        groups = [{"params": list(module.parameters()), "initial_lr": 0.1, "moments": ("momentum_buffer",)}]
+        return torch.optim.SGD(groups, lr=0.1, momentum=0.9)
+
+    monkeypatch.setattr(lamina.training.loop, "make_optimizer", momentum)
+    whole = toy(tmp_path / "whole")
+    calls = iter(range(100))
+
+    def losses(module, batch, rng):
+        if next(calls) == 6:
+            raise KeyboardInterrupt
+        return error(module, batch, rng)
+
+    with pytest.raises(KeyboardInterrupt):
+        toy(tmp_path / "cut", losses)
+    assert same(toy(tmp_path / "cut", resume=True), whole)
+    assert load_file(tmp_path / "cut/checkpoints/step-00000012/optimizer.safetensors").keys() == {
+        "module.weight.momentum_buffer",
+        "module.bias.momentum_buffer",
+    }
+    monkeypatch.undo()
+    with pytest.raises(LaminaError, match=r"damaged checkpoint.*exp_avg"):
+        toy(tmp_path / "cut", steps=20, resume=True)
+
+
 def test_bf16_trains_float32_weights(tmp_path):
     kinds = set()
 
@@ -357,7 +403,7 @@ KILLS = {
     "in step 3": lambda: dies_in(lamina.training.loop, "total", 2),
     "in step 5": lambda: dies_in(lamina.training.loop, "total", 4),
     "in step 10": lambda: dies_in(lamina.training.loop, "total", 9),
-    "between optimiser and average in step 8": lambda: dies_in(lamina.training.loop, "_average", 7),
+    "between optimiser and average in step 8": lambda: dies_in(AveragedModel, "update_parameters", 7),
     "in the first checkpoint": lambda: dies_in(lamina.training.checkpoints, "save_file", 0, half_written),
     "in the second checkpoint": lambda: dies_in(lamina.training.checkpoints, "save_file", 3, half_written),
     "before the second checkpoint gets its name": lambda: dies_in(os, "replace", 7),

@@ -7,11 +7,12 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
+import torch
 import torch.distributed as dist
 from pydantic import Field
 from safetensors import SafetensorError
@@ -25,7 +26,9 @@ from lamina.files import json_of, reason, whole_folder, write_text
 from lamina.records import Malformed, Whole, checked
 from lamina.weights import Layout, infinite, layout, load_weights, read_tensors, record_of, save_weights
 
-MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # what AdamW keeps of a parameter
+#: What an optimiser keeps of a parameter: a number of steps ("step"), the rest of the parameter's shape. A group of parameters whose
+#: optimiser keeps something else names it under "moments".
+ADAMW = ("exp_avg", "exp_avg_sq", "step")
 TENSORS = ("model.safetensors", "average.safetensors", "optimizer.safetensors")
 FILES = (*TENSORS, "streams.json")
 
@@ -98,7 +101,13 @@ class Checkpoints:
         return max(self.steps(), default=0)
 
     def save(
-        self, step: int, world: Process, module: nn.Module, optimizer: Any, average: dict[str, Tensor], stream: Stream
+        self,
+        step: int,
+        world: Process,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        average: dict[str, Tensor],
+        stream: Stream,
     ) -> None:
         """Write a checkpoint and remove the oldest. Raises LaminaError for weights that are not finite, and where the disk refuses."""
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -137,7 +146,13 @@ class Checkpoints:
             dist.barrier()
 
     def load(
-        self, step: int, world: Process, module: nn.Module, optimizer: Any, average: dict[str, Tensor], stream: Stream
+        self,
+        step: int,
+        world: Process,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        average: dict[str, Tensor],
+        stream: Stream,
     ) -> None:
         """Put everything back where it was at ``step``.
 
@@ -148,7 +163,7 @@ class Checkpoints:
         names = {id(p): name for name, p in module.named_parameters()}
         try:
             _check_files(folder, step)
-            expected = (layout(module.state_dict()), layout(average), _moments(module))
+            expected = (layout(module.state_dict()), layout(average), _moments(optimizer, names))
             weights: Any
             weights, averaged, moments = (
                 read_tensors(folder / name, wanted)[0] for name, wanted in zip(TENSORS, expected, strict=True)
@@ -185,11 +200,17 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _moments(module: nn.Module) -> Layout:
-    """What the optimiser keeps of the parameters that are trained."""
-    trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    expected = layout({f"{name}.{moment}": p for name, p in trained.items() for moment in MOMENTS[:2]})
-    return expected | {f"{name}.{MOMENTS[2]}": ("F32", ()) for name in trained}
+def _moments(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> Layout:
+    """The state that an optimiser keeps of its parameters; ``names``: of the parameters, by their id."""
+    step = torch.zeros(())
+    return layout(
+        {
+            f"{names[id(parameter)]}.{moment}": step if moment == "step" else parameter
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+            for moment in group.get("moments", ADAMW)
+        }
+    )
 
 
 def _check_files(folder: Path, step: int) -> None:

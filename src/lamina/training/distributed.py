@@ -1,11 +1,21 @@
-"""This process among the processes of a torchrun job."""
+"""Processes of a torchrun job, and how they share the work of one training (DDP, FSDP2)."""
 
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from lamina.device import pick_device
 from lamina.errors import LaminaError
+from lamina.models.layers import BLOCKS
 from lamina.training.settings import TrainConfig
 
 
@@ -21,8 +31,46 @@ class Processes:
         return Processes(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
 
     def shards(self, config: TrainConfig) -> tuple[int, int | None]:
-        """The number of data shards, and the one that this process draws (None: it draws them all)."""
+        """The number of data shards, and the one of this process (None: all of them)."""
         n = config.shards or self.size
         if self.size not in (1, n) or config.batch % (n * config.accumulate):
             raise LaminaError(f"{n} shards, {self.size} processes and --batch {config.batch} do not divide evenly")
         return n, self.rank if self.size > 1 else None
+
+    def join(self, device: str) -> torch.device:
+        """The device of this process. If the job has several, joins their process group (nccl on CUDA, else gloo)."""
+        kind = pick_device(device)
+        if self.size == 1:
+            return torch.device(kind)
+        own = torch.device(kind, int(os.environ.get("LOCAL_RANK", "0"))) if kind == "cuda" else torch.device(kind)
+        if kind == "cuda":
+            torch.cuda.set_device(own)
+        if not dist.is_initialized():
+            dist.init_process_group("nccl" if kind == "cuda" else "gloo")
+        return own
+
+    def mean(self, value: Tensor) -> float:
+        """The mean of a scalar over all processes."""
+        value = value.clone()
+        if self.size > 1:
+            dist.all_reduce(value)
+        return float(value / self.size)
+
+
+def shard(module: nn.Module, device: torch.device, processes: int) -> None:
+    """FSDP2: the parameters of each block are one unit, all others another."""
+    mesh = init_device_mesh(device.type, (processes,))
+    for part in module.modules():
+        if isinstance(part, BLOCKS):
+            fully_shard(part, mesh=mesh)
+    fully_shard(module, mesh=mesh)
+
+
+def replicate(module: nn.Module, device: torch.device) -> DistributedDataParallel:
+    """DDP: each process has all parameters; gradients are averaged."""
+    return DistributedDataParallel(module, device_ids=[device.index] if device.type == "cuda" else None)
+
+
+def unsynchronised(module: nn.Module) -> AbstractContextManager[None]:
+    """Within, the backward pass of a DDP module leaves gradients on their process; no effect on other modules."""
+    return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()

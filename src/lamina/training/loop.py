@@ -1,6 +1,6 @@
 """One loop for every stage: draw a batch, take a step, log, checkpoint, resume.
 
-A killed run that is resumed writes the same losses, bit for bit on a CPU, as one that was never killed: randomness is addressed by
+A killed run that is resumed writes the same losses, bit for bit on a CPU, as one that was never killed: random numbers are keyed by
 (seed, step, shard), the data stream continues at the exact sample, and a checkpoint appears whole or not at all.
 """
 
@@ -8,38 +8,36 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
-from lamina.device import pick_device
+from lamina.device import autocast
 from lamina.errors import LaminaError
 from lamina.losses.reconstruction import total
 from lamina.methods.base import Losses
 from lamina.models.layers import BLOCKS
 from lamina.rng import Rng
+from lamina.training.average import WeightAverage, as_saved, state_of
 from lamina.training.checkpoints import Checkpoints, Stream, full
-from lamina.training.distributed import Processes
+from lamina.training.distributed import Processes, replicate, shard, unsynchronised
 from lamina.training.log import Log
 from lamina.training.settings import TrainConfig
 from lamina.weights import infinite
 
-#: What a validation returns: figures for the log, and warnings that tell the user what to do.
+#: What a validation returns: figures for the log, and warnings for the user.
 Validation = tuple[dict[str, float], list[str]]
 
 
 class _Step(nn.Module):
-    """The losses of a step as a module's forward: what DDP and FSDP2 hook into."""
+    """The losses of a step as a module's forward, which DDP and FSDP2 hook into."""
 
     def __init__(self, module: nn.Module, losses: Losses):
         super().__init__()
@@ -59,66 +57,49 @@ def learning_rate(config: TrainConfig, step: int) -> float:
     return config.lr * (0.1 + 0.45 * (1 + math.cos(math.pi * min(1.0, progress))))
 
 
-def _accelerator(config: TrainConfig) -> Accelerator:
-    device = pick_device(config.device)
-    # Accelerate keeps its settings for the life of the process; stages and tests ask for different ones.
-    AcceleratorState._reset_state()
-    return Accelerator(cpu=device == "cpu", mixed_precision="bf16" if config.precision == "bf16" else "no")
+def make_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW on the trained parameters. Norms, biases and embeddings of one axis are not decayed.
 
-
-def _state(module: nn.Module) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in module.state_dict().items()}
-
-
-@torch.no_grad()
-def _average(average: dict[str, Tensor], module: nn.Module, decay: float) -> None:
-    """Move the averaged weights towards the current ones; what is not trained (codebooks) is copied."""
-    trained = {name for name, p in module.named_parameters() if p.requires_grad}
-    state = module.state_dict()
-    names = [name for name in state if name in trained]
-    torch._foreach_lerp_([average[n] for n in names], [state[n] for n in names], 1 - decay)
-    for name in state.keys() - trained:
-        average[name].copy_(state[name])
-
-
-@contextmanager
-def _as_saved(
-    module: nn.Module, average: Mapping[str, Tensor], settle: Callable[[Any], None] | None, sharded: Any
-) -> Iterator[None]:
-    """Within, the module is what will be saved: averaged weights with statistics that ``settle`` fits to them; then what it was before.
-
-    ``sharded``: the FSDP2 module whose parameters are gathered meanwhile, since its parts' methods gather nothing; None: there is none.
+    A group's learning rate is a factor of the schedule's (:func:`learning_rate`). A group whose optimiser keeps another state than AdamW
+    names it under "moments" (:mod:`lamina.training.checkpoints`).
     """
-    own = _state(module) if average else {}
-    _fill(module, average)
-    if sharded is not None:
-        sharded.unshard()
-    try:
-        if average and settle is not None:
-            settle(module)
-        module.eval()
-        yield
-    finally:
-        if sharded is not None:
-            sharded.reshard()
-        _fill(module, own)
-        module.train()
+    trained = [p for p in module.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([{**g, "initial_lr": 1.0} for g in groups], lr=1.0, betas=(0.9, 0.99), foreach=True)
 
 
-@torch.no_grad()
-def _fill(module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    own = module.state_dict() if state else {}
-    for name, value in own.items():
-        value.copy_(state[name])
+def accumulate_gradients(
+    module: nn.Module,
+    batches: Iterator[Any],
+    weights: Mapping[str, float],
+    config: TrainConfig,
+    step: int,
+    shards: Sequence[int],
+    device: torch.device,
+) -> tuple[dict[str, Tensor], float]:
+    """Gradients of one optimiser step, summed over its micro-batches.
 
-
-def _shard(module: nn.Module, device: torch.device, size: int) -> None:
-    """FSDP2: each block a unit, the rest one unit."""
-    mesh = init_device_mesh(device.type, (size,))
-    for part in module.modules():
-        if isinstance(part, BLOCKS):
-            fully_shard(part, mesh=mesh)
-    fully_shard(module, mesh=mesh)
+    Returns the mean of the loss and of each term on this process, and the seconds that were spent waiting for data.
+    """
+    terms: dict[str, Tensor] = {}
+    waited = 0.0
+    for micro in range(config.accumulate):
+        asked = time.perf_counter()
+        batch = next(batches).to(device)
+        waited += time.perf_counter() - asked
+        rng = Rng(config.seed, step * config.accumulate + micro, shards, device)
+        torch.manual_seed(rng.seed)  # for dropout
+        with unsynchronised(module) if micro < config.accumulate - 1 else nullcontext():
+            with autocast(device, config.precision):
+                parts = module(batch, rng)
+                loss = total(parts, weights)
+            (loss / config.accumulate).backward()
+        for name, value in {"loss": loss, **parts}.items():
+            terms[name] = terms.get(name, 0) + value.detach().float().mean() / config.accumulate
+    return terms, waited
 
 
 def fit(
@@ -130,112 +111,117 @@ def fit(
     config: TrainConfig,
     validate: Callable[[Any], Validation] | None = None,
     title: str | None = None,
-    settle: Callable[[Any], None] | None = None,
+    recalibrate: Callable[[Any], None] | None = None,
 ) -> dict[str, Tensor]:
     """Train ``module`` for ``config.steps`` steps and return its final (averaged) weights on the CPU.
 
-    ``losses(module, batch, rng) -> {term: [b]}``; ``open_stream(shards, shard)`` opens the data; ``validate(module)`` is called
-    every ``validate_every`` steps with the module as it would be saved then: with averaged weights (``config.ema``), to which
-    ``settle(module)`` has fitted its statistics. ``title`` names the progress bar (None: no bar). Logs and checkpoints go to ``run``;
-    with ``config.resume`` it goes on from the last checkpoint there.
-    Parts of ``module`` with an ``after_step()`` are told of every step of the optimiser.
+    ``losses(module, batch, rng) -> {term: [b]}`` with a weight for each term; ``open_stream(shards, shard)`` opens the data.
+    ``validate(module)`` is called every ``validate_every`` steps and at the end, on the weights as they would be saved: averaged
+    (``config.ema``), with statistics that ``recalibrate(module)`` has fitted to them. ``title`` names the progress bar (None: no bar).
+    Log and checkpoints go to ``run``; ``config.resume`` continues from its last checkpoint. Parts of ``module`` with an ``after_step()``
+    method are called after every optimiser step.
     Raises LaminaError for a loss or weights that are not finite, a damaged checkpoint, a disk that cannot be written.
     """
-    accelerator = _accelerator(config)
-    world = Processes.here()
-    shards, shard = world.shards(config)
-    device = accelerator.device
-    module.train()
-    if config.compile:
-        for part in module.modules():
-            if isinstance(part, BLOCKS):
-                part.compile()
-    step_module = _Step(module, losses).to(device)
-    sharded = config.parallel == "fsdp2" and world.size > 1
-    if sharded:
-        _shard(step_module, device, world.size)
+    processes = Processes.here()
+    shards, own_shard = processes.shards(config)
+    device = processes.join(config.device)
+    step_module = _Step(module.train(), losses).to(device)
+    average = WeightAverage(module, config.ema) if config.ema else None
+    saved, recalibrate = (average.module, recalibrate) if average else (module, None)
+    parallel = _parallel(step_module, average, config, processes, device)
+    optimizer = make_optimizer(module, config)
     trained = [p for p in module.parameters() if p.requires_grad]
-    # Norms, biases and embeddings of one axis are not decayed.
-    groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
     following: list[Any] = [part for part in module.modules() if hasattr(part, "after_step")]
-    optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.99), foreach=True)
-    wrapped = step_module if sharded else accelerator.prepare_model(step_module)
 
-    stream = open_stream(shards, shard)
-    average = _state(module) if config.ema else {}
+    stream = open_stream(shards, own_shard)
     checkpoints = Checkpoints(run, config.keep)
     start = checkpoints.last(config.steps) if config.resume else 0
     if start:
-        checkpoints.load(start, world, step_module, optimizer, average, stream)
-    log = Log(run, config, world, start)
-    mine = range(shards) if shard is None else [shard]
-    batches = iter(stream)
+        averaged = state_of(average.module) if average else {}
+        checkpoints.load(start, processes, step_module, optimizer, averaged, stream)
+    if average:
+        average.resume(start)
+    schedule = LambdaLR(optimizer, lambda step: learning_rate(config, step), last_epoch=start - 1)
+    log = Log(run, config, processes, start)
+    bar = _progress_bar(config, start, title if processes.rank == 0 else None)
     warned: set[str] = set()
-    bar = tqdm(
-        total=config.steps * config.batch,
-        initial=start * config.batch,
-        unit="sample",
-        unit_scale=True,
-        desc=title,
-        disable=world.rank > 0 or title is None,
-        mininterval=0.5,
-        dynamic_ncols=True,
-    )
+    batches, own_shards = iter(stream), range(shards) if own_shard is None else [own_shard]
     for step in range(start, config.steps):
-        began, waited = time.perf_counter(), 0.0
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(config, step)
-        terms: dict[str, Tensor] = {}
-        for micro in range(config.accumulate):
-            asked = time.perf_counter()
-            batch = next(batches).to(device)
-            waited += time.perf_counter() - asked
-            rng = Rng(config.seed, step * config.accumulate + micro, mine, device)
-            torch.manual_seed(rng.seed)  # for dropout
-            waiting = micro < config.accumulate - 1 and not sharded
-            with accelerator.no_sync(wrapped) if waiting else nullcontext(), accelerator.autocast():
-                parts = wrapped(batch, rng)
-                loss = total(parts, weights)
-                accelerator.backward(loss / config.accumulate)
-            for name, value in {"loss": loss, **parts}.items():
-                terms[name] = terms.get(name, 0) + value.detach().float().mean() / config.accumulate
+        began = time.perf_counter()
+        terms, waited = accumulate_gradients(parallel, batches, weights, config, step, own_shards, device)
         norm = torch.nn.utils.clip_grad_norm_(trained, config.clip)
         optimizer.step()
+        schedule.step()
         optimizer.zero_grad(set_to_none=True)
         for part in following:
             part.after_step()
-        number = step + 1
         if average:
-            _average(average, module, min(config.ema, (1 + step) / (10 + step)))
+            average.update(module)
         bar.update(config.batch)
+
+        number = step + 1
         last = number == config.steps
         validating = validate is not None and (number % config.validate_every == 0 or last)
         if number % config.log_every == 0 or validating or last:
-            row = {"step": number, **{name: float(accelerator.reduce(v, "mean")) for name, v in terms.items()}}
+            row = {"step": number, **{name: processes.mean(value) for name, value in terms.items()}}
             if not math.isfinite(row["loss"]):
                 raise LaminaError(f"{run}: the loss is {row['loss']} at step {number}; start again with a lower --lr")
             seconds = time.perf_counter() - began
             row |= {"lr": learning_rate(config, step), "gradient_norm": float(full(norm))}
             row |= {"samples_per_second": config.batch / seconds, "data_wait": waited / seconds}
             if validating and validate is not None:
-                with _as_saved(module, average, settle, step_module if sharded else None):
-                    figures, told = validate(module)
+                with as_saved(saved, recalibrate) as current:
+                    figures, warnings = validate(current)
                 row |= {f"validation/{name}": value for name, value in figures.items()}
-                for text in sorted(set(told) - warned) if world.rank == 0 else ():
+                for text in sorted(set(warnings) - warned) if processes.rank == 0 else ():
                     bar.write(f"warning: step {number}: {text}")
                     warned.add(text)
             log.write(row)
             bar.set_postfix(loss=f"{row['loss']:.4f}", refresh=False)
         if number % config.checkpoint_every == 0 or last:
-            checkpoints.save(number, world, step_module, optimizer, average, stream)
+            averaged = state_of(average.module) if average else {}
+            checkpoints.save(number, processes, step_module, optimizer, averaged, stream)
     bar.close()
     stream.close()
-    with _as_saved(module, average, settle, step_module if sharded else None):
-        settled = {name: value.clone() for name, value in module.named_buffers()} if average else {}
-    final = {name: full(settled.get(name, value)) for name, value in (average or _state(module)).items()}
+    return _final_weights(run, saved, recalibrate)
+
+
+def _parallel(
+    step: _Step, average: WeightAverage | None, config: TrainConfig, processes: Processes, device: torch.device
+) -> nn.Module:
+    """The module whose forward and backward pass train ``step`` on all processes; compiles its blocks if asked to."""
+    if config.compile:
+        for part in step.modules():
+            if isinstance(part, BLOCKS):
+                part.compile()
+    if processes.size == 1:
+        return step
+    if config.parallel == "ddp":
+        return replicate(step, device)
+    if average:
+        shard(average.module, device, processes.size)
+    shard(step, device, processes.size)
+    return step
+
+
+def _progress_bar(config: TrainConfig, start: int, title: str | None) -> tqdm:
+    return tqdm(
+        total=config.steps * config.batch,
+        initial=start * config.batch,
+        unit="sample",
+        unit_scale=True,
+        desc=title,
+        disable=title is None,
+        mininterval=0.5,
+        dynamic_ncols=True,
+    )
+
+
+def _final_weights(run: Path, module: nn.Module, recalibrate: Callable[[Any], None] | None) -> dict[str, Tensor]:
+    """The weights to save, on the CPU. Raises LaminaError for weights that are not finite."""
+    with as_saved(module, recalibrate) as current:
+        buffers = {name: value.clone() for name, value in current.named_buffers()}
+    final = {name: full(buffers.get(name, value)).clone() for name, value in state_of(module).items()}
     if bad := infinite(final):
         raise LaminaError(f"{run}: '{bad}' is not finite at the end; start again with a lower --lr")
     return final

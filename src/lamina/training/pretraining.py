@@ -101,13 +101,13 @@ def recalibration(recipe: Recipe, data: DataConfig, config: TrainConfig) -> Call
     size = config.batch // config.accumulate
     batches = [rows for rows in order.split(size) if len(rows) > 1 or len(clip) == 1]
 
-    def settle(lam: LAM) -> None:
+    def recalibrate(lam: LAM) -> None:
         device = next(lam.parameters()).device
         with calibrating(lam):
             for number, rows in enumerate(batches):
                 recipe.losses(lam, clip[rows].to(device), Rng(config.seed, number, device=device))
 
-    return settle
+    return recalibrate
 
 
 COPIES = 5  # of every weight while it is trained: itself, its gradient, two moments and the average
@@ -236,7 +236,7 @@ def _pretrain(
     def open_stream(shards: int, shard: int | None) -> ClipStream:
         return ClipStream(data, config.batch // config.accumulate, config.seed, shards=shards, shard=shard)
 
-    settle = recalibration(recipe, data, config) if config.ema and has_statistics(lam) else None
+    recalibrate = recalibration(recipe, data, config) if config.ema and has_statistics(lam) else None
     state = fit(
         run,
         lam,
@@ -246,7 +246,7 @@ def _pretrain(
         config,
         latent_diagnostics(lam, held, config.seed),
         title=f"train {recipe.method}",
-        settle=settle,
+        recalibrate=recalibrate,
     )
     folder = run / "model"
     if world.rank == 0:
