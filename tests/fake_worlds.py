@@ -51,7 +51,7 @@ class Fake(World):
 
     def observe(self) -> Observation:
         frame = np.zeros((*self.size, 3), dtype=np.uint8)
-        frame[..., 0], frame[..., 1] = self.seed % 256, self.steps
+        frame[..., 0], frame[..., 1] = self.seed % 256, self.steps % 256
         return Observation({"fake": frame})
 
     def expert(self, rng: np.random.Generator) -> Action:
