@@ -8,7 +8,7 @@ import math
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
@@ -41,11 +41,11 @@ class Scratch(TemporaryDirectory[str]):
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, waiting: Callable[[], None] | None = None) -> Iterator[None]:
     """``path``, a file or folder that a command writes, belongs to this process until the ``with`` block ends; missing parents are made.
 
-    The lock is a hidden neighbour of ``path`` that the system lets go of however the process ends. Raises LaminaError if another process
-    has it, or the file system refuses.
+    The lock is a hidden neighbour of ``path`` that the system lets go of however the process ends. While another process has it, this one
+    waits, after a call of ``waiting``; without that it raises LaminaError. Raises LaminaError where the file system refuses.
     """
     path = Path(os.path.realpath(path))
     lock = path.with_name(f".{path.name}.lock")
@@ -57,7 +57,10 @@ def locked(path: Path) -> Iterator[None]:
             try:
                 holder.acquire()
             except Timeout as error:
-                raise LaminaError(f"{path}: in use by {_holder(lock)}; wait for it to end") from error
+                if waiting is None:
+                    raise LaminaError(f"{path}: in use by {_holder(lock)}; wait for it to end") from error
+                waiting()
+                holder.acquire(timeout=-1)
         try:
             with disk_errors(path):
                 lock.write_text(str(os.getpid()))
