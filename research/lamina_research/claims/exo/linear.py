@@ -17,6 +17,7 @@ from lamina_research.linear import closed_form, scores
 from lamina_research.linear.ex_bmdp import Moments
 from lamina_research.linear.lam import OBJECTIVES, LinearLAM, Objective, loss
 from lamina_research.seeds import Interval, interval
+from lamina_research.text import listed
 
 NEAR = 0.01  # how far a trained loss may be above the closed form's, relative
 AIM = 0.05  # largest principal angle between a trained and a solved subspace, radians
@@ -218,7 +219,7 @@ def remedies(experiment: Experiment) -> Outcome:
         f"{name} {_mean(ours[name]['nmse'], at)}, {_mean(ours[name]['context'], at)}" for name in OBJECTIVES
     )
     text += (
-        f". Lower NMSE at every p_switch above 0: {_named(lower)}; more consistent: {_named(steadier)}. Trained losses at most "
+        f". Lower NMSE at every p_switch above 0: {listed(filter(lower.get, lower))}; more consistent: {listed(filter(steadier.get, steadier))}. Trained losses at most "
         f"{max(float(x.max()) for x in over.values()):.2%} above the closed form's, principal angles at most "
         f"{max(float(x.max()) for x in angle.values()):.4f} rad."
     )
@@ -238,10 +239,6 @@ def remedies(experiment: Experiment) -> Outcome:
         explanation=text,
         plot=remedies_plot(grid.p, change, {name: ours[name]["context"][:, 0] for name in OBJECTIVES}),
     )
-
-
-def _named(told: Mapping[str, bool]) -> str:
-    return ", ".join(name for name, yes in told.items() if yes) or "none"
 
 
 def cca(experiment: Experiment) -> Outcome:
