@@ -219,7 +219,8 @@ def remedies(experiment: Experiment) -> Outcome:
         f"{name} {_mean(ours[name]['nmse'], at)}, {_mean(ours[name]['context'], at)}" for name in OBJECTIVES
     )
     text += (
-        f". Lower NMSE at every p_switch above 0: {listed(filter(lower.get, lower))}; more consistent: {listed(filter(steadier.get, steadier))}. Trained losses at most "
+        f". Lower NMSE at every p_switch above 0: {listed(name for name in lower if lower[name])}; more consistent: "
+        f"{listed(name for name in steadier if steadier[name])}. Trained losses at most "
         f"{max(float(x.max()) for x in over.values()):.2%} above the closed form's, principal angles at most "
         f"{max(float(x.max()) for x in angle.values()):.4f} rad."
     )
