@@ -159,7 +159,7 @@ def test_scripted_policies_are_those_of_the_world(crew, policy):
     assert record["agent"] == policy
     for name in ("grid/0.5", "Fake"):
         with fake_worlds.make(name, SIZE) as place:
-            expected = worlds.returns(place, getattr(place, policy), 5, seed=3)
+            expected = fake_worlds.returns(place, getattr(place, policy), 5, seed=3)
         assert record["worlds"][name]["returns"] == expected.tolist()
 
 
@@ -421,7 +421,7 @@ def test_doom_plays_as_without_processes_and_leaves_none():
     except LaminaError as error:
         pytest.skip(str(error))
     with place:
-        expected = worlds.returns(place, place.expert, 2).tolist()
+        expected = fake_worlds.returns(place, place.expert, 2).tolist()
     record = rollout_worlds("expert", ["basic", "my_way_home"], episodes=2, parallel=2, max_steps=60, progress=False)
     assert record["worlds"]["basic"]["returns"] == expected
     assert not [p for p in psutil.Process().children(recursive=True) if "vizdoom" in p.name()]

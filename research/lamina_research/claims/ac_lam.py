@@ -70,11 +70,6 @@ def table(records: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, list[
     return metrics
 
 
-def everyone(seed: int) -> tuple[ModelEntry, ...]:
-    """And the methods that the paper does not compare."""
-    return (*contenders(seed), *other_methods(seed))
-
-
 def compared(
     lab: StructureStudy,
     seeds: tuple[int, ...],
@@ -94,7 +89,7 @@ def structure(experiment: Experiment) -> Outcome:
     """Table 1 on one backbone: Eq. 7 to 10 for AC-LAM, LAPA, UniVLA and villa-X, which decide, and for every other method; then
     for AC-LAM and its closest rival at smaller sizes."""
     lab = StructureStudy(experiment, many=True)
-    records = compared(lab, experiment.seeds, everyone)
+    records = compared(lab, experiment.seeds, lambda seed: (*contenders(seed), *other_methods(seed)))
     metrics, unused = table(records), invalid_entries(records)
     ours, *others = [model.label for model in contenders(0)]
     valid = [name for name in others if name not in unused]

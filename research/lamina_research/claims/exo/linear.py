@@ -255,7 +255,8 @@ def cca(experiment: Experiment) -> Outcome:
         model = lab.train(f"whitened, {name}", grid, moments, objective)
         # u is white: the directions of CCA are orthonormal, and B D = sum over k of sigma_k u_k v_k^T (Eq. 26).
         kept = torch.linalg.svdvals(model.B @ model.D)[..., :width]
-        best = grid_loss(pairs, solved.correlations[..., :width])
+        # The least loss of white transitions: d_o - sum of squared canonical correlations (App. A.2).
+        best = pairs.sizes["u"] - solved.correlations[..., :width].square().sum(-1)
         found[name] = {
             "correlation": (kept - solved.correlations[..., :width]).abs().amax(-1)[:, 0],
             "angle": closed_form.principal_angles(model.B, solved.first[..., :width, :].mT)[:, 0, :, -1],
@@ -298,11 +299,6 @@ def cca(experiment: Experiment) -> Outcome:
         explanation=text,
         plot=cca_plot(lines),
     )
-
-
-def grid_loss(pairs: Moments, correlations: Float[Tensor, "*g z"]) -> Values:
-    """The least cross-exogenous loss of white transitions: d_o - sum of squared canonical correlations (App. A.2)."""
-    return pairs.sizes["u"] - correlations.square().sum(-1)
 
 
 def bound(experiment: Experiment) -> Outcome:
