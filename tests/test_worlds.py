@@ -9,8 +9,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from fake_worlds import returns
 from lamina.envs import doom_experts as experts
-from lamina.envs.base import World, returns, rollout
+from lamina.envs.base import World, rollout
 from lamina.envs.grid import MOVES, SNAKE, Grid
 from lamina.envs.maze import Maze, free
 from lamina.envs.registry import SUITES, WORLDS, make
@@ -409,14 +410,6 @@ def test_kill_9_takes_the_engine_along(tmp_path):
     while psutil.pid_exists(int(engine)) and psutil.Process(int(engine)).status() != "zombie":
         assert time.monotonic() < deadline
         time.sleep(0.02)
-
-
-@pytest.mark.sim
-def test_returns_adds_the_rewards_of_each_episode():
-    with open_world("basic") as world:
-        total = returns(world, world.expert, episodes=2, seed=3)
-        assert total.shape == (2,)
-        assert total[1] == sum(step.reward for step in rollout(world, world.expert, 3, 1))
 
 
 @pytest.mark.sim

@@ -8,7 +8,7 @@ import math
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
@@ -41,11 +41,12 @@ class Scratch(TemporaryDirectory[str]):
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, waiting: Callable[[], None] | None = None) -> Iterator[None]:
     """An exclusive lock on ``path``, a file or folder that a command writes, until the ``with`` block ends. Missing parents are created.
 
-    The lock is a hidden file beside ``path``; the operating system releases it however the process ends. Raises LaminaError if another
-    process holds the lock, or if the file system reports an error.
+    The lock is a hidden file beside ``path``; the operating system releases it however the process ends. While another process holds it,
+    this one waits, after a call of ``waiting``; without ``waiting`` it raises LaminaError. Raises LaminaError if the file system reports
+    an error.
     """
     path = Path(os.path.realpath(path))
     lock = path.with_name(f".{path.name}.lock")
@@ -57,7 +58,10 @@ def locked(path: Path) -> Iterator[None]:
             try:
                 holder.acquire()
             except Timeout as error:
-                raise LaminaError(f"{path}: in use by {_holder(lock)}; wait for it to end") from error
+                if waiting is None:
+                    raise LaminaError(f"{path}: in use by {_holder(lock)}; wait for it to end") from error
+                waiting()
+                holder.acquire(timeout=-1)
         try:
             with disk_errors(path):
                 lock.write_text(str(os.getpid()))

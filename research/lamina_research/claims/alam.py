@@ -16,12 +16,12 @@ from lamina_research.claims.structure_study import (
     alam_model,
     gains,
     invalid_entries,
-    told,
     void_text,
 )
 from lamina_research.experiment import Claim, Experiment, Outcome
 from lamina_research.figures import LinePlot
 from lamina_research.seeds import Interval, below, interval, paired_difference
+from lamina_research.text import means_of
 
 PAPER = "ALAM, arXiv 2605.10819"
 SCALES = ("smoke", "cpu", "gpu")
@@ -212,8 +212,8 @@ def across(experiment: Experiment) -> Outcome:
     )
     text = (
         f"PSNR in dB between the composed and the direct rollout from a frame of another task: "
-        f"{told(metrics, 'agreement', 2)}; above that of another triplet's latent by "
-        f"{told(metrics, 'margin', 2)}.{void_text(unused)}"
+        f"{means_of(metrics, 'agreement', 2)}; above that of another triplet's latent by "
+        f"{means_of(metrics, 'margin', 2)}.{void_text(unused)}"
     )
     return Outcome(metrics=metrics, holds=better and not unused, explanation=text, picture=picture)
 

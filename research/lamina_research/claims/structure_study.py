@@ -7,7 +7,7 @@ measured on the same held-out windows. Methods of pairs train on the two neighbo
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -26,7 +26,6 @@ from lamina.models.hub import LatentActionModel, Provenance
 from lamina.training.settings import TrainConfig
 from lamina.types import Clip
 from lamina_research.experiment import Experiment
-from lamina_research.seeds import interval
 from lamina_research.study import STOPPED, Collection, ModelSpec, Study
 
 
@@ -233,11 +232,6 @@ def _held(data: DataConfig, gap: tuple[float, float], stride: float, windows: in
 
 
 # ------------------------------------------------------------------------------------------------------------ decisions
-
-
-def told(metrics: Mapping[str, Mapping[str, Sequence[float]]], metric: str, digits: int) -> str:
-    """Every method's mean of a metric, in words."""
-    return ", ".join(f"{name} {interval(values[metric]).mean:.{digits}f}" for name, values in metrics.items())
 
 
 def invalid_entries(records: dict[str, list[dict[str, Any]]]) -> dict[str, str]:

@@ -147,7 +147,7 @@ def split_episodes(
             LaminaWarning,
             stacklevel=2,
         )
-        return tuple(replace(e, splits=_cut_in_time(e.length)) for e in episodes)
+        return tuple(replace(e, splits=_splits_in_time(e.length)) for e in episodes)
     held_out = {number: name for name in ("validation", "test") for number in declared.get(name, ())}
     pool = sorted(
         (n for n in range(len(episodes)) if n not in held_out and n not in partly),
@@ -161,6 +161,6 @@ def split_episodes(
     return tuple(replace(e, splits=((held_out.get(n, "train"), 0, e.length),)) for n, e in enumerate(episodes))
 
 
-def _cut_in_time(length: int) -> tuple[tuple[str, int, int], ...]:
+def _splits_in_time(length: int) -> tuple[tuple[str, int, int], ...]:
     bounds = (0, round(0.8 * length), round(0.9 * length), length)
     return tuple((s, a, b) for s, a, b in zip(SPLITS, bounds[:-1], bounds[1:], strict=True) if b > a)

@@ -31,7 +31,7 @@ from lamina.data.episodes import DecodeError, Episode, check_classes, task_vecto
 from lamina.data.sampling import DataConfig, SampleIndex, Segment, draw_samples
 from lamina.errors import LaminaError, LaminaWarning
 from lamina.records import Malformed, Whole, checked
-from lamina.types import ActionSpec, Clip
+from lamina.types import Clip
 
 PREFETCH = 4  # segments that each worker decodes ahead
 SAMPLES_PER_SEGMENT = 4  # samples that gather takes from one stretch of video
@@ -188,10 +188,6 @@ def _end_with_parent(worker: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _same(value: Any) -> Any:
-    return value
-
-
 @dataclass
 class _Held:
     """A segment of which some samples wait in the shuffle buffer."""
@@ -302,7 +298,7 @@ class _Shard:
             sampler=turns,
             num_workers=workers,
             prefetch_factor=PREFETCH if workers else None,
-            collate_fn=_same,
+            collate_fn=tuple,  # an item is one: as it is
             worker_init_fn=_end_with_parent,
             generator=torch.Generator(),  # of its own: the global one must not depend on how often a loader starts
         )
@@ -341,8 +337,7 @@ class ClipStream:
     ``shards`` independent streams share the data; a batch is ``batch // shards`` samples of each, in their order. With
     ``shard=None`` this process draws all of them, with ``shard=r`` only that one: so one process with ``shards=2`` sees
     exactly what two processes see together. The order depends on the data, the configuration, ``seed`` and ``shards``,
-    not on the number of workers. Stretches that cannot be decoded are skipped, each with a warning, up to ``max_bad``;
-    ``skipped`` counts them.
+    not on the number of workers. Segments that cannot be decoded are skipped, each with a warning, up to ``max_bad``.
 
     Raises LaminaError: data that cannot be read, names that are not there, NaN in a feature, too many bad stretches.
     """
@@ -362,26 +357,6 @@ class ClipStream:
         what = [settings, batch, seed, split, shards, self.plan.counts, self.plan.shares, segments, made_of]
         description = json.dumps(what)
         self._fingerprint = hashlib.sha256(description.encode()).hexdigest()[:16]
-
-    @property
-    def action(self) -> ActionSpec | None:
-        """What ``Clip.action`` holds; None where the sources have no actions, or not the same ones."""
-        return self.plan.action
-
-    @property
-    def fps(self) -> float:
-        """Frames per second of the first source."""
-        return self.plan.sources[0].fps
-
-    @property
-    def epoch(self) -> int:
-        """Samples of an epoch: each frame that leaves room for a sample begins one."""
-        return sum(self.plan.counts)
-
-    @property
-    def skipped(self) -> int:
-        """Stretches of video that could not be decoded so far."""
-        return sum(len(s.bad) for s in self._shards.values())
 
     def __iter__(self) -> Iterator[Clip]:
         return self

@@ -90,11 +90,6 @@ def rollout(world: World, policy: ActionFunction, seed: int, episode: int = 0) -
         observation = following
 
 
-def returns(world: World, policy: ActionFunction, episodes: int, seed: int = 0) -> Float[np.ndarray, "episodes"]:
-    """The sum of rewards of each episode; ``policy`` is ``world.expert``, ``world.random`` or any function of a generator."""
-    return np.array([sum(step.reward for step in rollout(world, policy, seed, n)) for n in range(episodes)])
-
-
 def resize(frame: UInt8[np.ndarray, "h w 3"], size: ImageSize | None) -> UInt8[np.ndarray, "h2 w2 3"]:
     """A simulator's picture at ``size`` (:func:`lamina.images.resize_frames`), always a copy: simulators reuse their buffers."""
     return np.array(resize_frames(frame[None], size)[0])

@@ -39,6 +39,7 @@ from lamina_research.experiment import Experiment, Outcome
 from lamina_research.figures import BarPlot, Panels
 from lamina_research.seeds import below, interval
 from lamina_research.study import STOPPED, Collection, ModelSpec, Study
+from lamina_research.text import listed, means_of
 
 #: What each variant changes in LAPO's options; the first is the one that the others are compared with.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -218,9 +219,9 @@ def cheetah(experiment: Experiment) -> Outcome:
     steadier = [v for v in REMEDIES if below(values[v]["future_share"], plain["future_share"])]
     better = [v for v in REMEDIES if below(plain["return"], values[v]["return"])]
     text = (
-        "Probe NMSE: " + _told(values, "nmse") + ". Share of the latent's variance that the next frame's exogenous state makes: "
-        + _told(values, "future_share") + ". Return of the latent policy (random actions 0, expert 1): " + _told(values, "return")
-        + f". Beyond doubt better than vanilla in NMSE: {_list(clearer)}; in the share: {_list(steadier)}; in return: {_list(better)}."
+        "Probe NMSE: " + means_of(values, "nmse") + ". Share of the latent's variance that the next frame's exogenous state makes: "
+        + means_of(values, "future_share") + ". Return of the latent policy (random actions 0, expert 1): " + means_of(values, "return")
+        + f". Beyond doubt better than vanilla in NMSE: {listed(clearer)}; in the share: {listed(steadier)}; in return: {listed(better)}."
     )  # fmt: skip
     return Outcome(
         metrics=values,
@@ -282,11 +283,3 @@ def _bars(values: dict[str, dict[str, list[float]]], metric: str, title: str, la
     """A metric of all that have it."""
     found = {name: interval(v[metric]) for name, v in values.items() if metric in v}
     return BarPlot(title, label, list(found), {"LAPO, 8 numbers": list(found.values())})
-
-
-def _told(values: dict[str, dict[str, list[float]]], metric: str) -> str:
-    return ", ".join(f"{name} {interval(v[metric]).mean:.3f}" for name, v in values.items() if metric in v)
-
-
-def _list(names: list[str]) -> str:
-    return ", ".join(names) or "none"

@@ -12,12 +12,12 @@ from lamina.inference.subject import subject_of
 from lamina.methods import lapo
 from lamina.models.hub import LatentActionModel
 from lamina.types import Clip
-from lamina_research.claims.flexlam.alignment import told
 from lamina_research.claims.flexlam.study import FlexLAMStudy, flexlam_spec
 from lamina_research.experiment import Experiment, Outcome
 from lamina_research.figures import LinePlot
 from lamina_research.seeds import interval, paired_difference
 from lamina_research.study import ModelSpec
+from lamina_research.text import listed, means
 
 
 def vq32(seed: int) -> ModelSpec:
@@ -69,7 +69,7 @@ def reconstruction(experiment: Experiment) -> Outcome:
     beaten = [name for name in names if above(name, "VQ-32")]
     shown = {name: metrics[name]["psnr"] for name in [*names, "VQ-32", "copy-frame"]}
     text = (
-        f"PSNR in dB: {told(shown, 2)}. Above the VQ reference beyond doubt: {', '.join(beaten) or 'none'}. "
+        f"PSNR in dB: {means(shown, 2)}. Above the VQ reference beyond doubt: {listed(beaten)}. "
         "LPIPS is not measured: its weights are not at hand."
     )
     return Outcome(
@@ -120,7 +120,7 @@ def round_trip(experiment: Experiment) -> Outcome:
     return Outcome(
         metrics={name: {"psnr": values} for name, values in scores.items()},
         holds=all(gain.low is not None and gain.low > 0 for gain in better),
-        explanation=f"PSNR in dB against the true next frame: {told(scores, 2)}.",
+        explanation=f"PSNR in dB against the true next frame: {means(scores, 2)}.",
         picture=picture,
     )
 
