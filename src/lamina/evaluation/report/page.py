@@ -234,11 +234,11 @@ def over_horizons(
 
     lines, marks = [], []
     for n, record in enumerate(records):
-        for kind, words in kinds.items():
+        for kind, line in kinds.items():
             found = [(float(h.t), e) for h in record.horizons or () if (e := value(h, kind))]
             if not found or (kind == "copy" and n):  # copy-frame is the same on both sides of the quantiser
                 continue
-            name = words if len(records) == 1 or kind == "copy" else f"{words}, {record.name}"
+            name = line if len(records) == 1 or kind == "copy" else f"{line}, {record.name}"
             marks, values = [t for t, _ in found], [e for _, e in found]
             lines.append(Line(name, marks, [e.mean for e in values], [e.low for e in values], [e.high for e in values]))
     return line_chart(lines, title, "horizon, strides", y_label, marks) if lines else None
@@ -248,8 +248,8 @@ def trajectory(n: int, path: Trajectory) -> Chart | None:
     """The norm of the latent along one held-out episode, beside how far its state has moved."""
     seconds = [0.0 if t is None else t for t in path.seconds or ()]
     lines = [
-        Line(words, seconds, [float("nan") if v is None else v for v in values], marks=False)
-        for words, values in (("length of the latent", path.length), ("displacement", path.displacement))
+        Line(name, seconds, [float("nan") if v is None else v for v in values], marks=False)
+        for name, values in (("length of the latent", path.length), ("displacement", path.displacement))
         if values
     ]
     title = f"Episode {n}: how far from its first frame" + ("" if path.r is None else f" (r = {path.r:.2f})")
