@@ -75,6 +75,8 @@ class EvaluateConfig:
     action: str = "action"
     labels: str | None = None
     """train a translator on so many labelled transitions (120, or 5%), where the model has none yet"""
+    translator_steps: int = 600
+    """training steps of that translator and of its controls"""
     actions: ActionsOf | None = None
     """of the actions taken in the gap of a latent: first, mean or chunk; default: as the translator was aligned, else the first"""
     scratch_steps: int | None = None
@@ -496,7 +498,10 @@ def new_translator(
 ) -> tuple[list[TranslationScore], dict[str, Any]]:
     """A translator trained on ``config.labels`` transitions of the training split with the defaults of `lamina align`, and the controls;
     and the record's parts on labels, budget and curve."""
-    training, heads = head_training(600, 0, device=config.device, precision=config.precision), TranslatorConfig()
+    training, heads = (
+        head_training(config.translator_steps, 0, device=config.device, precision=config.precision),
+        TranslatorConfig(),
+    )
     number = parse_labels(config.labels or "", count_transitions(data, "train"))
     labels = sample_split(
         dataclasses.replace(data, paired=None), "train", number, seed=training.seed, require_action=True
