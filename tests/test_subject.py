@@ -29,9 +29,10 @@ TESTS = Path(__file__).parent
 SMALL = EvaluateConfig(
     transitions=24, reconstructions=16, linear=40, structure=8, translator_steps=60, scratch_steps=4, device="cpu"
 )
-SMALL_OPTIONS = (
-    "--transitions 24 --reconstructions 16 --linear 40 --structure 8 --translator-steps 6 --scratch-steps 4 --device cpu"
-).split()
+SMALL_OPTIONS = [
+    "--transitions", "24", "--reconstructions", "16", "--linear", "40", "--structure", "8",
+    "--translator-steps", "6", "--scratch-steps", "4", "--device", "cpu",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
