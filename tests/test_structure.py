@@ -23,7 +23,7 @@ from lamina.evaluation.probes.trajectory import trajectory
 from lamina.evaluation.probes.usage import latent_use
 from lamina.images import to_float
 from lamina.inference.subject import Subject, pixel_change, subject_of
-from lamina.intervals import bootstrap_correlation
+from lamina.intervals import Estimate, bootstrap_correlation, bootstrap_mean, bootstrap_ratio
 from lamina.methods import ac_lam, alam, lapa, univla
 from lamina.models.hub import LatentActionModel, Provenance
 from lamina.training.recipe import recipe
@@ -136,6 +136,24 @@ def test_a_weighted_correlation_is_numpys() -> None:
     weighted = bootstrap_correlation(x, y, np.where(np.arange(200) < 50, 2.0, 1.0), episode)
     assert weighted.mean == pytest.approx(np.corrcoef(x[twice], y[twice])[0, 1])
     assert math.isnan(bootstrap_correlation(x, np.ones(200), np.ones(200), episode).mean)
+
+
+def test_an_interval_draws_whole_episodes() -> None:
+    rng = np.random.default_rng(0)
+    values, episode = rng.normal(size=60), np.arange(60) // 6
+    totals = values.reshape(10, 6).sum(1)
+    drawn = totals[np.random.default_rng(3).integers(0, 10, (1000, 10))].sum(1) / 60
+    got = bootstrap_mean(values, episode, seed=3)
+    assert [got.mean, got.low, got.high] == pytest.approx([values.mean(), *np.quantile(drawn, [0.025, 0.975])])
+    # Of three episodes each sample is drawn by itself.
+    few = bootstrap_mean(values, np.arange(60) // 20)
+    alone = bootstrap_mean(values, np.arange(60))
+    assert few == alone
+
+
+def test_an_interval_of_one_sample_or_of_nothing_to_divide_by() -> None:
+    assert bootstrap_mean([2.5], [0]) == Estimate(2.5, 2.5, 2.5)
+    assert math.isnan(bootstrap_ratio(np.ones(8), np.zeros(8), np.arange(8)).low)
 
 
 def test_a_norm_trajectory_follows_the_displacement_or_says_that_it_does_not() -> None:

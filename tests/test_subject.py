@@ -26,9 +26,12 @@ from planted import SIZE, write_planted
 
 torch.set_num_threads(1)
 TESTS = Path(__file__).parent
-SMALL = EvaluateConfig(transitions=24, reconstructions=16, linear=40, structure=8, scratch_steps=4, device="cpu")
+SMALL = EvaluateConfig(
+    transitions=24, reconstructions=16, linear=40, structure=8, translator_steps=60, scratch_steps=4, device="cpu"
+)
 SMALL_OPTIONS = [
-    "--transitions", "24", "--reconstructions", "16", "--linear", "40", "--structure", "8", "--scratch-steps", "4", "--device", "cpu"
+    "--transitions", "24", "--reconstructions", "16", "--linear", "40", "--structure", "8",
+    "--translator-steps", "6", "--scratch-steps", "4", "--device", "cpu",
 ]  # fmt: skip
 
 
@@ -103,7 +106,7 @@ def test_with_labels_a_translator_and_its_controls_are_trained_alike(data: str, 
     assert names == [
         "theirs", "shuffled latents", "copy-frame", "observation-only", "inverse dynamics model", "plain pixels of the pair"
     ]  # fmt: skip
-    assert (record["labels"], record["budget"]["steps"], record["budget"]["scratch_steps"]) == (40, 600, 4)
+    assert (record["labels"], record["budget"]["steps"], record["budget"]["scratch_steps"]) == (40, 60, 4)
     loss = {row["name"]: row["loss"]["mean"] for row in record["translator"]}
     assert loss["theirs"] < loss["shuffled latents"]
     assert len(record["translator_curve"]["steps"]) > 5

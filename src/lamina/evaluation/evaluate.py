@@ -1,4 +1,4 @@
-"""Stage 4: every probe that a model allows, on held-out episodes with controls, and a verdict in plain words -> RUN/evaluation.json."""
+"""Stage 4: all probes that a model allows on held-out episodes, with controls, and a verdict in plain words -> RUN/evaluation.json."""
 
 from __future__ import annotations
 
@@ -69,13 +69,15 @@ class EvaluateConfig:
     structure: int = 256
     """test windows for the probes of the latent's structure; 0 leaves them out"""
     environments: tuple[str, ...] = ()
-    """other places than --data, for the leakage probe: datasets or videos, or DATASET:CAMERA"""
+    """environments beside --data, for the leakage probe: datasets or videos, or DATASET:CAMERA"""
     camera: str | None = None
     paired: str | None = None
     """camera that shows the same states under another exogenous state; default: the one called paired, where there is one"""
     action: str = "action"
     labels: str | None = None
     """train a translator on so many labelled transitions (120, or 5%), where the model has none yet"""
+    translator_steps: int = 600
+    """training steps of that translator and of its controls"""
     actions: ActionsOf | None = None
     """of the actions taken in the gap of a latent: first, mean or chunk; default: as the translator was aligned, else the first"""
     scratch_steps: int | None = None
@@ -376,10 +378,10 @@ def leakage_probes(subject: Subject, data: DataConfig, environments: Sequence[st
     """
     if not environments:
         return []
-    places = [(data.data[0], data.camera), *map(_place, environments)]
+    sources = [(data.data[0], data.camera), *map(_place, environments)]
     plain = dataclasses.replace(data, action=None, paired=None)
     clips = [
-        sample_split(dataclasses.replace(plain, data=(path,), camera=camera), "test", limit) for path, camera in places
+        sample_split(dataclasses.replace(plain, data=(path,), camera=camera), "test", limit) for path, camera in sources
     ]
     subjects = {"model": subject} | ({"control": subject.control(unlabelled(data), 1)} if subject.control else {})
     found = leakages(list(subjects.values()), clips)
@@ -387,7 +389,7 @@ def leakage_probes(subject: Subject, data: DataConfig, environments: Sequence[st
         {"name": name, "role": role, "k": None, "leak": got.accuracy.to_dict(), "leak_unseen": _maybe(got.unseen)}
         for (name, got), role in zip(found.items(), [*subjects, "reference"], strict=True)
     ]
-    chance = 1 / len(places)
+    chance = 1 / len(sources)
     level = {"mean": chance, "low": chance, "high": chance}
     return [*rows, {"name": "chance", "role": "control", "k": None, "leak": level, "leak_unseen": level}]
 
@@ -499,7 +501,10 @@ def new_translator(
 ) -> tuple[list[TranslationScore], dict[str, Any]]:
     """A translator trained on ``config.labels`` transitions of the training split with the defaults of `lamina align`, and the controls;
     and the record's parts on labels, budget and curve."""
-    training, heads = head_training(600, 0, device=config.device, precision=config.precision), TranslatorConfig()
+    training, heads = (
+        head_training(config.translator_steps, 0, device=config.device, precision=config.precision),
+        TranslatorConfig(),
+    )
     number = parse_labels(config.labels or "", count_transitions(data, "train"))
     labels = sample_split(
         dataclasses.replace(data, paired=None), "train", number, seed=training.seed, require_action=True

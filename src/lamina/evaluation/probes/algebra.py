@@ -125,7 +125,7 @@ def structure(
 
 def rescaled(change: Float[np.ndarray, "n q"]) -> Float[np.ndarray, "n"]:
     """|s_j - s_i| with each channel's change rescaled by the quantiles of the data (AC-LAM App. C): the 1st percentile of its size
-    is 0, the 99th is 1, and what lies outside is clipped. A channel that never changes counts nothing.
+    is 0, the 99th is 1, and what lies outside is clipped. A constant channel does not count.
     """
     size = np.abs(change)
     low, high = np.quantile(size, [0.01, 0.99], axis=0)

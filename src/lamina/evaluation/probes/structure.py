@@ -72,7 +72,7 @@ def measure(subject: Subject, held: StructureData) -> dict[str, Any]:
     steps = {h.t: h for h in reconstruct_horizons(subject, w.frames, held.seen)} if subject.pictures else {}
     record: dict[str, Any] = {
         "name": subject.name,
-        "void": void(found, use),
+        "void": invalid(found, use),
         "use": None if use is None else {name: getattr(use, name).to_dict() for name in ("another", "mean", "copy")},
         "spread": found.spread,
         **{name: getattr(found, name).to_dict() for name in ("composition", "identity", "inverse")},
@@ -100,7 +100,7 @@ def measure(subject: Subject, held: StructureData) -> dict[str, Any]:
     return record
 
 
-def void(found: Structure, use: LatentUse | None) -> str | None:
+def invalid(found: Structure, use: LatentUse | None) -> str | None:
     """Why the structure scores are invalid; None if they are valid."""
     if found.collapsed:
         return "collapsed: every transition has the same latent"
