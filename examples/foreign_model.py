@@ -16,5 +16,5 @@ subject = lamina.Subject("pixel difference", encode=encode)
 
 if __name__ == "__main__":
     torch.set_num_threads(2)
-    result = lamina.evaluate(subject, "data/doom", out="runs/pixel-difference", labels=128)
+    result = lamina.evaluate(subject, "data/doom", out="runs/pixel-difference", labels=128, translator_steps=300)
     print(result.summary)

@@ -16,7 +16,12 @@ from lamina.cli import main
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "examples"
 #: What the scripts ask for, in a size that a test has time for.
-FASTER = [(r"steps=\d+", "steps=4"), (r"labels=128|labels=\"5%\"", "labels=60"), (r"range\(20\)", "range(10)")]
+FASTER = [
+    (r"translator_steps=\d+", "translator_steps=4, transitions=40, structure=0, linear=60"),
+    (r"\bsteps=\d+", "steps=4"),
+    (r"labels=128|labels=\"5%\"", "labels=60"),
+    (r"range\(20\)", "range(10)"),
+]
 SCRIPTS = sorted(path.name for path in EXAMPLES.glob("*.py"))
 
 
