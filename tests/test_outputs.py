@@ -36,8 +36,8 @@ POLICY = ["--size", "debug", "--context", "6", "--stride", "4", "--steps", "2", 
 HOLD = """
 import sys
 from pathlib import Path
-from lamina.files import alone
-with alone(Path(sys.argv[1])):
+from lamina.files import locked
+with locked(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
 """
