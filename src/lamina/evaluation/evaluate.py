@@ -407,6 +407,7 @@ def headline(reconstruction: list[ReconstructionScore], translation: list[Transl
     return figures
 
 
+@torch.no_grad()
 def code_statistics(subject: Subject, clip: Clip) -> dict[str, Any]:
     """Use of the codebook by each slot over the test transitions; empty for a subject without a codebook."""
     if subject.index is None or subject.codebook_size is None:

@@ -129,7 +129,8 @@ class Subject:
         """Mean squared error of each prediction, in the space of ``target``."""
 
         def squared(a: Images, v: Vectors, b: Images) -> Float[Tensor, "n"]:
-            return (self._predict(a, v) - self.target(b)).square().flatten(1).mean(1)
+            predicted = self._predict(a, v)
+            return (predicted - self.target(b).to(predicted.device)).square().flatten(1).mean(1)
 
         return in_batches(squared, src, z, dst, size=BATCH).double().cpu()
 
