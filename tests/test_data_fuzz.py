@@ -157,7 +157,7 @@ def test_damaged_dataset(dataset, name, damage):
             for camera in source.cameras:
                 frames = source.frames(episode, camera, 0, episode.length)
                 assert len(frames) == episode.length
-        _ = source.action
+        _ = source.action_spec("action")
     except LaminaError as error:
         assert "\n" not in str(error) and str(dataset) in str(error)
     finally:

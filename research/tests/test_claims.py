@@ -366,8 +366,11 @@ def test_seeds_are_required_and_unique(claim: str, seeds: list[int]) -> None:
 
 def test_a_place_that_cannot_be_written_is_told_before_anything_is_trained(claim: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    for out in (tmp_path / "file" / "x.json", tmp_path):
-        with pytest.raises(LaminaError, match="--out"):
+    for out, message in (
+        (tmp_path / "file" / "x.json", "cannot be written"),
+        (tmp_path, "is a folder; choose another --out"),
+    ):
+        with pytest.raises(LaminaError, match=message):
             reproduce(claim, "cpu", out)
     assert not Path("runs").exists()
 

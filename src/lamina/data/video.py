@@ -32,7 +32,7 @@ CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,
 PICTURES = "png_pipe,apng,jpeg_pipe,jpegls_pipe,webp_pipe,bmp_pipe,tiff_pipe,ppm_pipe,pgm_pipe,gif"
 FAILURES = (av.error.FFmpegError, OSError, ValueError, EOFError, MemoryError)
 OPEN_FILES = 4  # decoders kept open per process
-SCANNED = 600  # packets that tell the distance of key frames
+SCANNED = 600  # packets from which the distance of key frames is estimated
 # Small pictures are scaled twice as fast without threads; an older PyAV has none, and no such argument.
 ONE_THREAD = {"threads": 1} if "threads=" in (VideoReformatter.reformat.__doc__ or "") else {}
 KEY_DISTANCE = 32  # key frames nearer than this are as good as random access
@@ -120,7 +120,7 @@ def index_video(path: Path, quick: bool = False) -> FrameIndex:
 
 
 def _skim(container: av.container.InputContainer, path: Path) -> FrameIndex | None:
-    """The index of a regular mp4 from its header; None where that does not tell everything."""
+    """The index of a regular mp4 from its header; None where the header is not enough."""
     stream = video_stream(container)
     entries = getattr(stream, "index_entries", ())  # PyAV has them from version 16 on
     if "mp4" not in container.format.name or not 0 < len(entries) == stream.frames or stream.start_time is None:
@@ -266,7 +266,7 @@ class _Decoder:
             return self._forward(time, tolerance)
         except av.error.InvalidDataError:
             # In an open group of pictures the frames after a key frame may name ones before it. Starting one key frame
-            # earlier tells that from damage.
+            # earlier distinguishes that from damage.
             self._seek(time, tolerance, earlier=True)
             return self._forward(time, tolerance)
 
@@ -359,8 +359,8 @@ _inherited: list[OrderedDict[tuple[Path, int, int, int], _Decoder]] = []
 
 
 def _after_fork() -> None:
-    """A forked worker shares its parent's file offsets but not its threads: it must neither use what the parent has open
-    nor free it, which would wait for threads that are not there. Freezing keeps the garbage collector off as well."""
+    """A forked worker shares its parent's file offsets but not its threads: it must neither use the parent's decoders nor free them, which
+    would wait for threads that do not exist. Freezing keeps the garbage collector from doing so."""
     global _decoders
     _inherited.append(_decoders)
     _decoders = OrderedDict()

@@ -1,4 +1,4 @@
-"""What a world is: something that can be reset, stepped, asked for an expert's action, and that shows pictures."""
+"""Environment interface: reset, step, expert action, rendered frames."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ ActionFunction = Callable[[np.random.Generator], Action]
 
 @dataclass(frozen=True)
 class Observation:
-    """What can be seen in one state. The camera ``paired``, where a world has it, shows the same state under another
-    exogenous state."""
+    """What is observed in one state. The camera ``paired``, where a world has it, shows the same state under another exogenous state."""
 
     frames: dict[str, UInt8[np.ndarray, "h w 3"]]
     proprio: Float[np.ndarray, "d"] | None = None
@@ -28,7 +27,7 @@ class Observation:
 
 @dataclass(frozen=True)
 class Step:
-    """``action`` is what was done on seeing ``observation``; ``reward`` and ``done`` are what came of it."""
+    """An observation, the action taken on it, and the reward and end that followed."""
 
     observation: Observation
     action: Action

@@ -39,7 +39,7 @@ def collect(
 ) -> Path:
     """Runs the expert of ``world`` and writes what it sees and does to ``out``, which must not exist yet.
 
-    ``world`` is a world or a suite of them (``worlds.SUITES``), whose worlds are then the tasks of one dataset.
+    ``world`` is a world or a suite of them (``lamina.envs.SUITES``), whose worlds are then the tasks of one dataset.
 
     A share of ``noise`` of the actions is random: without that, what follows a frame is a function of the frame. Each
     random action is held for ``hold`` steps: where steps are short, single ones average out before anything moves.
@@ -68,7 +68,7 @@ def collect(
         raise LaminaError(f"noise is a share of the actions: it must be between 0 and 1, got {noise}")
     names = SUITES.get(world, (world,))
     if task is not None and world in SUITES:
-        raise LaminaError(f"'{world}' is a suite, and its worlds are told apart by their tasks: leave out the task")
+        raise LaminaError(f"'{world}' is a suite, and its worlds are distinguished by their tasks: leave out the task")
     check_new(Path(out))
     if frames is None and episodes is None:
         frames = FRAMES
@@ -188,7 +188,7 @@ def _videos(world: World, steps: list[Step]) -> dict[str, Iterable[np.ndarray]]:
 
 @contextmanager
 def _unwound_when_killed() -> Iterator[None]:
-    """SIGTERM leaves by an exception, as Ctrl-C does: worlds end their processes and half a dataset is removed."""
+    """Converts SIGTERM to SystemExit so that cleanup runs: worlds end their processes, and a partial dataset is removed."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

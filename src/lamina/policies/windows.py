@@ -35,27 +35,27 @@ ENCODED_SPLITS = ("train", "validation")
 
 
 def strided_sequences(times: Float[np.ndarray, "t"], gap: float) -> list[Int[np.ndarray, "n"]]:
-    """The frames of an episode as decisions ``gap`` seconds apart: each frame that has a partner belongs to exactly one chain.
+    """The frames of an episode as sequences of decisions ``gap`` seconds apart; each frame that has a partner is in exactly one.
 
-    If the gap is g frames long there are g chains, which begin at frames 0 .. g-1. The last frame of a chain is left out, since
+    If the gap is g frames long there are g sequences, which begin at frames 0 .. g-1. The last frame of a sequence is left out, since
     no transition begins there.
     """
     partner, valid = frame_pairs(times, gap)
     left, found = valid.copy(), []
     for start in range(len(times)):
-        chain, at = [], start
+        sequence, at = [], start
         while left[at]:
             left[at] = False
-            chain.append(at)
+            sequence.append(at)
             at = int(partner[at])
-        if chain:
-            found.append(np.array(chain))
+        if sequence:
+            found.append(np.array(sequence))
     return found
 
 
 @dataclass(frozen=True)
 class Steps:
-    """Frames and codes of all steps of a split. Episode e (a chain of decisions) is steps bounds[e] .. bounds[e+1]-1."""
+    """Frames and codes of all steps of a split. Episode e (a strided sequence of decisions) is steps bounds[e] .. bounds[e+1]-1."""
 
     frames: UInt8[np.ndarray, "n h w 3"]
     codes: Int[np.ndarray, "n k"]
@@ -100,9 +100,9 @@ def windows_at(steps: Steps, starts: Sequence[tuple[int, int]], length: int) -> 
 class WindowStream:
     """Endless batches of windows; each window is a function of (seed, batch number, shard).
 
-    A step is drawn uniformly, and its place in the window too; the window is then moved inside the episode where the episode is long
-    enough. So every batch is as full as the episodes allow, short episodes are used whole, and an episode's first steps, which few
-    windows would hold otherwise, are about as frequent as the rest. Windows begin at a multiple of ``stride``: then all have their
+    A step and its position in the window are drawn uniformly; the window is then moved inside the episode where the episode is long
+    enough. So batches are as full as the episodes allow, short episodes are used whole, and an episode's first steps, which would be in
+    few windows otherwise, are about as frequent as the rest. Windows begin at a multiple of ``stride``: then all have their
     retained observations at the same places, and one mask serves them all.
     """
 
@@ -160,7 +160,7 @@ class _Stretch:
 
 
 def _plan(source: Dataset, camera: str, split: str, gap: float) -> tuple[list[_Stretch], list[int], list[float]]:
-    """What there is to encode in a split, the lengths of its chains, and the seconds between decisions."""
+    """The frames to encode in a split, the lengths of its sequences, and the seconds between decisions."""
     stretches, lengths, seconds, total = [], [], [], 0
     missing = source.missing_episodes(camera)
     for number, episode in enumerate(source.episodes):
@@ -169,11 +169,11 @@ def _plan(source: Dataset, camera: str, split: str, gap: float) -> tuple[list[_S
                 continue
             times = episode.times[first:stop]
             place = np.full(stop - first, -1)
-            for chain in strided_sequences(times, gap):
-                place[chain] = total + np.arange(len(chain))
-                total += len(chain)
-                lengths.append(len(chain))
-                seconds.extend(np.diff(times[chain]).tolist())
+            for sequence in strided_sequences(times, gap):
+                place[sequence] = total + np.arange(len(sequence))
+                total += len(sequence)
+                lengths.append(len(sequence))
+                seconds.extend(np.diff(times[sequence]).tolist())
             stretches.append(_Stretch(number, first, stop, place))
     return stretches, lengths, seconds
 
@@ -198,7 +198,7 @@ def encode_windows(
     """Encode the training and the validation split of ``source`` once into ``folder``; returns its index.
 
     What is there already is used again if it was made by the same encoder, from the same data. Decisions are as far apart as the
-    model's label gap: longer than a frame, each episode gives several chains. Raises LaminaError for a camera that is not there, a split
+    model's label gap: longer than a frame, each episode gives several sequences. Raises LaminaError for a camera that is not there, a split
     without a single transition, video that cannot be decoded, a disk that refuses.
     """
     gap = model.provenance.label_gap

@@ -110,21 +110,21 @@ def write_labels(
     missing = check_writable(source, out, features, camera)
     partial = partial_path(out)
     dataset = partial / "dataset"
-    spool = _Spool(out, features)
+    staging = _Staging(out, features)
     episodes = [[e.name, e.length] for e in source.episodes]
     key = json.dumps([provenance, features, camera, episodes, source.fingerprint()], sort_keys=True)
-    spool.resume(hashlib.sha256(key.encode()).hexdigest())
+    staging.resume(hashlib.sha256(key.encode()).hexdigest())
     for episode in source.episodes:
-        if not spool.has(episode):
+        if not staging.has(episode):
             absent = episode.number in missing
-            spool.put(episode, empty_labels(episode, features) if absent else label(episode, camera))
+            staging.put(episode, empty_labels(episode, features) if absent else label(episode, camera))
     with writing(out):
         if isinstance(source, LeRobotDataset):
-            _extend(source, dataset, spool)
+            _extend(source, dataset, staging)
         elif isinstance(source, VideoFolder):
-            _convert(source, dataset, spool)
+            _convert(source, dataset, staging)
         else:
-            _record(source, dataset, spool)
+            _record(source, dataset, staging)
         write_json(dataset / "meta" / meta_name, provenance)
         os.replace(dataset, out)
         sync(out.parent)
@@ -193,7 +193,7 @@ def empty_labels(episode: Episode, features: Features) -> Columns:
     return {n: np.zeros((episode.length, *f["shape"]), np.dtype(f["dtype"])) for n, f in features.items()}
 
 
-class _Spool:
+class _Staging:
     """The labels of each finished episode, one parquet file each."""
 
     def __init__(self, out: Path, features: Features) -> None:
@@ -249,7 +249,7 @@ def _file_name(template: str, number: int, **more: str) -> str:
     return template.format(chunk_index=number // CHUNK_FILES, file_index=number % CHUNK_FILES, **more)
 
 
-def _extend(source: LeRobotDataset, partial: Path, spool: _Spool) -> None:
+def _extend(source: LeRobotDataset, partial: Path, staging: _Staging) -> None:
     """The same dataset with the new columns: tables rewritten, videos linked, everything else copied."""
     by_file: dict[int, list[Episode]] = {}
     for episode in source.episodes:
@@ -259,7 +259,7 @@ def _extend(source: LeRobotDataset, partial: Path, spool: _Spool) -> None:
         episodes.sort(key=lambda e: int(source.rows.start[e.number]))
         labels = []
         for episode in episodes:
-            table, statistics[episode.number] = spool.get(episode)
+            table, statistics[episode.number] = staging.get(episode)
             labels.append(table)
         _extend_file(source.rows.files[number], partial / _file_name(DATA_PATH, number), pa.concat_tables(labels))
     overall: dict[str, Statistics] = {}
@@ -272,7 +272,7 @@ def _extend(source: LeRobotDataset, partial: Path, spool: _Spool) -> None:
     write_json(partial / "meta/stats.json", {**source.stats, **as_json(overall)})
     videos = _videos(source)
     template = VIDEO_PATH.removesuffix(".mp4") + (_suffix(source) if videos else ".mp4")
-    own = {"data_path": DATA_PATH, "features": {**source.info["features"], **spool.features}}
+    own = {"data_path": DATA_PATH, "features": {**source.info["features"], **staging.features}}
     own |= {"video_path": template} if videos else {}
     write_json(partial / "meta/info.json", {**source.info, **own})
     for (camera, chunk, file), path in videos.items():
@@ -362,7 +362,7 @@ def link(path: Path, out: Path) -> None:
         os.replace(copy, out)
 
 
-def _convert(source: VideoFolder, partial: Path, spool: _Spool) -> None:
+def _convert(source: VideoFolder, partial: Path, staging: _Staging) -> None:
     """Plain video as a LeRobot dataset: one episode a file, one row a frame, episodes in the order of their splits."""
     whole = all(len(e.splits) == 1 for e in source.episodes)
     order = sorted(source.episodes, key=lambda e: SPLITS.index(e.splits[0][0])) if whole else list(source.episodes)
@@ -388,7 +388,7 @@ def _convert(source: VideoFolder, partial: Path, spool: _Spool) -> None:
             stacklevel=3,
         )
     template = VIDEO_PATH.removesuffix(".mp4") + suffix
-    schema = pa.schema([(n, column_type(f)) for n, f in INDEX_FEATURES.items()] + list(spool.schema))
+    schema = pa.schema([(n, column_type(f)) for n, f in INDEX_FEATURES.items()] + list(staging.schema))
     overall: dict[str, Statistics] = {}
     rows: list[dict[str, Any]] = []
     pending: list[pa.Table] = []
@@ -399,7 +399,7 @@ def _convert(source: VideoFolder, partial: Path, spool: _Spool) -> None:
         write_table(partial / _file_name(DATA_PATH, files), pending, schema)
 
     for number, episode in enumerate(order):
-        labels, statistics = spool.get(episode)
+        labels, statistics = staging.get(episode)
         length = episode.length
         indices = {
             "timestamp": episode.times,
@@ -445,12 +445,12 @@ def _convert(source: VideoFolder, partial: Path, spool: _Spool) -> None:
     tasks = tasks_table([""])
     write_table(partial / "meta/tasks.parquet", [tasks], tasks.schema)
     write_json(partial / "meta/stats.json", as_json(overall))
-    features = {CAMERA: _camera_feature(source, sizes), **spool.features}
+    features = {CAMERA: _camera_feature(source, sizes), **staging.features}
     info = dataset_info(source.fps, features, None, len(rows), index, tasks=1, splits=splits)
     write_json(partial / "meta/info.json", {**info, "video_path": template})
 
 
-def _record(source: Dataset, out: Path, spool: _Spool) -> None:
+def _record(source: Dataset, out: Path, staging: _Staging) -> None:
     """A Dataset that has no files to link: its frames and columns, and the labels, by :class:`LeRobotWriter`."""
     cameras = _recorded_cameras(source)
     features: Features = {}
@@ -462,11 +462,11 @@ def _record(source: Dataset, out: Path, spool: _Spool) -> None:
         plain = {"dtype": "float32", "shape": [source.width(name)], "names": None}
         features[name] = plain if spec is None else action_feature(spec)
     shutil.rmtree(out, ignore_errors=True)  # whole, but left by a process that was killed before it could be renamed
-    with LeRobotWriter(out, source.fps, {**features, **spool.features}, video=SMALL_PICTURES) as writer:
+    with LeRobotWriter(out, source.fps, {**features, **staging.features}, video=SMALL_PICTURES) as writer:
         for episode in source.episodes:
-            table, statistics = spool.get(episode)
+            table, statistics = staging.get(episode)
             columns = {name: source.column(episode, name) for name in source.columns}
-            columns |= {name: to_numpy(table[name]) for name in spool.features}
+            columns |= {name: to_numpy(table[name]) for name in staging.features}
             videos = {name: _all_frames(source, episode, camera) for camera, name in cameras.items()}
             split = episode.splits[0][0] if len(episode.splits) == 1 else "train"
             writer.add_episode(columns, videos, episode.task, split, statistics)

@@ -1,8 +1,8 @@
 """LeRobotDataset v3.0, read and written with pyarrow and PyAV alone.
 
 On disk: ``data/chunk-000/file-000.parquet`` holds the rows of many episodes, ``videos/KEY/chunk-000/file-000.mp4`` the
-pictures of many episodes end to end, and ``meta/`` says which episode is where. What it says is compared with the rows when a dataset is
-opened, and with the pictures of a camera when that is used; what is not asked for is not looked at.
+frames of many episodes end to end, and ``meta/`` the place of each episode. The metadata is compared with the rows when a dataset is
+opened, and with the frames of a camera when that is used.
 """
 
 from __future__ import annotations
@@ -128,9 +128,9 @@ class LeRobotDataset(Dataset):
         else:
             classes = (stated,) * dim
         if len(classes) > dim or not all(type(n) is int and 2 <= n <= MAX_CLASSES for n in classes):
-            told = str(stated)[:80]
+            text = str(stated)[:80]
             raise LaminaError(
-                f"{self.root}/meta/info.json: '{name}' states {told} classes in {dim} dimension(s), not 2 to {MAX_CLASSES} each; mend it"
+                f"{self.root}/meta/info.json: '{name}' states {text} classes in {dim} dimension(s), not 2 to {MAX_CLASSES} each; mend it"
             )
         return ActionSpec(classes, dim - len(classes), feature_names(feature))
 
@@ -355,8 +355,8 @@ class LeRobotDataset(Dataset):
         """See :meth:`lamina.data.dataset.Dataset.column`."""
         if name not in self.columns:
             kind = self.info["features"].get(name, {}).get("dtype")
-            told = "no feature" if kind is None else f"no numbers in its feature (of {kind})"
-            raise LaminaError(f"{self.root}: has {told} '{name}'; it has: {', '.join(self.columns)}")
+            lacks = "no feature" if kind is None else f"no numbers in its feature (of {kind})"
+            raise LaminaError(f"{self.root}: has {lacks} '{name}'; it has: {', '.join(self.columns)}")
         path = self.data_file(episode.number)
         start = int(self.rows.start[episode.number])
         width = width_of(self.info["features"][name])
@@ -403,8 +403,8 @@ def open_lerobot(root: Path) -> LeRobotDataset:
         check_template(checked.data_path, {"chunk_index", "file_index"})
         checked.data_path.format(chunk_index=0, file_index=0)
     except ValidationError as error:
-        where, told = error.errors()[0]["loc"], error.errors()[0]["msg"]
-        raise LaminaError(f"{info_path}: {'.'.join(map(str, where))}: {told}; the dataset is damaged") from error
+        where, message = error.errors()[0]["loc"], error.errors()[0]["msg"]
+        raise LaminaError(f"{info_path}: {'.'.join(map(str, where))}: {message}; the dataset is damaged") from error
     except ValueError as error:
         raise LaminaError(f"{info_path}: data_path: {reason(error)}; the dataset is damaged") from error
     fps, total, features = checked.fps, checked.total_episodes, info["features"]

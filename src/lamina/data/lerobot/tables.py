@@ -1,4 +1,4 @@
-"""Reading the tables of a dataset: JSON objects and parquet files, whatever their names are and whoever wrote them."""
+"""Reading the tables of an untrusted dataset: JSON objects and parquet files."""
 
 from __future__ import annotations
 

@@ -281,7 +281,7 @@ class LeRobotWriter:
         self.tasks: dict[str, int] = {}
         self._episodes: dict[str, list[dict[str, Any]]] = {s: [] for s in SPLITS}
         self._tracks: dict[tuple[str, str], _VideoTrack] = {}
-        self._spools: dict[str, pq.ParquetWriter] = {}
+        self._staged: dict[str, pq.ParquetWriter] = {}
         numeric = {n: f for n, f in {**self.features, **INDEX_FEATURES}.items() if f["dtype"] != "video"}
         self._schema = pa.schema([(n, column_type(f)) for n, f in numeric.items()])
 
@@ -362,9 +362,9 @@ class LeRobotWriter:
         row["statistics"] = statistics
         columns = [to_arrow(arrays[n], self._feature(n)) for n in self._schema.names]
         with writing(self.root):
-            if split not in self._spools:
-                self._spools[split] = pq.ParquetWriter(self.partial / f"{split}.parquet", self._schema)
-            self._spools[split].write_table(pa.table(columns, schema=self._schema))
+            if split not in self._staged:
+                self._staged[split] = pq.ParquetWriter(self.partial / f"{split}.parquet", self._schema)
+            self._staged[split].write_table(pa.table(columns, schema=self._schema))
         self._episodes[split].append(row)
 
     def _feature(self, name: str) -> dict[str, Any]:
@@ -392,8 +392,8 @@ class LeRobotWriter:
         return self.root
 
     def _finish(self) -> None:
-        for spool in self._spools.values():
-            spool.close()
+        for staging in self._staged.values():
+            staging.close()
         video_files = self._place_videos()
         overall: dict[str, Statistics] = {}
         rows: list[dict[str, Any]] = []
@@ -403,9 +403,9 @@ class LeRobotWriter:
             episodes = self._episodes[split]
             if episodes:
                 splits[split] = f"{len(rows)}:{len(rows) + len(episodes)}"
-                spool = pq.ParquetFile(self.partial / f"{split}.parquet")
+                staging = pq.ParquetFile(self.partial / f"{split}.parquet")
             for group, episode in enumerate(episodes):
-                table = spool.read_row_group(group)
+                table = staging.read_row_group(group)
                 if tables and size + table.nbytes > DATA_MB * 2**20:
                     self._write_data(files, tables)
                     tables, size, files = [], 0, files + 1
@@ -435,7 +435,7 @@ class LeRobotWriter:
                 )
                 index += length
         self._write_data(files, tables)
-        for split in self._spools:
+        for split in self._staged:
             (self.partial / f"{split}.parquet").unlink()
         meta = episode_table(rows)
         write_table(self.partial / EPISODES_PATH.format(chunk_index=0, file_index=0), [meta], meta.schema)
@@ -501,9 +501,9 @@ class LeRobotWriter:
             if container is not None:
                 with suppress(OSError, av.error.FFmpegError):  # the file is about to be removed
                     container.close()
-        for spool in self._spools.values():
+        for staging in self._staged.values():
             with suppress(OSError):
-                spool.close()
+                staging.close()
         shutil.rmtree(self.partial, ignore_errors=True)
 
     def __enter__(self) -> LeRobotWriter:
