@@ -342,7 +342,7 @@ def test_a_camera_that_some_episodes_lack(tmp_path, integers):
         source.frames(source.episodes[2], FRONT, 0, 1)
 
     labelled = []
-    with pytest.warns(LaminaWarning, match=r"does not show 2 of 5 episodes; their rows are marked as not valid"):
+    with pytest.warns(LaminaWarning, match=r"does not show 2 of 5 episodes; their rows are not valid"):
         out = write_labels(
             source, tmp_path / "out", LABELS, lambda e, c: (labelled.append(e.number), label(e, c))[1], {}
         )
