@@ -146,7 +146,7 @@ def _train_tokens(run: Path, path: str, config: TokenConfig, training: TrainConf
     def watch(current: TokenModel) -> Validation:
         figures, told = validate(current)
         if rank == 0:
-            best.offer(current, figures["codes"])
+            best.update(current, figures["codes"])
         return figures, told
 
     state = fit(folder, tokens, token_losses, {"codes": 1.0}, open_stream, training, watch, "train tokens")
