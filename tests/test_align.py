@@ -174,26 +174,26 @@ def weights_of(value: float) -> torch.nn.Module:
 def test_the_best_weights_are_kept_and_survive_a_resume(tmp_path):
     best = BestCheckpoint(tmp_path / "best.safetensors")
     for loss in (3.0, 1.0, 2.0):
-        best.offer(weights_of(loss), loss)
+        best.update(weights_of(loss), loss)
     resumed = BestCheckpoint(tmp_path / "best.safetensors")
     assert resumed.loss == 1.0
-    resumed.offer(weights_of(1.5), 1.5)
-    resumed.offer(weights_of(math.nan), math.nan)
+    resumed.update(weights_of(1.5), 1.5)
+    resumed.update(weights_of(math.nan), math.nan)
     module = weights_of(0.0)
     resumed.restore(module)
     assert (module.weight == 1.0).all()
-    resumed.offer(weights_of(0.5), 0.5)
+    resumed.update(weights_of(0.5), 0.5)
     BestCheckpoint(tmp_path / "best.safetensors").restore(module)
     assert (module.weight == 0.5).all()
 
 
 @pytest.mark.parametrize(("name", "call"), [("fsync", 0), ("fsync", 1), ("replace", 0), ("replace", 1)])
 def test_a_kill_while_the_best_is_replaced_leaves_the_old_or_the_new(tmp_path, name, call):
-    BestCheckpoint(tmp_path / "best.safetensors").offer(weights_of(2.0), 2.0)
+    BestCheckpoint(tmp_path / "best.safetensors").update(weights_of(2.0), 2.0)
 
     def work():
         dies_in(os, name, call)
-        BestCheckpoint(tmp_path / "best.safetensors").offer(weights_of(1.0), 1.0)
+        BestCheckpoint(tmp_path / "best.safetensors").update(weights_of(1.0), 1.0)
 
     in_child(work)
     best, module = BestCheckpoint(tmp_path / "best.safetensors"), weights_of(0.0)
@@ -252,7 +252,7 @@ def test_a_translator_learns_a_planted_map_as_far_as_the_prefix_shows_it(learned
 
 def test_damaged_best_weights_are_one_clear_line(tmp_path):
     path = tmp_path / "best.safetensors"
-    BestCheckpoint(path).offer(weights_of(2.0), 2.0)
+    BestCheckpoint(path).update(weights_of(2.0), 2.0)
     for damaged in (path.read_bytes()[:-1], b"", b"junk" * 10):
         path.write_bytes(damaged)
         with pytest.raises(LaminaError, match=f"{path}: damaged.*align again"):

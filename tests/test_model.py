@@ -30,6 +30,8 @@ from lamina.models.hub import LatentActionModel, Provenance
 from lamina.models.lam import LAM
 from lamina.models.layers import AdaLNBlock, CrossAttentionBlock, TransformerBlock, patchify, unpatchify
 from lamina.rng import Rng
+from lamina.training.joint import JointBatch
+from lamina.training.labelled import LabelledTransitions
 from lamina.types import Clip, Latent
 
 torch.set_num_threads(1)
@@ -234,6 +236,21 @@ def test_two_shards_in_one_batch_are_two_batches(decoder, slots_of_time):
     together = loss(clip, Rng(1, 7, range(2)))
     alone = [loss(clip[slice(3 * s, 3 * s + 3)], Rng(1, 7, [s])) for s in (0, 1)]
     torch.testing.assert_close(together, torch.cat(alone))
+
+
+def test_records_of_tensors_are_moved_indexed_and_concatenated_field_by_field():
+    clip = dataclasses.replace(clip_of(frames(3, 2, 3, 8, 8)), targets={"q": torch.arange(6.0).view(3, 2, 1)})
+    items = LabelledTransitions(
+        torch.arange(3.0).view(3, 1, 1), torch.zeros(3, 1), torch.ones(3, 1), torch.arange(3), clip
+    )
+    last = items[torch.tensor([2, 0])]
+    assert last.episode.tolist() == [2, 0] and torch.equal(last.clip.frames, clip.frames[[2, 0]])
+    assert last.clip.targets["q"].flatten().tolist() == [4, 5, 0, 1] and last.observation is None
+    both = LabelledTransitions.cat([items[:1], last])
+    assert both.z.flatten().tolist() == [0, 2, 0] and torch.equal(both.clip.frames, clip.frames[[0, 2, 0]])
+    on_meta = items.to("meta")
+    assert on_meta.clip.frames.is_meta and on_meta.clip.targets["q"].is_meta and on_meta.z.is_meta
+    assert torch.equal(JointBatch(items, clip).to("cpu").video.frames, clip.frames)
 
 
 def test_the_total_is_the_weighted_mean_and_terms_must_match():

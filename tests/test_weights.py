@@ -744,7 +744,7 @@ def test_settings_that_cannot_be_read_are_one_clear_line(file, text, run, datase
 def test_the_loss_of_the_best_weights_must_be_finite(loss, tmp_path):
     module = nn.Linear(2, 1)
     best = BestCheckpoint(tmp_path / "best.safetensors")
-    best.offer(module, 0.5)
+    best.update(module, 0.5)
     assert BestCheckpoint(tmp_path / "best.safetensors").loss == 0.5
     state = load_file(tmp_path / "best.safetensors")
     note = {"record": {"loss": loss}, "sha256": "0" * 64}

@@ -11,8 +11,9 @@ Images are uint8 in [0, 255] on disk and in :class:`Clip`; models see float in [
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -78,8 +79,54 @@ class ActionSpec:
         return torch.cat([*hot, action[..., len(self.discrete) :]], dim=-1)
 
 
+R = TypeVar("R", bound="TensorRecord")
+
+
+class TensorRecord:
+    """Base of frozen dataclasses whose fields are tensors with the batch as leading axis, dicts of such tensors, or other records.
+
+    Fields of other types, and None, are passed through.
+    """
+
+    def to(self: R, device: torch.device | str) -> R:
+        """The same values with every tensor on ``device``."""
+        # A copy to the host must have finished before it is read.
+        later = torch.device(device).type != "cpu"
+        return self._map(lambda x: x.to(device, non_blocking=later))
+
+    def __getitem__(self: R, rows: slice | Tensor) -> R:
+        """The rows (samples) of the batch that ``rows`` selects."""
+        return self._map(lambda x: x[rows])
+
+    @classmethod
+    def cat(cls: type[R], parts: Sequence[R]) -> R:
+        """The samples of several records in one batch. All must hold the same fields."""
+        return replace(parts[0], **{f.name: _cat([getattr(p, f.name) for p in parts]) for f in fields(parts[0])})  # type: ignore[type-var,arg-type]
+
+    def _map(self: R, function: Callable[[Any], Any]) -> R:
+        changed = {f.name: _mapped(getattr(self, f.name), function) for f in fields(self)}  # type: ignore[arg-type]
+        return replace(self, **changed)  # type: ignore[type-var]
+
+
+def _mapped(value: Any, function: Callable[[Any], Any]) -> Any:
+    if isinstance(value, dict):
+        return {name: _mapped(v, function) for name, v in value.items()}
+    if isinstance(value, TensorRecord):
+        return value._map(function)
+    return function(value) if isinstance(value, Tensor) else value
+
+
+def _cat(values: list[Any]) -> Any:
+    first = values[0]
+    if isinstance(first, dict):
+        return {name: _cat([value[name] for value in values]) for name in first}
+    if isinstance(first, TensorRecord):
+        return type(first).cat(values)
+    return torch.cat(values) if isinstance(first, Tensor) else first
+
+
 @dataclass(frozen=True)
-class Clip:
+class Clip(TensorRecord):
     """A batch of frame tuples (pairs, triplets, windows). The frames of a sample are from one episode, in temporal order.
 
     ``action[:, i]`` is the action at frame i, or the mean or the chunk of the actions in the gap (``actions`` of
@@ -101,39 +148,9 @@ class Clip:
     def __len__(self) -> int:
         return self.frames.shape[0]
 
-    def _map(self, function: Any) -> Clip:
-        changed: dict[str, Any] = {}
-        for f in fields(self):
-            value = getattr(self, f.name)
-            if isinstance(value, Tensor):
-                changed[f.name] = function(value)
-            elif isinstance(value, dict):
-                changed[f.name] = {name: function(v) for name, v in value.items()}
-        return replace(self, **changed)
-
-    def to(self, device: torch.device | str) -> Clip:
-        """The same clip with every tensor on ``device``."""
-        return self._map(lambda x: x.to(device, non_blocking=True))
-
-    def __getitem__(self, rows: slice | Tensor) -> Clip:
-        """The samples that ``rows`` selects."""
-        return self._map(lambda x: x[rows])
-
-    @staticmethod
-    def cat(clips: list[Clip]) -> Clip:
-        """The samples of several clips in one batch. All clips must have the same optional fields."""
-        changed: dict[str, Any] = {}
-        for f in fields(Clip):
-            values = [getattr(c, f.name) for c in clips]
-            if isinstance(values[0], Tensor):
-                changed[f.name] = torch.cat(values)
-            elif isinstance(values[0], dict):
-                changed[f.name] = {name: torch.cat([v[name] for v in values]) for name in values[0]}
-        return replace(clips[0], **changed)
-
 
 @dataclass(frozen=True)
-class Latent:
+class Latent(TensorRecord):
     """A batch of latents: K slots of d channels.
 
     ``pre``: before quantisation (continuous). ``post``: after quantisation, the decoder's input. ``index``: codebook indices, None without
@@ -147,29 +164,6 @@ class Latent:
 
     def __len__(self) -> int:
         return self.post.shape[0]
-
-    def __getitem__(self, rows: slice | Tensor) -> Latent:
-        """The samples that ``rows`` selects."""
-        return Latent(
-            self.pre[rows],
-            self.post[rows],
-            None if self.index is None else self.index[rows],
-            {name: value[rows] for name, value in self.aux.items()},
-        )
-
-    def to(self, device: torch.device | str) -> Latent:
-        """The same latents with every tensor on ``device``."""
-        index = None if self.index is None else self.index.to(device)
-        aux = {name: value.to(device) for name, value in self.aux.items()}
-        return Latent(self.pre.to(device), self.post.to(device), index, aux)
-
-    @staticmethod
-    def cat(parts: list[Latent]) -> Latent:
-        """The concatenated latents of several batches of one model."""
-        index = [part.index for part in parts if part.index is not None]
-        aux = {name: torch.cat([part.aux[name] for part in parts]) for name in parts[0].aux}
-        pre, post = torch.cat([part.pre for part in parts]), torch.cat([part.post for part in parts])
-        return Latent(pre, post, torch.cat(index) if index else None, aux)
 
 
 TASK_WIDTH = 32  # length of the embedding of a language instruction

@@ -1,1 +1,1 @@
-"""Losses as functions of tensors; none of them knows a model."""
+"""Losses as functions of tensors, free of models."""

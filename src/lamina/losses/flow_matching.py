@@ -1,4 +1,4 @@
-"""Rectified flow. The one home of time direction, interpolation, sampling of t, and the ODE step.
+"""Rectified flow: time direction, interpolation, sampling of t, and the ODE step.
 
 t = 0 is data, t = 1 is noise:   x_t = (1 - t) x + t e,   velocity v = dx_t/dt = e - x   (Liu et al. 2023; ALAM Eq. 12).
 """

@@ -1,4 +1,4 @@
-"""Optical flow by a classical estimator: how the picture moved, told by no label and by no trained network."""
+"""Optical flow by a classical estimator, without labels and without a trained network."""
 
 from __future__ import annotations
 

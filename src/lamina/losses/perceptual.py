@@ -1,6 +1,7 @@
-"""Distances between pictures that see more than each pixel by itself, for training.
+"""Perceptual distances between pictures, for training.
 
-``gradient`` is a declared stand-in where LPIPS can't be had: it compares edges on several scales, knows no objects, and is not LPIPS.
+``gradient`` is a declared stand-in for LPIPS where its weights are missing: it compares edges on several scales, without any learned
+features.
 """
 
 from __future__ import annotations

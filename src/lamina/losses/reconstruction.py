@@ -1,7 +1,6 @@
-"""Training objectives as pure functions: per-sample losses [b], never reduced over the batch.
+"""Squared error per sample [b], and the weighted sum of loss terms.
 
-The losses that a decoder owns (`decoder.loss`) are not repeated here: rectified flow regresses a velocity, so only the decoder
-knows what its error is.
+A decoder's own loss (``decoder.loss``) is not here: rectified flow regresses a velocity, whose error depends on the decoder.
 """
 
 from __future__ import annotations
@@ -12,6 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lamina.errors import LaminaError
+
 
 def squared_error(prediction: Float[Tensor, "b ..."], target: Float[Tensor, "b ..."]) -> Float[Tensor, "b"]:
     """Mean squared error of each sample, in float32."""
@@ -21,8 +22,8 @@ def squared_error(prediction: Float[Tensor, "b ..."], target: Float[Tensor, "b .
 def total(losses: Mapping[str, Float[Tensor, "b"]], weights: Mapping[str, float]) -> Float[Tensor, ""]:
     """The weighted sum of all terms, averaged over the batch.
 
-    Raises ValueError unless every loss has a weight and every weight has a loss: a forgotten term must not pass in silence.
+    Raises LaminaError unless losses and weights name the same terms.
     """
     if losses.keys() != weights.keys():
-        raise ValueError(f"losses {sorted(losses)} and weights {sorted(weights)} name different terms")
+        raise LaminaError(f"losses {sorted(losses)} and weights {sorted(weights)} name different terms")
     return torch.stack([weights[name] * loss.float().mean() for name, loss in losses.items()]).sum()

@@ -14,8 +14,9 @@ Deviations:
 - `--rotation 3 4 5` names the columns of the state that hold roll, pitch and yaw; triples that turn by more than `--max-rotation` radians
   then have no composition term, but their pairs are still reconstructed (the paper drops them from the data).
 - The state's change is predicted, in units of its spread, by one head (the paper: two, unnamed).
-- Latents are scaled by the first batch (`--whiten first`), or the decoder learns to do without them before they tell anything apart.
-- Codes are moved by EMA; frames are embedded once and meet in query slots; no colour jitter; sizes by one dial.
+- Latents are scaled by the first batch (`--whiten first`); otherwise the decoder learns to ignore them early in training.
+- Codes are moved by EMA; frames are embedded once and meet in query slots; no colour jitter.
+- One option, `--size`, sets all widths and depths.
 - With a bottleneck of K slots, sums are taken slot by slot and truncated after: ours, no paper does it.
 """
 

@@ -9,13 +9,13 @@ same encoder.
 
 Deviations:
 - The perceptual term is a declared stand-in (multi-scale gradients) unless `--perceptual lpips` and its weights are on the machine.
-- Squared norms are means over slots and channels, so that weights mean the same at every size of the latent. The paper does not say.
-- Latents are whitened by the batch before the VQ (`--whiten`): else both algebraic losses are won by shrinking them.
+- Squared norms are means over slots and channels, so a weight has the same effect at every size of the latent. The paper leaves it open.
+- Latents are whitened by the batch before the VQ (`--whiten`); otherwise shrinking them minimises both algebraic losses.
 - Weights: the paper has 1 for every term. With whitened latents, 1 or 0.1 for the algebraic terms gave latents that add up and that
   the decoder ignores: what a latent can take off the squared error is about 0.01.
-- 32 slots of 4 channels (the paper: 256 of 128); gaps are in seconds. Sizes by one dial.
+- 32 slots of 4 channels (the paper: 256 of 128); gaps are in seconds. One option, `--size`, sets all widths and depths.
 - Frames are embedded once and meet in query slots; up to 64 pixels the encoder is convolutional.
-- `--decoded one` decodes one forward pair of a sample, drawn anew, in the place of all three: Eq. 8 in expectation, at a third of its cost.
+- `--decoded one` decodes one randomly drawn forward pair of a sample instead of all three: Eq. 8 in expectation, at a third of its cost.
 """
 
 from __future__ import annotations

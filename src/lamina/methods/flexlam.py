@@ -6,7 +6,7 @@ One model whose every prefix is a valid latent action: k ~ Unif{0..K} for each s
 rectified-flow decoder (`--decoder flow`, which is the default on CUDA).
 
 Deviations from the paper, whose tables of hyperparameters are not in our copy:
-- K = 16 slots by default (the paper: 64), FSQ levels 7-5-5-5-5 (4,375 codes); sizes by one dial.
+- K = 16 slots by default (the paper: 64), FSQ levels 7-5-5-5-5 (4,375 codes); one option, `--size`, sets all widths and depths.
 - Up to 64 pixels the encoder is convolutional; above, a transformer that embeds each frame once.
 - Without CUDA the default decoder is a U-Net that moves the picture before it repaints it (`--decoder auto`): a rectified flow needs more
   steps than a processor gives in an hour.

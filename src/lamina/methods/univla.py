@@ -3,14 +3,13 @@
     lamina train univla --data DATASET --out RUN1
     lamina train univla --stage 2 --init RUN1 --data DATASET --out RUN
 
-Slots are two halves with a codebook of 16 each. Stage 1: the decoder reads the words of the task in the place of the first half,
-so the second half learns what the task does not tell (task-irrelevant codes). Stage 2: task-centric codes take the place of the
-words, and the codebook of the other half stays frozen. The latent action is the first half of a model of stage 2, and the second half
-of one of stage 1.
+Slots are two halves with a codebook of 16 each. Stage 1: an instruction vector replaces the first half in the decoder's input, so the
+second half learns what the instruction does not determine (task-irrelevant codes). Stage 2: task-centric codes replace the instruction
+vector, and the codebook of the second half is frozen. The latent action is the second half after stage 1, the first half after stage 2.
 
-Deviations: features of a frozen random network stand in for DINOv2's, and a fixed random vector for each word for T5 (neither can
-be had here); the words enter the decoder only, not the encoder too; latents are scaled by the first
-batch; codes are moved by EMA; frames are embedded once and meet in query slots; sizes by one dial.
+Deviations: features of a frozen random network stand in for DINOv2's, and a fixed random vector for each word for T5's embeddings; the
+instruction enters the decoder only, not the encoder too; latents are scaled by the first batch; codes are moved by EMA; frames are
+embedded once and meet in query slots; one option, `--size`, sets all widths and depths.
 """
 
 from __future__ import annotations
@@ -48,11 +47,11 @@ class Config(MethodConfig):
     code_dim: int = 32
     commitment: float = 0.25
     stage: Literal[1, 2] = 1
-    """1: task-irrelevant codes beside the task's words; 2: task-centric codes (start from a run of stage 1)"""
+    """1: task-irrelevant codes, with the instruction vector; 2: task-centric codes (start from a run of stage 1)"""
 
 
 def task_slots(config: Config) -> int:
-    """Slots of the task-centric half: what the words fill in stage 1, and what the latent action is after stage 2."""
+    """Slots of the task-centric half: replaced by the instruction vector in stage 1, the latent action after stage 2."""
     return -(-config.slots // 2)
 
 

@@ -7,7 +7,7 @@ Four tokens of a codebook of 32, a transformer that predicts the second frame, a
 
 Deviations: the state alone is predicted, not the actions too (no action labels here), and without an embodiment context; pairs in
 the place of windows of eight frames; latents are scaled by the first batch; codes are moved by EMA; frames are embedded once and meet
-in query slots; no random crops; sizes by one dial.
+in query slots; no random crops; one option, `--size`, sets all widths and depths.
 """
 
 from __future__ import annotations

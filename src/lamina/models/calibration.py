@@ -1,7 +1,7 @@
-"""Statistics that belong to weights: those of whitening and of normalisation, and the codebook of a vector quantiser.
+"""Recalibrates data-dependent state for given weights: statistics of whitening and normalisation, and VQ codebooks.
 
-They are learned by seeing data, not by gradients, so weights that are averaged after the fact, or never trained at all, have none that fit
-them until data has passed through once.
+That state is updated by passing data, not by gradients. Averaged weights, and weights that were never trained, need one pass of data to get
+state that fits them.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ BATCH = 64
 
 
 def has_statistics(module: nn.Module) -> bool:
-    """Whether anything in ``module`` is learned by seeing data."""
+    """Whether ``module`` has data-dependent state."""
     return any(isinstance(part, VQ | FirstBatchNorm | _BatchNorm) for part in module.modules())
 
 
 @contextmanager
 def calibrating(module: nn.Module) -> Iterator[None]:
-    """Within, batches that pass through ``module`` fill its statistics: each the plain mean over these batches, whatever they were before.
+    """Within, batches that pass through ``module`` recalibrate it: each statistic becomes the mean over these batches.
 
-    Codes move to the mean of what falls on them (one pass of k-means); a code that nothing falls on stays. A codebook that was never
-    trained is filled from the first batch, and whitening by the first batch is set only where it was not. Frozen codebooks stay.
-    The module is in evaluation mode afterwards; no gradients are computed.
+    Each code becomes the mean of its assigned vectors (one k-means pass); unassigned codes and frozen codebooks stay unchanged. A codebook
+    that was never trained is filled from the first batch, and so is first-batch whitening that was never set. No gradients are computed;
+    the module is in evaluation mode afterwards.
     """
     norms = [part for part in module.modules() if isinstance(part, _BatchNorm)]
     momenta = [norm.momentum for norm in norms]
@@ -56,8 +56,7 @@ def calibrating(module: nn.Module) -> Iterator[None]:
 
 
 def random_weights(config: LAMConfig, clip: Clip, seed: int) -> LAM:
-    """The control of a LAM that was never trained: fresh weights, and statistics filled by one pass over the pairs of ``clip``, so that it
-    differs from a trained one by its training alone. In evaluation mode, on the CPU."""
+    """An untrained LAM as a control: random weights, recalibrated on the pairs of ``clip``. In evaluation mode, on the CPU."""
     torch.manual_seed(seed)
     lam = LAM(config)
     if isinstance(lam.bottleneck, SplitVQ):

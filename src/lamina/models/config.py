@@ -38,7 +38,7 @@ class LAMConfig:
         0  # size of the proprioception that follows from the latent; 0: there is no proprioceptive forward model
     )
     target: Some = 0  # numbers that a linear head reads off the latent in training; 0: no head
-    task: Some = 0  # slots that a task's words can fill in the place of latents; 0: none
+    task: Some = 0  # slots that an instruction vector replaces; 0: none
     action_slots: tuple[Some, Count] | None = (
         None  # first slot of the latent action, and the one after its last; None: all
     )

@@ -43,7 +43,7 @@ class HourglassMLP(nn.Module):
 
 
 class ActionHead(nn.Module):
-    """What is common to all who predict actions: how an action is fed back, predicted, scored and read off.
+    """An action predictor's output: how actions are embedded, predicted, scored and decoded.
 
     Discrete dimensions: one-hot in, logits out, cross-entropy. Continuous ones are standardised by ``mean`` and ``std`` [a_c] of the labels
     and scored by squared error.

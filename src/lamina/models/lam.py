@@ -13,20 +13,20 @@ from torch import Tensor, nn
 from lamina.errors import LaminaError
 from lamina.models.bottlenecks import BOTTLENECKS, Bottleneck
 from lamina.models.bottlenecks.prefix import RetainedPrefix
-from lamina.models.bottlenecks.whitening import whitener
+from lamina.models.bottlenecks.whitening import whitening
 from lamina.models.config import LAMConfig, Side
 from lamina.models.decoders import DECODERS
 from lamina.models.encoders import ENCODERS
 from lamina.models.features import SPACES, ClipView, FeatureSpace
 from lamina.models.heads import ProprioDynamics
 from lamina.rng import Rng
-from lamina.types import TASK_WIDTH, Clip, Latent
+from lamina.types import TASK_WIDTH, Clip, Latent, TensorRecord
 
 Pair = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class FrameFeatures:
+class FrameFeatures(TensorRecord):
     """The encoder's features of n single frames: as the ``first`` and as the ``second`` frame of a pair.
 
     The two are equal unless the observation space has a target encoder (:mod:`lamina.models.features`).
@@ -37,15 +37,6 @@ class FrameFeatures:
 
     def __len__(self) -> int:
         return len(self.first)
-
-    def __getitem__(self, rows: slice | Tensor) -> FrameFeatures:
-        """The frames that ``rows`` selects."""
-        return FrameFeatures(self.first[rows], self.second[rows])
-
-    @staticmethod
-    def cat(parts: Sequence[FrameFeatures]) -> FrameFeatures:
-        """The frames of several, one after the other."""
-        return FrameFeatures(torch.cat([p.first for p in parts]), torch.cat([p.second for p in parts]))
 
     def halves(self) -> tuple[FrameFeatures, FrameFeatures]:
         """The first half of the frames, and the second."""
@@ -101,7 +92,7 @@ class LAM(nn.Module):
         self.encoder = ENCODERS[ENCODERS.name_of(config.encoder)](config.encoder, observation, config.slots, dim)
         self.decoder = DECODERS[DECODERS.name_of(config.decoder)](config.decoder, observation, config.slots, dim)
         self.prefix = RetainedPrefix(config.slots, dim, config.prefix)
-        self.whiten = whitener(config.whiten, config.slots * dim)
+        self.whiten = whitening(config.whiten, config.slots * dim)
         self.state = ProprioDynamics(config.state, config.slots * dim) if config.state else None
         self.target = nn.Linear(config.slots * dim, config.target) if config.target else None
         self.task = nn.Linear(TASK_WIDTH, config.task * dim) if config.task else None

@@ -29,7 +29,7 @@ def attend(
 
 
 class SelfAttention(nn.Module):
-    """Every token reads all tokens; the first ``skip`` are only read, and nothing is computed for them. [b n d] -> [b n-skip d]."""
+    """Self-attention over all tokens; the first ``skip`` tokens are keys and values only, without outputs. [b n d] -> [b n-skip d]."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -59,7 +59,7 @@ class TransformerBlock(nn.Module):
 class CrossAttentionBlock(nn.Module):
     """Pre-norm block of query slots: self-attention, cross-attention to a context, MLP.
 
-    Slots that are the same for every context come as a batch of one: what they tell each other is then computed once.
+    Queries that do not depend on the context have batch size 1, so their self-attention is computed once.
     """
 
     def __init__(self, width: int, heads: int, expansion: int = 4):

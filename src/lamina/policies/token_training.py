@@ -146,7 +146,7 @@ def _train_token_model(run: Path, path: Data, config: TokenConfig, training: Tra
     def watch(current: TokenModel) -> Validation:
         figures, messages = validate(current)
         if rank == 0:
-            best.offer(current, figures["codes"])
+            best.update(current, figures["codes"])
         return figures, messages
 
     state = fit(folder, tokens, token_losses, {"codes": 1.0}, open_stream, training, watch, "train tokens")

@@ -1,4 +1,4 @@
-"""RUN/checkpoints/step-00000500/: all that a run goes on from, each folder whole or absent, and checked before any of it is used."""
+"""RUN/checkpoints/step-00000500/: the state to resume from. Each folder is complete or absent, and checked before it is used."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class _Manifest:
 
 
 class Stream(Protocol):
-    """An endless stream of batches (:class:`Clip` or anything with ``.to(device)``) that can say where it is and go there."""
+    """An endless stream of batches (:class:`Clip` or anything with ``.to(device)``) whose position can be saved and restored."""
 
     def __iter__(self) -> Iterator[Any]: ...
     def state_dict(self) -> dict[str, Any]: ...
@@ -235,7 +235,7 @@ class _Loss:
 
 
 class BestCheckpoint:
-    """Keeps the weights of the lowest validation loss in one file, so that a resumed run still knows them, and the loss."""
+    """Keeps the checkpoint with the lowest validation loss on disk, so that a resumed run continues from it."""
 
     def __init__(self, path: Path):
         self.path, self.loss = path, float("inf")
@@ -246,7 +246,7 @@ class BestCheckpoint:
             except (SafetensorError, OSError, ValueError) as error:
                 raise LaminaError(f"{path}: damaged ({reason(error)}); delete {path.parent} and align again") from error
 
-    def offer(self, module: nn.Module, loss: float) -> None:
+    def update(self, module: nn.Module, loss: float) -> None:
         if loss < self.loss:
             self.loss = loss
             save_weights(self.path, module.state_dict(), {"loss": loss})

@@ -1,4 +1,4 @@
-"""Validation of a LAM in training: is the latent used, and has it collapsed or exploded?"""
+"""Validation of a LAM in training: use of the latent by the decoder, collapse and explosion."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lamina.types import Clip, Latent
 
 
 class DegenerateLatents(LaminaError):
-    """Training was stopped because the latents came to nothing: ``kind`` is collapse or explosion."""
+    """Training was stopped because the latents degenerated; ``kind``: collapse or explosion."""
 
     def __init__(self, kind: str, how: str):
         super().__init__(f"{kind}: {how}")
@@ -40,18 +40,18 @@ def length_and_spread(latent: Float[Tensor, "b k d"]) -> tuple[float, float]:
 
 
 def latent_diagnostics(lam: LAM, clip: Clip, seed: int) -> Callable[[LAM], Validation]:
-    """A function ``validate(lam)``: is the latent used, and how long is it; ``lam``: the same model before training.
+    """A function ``validate(lam)``: use and norm of the latent on ``clip``. ``lam``: the model before training.
 
     Reconstruction loss with the right latent, with another transition's and with the mean latent, and the gains over those in dB;
-    use of the codes; mean length of the latent. It raises Degenerate, which ends the run, where the latent has collapsed (its length
+    use of the codes; mean length of the latent. Raises DegenerateLatents, which ends the run, if the latent has collapsed (its length
     or its spread is a hundredth of what it was at the start, and the decoder ignores it) or exploded (it is a hundred times as long).
     """
 
     @torch.no_grad()
     def encode(lam: LAM) -> tuple[ClipView, Latent]:
-        here = clip.to(next(lam.parameters()).device)
-        view = lam.view(here)
-        return view, lam.encode(view, [(0, 1)], here.task).own[0, 1]
+        on_device = clip.to(next(lam.parameters()).device)
+        view = lam.view(on_device)
+        return view, lam.encode(view, [(0, 1)], on_device.task).own[0, 1]
 
     was_training = lam.training
     before = length_and_spread(encode(lam.eval())[1].pre)
@@ -65,20 +65,20 @@ def latent_diagnostics(lam: LAM, clip: Clip, seed: int) -> Callable[[LAM], Valid
         device = view.frames.device
         full = torch.full((len(view),), lam.config.slots, device=device)
         instruction, z = latent.post.split([lam.config.task, lam.config.slots - lam.config.task], dim=1)
-        rivals = {
+        candidates = {
             "": z,
-            # Half the set away: neighbours are of one episode, and move alike.
+            # Half the set away: neighbouring transitions are of one episode and move alike.
             "_with_another_latent": z.roll(len(view) // 2, 0),
             "_with_the_mean_latent": z.mean(0, keepdim=True).expand_as(z),
         }
-        # Draws of the same address: a flow gets the same noise each time.
+        # The same random numbers for each: a flow gets the same noise.
         loss = {
             name: float(
                 lam.reconstruction(
                     view, {(0, 1): replace(latent, post=torch.cat([instruction, z], 1))}, full, Rng(seed, device=device)
                 ).mean()
             )
-            for name, z in rivals.items()
+            for name, z in candidates.items()
         }
         right, other, mean = loss.values()
         gains = [10 * math.log10(max(rival, 1e-12) / max(right, 1e-12)) for rival in (other, mean)]
@@ -89,15 +89,16 @@ def latent_diagnostics(lam: LAM, clip: Clip, seed: int) -> Callable[[LAM], Valid
             "gain_over_the_mean_latent_db": gains[1],
             "latent_length": length,
         }
-        told = []
+        warnings = []
         if latent.index is not None:
-            uses = codes.slot_use(latent.index, lam.bottleneck.codebook_size)  # type: ignore[arg-type]
+            assert lam.bottleneck.codebook_size is not None
+            uses = codes.slot_use(latent.index, lam.bottleneck.codebook_size)
             figures |= {f"perplexity/slot_{use.slot}": use.perplexity for use in uses}
             figures |= {f"usage/slot_{use.slot}": use.usage for use in uses}
-            told += codes.warnings(uses)
+            warnings += codes.warnings(uses)
         ignored = min(gains) < MIN_GAIN_DB
         if ignored:
-            told.append(
+            warnings.append(
                 f"the decoder ignores the latent: the right one reconstructs {gains[0]:+.2f} dB better than another transition's, "
                 f"{gains[1]:+.2f} dB better than the mean latent. Lengthen --gap, train longer, or check that what happens between two "
                 "frames is visible at --image size"
@@ -111,6 +112,6 @@ def latent_diagnostics(lam: LAM, clip: Clip, seed: int) -> Callable[[LAM], Valid
         longest = length_and_spread(latent.post)[0]
         if longest > EXPLODED * before[0]:
             raise DegenerateLatents("explosion", f"latents have length {longest:.2g}, {before[0]:.2g} before training")
-        return figures, told
+        return figures, warnings
 
     return validate

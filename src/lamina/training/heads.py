@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lamina.files import Scratch
 from lamina.images import to_float
 from lamina.methods.base import Losses
+from lamina.models.bottlenecks.prefix import RetainedPrefix
 from lamina.models.config import LAMConfig
 from lamina.models.heads import InverseDynamics, Translator, TranslatorConfig
 from lamina.models.lam import LAM
@@ -45,7 +46,7 @@ def fit_head(
     def validate(current: nn.Module) -> tuple[dict[str, float], list[str]]:
         device = next(current.parameters()).device
         loss = float(losses(current, held.to(device), Rng(0, device=device))["action"].mean())
-        best.offer(current, loss)
+        best.update(current, loss)
         return {"action": loss}, []
 
     def open_stream(shards: int, shard: int | None) -> Any:
@@ -57,19 +58,19 @@ def fit_head(
 
 
 def head_training(steps: int, seed: int, lr: float = 3e-4, batch: int = 64, **more: Any) -> TrainConfig:
-    """Training options of a small head on cached latents: no averaging (the best checkpoint is chosen), rare checkpoints."""
+    """Training options for small heads on cached latents: no EMA (the best checkpoint is kept), few checkpoints."""
     return TrainConfig(
         steps=steps, batch=batch, lr=lr, warmup=50, weight_decay=0.05, ema=0.0, seed=seed,
         checkpoint_every=steps, validate_every=10, log_every=10, **{"device": "cpu"} | more,
     )  # fmt: skip
 
 
-def translator_losses(prefix: nn.Module) -> Losses:
+def translator_losses(prefix: RetainedPrefix) -> Losses:
     """The loss of a translator on latents whose prefix is drawn from the LAM's own p(k), k >= 0 (§4.2)."""
 
     def losses(module: Translator, batch: LabelledTransitions, rng: Rng) -> dict[str, Tensor]:
-        law = prefix.to(batch.z.device)  # where the loop put the batch
-        z = law(batch.z, law.draw(rng, len(batch)))  # type: ignore[operator]
+        on_device = prefix.to(batch.z.device)
+        z = on_device(batch.z, on_device.draw(rng, len(batch)))
         return {"action": module.action.loss(module(z, batch.previous, batch.observation), batch.action)}
 
     return losses

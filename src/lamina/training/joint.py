@@ -21,7 +21,7 @@ from lamina.rng import Rng
 from lamina.training.heads import fit_head, head_training, train_translator
 from lamina.training.labelled import LabelledTransitions, Minibatches
 from lamina.training.settings import TrainConfig
-from lamina.types import ActionSpec, Clip
+from lamina.types import ActionSpec, Clip, TensorRecord
 
 
 class JointModel(nn.Module):
@@ -33,14 +33,11 @@ class JointModel(nn.Module):
 
 
 @dataclass(frozen=True)
-class JointBatch:
+class JointBatch(TensorRecord):
     """Labelled transitions for the action loss, unlabelled ones that keep the LAM a LAM."""
 
     labels: LabelledTransitions
     video: Clip | None = None
-
-    def to(self, device: Any) -> JointBatch:
-        return JointBatch(self.labels.to(device), self.video.to(device) if self.video else None)
 
 
 class JointStream:
@@ -119,9 +116,9 @@ def train_joint(
         batch = training.batch // training.accumulate
         return JointStream(Minibatches(train, batch, training.seed), ClipStream(video, batch, training.seed))
 
-    everything = {"action": 1.0, **weights}
+    all_weights = {"action": 1.0, **weights}
     loss = fit_head(
-        joint, joint_losses(losses), train, JointBatch(held), training, run, everything, stream, "align jointly"
+        joint, joint_losses(losses), train, JointBatch(held), training, run, all_weights, stream, "align jointly"
     )
     joint.cpu()
     return joint.translator.eval(), loss

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,12 +19,12 @@ from lamina.models.config import Side
 from lamina.models.hub import LatentActionModel
 from lamina.models.lam import LAM
 from lamina.records import whole
-from lamina.types import ActionSpec, Clip
+from lamina.types import ActionSpec, Clip, TensorRecord
 
 
 @dataclass(frozen=True)
-class LabelledTransitions:
-    """Labelled transitions as the translator sees them. ``z`` is before the prefix; ``clip`` keeps the frames."""
+class LabelledTransitions(TensorRecord):
+    """Labelled transitions with their latents. ``z`` holds all slots, before any prefix is cut; ``clip`` keeps the frames."""
 
     z: Float[Tensor, "n k d"]
     previous: Float[Tensor, "n a"]
@@ -37,17 +36,6 @@ class LabelledTransitions:
     def __len__(self) -> int:
         return len(self.z)
 
-    def _map(self, function: Callable[[Any], Any]) -> LabelledTransitions:
-        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        changed: dict[str, Any] = {name: function(v) for name, v in values.items() if v is not None}
-        return dataclasses.replace(self, **changed)
-
-    def __getitem__(self, rows: Any) -> LabelledTransitions:
-        return self._map(lambda value: value[rows])
-
-    def to(self, device: Any) -> LabelledTransitions:
-        return self._map(lambda value: value.to(device))
-
 
 class Minibatches:
     """Endless shuffled minibatches of something that fits in memory; epoch order is a function of (seed, epoch)."""
@@ -58,12 +46,12 @@ class Minibatches:
     def __iter__(self) -> Iterator[Any]:
         per_epoch = len(self.items) // self.batch
         while True:
-            epoch, place = divmod(self.drawn, per_epoch)
+            epoch, number = divmod(self.drawn, per_epoch)
             order = torch.randperm(
                 len(self.items), generator=torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
             )
             self.drawn += 1
-            yield self.items[order[place * self.batch : (place + 1) * self.batch]]
+            yield self.items[order[number * self.batch : (number + 1) * self.batch]]
 
     def state_dict(self) -> dict[str, int]:
         return {"drawn": self.drawn}

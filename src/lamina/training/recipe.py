@@ -1,4 +1,4 @@
-"""A method with its options and its data filled in: all that training needs to know of it."""
+"""A method with its options and its data filled in: what training needs of it."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def filled_in(options: Any, data: DataConfig, training: TrainConfig | None = Non
     """``options`` of a method and its ``data``, with what one needs of the other filled in: proprioception, paired views, targets; and of
     the ``training``: whether little data is seen so often that it must be augmented.
 
-    Raises LaminaError where a remedy is asked for that the data does not allow.
+    Raises LaminaError if the data does not allow an auxiliary loss that is asked for.
     """
     if training is not None and options.augment is None:
         times = training.steps * training.batch / max(1, count_transitions(data, "train"))
@@ -160,7 +160,7 @@ def _with_target(options: Any, data: DataConfig) -> tuple[Any, DataConfig]:
     """The target's width, and what it is standardised by: mean and deviation over the transitions of the training split whose target is
     known, at the middle of the range of gaps."""
     if not options.robust_target or options.target != "action":
-        data = replace(data, action=None)  # what an objective does not read cannot stop it
+        data = replace(data, action=None)  # an objective that reads no actions accepts data with damaged ones
     if not options.robust_target:
         return options, data
     name = options.target
@@ -180,15 +180,17 @@ def _with_target(options: Any, data: DataConfig) -> tuple[Any, DataConfig]:
         if width is None:
             raise LaminaError(f"{', '.join(data.names)}: no feature '{name}' of one width to be the robust target")
         options, data = replace(options, target_width=width), replace(data, targets=(*data.targets, name))
+    column = data.action if name == "action" else name
+    assert column is not None
     targets = []
     for source, offset in zip(plan.sources, plan.offsets, strict=False):
         for number, episode in enumerate(source.episodes):
-            for _, first, stop in (span for span in episode.splits if span[0] == "train"):
-                values = torch.from_numpy(source.column(episode, data.action if name == "action" else name)).float()  # type: ignore[arg-type]
+            for _, first, stop in (part for part in episode.splits if part[0] == "train"):
+                values = torch.from_numpy(source.column(episode, column)).float()
                 gap = max(1, round(sum(data.gap) / 2 * episode.fps))
                 frames = torch.arange(first, max(first, stop - gap))
-                told = frames[label_mask(torch.tensor(offset + number), frames, options)]
-                change = values[told] if name == "action" else values[told + gap] - values[told]
+                labelled = frames[label_mask(torch.tensor(offset + number), frames, options)]
+                change = values[labelled] if name == "action" else values[labelled + gap] - values[labelled]
                 targets.append(target_actions(options).one_hot(change) if name == "action" else change)
     every = torch.cat(targets)
     if len(every) < 2:
@@ -201,7 +203,7 @@ def _with_target(options: Any, data: DataConfig) -> tuple[Any, DataConfig]:
 
 def with_proprio(options: Any, data: DataConfig) -> tuple[Any, DataConfig]:
     """``options`` and ``data`` of a method that asks for proprioception (its Config has ``proprio``, a feature's name, and
-    ``proprio_width``), completed with what only the data can tell; where it has no such feature, a warning, and neither is changed.
+    ``proprio_width``), completed from the data; without such a feature a LaminaWarning, and neither is changed.
     """
     name = getattr(options, "proprio", None)
     if name is None:

@@ -14,14 +14,14 @@ from lamina.rng import Rng
 PrefixDistribution = Literal["full", "uniform", "short", "long"]
 
 
-def prefix_weights(law: PrefixDistribution, slots: int) -> Float[Tensor, "n"]:
+def prefix_weights(distribution: PrefixDistribution, slots: int) -> Float[Tensor, "n"]:
     """p(k) for k = 0..K, up to scale, [K + 1].
 
     ``full`` always keeps all K slots (Fixed-K). ``uniform`` is Unif{0..K} (FlexLAM §4.1). ``short`` weighs k by 1/(k+1) and
-    ``long`` by (k+1): the two biased laws of App. A.7, which names no formula; these are ours.
+    ``long`` by (k+1): the two biased distributions of App. A.7; it gives no formula, these are ours.
     """
     k = torch.arange(slots + 1, dtype=torch.float64)
-    match law:
+    match distribution:
         case "full":
             return (k == slots).double()
         case "uniform":
@@ -30,7 +30,7 @@ def prefix_weights(law: PrefixDistribution, slots: int) -> Float[Tensor, "n"]:
             return 1 / (k + 1)
         case "long":
             return k + 1
-    raise LaminaError(f"unknown prefix law {law!r}: choose full, uniform, short or long")
+    raise LaminaError(f"unknown prefix distribution {distribution!r}: choose full, uniform, short or long")
 
 
 class RetainedPrefix(nn.Module):
@@ -38,12 +38,12 @@ class RetainedPrefix(nn.Module):
 
     weights: Tensor
 
-    def __init__(self, slots: int, dim: int, law: PrefixDistribution = "uniform"):
+    def __init__(self, slots: int, dim: int, distribution: PrefixDistribution = "uniform"):
         super().__init__()
-        self.slots, self.law = slots, law
-        self.register_buffer("weights", prefix_weights(law, slots), persistent=False)
+        self.slots, self.distribution = slots, distribution
+        self.register_buffer("weights", prefix_weights(distribution, slots), persistent=False)
         # A LAM that never drops a slot has no null latent to learn; a fixed zero keeps truncating it well defined.
-        self.null = nn.Parameter(torch.zeros(dim), requires_grad=law != "full")
+        self.null = nn.Parameter(torch.zeros(dim), requires_grad=distribution != "full")
 
     def draw(self, rng: Rng, batch: int) -> Int[Tensor, "b"]:
         """One k for each sample, k ~ p(k)."""

@@ -15,8 +15,10 @@ Whitening = Literal["none", "first", "batch"]
 
 
 class FirstBatchNorm(nn.Module):
-    """Each channel minus its mean over its deviation, both of the first training batch and fixed from then on (data-dependent
-    initialisation, Salimans & Kingma 2016): latents begin apart from one another, and may grow and shrink as they like.
+    """Each channel minus its mean, divided by its deviation, both of the first training batch and fixed from then on.
+
+    Data-dependent initialisation (Salimans & Kingma 2016): latents of different transitions are apart at the start, and their scale is
+    free afterwards.
     """
 
     ready: Tensor
@@ -36,16 +38,17 @@ class FirstBatchNorm(nn.Module):
         return (x - self.mean) / self.deviation
 
 
-def whitener(law: Whitening, width: int) -> nn.Module:
-    """What stands between encoder and bottleneck. An untrained encoder tells transitions apart by a few percent of its output's
-    length, so that a quantiser sees one point and a decoder learns to do without. ``batch``: mean 0 and variance 1 over every batch
-    (no affine part), so that latents can't shrink either; ``first``: over the first batch only.
+def whitening(kind: Whitening, width: int) -> nn.Module:
+    """The layer between encoder and bottleneck: none, FirstBatchNorm, or BatchNorm without affine part.
+
+    At initialisation encoder outputs differ between transitions by a few percent of their norm, so a quantiser maps all to one code and
+    the decoder learns to ignore the latent. ``first`` scales by the first batch; ``batch`` by every batch, so latents cannot shrink.
     """
-    match law:
+    match kind:
         case "none":
             return nn.Identity()
         case "first":
             return FirstBatchNorm(width)
         case "batch":
             return nn.BatchNorm1d(width, affine=False)
-    raise LaminaError(f"unknown whitening {law!r}: choose none, first or batch")
+    raise LaminaError(f"unknown whitening {kind!r}: choose none, first or batch")

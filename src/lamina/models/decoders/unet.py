@@ -1,8 +1,7 @@
 """A U-Net conditioned on the flattened latent by a shift and a scale in every block (LAPO's forward model, with FiLM).
 
-It moves the source before it repaints it: next to the change of each pixel it predicts from which displacement the pixel comes.
-Without that, a turn of the camera, many pixels wide, is out of reach of a few 3x3 convolutions, and the latent learns average
-appearance instead of motion.
+It displaces the source before it changes pixels: for each cell it predicts weights over displacements. Camera motion of many pixels is out
+of reach of a few 3x3 convolutions; without displacement the latent learns average appearance instead of motion.
 """
 
 from __future__ import annotations
@@ -72,9 +71,9 @@ class UNetDecoder(DirectDecoder):
         nn.init.zeros_(self.outputs.weight)
         assert self.outputs.bias is not None
         nn.init.zeros_(self.outputs.bias)
-        # Most of the weight on standing still: the first prediction is close to a copy of the source, as in the other decoders.
+        # Initialise the displacement weights to the identity: the first prediction is close to a copy of the source.
         nn.init.constant_(self.outputs.bias[channels * 16 + self.moves.index((0, 0))], 4.0)
-        # A camera moves the whole picture: the latent may ask for that directly, not only through every cell's features.
+        # Global displacement logits directly from the latent, for camera motion.
         self.camera = nn.Linear(cond, len(self.moves), bias=False)
         nn.init.zeros_(self.camera.weight)
 
