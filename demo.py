@@ -1,7 +1,7 @@
-"""The main job, end to end, in about five minutes on two cores: `make demo`.
+"""The pipeline end to end in about five minutes on two cores: `make demo`.
 
-Collect 3,000 frames of a scripted expert, learn latent actions from the frames alone, label them, tie them to actions with 5% of
-the labels, evaluate on held-out episodes. The last lines say what was found, and where the report is.
+Collects 3,000 frames of a scripted expert, trains a LAM on the frames alone, labels them, aligns the latents with 5% of the action labels,
+and evaluates on held-out episodes. The last lines print the result and the path of the report.
 """
 
 import json
@@ -14,9 +14,9 @@ from lamina.cli import main
 
 DEMO = Path("demo")
 STEPS = [
-    # Half of the actions are random: an expert's next action is nearly known from the frame, so that controls could guess it.
+    # Half of the actions are random: the frame nearly determines the expert's action, so controls could predict it without a latent.
     ["collect", "my_way_home", "--out", "demo/data", "--frames", "3000", "--size", "48", "48", "--noise", "0.5"],
-    # A U-Net wherever it runs: a rectified-flow decoder needs more steps than five minutes give.
+    # A U-Net on every device: a rectified-flow decoder needs more steps than are possible in five minutes.
     ["train", "flexlam", "--data", "demo/data", "--out", "demo/run", "--image", "48", "48", "--decoder", "unet",
      "--slots", "8", "--steps", "2200", "--batch", "32", "--lr", "2e-3"],
     ["label", "demo/run", "demo/data", "--out", "demo/labelled"],

@@ -1,8 +1,8 @@
-"""Does labelling a folder take time in proportion to its files? Many short clips, labelled end to end.
+"""Labelling time over the number of files: many short clips, labelled end to end.
 
     python bench/label_files.py [FILES]      wall seconds; 10,000 files by default, and a tenth of them for comparison
 
-The clips are three frames each, so that the cost of a file is all there is to see. The target is 10,000 files in under two minutes.
+Clips have three frames, so that the cost per file dominates. The target is 10,000 files in under two minutes.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def write_clip(path: Path, seed: int) -> None:
 
 
 def folder_of(root: Path, files: int) -> Path:
-    """A folder of ``files`` clips, each a file of its own with the content of one of a few."""
+    """A folder of ``files`` clips in separate files. There are only DIFFERENT different clips."""
     root.mkdir()
     for n in range(min(files, DIFFERENT)):
         write_clip(root / f"{n:06d}.mp4", n)

@@ -1,9 +1,9 @@
-"""Does memory stay flat however much video there is?
+"""Peak memory over the amount of video.
 
     python bench/memory.py
 
-Resident memory, at its highest, of a process that trains (draws batches) and of its decoding process, and of one that
-labels (reads frames ahead), over a set of video and over 10 times more: once as more files, once as longer ones.
+Peak resident memory of a process that trains (draws batches), of its decoding process, and of a process that labels (reads frames
+ahead): on a set of video, on 10 times more files, and on files that are 10 times longer.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def write_video(path: Path) -> None:
 
 
 def lengthen(path: Path, out: Path, times: int) -> None:
-    """The same pictures again and again, without encoding them again."""
+    """Write a video that repeats the packets of ``path`` ``times`` times, without encoding them again."""
     with av.open(str(out), "w") as target:
         copy = None
         for n in range(times):
@@ -57,7 +57,7 @@ def megabytes(process: psutil.Process) -> float:
 
 
 def measure(work: str, root: str) -> None:
-    """Runs in a process of its own: prints the frames of the set and the highest memory of this process and its child."""
+    """Runs in a separate process: prints the number of frames and the peak memory of this process and its child."""
     from lamina.data.read_ahead import ReadAhead
     from lamina.data.sampling import DataConfig, open_source
     from lamina.data.stream import ClipStream

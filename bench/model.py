@@ -1,10 +1,10 @@
-"""Encoding and training speed at the matched size: width 384, 64 tokens a frame, 6 heads, 3+3 encoder and 3 decoder layers.
+"""Encoding and training speed at a fixed size: width 384, 64 tokens per frame, 6 heads, 3+3 encoder and 3 decoder layers.
 
-    python bench/model.py            one thread; prints a table, CPU seconds and not wall time
+    python bench/model.py            one thread; prints a table in CPU seconds, not wall time
 
-Lamina trains and encodes windows of eight frames, so that seven pairs share their embeddings. The reference in the same run has
-LAPA's layout made of torch.nn.TransformerEncoder: each pair embeds both of its frames and reads them with three joint layers.
-Matrix products of the same run say how fast this processor is in each precision: without AVX-512 bf16 or AMX, bf16 is slower than fp32.
+Lamina trains and encodes windows of eight frames, so that seven pairs share their embeddings. The reference has LAPA's architecture, made
+of torch.nn.TransformerEncoder: each pair embeds both of its frames and reads them with three joint layers. Matrix products of the same
+run show the speed of the processor in each precision: without AVX-512 bf16 or AMX, bf16 is slower than fp32.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ ROUNDS = 5
 
 
 def cpu_seconds(*works: Callable[[], object]) -> list[float]:
-    """Median CPU seconds of a call of each, over rounds in which they take turns, after a warm-up."""
+    """Median CPU seconds per call of each function; calls are interleaved over ROUNDS rounds, after a warm-up."""
     for work in works:
         work()
     figures: list[list[float]] = [[] for _ in works]
@@ -49,7 +49,7 @@ def cpu_seconds(*works: Callable[[], object]) -> list[float]:
 
 
 class PairwiseReference(nn.Module):
-    """LAPA's layout from torch's own layers: frame layers on both frames, joint layers on the pair, pixel decoder."""
+    """LAPA's architecture from torch's layers: frame layers on both frames, joint layers on the pair, pixel decoder."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ def training_step(module: nn.Module, loss: Callable[[], Tensor]) -> Callable[[],
 
 
 def matrix_speed(dtype: torch.dtype) -> float:
-    """GFLOP/s of a matrix product of the models' own shape."""
+    """GFLOP/s of a matrix product with the models' shapes."""
     a, b = torch.randn(2048, WIDTH).to(dtype), torch.randn(WIDTH, 4 * WIDTH).to(dtype)
     return 2 * 2048 * WIDTH * 4 * WIDTH / cpu_seconds(lambda: a @ b)[0] / 1e9
 
@@ -108,7 +108,7 @@ def reconstruction(lam: LAM, clip: Clip, keep: Tensor) -> Tensor:
 
 
 def triplets() -> None:
-    """A training step on a triplet against one on a pair, at the same batch and with the same codes (target: at most 2.2 times)."""
+    """Time of a training step on triplets relative to one on pairs, with the same batch size and codebook (target: at most 2.2)."""
     print(f"\n{'one training step of 16 samples':<62} {'CPU-s':>8} {'of one pair':>12}")
     options: dict[str, Any] = {
         "width": WIDTH,

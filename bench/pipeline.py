@@ -1,9 +1,9 @@
-"""Is the model ever kept waiting? Labelling an mp4 end to end, and the share of a training step spent waiting for data.
+"""Throughput of labelling an mp4 end to end, and the share of a training step spent waiting for data.
 
-    python bench/pipeline.py         wall seconds; close everything else first
+    python bench/pipeline.py         wall seconds; stop all other work first
 
-Labelling: decoding alone, encoding alone, and both together as `lamina label` runs them. The target is 80% of the slower one.
-Training: `data_wait` of the log, the share of each step between asking for a batch and having it, median over the run.
+Labelling: decoding alone, encoding alone, and both together as in `lamina label`. The target is 80% of the slower one.
+Training: `data_wait` of the log, the share of each step between requesting and receiving a batch, median over the run.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ FPS, ROUNDS = 30, 2
 
 
 def write_video(path: Path, height: int, width: int, frames: int) -> None:
-    """Moving smooth noise: as hard to decode as a camera that pans."""
+    """Write a video of moving smooth noise, which is as costly to decode as a panning camera."""
     rng = np.random.default_rng(0)
     canvas = np.kron(rng.integers(0, 255, (height // 8, width // 4, 3)), np.ones((16, 16, 1))).astype(np.uint8)
     with av.open(str(path), "w") as container:
@@ -106,13 +106,13 @@ def waiting(folder: Path) -> str:
 
 
 def main() -> None:
-    # One core computes, the other decodes: what two cores can do side by side.
+    # One core computes, the other one decodes.
     torch.set_num_threads(1)
     print(f"{os.cpu_count()} cores")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         small = {"size": "small", "image": (64, 64), "encoder": "transformer"}
-        # Enough frames that opening the model and closing the files do not count: the small encoder is 40 times slower.
+        # Long enough that opening the model and closing the files take little of the time; the small encoder is 40 times slower.
         for number, (options, count) in enumerate(((small, 600), ({"size": "tiny"}, 3000))):
             place = folder / str(number)
             place.mkdir()

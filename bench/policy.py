@@ -1,13 +1,13 @@
-"""How long a decision takes: for every k, and against the same weights driven through transformers' generate.
+"""Time per decision of the token policy for every k, compared with transformers' generate on the same weights.
 
-    python bench/policy.py [--threads 1] [--sizes tiny small]          wall time: close everything else first
+    python bench/policy.py [--threads 1] [--sizes tiny small]          wall time; stop all other work first
 
-Protocol of FlexLAM App. B.6: 20 decisions to warm up, 100 timed, batch 1, K = 64 slots, a full context of 34 frames, weights at random.
-A decision is everything from the uint8 frame to the action. The peer decides with the same LAM, observation tokens, codes and translator;
-its transformer is Qwen3ForCausalLM with the same weights, and generate with a static cache predicts the codes, greedily,
-    cached        the history lies in the static cache, which is set back after each decision; a context that slides, as ours does, is more
-                  than it can do: the keys that have left would have to go
-    from scratch  what generate does by itself: the whole context each time
+Protocol of FlexLAM App. B.6: 20 decisions of warm-up, 100 timed, batch 1, K = 64 slots, a full context of 34 frames, random weights.
+A decision spans everything from the uint8 frame to the action. The reference uses the same LAM, observation tokens, codes and translator.
+Its transformer is Qwen3ForCausalLM with the same weights, and generate predicts the codes greedily, in two ways:
+    cached        the history is in a static cache, which is reset after each decision. A static cache cannot drop old keys, so it cannot
+                  follow a sliding context as Lamina's does.
+    from scratch  generate's default: the whole context is computed for each decision
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ WARMUP, TIMED, ROUNDS = 20, 100, 5
 
 
 def parts(size: str) -> tuple[LatentActionModel, TokenModel, Translator]:
-    """A FlexLAM, a token model and a translator of one size, weights at random."""
+    """A FlexLAM, a token model and a translator of one size, with random weights."""
     torch.manual_seed(0)
     method = methods.load("flexlam")
     model = LatentActionModel(method.build(method.Config(size=size, image=(SIDE, SIDE), slots=SLOTS)))
@@ -50,7 +50,7 @@ def parts(size: str) -> tuple[LatentActionModel, TokenModel, Translator]:
 
 
 class Peer:
-    """A decision through generate. The history is some context as long as ours when it is full."""
+    """The reference policy, which predicts codes with generate. Its history is random and as long as a full context."""
 
     def __init__(self, model: LatentActionModel, tokens: TokenModel, translator: Translator):
         from transformers import StaticCache
@@ -60,7 +60,7 @@ class Peer:
         self.lam, self.tokens, self.translator = model.lam.eval(), tokens.eval(), translator.eval()
         self.core = qwen3(tokens.core, tokens.code.weight, tokens.head.weight, "sdpa")
         c = tokens.config
-        frames = range(1, c.context)  # the oldest of them is a multiple of the stride as often as not
+        frames = range(1, c.context)  # one of the possible positions of the context relative to the stride
         length = (c.context - 2) * tokens.slots + sum(u % c.stride == 0 for u in frames) * tokens.patches
         self.history = torch.randn(1, length, c.core().width)
         self.full = length + 2 * tokens.slots + tokens.patches
@@ -94,7 +94,7 @@ class Peer:
 
 
 def milliseconds(work: Callable[[], object], times: int) -> list[float]:
-    """Of each of so many calls, after one that is not counted."""
+    """Milliseconds of each of ``times`` calls, after one call of warm-up."""
     taken = []
     work()
     for _ in range(times):
@@ -122,7 +122,7 @@ def main() -> None:
         longest = statistics.fmean(ours[max(ours)])
         frame = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
         for k in sorted(options.ks):
-            # Ours once more, in turns with the peer: what else the machine does meets both.
+            # Measured again, interleaved with the reference, so that other load on the machine affects both.
             again, cached, scratch = [], [], []
             for _ in range(ROUNDS):
                 again += milliseconds(partial(policy.act, frame, k), TIMED // ROUNDS)

@@ -1,8 +1,8 @@
-"""Follows README.md's section "Install" to the letter, each of its ways in an empty environment: `python tests/check_install.py`.
+"""Runs the section "Install" of README.md in empty environments: `python tests/check_install.py`.
 
-Every ```bash block of the section is one way. It is run in a fresh copy of the tracked files, with nothing on the PATH but the system's own
-and an empty virtual environment; then, in the same shell, `lamina` must be there, be this version, and train on a video. Status 1 and the
-shell's output where it is not.
+Every ```bash block of the section is one way to install. It runs in a fresh copy of the tracked files, with only the system's PATH and an
+empty virtual environment. In the same shell, `lamina` must then exist, have this version, and train on a video. On failure the script
+prints the shell's output and exits with status 1.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Checks that README.md and the pages of docs and bench tell the truth: `python tests/check_readme.py`, status 1 and one line for each lie.
+"""Checks README.md and the pages of docs and bench: `python tests/check_readme.py`; status 1 and one line per error.
 
-- Every `lamina ...` command in a ```bash block is one that the command line accepts, every `make ...` target exists.
-- Relative links and pictures exist, and so do the headings that links within the page name.
-- README.md's file tree (the ``` block that shows src/lamina) names only what exists, and every module there is.
+- The command line accepts every `lamina ...` command in a ```bash block, and every `make ...` target exists.
+- Relative links and images exist, and so do the headings of links within a page.
+- README.md's file tree (the ``` block that shows src/lamina) names only existing files, and names every module.
 """
 
 from __future__ import annotations

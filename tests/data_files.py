@@ -1,4 +1,4 @@
-"""Small video files and datasets whose every frame says which one it is."""
+"""Small video files and datasets; every frame encodes its own number."""
 
 from __future__ import annotations
 

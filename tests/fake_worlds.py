@@ -1,4 +1,4 @@
-"""Small worlds that misbehave, for test_rollout.py. In a file of its own, which worker processes import in no time."""
+"""Small faulty environments for test_rollout.py. They are in a separate file that worker processes import quickly."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 import lamina.envs
-from lamina.envs.base import Action, Observation, World
+from lamina.envs.base import Action, ActionFunction, Observation, World
 from lamina.types import ActionSpec, ImageSize
 
 
@@ -51,7 +51,7 @@ class Fake(World):
 
     def observe(self) -> Observation:
         frame = np.zeros((*self.size, 3), dtype=np.uint8)
-        frame[..., 0], frame[..., 1] = self.seed % 256, self.steps
+        frame[..., 0], frame[..., 1] = self.seed % 256, self.steps % 256
         return Observation({"fake": frame})
 
     def expert(self, rng: np.random.Generator) -> Action:
@@ -124,6 +124,11 @@ class Engine(Endless):
         self.engine.kill()
         self.engine.wait()
         (self.folder / "closed").touch()
+
+
+def returns(world: World, policy: ActionFunction, episodes: int, seed: int = 0) -> np.ndarray:
+    """The return of each episode, by the plain loop."""
+    return np.array([sum(s.reward for s in lamina.envs.rollout(world, policy, seed, n)) for n in range(episodes)])
 
 
 def make(world: str, size: ImageSize) -> World:

@@ -1,4 +1,4 @@
-"""Lamina and lerobot read what the other one writes. Run by tests/lerobot_env.sh in an environment that has lerobot."""
+"""Round trips between Lamina and lerobot. Run by tests/lerobot_env.sh in an environment that has lerobot."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from data_files import camera, picture, read_number, write_dataset, write_video 
 from lamina.data.lerobot.labels import write_labels  # noqa: E402
 from lamina.data.lerobot.statistics import STATISTICS  # noqa: E402
 from lamina.data.sampling import open_source  # noqa: E402
+from lamina.types import ActionSpec  # noqa: E402
 
 LABELS = {
     "latent_action": {"dtype": "float32", "shape": [3], "names": None},
@@ -148,7 +149,7 @@ def lamina_reads_what_lerobot_writes(folder: Path) -> None:
 
     ours = open_source(root)
     assert ours.kind == "lerobot" and ours.cameras == ("observation.images.front",) and ours.fps == 10
-    assert ours.action is not None and ours.action.discrete == (4,) and ours.action.names == ("move",)
+    assert ours.action_spec("action") == ActionSpec((4,), names=("move",))
     assert [e.length for e in ours.episodes] == lengths
     for e, episode in enumerate(ours.episodes):
         frames = ours.frames(episode, "observation.images.front", 0, episode.length)

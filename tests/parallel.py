@@ -1,4 +1,4 @@
-"""What test_train.py runs under torchrun: the same small trainings as one process, on this process's shard of the data."""
+"""Trainings that test_train.py runs under torchrun: the same as in one process, on this process's shard of the data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A tiny dataset with planted actions: a square moves sideways by a discrete action and upwards by a continuous one."""
+"""A tiny dataset with known actions: a square moves sideways by a discrete action and upwards by a continuous one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Work in a process of its own that is killed at a chosen moment: a real SIGKILL, without the seconds that an import costs."""
+"""Child processes that are killed with SIGKILL at a chosen moment. They are forked, to save the time of an import."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The token model's transformer as transformers has it: what its logits are compared with, and its speed."""
+"""The token model's transformer as transformers' Qwen3: a reference for its logits and its speed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A latent that spans several actions: the first of them, their mean, or all (a chunk), from the data to the policy."""
+"""Latents that span several actions: first, mean and chunk, from the data to the policy."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_a_chunk_of_classes_and_numbers(dataset: Path) -> None:
         np.testing.assert_array_equal(clip.action[row, 0], [*action[at : at + 3, 0], *action[at : at + 3, 1]])  # type: ignore[index]
 
 
-def test_what_has_no_meaning_is_refused(dataset: Path) -> None:
+def test_undefined_action_labels_are_refused(dataset: Path) -> None:
     with pytest.raises(LaminaError, match="classes have no mean"):
         SampleIndex(config(dataset, "mean"), "train")
     with pytest.raises(LaminaError, match="needs gaps of one length"):

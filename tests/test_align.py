@@ -1,4 +1,4 @@
-"""Alignment: what an action costs, who gets which labels, and what is kept of the training."""
+"""Alignment: action losses, the split of labels, resuming, and what a run keeps."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from lamina.data.sampling import open_source
 from lamina.data.stream import sample_split
 from lamina.errors import LaminaError
 from lamina.evaluation.probes.translation import controls
+from lamina.inference.subject import subject_of
 from lamina.models.bottlenecks.prefix import RetainedPrefix
 from lamina.models.heads import ActionHead, HourglassMLP, InverseDynamics, Translator, TranslatorConfig
 from lamina.models.hub import LatentActionModel, Provenance
@@ -431,7 +432,7 @@ def test_alignment_can_read_the_observation_too(run, dataset):
     assert translator.mlp.inputs.in_features == 15 + 4 + 15
 
 
-def test_labels_can_come_from_one_task_and_evaluation_is_told(run, dataset):
+def test_labels_can_come_from_one_task_and_evaluation_reports_it(run, dataset):
     (task,) = {episode.task for episode in open_source(dataset).episodes}
     folder = align(run, str(dataset), dataclasses.replace(SMALL, tasks=(task,)), training(steps=2))
     assert load_translator(folder)[1]["tasks"] == [task]
@@ -481,7 +482,7 @@ def aligning(joint: bool, dataset: Path) -> Callable[..., Path]:
     return work
 
 
-def test_what_an_unfinished_alignment_left_does_not_leak_into_a_new_one(run, dataset, tmp_path):
+def test_files_of_an_unfinished_alignment_do_not_affect_a_new_one(run, dataset, tmp_path):
     other = shutil.copytree(run, tmp_path / "other")
     wide = AlignConfig("60", translator=TranslatorConfig(width=48, narrow=16, layers=1))
 
@@ -585,7 +586,7 @@ def scored(
             dataclasses.replace(c, **{k: f(getattr(c, k)) for k, f in changes.items()}) for c in (labels, test)
         )
     unlabelled = sample_split(data, "train", 64)
-    scores = controls(model.lam, labels, test, actions_of(data), config, training, unlabelled)
+    scores = controls(subject_of(model), labels, test, actions_of(data), config, training, unlabelled)
     return {s.name: s.loss for s in scores}
 
 

@@ -1,4 +1,4 @@
-"""Policies of two frames: they learn what frames tell, they act in a real loop, and refuse what doesn't fit."""
+"""Policies that read two frames: training, closed loop, and errors for inputs that do not fit."""
 
 import numpy as np
 import pytest
@@ -70,9 +70,9 @@ def test_a_policy_learns_from_what_it_will_see(grid: LabelledTransitions):
     frames = frame_pair_targets(items, items.z).frames
     assert grid.clip is not None
     acted: list[torch.Tensor] = []
-    seer = FramePairRegressor(CONFIG, 1)
-    seer.forward = lambda pairs: (acted.append(pairs.clone()), torch.zeros(len(pairs), 1))[1]  # type: ignore[method-assign]
-    policy = FramePolicy(seer, lambda o, p: torch.zeros(len(o), 1), SPEC, (3, 16, 16))
+    regressor = FramePairRegressor(CONFIG, 1)
+    regressor.forward = lambda pairs: (acted.append(pairs.clone()), torch.zeros(len(pairs), 1))[1]  # type: ignore[method-assign]
+    policy = FramePolicy(regressor, lambda o, p: torch.zeros(len(o), 1), SPEC, (3, 16, 16))
     for row in range(96):  # two episodes, one after the other
         if row % 48 == 0:
             policy.reset([0])
@@ -90,24 +90,24 @@ def test_the_error_is_in_units_of_the_targets_variance(grid: LabelledTransitions
     _, blind = train_regressor(CONFIG, *noise, head_training(20, 0))
     assert blind == pytest.approx(1, abs=0.15)
     scaled = [frame_pair_targets(x, 1000 * x.z + 5) for x in (train, held)]
-    seer, error = train_regressor(CONFIG, *scaled, head_training(200, 0, lr=2e-3))
+    regressor, error = train_regressor(CONFIG, *scaled, head_training(200, 0, lr=2e-3))
     assert error < 0.2
     with torch.no_grad():
-        predicted = seer(scaled[1].frames)
+        predicted = regressor(scaled[1].frames)
     off = (predicted - scaled[1].target).square().mean() / scaled[1].target.var(0).mean()
     assert float(off) == pytest.approx(error, rel=0.5)
 
 
 def test_continuous_actions_stay_in_bounds_and_previous_ones_are_remembered():
     spec = ActionSpec(continuous=2)
-    seer = FramePairRegressor(CONFIG, 2)
+    regressor = FramePairRegressor(CONFIG, 2)
     told = []
 
     def read(output: torch.Tensor, previous: torch.Tensor) -> torch.Tensor:
         told.append(previous.clone())
         return torch.full((2, 2), 3.0) + output * 0
 
-    policy = FramePolicy(seer, read, spec, (3, 16, 16), batch=2)
+    policy = FramePolicy(regressor, read, spec, (3, 16, 16), batch=2)
     frames = np.zeros((2, 16, 16, 3), np.uint8)
     assert (policy.act_batch(frames) == 1).all()
     policy.reset([1])

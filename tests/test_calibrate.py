@@ -1,4 +1,4 @@
-"""Statistics that are learned by seeing data: they must fit the weights that are saved, and controls must have them too."""
+"""Recalibration: whitening statistics and codebooks fit the saved weights, and controls have them too."""
 
 from __future__ import annotations
 

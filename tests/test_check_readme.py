@@ -1,4 +1,4 @@
-"""The check of the README finds every kind of lie, and passes a README that is true."""
+"""check_readme.py finds every kind of error, and accepts a correct README."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_a_true_readme_passes(root: Path) -> None:
         ("src/lamina/\n", "lamina/\n", "0 ``` blocks"),
     ],
 )
-def test_a_lie_is_found(root: Path, old: str, new: str, said: str) -> None:
+def test_an_error_is_found(root: Path, old: str, new: str, said: str) -> None:
     assert README.count(old) == 1
     (root / "README.md").write_text(README.replace(old, new))
     assert [line for line in check(root, parse) if said in line]

@@ -1,4 +1,4 @@
-"""Collecting: what is on disk is what the world showed, and an interrupted run leaves nothing."""
+"""Collecting: the dataset on disk equals what the environment rendered, and an interrupted run leaves nothing."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def read_back_equals_replay(path: Path, name: str, seed: int, worst: float) -> N
     info = json.loads((path / "meta/info.json").read_text())
     assert info["splits"] == {"train": "0:1", "validation": "1:2", "test": "2:3"}
     with make(name) as world:
-        assert source.fps == world.fps and source.action == world.action
+        assert source.fps == world.fps and source.action_spec("action") == world.action
         assert source.cameras == tuple(f"observation.images.{camera}" for camera in world.cameras)
         for episode in source.episodes:
             actions = source.column(episode, "action")
@@ -197,7 +197,7 @@ def test_doom_suite_reads_back_task_by_task(tmp_path, monkeypatch):
     monkeypatch.setitem(SUITES, "doom-suite", names)
     path = collect("doom-suite", tmp_path / "set", frames=180, size=(48, 48), progress=False)
     source, tasks = open_source(path), by_task(path)
-    assert source.action is not None and source.action.discrete == (9,) and source.fps == 7
+    assert source.action_spec("action").discrete == (9,) and source.fps == 7
     for name in names:
         with make(name, (48, 48)) as world:
             episodes = tasks[world.task]

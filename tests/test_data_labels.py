@@ -1,4 +1,4 @@
-"""Labels beside untouched video: what is written, that a killed run goes on, and that the result is then the same."""
+"""Label columns beside untouched video: content, and equal results after a killed run resumes."""
 
 import contextlib
 import hashlib
@@ -237,7 +237,7 @@ def test_labels_that_do_not_fit_are_refused(source, tmp_path, change, message):
     assert not (tmp_path / "out").exists()
 
 
-def test_what_exists_is_not_overwritten(source, dataset, tmp_path):
+def test_existing_labels_are_not_overwritten(source, dataset, tmp_path):
     with pytest.raises(LaminaError, match="exists already"):
         write_labels(source, dataset, FEATURES, label, {})
     labelled = open_source(write_labels(source, tmp_path / "out", FEATURES, label, {}))
@@ -251,7 +251,7 @@ def test_reading_ahead_gives_the_same_frames_in_bounded_memory(folder):
     original = source.frames
 
     class Counting:
-        episodes, unseen = source.episodes, source.unseen
+        episodes, missing_episodes = source.episodes, source.missing_episodes
 
         def frames(self, *arguments):
             held.append(arguments[2:4])
@@ -272,7 +272,7 @@ def test_reading_ahead_gives_the_same_frames_in_bounded_memory(folder):
     ahead.close()
 
 
-def test_reading_ahead_tells_what_is_broken(tmp_path):
+def test_reading_ahead_names_damaged_files(tmp_path):
     for n in range(3):
         path = write_video(tmp_path / f"{n}.mp4", frames=40, options={"g": "2"})
     data = bytearray(path.read_bytes())

@@ -1,4 +1,4 @@
-"""LeRobotDataset v3.0: what is written is read back, whole or not at all, and what is broken is named."""
+"""LeRobotDataset v3.0: reading equals writing, writes are atomic, and damage is named."""
 
 import json
 import os
@@ -45,11 +45,11 @@ def copy(root, tmp_path) -> Path:
     return shutil.copytree(root, tmp_path / "copy")
 
 
-def test_what_is_written_is_read(root):
+def test_reading_equals_writing(root):
     source = open_source(root)
-    assert source.kind == "lerobot" and source.fps == 8.75
+    assert source.fps == 8.75
     assert source.cameras == (FRONT, TWIN, "observation.images.odd")
-    assert source.action == ActionSpec(discrete=(5,), names=("move",))
+    assert source.action_spec("action") == ActionSpec(discrete=(5,), names=("move",))
     assert [e.length for e in source.episodes] == [LENGTHS[e] for e in ORDER]
     assert [e.splits[0][0] for e in source.episodes] == [SPLITS[e] for e in ORDER]
     for episode, e in zip(source.episodes, ORDER, strict=True):
@@ -145,7 +145,7 @@ def test_other_codecs(tmp_path):
             writer.add_episode({"action": np.ones((12, 2))}, {"cam": [picture(i, 64, 64) for i in range(12)]})
         source = open_source(tmp_path / codec)
         assert [read_number(f) for f in source.frames(source.episodes[0], "cam", 0, 12)] == list(range(12))
-        assert source.action == ActionSpec(continuous=2)
+        assert source.action_spec("action") == ActionSpec(continuous=2)
     with pytest.raises(LaminaError, match="no encoder for 'betamax'"):
         VideoEncoding(codec="betamax")
 
@@ -154,7 +154,7 @@ def test_actions_may_be_part_discrete(tmp_path):
     features = {"action": {"dtype": "float32", "shape": [3], "names": {"axes": ["grip", "x", "y"]}, "num_classes": [2]}}
     with LeRobotWriter(tmp_path / "a", 10, {**features, "cam": camera()}) as writer:
         writer.add_episode({"action": np.ones((5, 3))}, {"cam": [picture(i) for i in range(5)]})
-    assert open_source(tmp_path / "a").action == ActionSpec((2,), 2, ("grip", "x", "y"))
+    assert open_source(tmp_path / "a").action_spec("action") == ActionSpec((2,), 2, ("grip", "x", "y"))
 
 
 def test_classes_are_counted_in_the_rows_where_nothing_states_them(copy):
@@ -162,9 +162,11 @@ def test_classes_are_counted_in_the_rows_where_nothing_states_them(copy):
     info = json.loads(path.read_text())
     del info["features"]["action"]["num_classes"]
     path.write_text(json.dumps(info))
-    assert open_source(copy).action == ActionSpec(discrete=(5,), names=("move",))
+    assert open_source(copy).action_spec("action") == ActionSpec(discrete=(5,), names=("move",))
     (copy / "meta/stats.json").unlink()
-    assert open_source(copy).action == ActionSpec(discrete=(5,), names=("move",))  # the rows say it as well
+    assert open_source(copy).action_spec("action") == ActionSpec(
+        discrete=(5,), names=("move",)
+    )  # the rows say it as well
 
 
 # ------------------------------------------------------------------------------------------------------- broken sets
@@ -234,7 +236,7 @@ def test_names_that_are_not_there_are_listed(root):
         source.frames(source.episodes[0], "wrist", 0, 1)
 
 
-def test_a_dataset_without_video_is_told(tmp_path):
+def test_a_dataset_without_video_is_refused(tmp_path):
     from lamina.data.sampling import DataConfig
     from lamina.data.stream import ClipStream
 
@@ -267,7 +269,7 @@ def episode(n: int = 5) -> tuple[dict, dict]:
         ({"action": np.zeros((5, 2)), "cam": np.zeros((5, 2))}, {}, "an episode has"),
     ],
 )
-def test_what_does_not_fit_is_refused(tmp_path, columns, videos, message):
+def test_columns_and_videos_that_do_not_fit_are_refused(tmp_path, columns, videos, message):
     with pytest.raises(LaminaError, match=message), LeRobotWriter(tmp_path / "a", 10, FEATURES) as writer:
         writer.add_episode(*episode())
         writer.add_episode(columns, videos)
@@ -282,7 +284,7 @@ def test_an_exception_leaves_nothing_behind(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_what_exists_is_never_overwritten(tmp_path, root):
+def test_existing_datasets_are_never_overwritten(tmp_path, root):
     with pytest.raises(LaminaError, match="exists already; choose another path or delete it"):
         LeRobotWriter(root, 10, FEATURES)
     with pytest.raises(LaminaError, match="no episode was added"), LeRobotWriter(tmp_path / "a", 10, FEATURES):
@@ -290,7 +292,7 @@ def test_what_exists_is_never_overwritten(tmp_path, root):
     assert not list(tmp_path.iterdir())
 
 
-def test_what_a_killed_writer_left_does_not_matter(tmp_path):
+def test_files_of_a_killed_writer_are_ignored(tmp_path):
     (tmp_path / ".a.partial/data").mkdir(parents=True)
     (tmp_path / ".a.partial/data/junk").write_text("junk")
     with LeRobotWriter(tmp_path / "a", 10, FEATURES) as writer:

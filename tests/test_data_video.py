@@ -1,4 +1,4 @@
-"""Video files: the right frame at the right time from every container and codec, and a clear word about bad files."""
+"""Video files: the right frame at the right time from every container and codec, and clear errors for bad files."""
 
 import itertools
 import os
@@ -167,7 +167,7 @@ def test_a_bad_file_among_good_ones_is_left_out_up_to_a_limit(tmp_path):
 
 
 @pytest.mark.parametrize("make", ["missing", "empty folder", "folder of text"])
-def test_nothing_to_read(tmp_path, make):
+def test_sources_without_video_are_refused(tmp_path, make):
     path = tmp_path / "data"
     if make != "missing":
         path.mkdir()
@@ -238,7 +238,7 @@ def test_splits_are_by_episode_and_depend_on_names_only(count, random):
 def open_episodes(count: int):
     from lamina.data.episodes import Episode
 
-    return [Episode(0, n, f"{n}", 100, 10.0) for n in range(count)]
+    return [Episode(n, f"{n}", 100, 10.0) for n in range(count)]
 
 
 def test_declared_splits_are_kept():

@@ -1,7 +1,7 @@
 """Probes of the exogenous state on models whose answer is known by hand."""
 
-import dataclasses
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +13,9 @@ from lamina.errors import LaminaError
 from lamina.evaluation.probes.exogenous import swap
 from lamina.evaluation.probes.exogenous import views as latent_views
 from lamina.evaluation.verdict import judge_exogenous
-from lamina.types import Clip, Latent
+from lamina.images import to_float
+from lamina.inference.subject import Subject
+from lamina.types import Clip
 
 
 def views(n: int = 200, seed: int = 0, drift: int = 255) -> Clip:
@@ -33,30 +35,27 @@ def views(n: int = 200, seed: int = 0, drift: int = 255) -> Clip:
     return Clip(frames=film(), paired=film(), time=time, index=time.long(), episode=torch.arange(n) // 10)
 
 
-class Copier:
-    """z is the whole next frame, and the decoder shows it."""
+def copier(rows: slice = slice(0, 16)) -> Subject:
+    """z is what the next frame shows in ``rows``, and the decoder shows it again."""
 
-    rows = slice(0, 16)
+    def encode(src: Tensor, dst: Tensor) -> Tensor:
+        return to_float(dst[:, :, rows]).flatten(1)
 
-    def encode(self, src: Tensor, dst: Tensor) -> Latent:
-        z = dst[:, :, self.rows].flatten(1).float()[:, None]
-        return Latent(z, z)
-
-    def decode(self, src: Tensor, z: Tensor, seed: int = 0) -> Tensor:
-        out = src.clone()
-        out[:, :, self.rows] = z.view(len(src), 3, -1, 16).to(torch.uint8)
+    def decode(src: Tensor, z: Tensor) -> Tensor:
+        out = to_float(src)
+        out[:, :, rows] = z.view(len(src), 3, -1, 16)
         return out
 
+    return Subject("copier", encode, decode)
 
-class FramePairRegressor(Copier):
-    """z is the upper half alone, where the agent's doing is."""
 
-    rows = slice(0, 8)
+#: z is the upper half alone, where the agent's doing is.
+UPPER_HALF = copier(slice(0, 8))
 
 
 def test_a_latent_that_copies_the_next_frame_is_found_out():
     clip = views()
-    score = swap(Copier(), clip)
+    score = swap(copier(), clip)
     assert (score.reconstruction == 60).all() and (score.augmented == 60).all() and (score.swap_as_paired == 60).all()
     assert score.swap.mean() < 15
     share = score.future_share(clip.episode)
@@ -72,7 +71,7 @@ def test_a_latent_that_copies_the_next_frame_is_found_out():
 
 def test_a_latent_of_the_agents_doing_alone_passes():
     clip = views()
-    score = swap(FramePairRegressor(), clip)
+    score = swap(UPPER_HALF, clip)
     assert score.future_share(clip.episode).mean == score.inconsistency(clip.episode).mean == 0
     np.testing.assert_array_equal(score.reconstruction, score.swap)
     ((level, text),) = judge_exogenous(score, clip, same_states(clip), False)
@@ -80,33 +79,26 @@ def test_a_latent_of_the_agents_doing_alone_passes():
 
 
 def test_a_latent_that_knows_nothing_has_no_share_but_all_of_it():
-    class Noise(Copier):
-        def encode(self, src: Tensor, dst: Tensor) -> Latent:
-            z = torch.randn(len(src), 1, 768, generator=torch.Generator().manual_seed(int(dst.sum()) % 2**31)).abs()
-            return Latent(z, z)
+    def noise(src: Tensor, dst: Tensor) -> Tensor:
+        return torch.randn(len(src), 768, generator=torch.Generator().manual_seed(int(dst.sum()) % 2**31)).abs()
 
     clip = views(400)
-    assert swap(Noise(), clip).future_share(clip.episode).mean == pytest.approx(1, abs=0.02)
+    assert swap(replace(copier(), encode=noise), clip).future_share(clip.episode).mean == pytest.approx(1, abs=0.02)
 
 
 def test_views_of_the_same_states_are_told_from_views_of_others():
     clip = views(drift=40)
     assert same_states(clip).low > 0.05
     assert clip.paired is not None
-    shifted = dataclasses.replace(clip, paired=clip.paired.roll(37, 0))
+    shifted = replace(clip, paired=clip.paired.roll(37, 0))
     assert same_states(shifted).low < 0.01
-    ((level, text),) = judge_exogenous(swap(FramePairRegressor(), clip), clip, same_states(shifted), False)
+    ((level, text),) = judge_exogenous(swap(UPPER_HALF, clip), clip, same_states(shifted), False)
     assert level == "bad" and "same states" in text and "--cross-exogenous" not in text
 
 
 def test_a_constant_latent_is_not_praised_for_holding_nothing():
-    class Constant(Copier):
-        def encode(self, src: Tensor, dst: Tensor) -> Latent:
-            z = torch.full((len(src), 1, 768), 0.3)
-            return Latent(z, z)
-
     clip = views(80)
-    seen = swap(Constant(), clip)
+    seen = swap(replace(copier(), encode=lambda src, dst: torch.full((len(src), 768), 0.3)), clip)
     assert math.isnan(seen.future_share(clip.episode).mean)
     ((level, text),) = judge_exogenous(seen, clip, same_states(clip), False)
     assert level == "bad" and "same for every transition" in text
@@ -115,19 +107,19 @@ def test_a_constant_latent_is_not_praised_for_holding_nothing():
 @pytest.mark.parametrize(("actions", "remedy"), [(True, "action labels allow"), (False, "--target flow")])
 def test_the_verdict_names_the_remedy_that_the_data_allows(actions: bool, remedy: str):
     clip = views()
-    seen = swap(Copier(), clip)
+    seen = swap(copier(), clip)
     ((_, blind),) = judge_exogenous(None, clip, None, actions)
     ((_, paired),) = judge_exogenous(seen, clip, None, actions)
     assert remedy in blind and remedy in paired
     assert "--cross-exogenous" in paired and "--cross-exogenous" not in blind and "can't be told" in blind
     # A model that predicts no pictures is judged by its latents.
-    ((level, text),) = judge_exogenous(latent_views(Copier(), clip), clip, None, actions)
+    ((level, text),) = judge_exogenous(latent_views(copier(), clip), clip, None, actions)
     assert level == "bad" and "dB" not in text
 
 
 def test_what_cannot_be_compared_is_refused():
-    alone = dataclasses.replace(views(80), paired=None)
-    for work in (lambda: swap(Copier(), alone), lambda: same_states(alone)):
+    alone = replace(views(80), paired=None)
+    for work in (lambda: swap(copier(), alone), lambda: same_states(alone)):
         with pytest.raises(LaminaError, match="paired"):
             work()
     with pytest.raises(LaminaError, match="too few"):

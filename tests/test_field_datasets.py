@@ -1,4 +1,4 @@
-"""Datasets as other programs and other people leave them: every row gets its own picture and values, or the culprit is named."""
+"""Datasets as other software writes them: every row has its own frame and values, or the culprit is named."""
 
 import io
 import itertools
@@ -59,7 +59,7 @@ def test_a_table_at_30_beside_video_at_29_97(tmp_path, lengths):
     with pytest.warns(
         LaminaWarning, match=r"meta/episodes: the times of episode \d \(rows at 30 a second\) .*\(29\.97 pic"
     ):
-        open_source(tmp_path / "set").unseen(FRONT)
+        open_source(tmp_path / "set").missing_episodes(FRONT)
     assert everything(tmp_path / "set") == spans(*lengths)
 
 
@@ -94,7 +94,7 @@ def test_a_hardware_clock_in_the_table(tmp_path, rate):
     with pytest.warns(
         LaminaWarning, match=r"set/meta/episodes: the times of episode 0 \(rows at .* a second\) .*\(30 pic"
     ):
-        open_source(root).unseen(FRONT)
+        open_source(root).missing_episodes(FRONT)
     assert everything(root) == spans(60, 60, 60, 60)
     times = open_source(root).episodes[1].times
     np.testing.assert_allclose(times, stamps[1] - stamps[1][0], atol=1e-5)  # the table's clock is the rows'
@@ -342,7 +342,7 @@ def test_a_camera_that_some_episodes_lack(tmp_path, integers):
         source.frames(source.episodes[2], FRONT, 0, 1)
 
     labelled = []
-    with pytest.warns(LaminaWarning, match=r"does not show 2 of 5 episodes; their rows are marked as not valid"):
+    with pytest.warns(LaminaWarning, match=r"does not show 2 of 5 episodes; their rows are not valid"):
         out = write_labels(
             source, tmp_path / "out", LABELS, lambda e, c: (labelled.append(e.number), label(e, c))[1], {}
         )
@@ -468,7 +468,7 @@ def test_a_dataset_of_pictures_without_video(tmp_path, codec):
     cells = [{"bytes": encoded(100 + i, codec, pix_fmt), "path": f"frame-{i:06d}.png"} for i in range(80)]
     root = image_dataset(tmp_path / "set", cells)
     source = open_source(root)
-    assert source.cameras == (FRONT,) and source.unseen(FRONT) == {}
+    assert source.cameras == (FRONT,) and source.missing_episodes(FRONT) == {}
     for e in range(4):
         assert numbers(source, e) == list(range(100 + 20 * e, 120 + 20 * e))
     assert read_number(source.frames(source.episodes[2], FRONT, 7, 8, (16, 36))[0]) == 147
@@ -589,14 +589,14 @@ def test_an_action_that_is_not_as_wide_as_its_feature(tmp_path, width):
         source.column(source.episodes[0], "action")
 
 
-def test_whole_numbers_below_zero_are_continuous_and_said_to_be(tmp_path):
+def test_negative_integers_are_continuous_with_a_warning(tmp_path):
     n = np.arange(160)
     action = np.stack([n // 4 % 3 - 1, np.where(n // 7 % 2, 1, -1)], 1).astype(np.int64)
     root = foreign_dataset(tmp_path / "set", [40] * 4, action=action)
     with pytest.warns(
         LaminaWarning, match="'action' holds whole numbers from -1 to 1; they are no classes, and are read as"
     ):
-        assert open_source(root).action == ActionSpec(continuous=2)
+        assert open_source(root).action_spec("action") == ActionSpec(continuous=2)
     clip = sample_split(config(root, action="action"), "train", None)
     rows = 40 * clip.episode[:, None] + clip.index
     assert np.array_equal(clip.action.numpy(), action[rows.numpy()])
@@ -605,7 +605,7 @@ def test_whole_numbers_below_zero_are_continuous_and_said_to_be(tmp_path):
 def test_whole_numbers_too_large_for_classes_are_continuous(tmp_path):
     action = (np.arange(60)[:, None] * 10**6).astype(np.int64)
     root = foreign_dataset(tmp_path / "set", [20] * 3, action=action)
-    assert open_source(root).action == ActionSpec(continuous=1)
+    assert open_source(root).action_spec("action") == ActionSpec(continuous=1)
 
 
 def test_classes_come_from_the_rows_whatever_the_statistics_say(tmp_path):
@@ -614,7 +614,7 @@ def test_classes_come_from_the_rows_whatever_the_statistics_say(tmp_path):
     for content in (None, "{", '{"action": {"max": [1]}}', '{"action": 3}'):
         if content is not None:
             (root / "meta/stats.json").write_text(content)
-        assert open_source(root).action == ActionSpec(discrete=(5,))
+        assert open_source(root).action_spec("action") == ActionSpec(discrete=(5,))
     assert len(sample_split(config(root), "train", None))
 
 
@@ -626,7 +626,7 @@ def test_class_counts_that_make_no_sense(tmp_path, classes):
     (root / "meta/info.json").write_text(json.dumps(info))
     source = open_source(root)
     with pytest.raises(LaminaError, match=r"info\.json: 'action' states .* classes"):
-        _ = source.action
+        _ = source.action_spec("action")
     assert len(sample_split(config(root), "train", None))  # frames alone never ask
 
 
@@ -654,12 +654,12 @@ def test_a_dataset_that_was_moved_is_the_same_data(tmp_path):
         ClipStream(config(more), 8, seed=0).load_state_dict(state)
 
 
-def test_nothing_is_warned_of_where_all_is_well(tmp_path):
+def test_a_valid_dataset_gives_no_warning(tmp_path):
     root = foreign_dataset(tmp_path / "set", [40] * 5)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         source = open_source(root)
-        assert source.unseen(FRONT) == {}
+        assert source.missing_episodes(FRONT) == {}
         write_labels(source, tmp_path / "out", LABELS, label, {})
 
 

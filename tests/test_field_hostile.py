@@ -1,4 +1,4 @@
-"""Datasets of strangers: nothing is written outside the output, nothing else is read, nothing waits, nothing fills the memory."""
+"""Malicious datasets: no writes or reads outside the allowed paths, no blocking, bounded memory."""
 
 import json
 import os
@@ -301,7 +301,7 @@ def test_shapes_that_make_no_sense_are_not_believed(root, shape):
     info["features"]["action"]["shape"] = shape
     (root / "meta/info.json").write_text(json.dumps(info))
     source = open_source(root)
-    assert source.action is None and numbers(source, 2) == list(range(40, 60))
+    assert source.action_spec("action") is None and numbers(source, 2) == list(range(40, 60))
     with pytest.raises(LaminaError, match="no numbers in its feature"):
         source.column(source.episodes[0], "action")
 

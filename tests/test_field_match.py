@@ -1,4 +1,4 @@
-"""Rows and pictures: over many clocks, every row is matched with its own picture or its episode is refused."""
+"""Matching of rows and frames: for many clocks, every row has its own frame or its episode is rejected."""
 
 import numpy as np
 from hypothesis import assume, given, settings

@@ -1,4 +1,4 @@
-"""Folders and files of video as they are found: each picture once, upright, at its time, and in the labels' dataset the same."""
+"""Folders of video as found in practice: each file once, upright, with correct times, also in the labelled dataset."""
 
 import json
 import os
@@ -43,7 +43,7 @@ def test_linked_folders_are_searched(tmp_path):
     assert firsts(out) == [0, 100, 200, 900]
 
 
-def test_a_link_to_nothing_is_told(tmp_path):
+def test_a_dangling_link_gives_a_warning(tmp_path):
     write_video(tmp_path / "a.mp4", 20)
     (tmp_path / "b.mp4").symlink_to(tmp_path / "gone.mp4")
     with pytest.warns(LaminaWarning, match=r"left out: .*b\.mp4: cannot be read \(No such file"):
@@ -152,7 +152,7 @@ def test_vp8_goes_into_a_container_that_holds_it(tmp_path):
     np.testing.assert_allclose(shown[tuple(range(1000, 1040))], np.arange(40) / 10, atol=1e-6)
 
 
-def test_what_no_container_holds_is_known_before_the_work(tmp_path):
+def test_a_codec_without_a_container_is_refused_before_labelling(tmp_path):
     write_video(tmp_path / "in/a.mp4", 20)
     write_video(tmp_path / "in/b.mov", 20, codec="qtrle", pix_fmt="rgb24")
     called = []
@@ -267,7 +267,7 @@ def cut_without_loss(path: Path, lead: int) -> Path:
 
 @pytest.mark.parametrize("suffix", ["mp4", "mov"])
 @pytest.mark.parametrize("bf", ["0", "2"])
-def test_what_an_edit_list_hides_is_not_shown(tmp_path, suffix, bf):
+def test_frames_hidden_by_an_edit_list_are_not_read(tmp_path, suffix, bf):
     path = write_video(tmp_path / f"in/a.{suffix}", 60, options={"g": "30", "bf": bf})
     cut_without_loss(path, 13)
     source = open_source(tmp_path / "in")
@@ -276,7 +276,7 @@ def test_what_an_edit_list_hides_is_not_shown(tmp_path, suffix, bf):
     assert numbers(out, 0) == list(range(13, 60)) and out.fps == 10
 
 
-def test_what_an_edit_list_hides_fits_into_no_mkv(tmp_path):
+def test_an_edit_list_cannot_be_written_to_mkv(tmp_path):
     cut_without_loss(write_video(tmp_path / "in/a.mov", 60, options={"g": "30"}), 13)
     write_video(tmp_path / "in/b.webm", 20, codec="libvpx")
     called = []
@@ -296,7 +296,7 @@ CAMERA_FILES = {
 
 @pytest.mark.parametrize("name", CAMERA_FILES)
 @pytest.mark.parametrize("dataset", [False, True])
-def test_what_cameras_write(tmp_path, name, dataset):
+def test_videos_as_cameras_write_them(tmp_path, name, dataset):
     options = CAMERA_FILES[name]
     if options.get("codec", "libx264") not in av.codecs_available:
         pytest.skip(f"no encoder {options['codec']} here")
@@ -452,7 +452,7 @@ def test_a_moved_folder_is_the_same_data(tmp_path):
         ClipStream(settings(tmp_path / "moved"), 8, seed=0).load_state_dict(state)
 
 
-def test_what_systems_keep_for_themselves_is_not_read(tmp_path):
+def test_system_folders_are_not_read(tmp_path):
     write_video(tmp_path / "a.mp4", 20)
     for folder in ("$RECYCLE.BIN/S-1", "#recycle", "@eaDir/a.mp4", "__MACOSX", "lost+found"):
         write_video(tmp_path / folder / "deleted.mp4", 20, offset=700)

@@ -1,4 +1,4 @@
-"""Rectified flow: the direction of time, and fields whose solution is known in closed form."""
+"""Rectified flow: the direction of time, and velocity fields with known solutions."""
 
 from __future__ import annotations
 

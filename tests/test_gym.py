@@ -1,4 +1,4 @@
-"""Gymnasium's environments as worlds, and an agent of ours in Gymnasium's own loop."""
+"""Gymnasium environments in Lamina's rollouts, and a Lamina policy in a Gymnasium loop."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 
+from fake_worlds import returns
 from lamina import envs as worlds
 from lamina.envs.base import World
 from lamina.errors import LaminaError
@@ -155,7 +156,7 @@ def open_cartpole() -> World:
 def test_cartpole_in_the_closed_loop():
     with open_cartpole() as world:
         assert (world.action.discrete, world.fps, world.max_steps) == ((2,), 50, 500)
-        expected = worlds.returns(world, world.random, 3).tolist()
+        expected = returns(world, world.random, 3).tolist()
         frames = next(worlds.rollout(world, world.random, 0)).observation.frames["render"]
         assert frames.shape == (64, 64, 3) and frames.min() < 50 < 200 < frames.max()
     record = rollout_worlds("random", ["CartPole-v1"], 3, parallel=2, make=open_gym, progress=False)

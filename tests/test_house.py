@@ -1,4 +1,4 @@
-"""The order of the house: imports run one way, between packages and between modules."""
+"""Import rules: imports run one way, between packages and between modules."""
 
 from __future__ import annotations
 

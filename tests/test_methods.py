@@ -1,4 +1,4 @@
-"""One contract for every file in methods/, and the one way that imports run."""
+"""The contract of every file in methods/, and the direction of imports."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_lapo_without_a_quantiser_or_pixels(options):
     check(module, module.Config(size="debug", image=(16, 16), slots=1, code_dim=8, **options))
 
 
-def test_what_moves_is_predicted_without_gradient_and_follows_the_encoder():
+def test_ema_targets_have_no_gradient_and_follow_the_encoder():
     module = methods.load("lapo")
     torch.manual_seed(0)
     lam = LAM(module.build(module.Config(size="debug", image=(16, 16), space="ema"))).train()

@@ -1,4 +1,4 @@
-"""The latent action model: its parts, its files, and what it says to files that are damaged."""
+"""The latent action model: its parts, its files, and errors for damaged files."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""One way from frames to latents: what `lamina label` writes, what the model's own API says, what alignment and probes read, what the token
-model is trained on and what a policy realises are the same, for every method there is."""
+"""All uses of a latent agree, for every method: `lamina label`, the model's API, alignment, probes, the token model's data and the
+policy.
+"""
 
 from __future__ import annotations
 
@@ -114,7 +115,8 @@ def test_label_encode_align_probes_and_policy_say_the_same(
     lam, slots = model.lam, model.config.action_length
     latent, frames = encoded(model, dataset, precision)
     assert len(latent.pre.flatten(1).unique(dim=0)) > 30  # or agreement says nothing
-    folder = label(tmp_path / "run", str(dataset), tmp_path / "out", "cpu", precision, continuous=True)
+    folder = label(tmp_path / "run", str(dataset), tmp_path / "out", "cpu", precision, continuous=True).path
+    assert folder is not None
     told = columns(folder)
     where = model.config.latent_action
     agree(told["latent_action"], latent.post[:, where], precision, 0.9)

@@ -1,4 +1,4 @@
-"""Options: every number has its limits, and whatever is given, a command runs or says in one line why not."""
+"""Options: every number has limits, and a command runs or fails with a one-line error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a command writes belongs to it alone while it runs, and is whole or not there, however it ends."""
+"""Outputs: exclusive to one process while a command runs, and written atomically."""
 
 from __future__ import annotations
 
@@ -279,7 +279,7 @@ def test_a_picture_of_another_evaluation_is_not_shown(home, run):
     assert page.count("of another evaluation") == 1  # the other one is shown
 
 
-def test_what_is_not_a_number_is_null_in_every_record(home, run):
+def test_nan_is_null_in_every_record(home, run):
     """Infinity and NaN are no JSON; browsers and other languages refuse a file that holds them."""
     row = {"loss": float("nan"), "rows": [{"mean": np.float64("inf"), "low": -1.5}, (1, True, None, "NaN")]}
     assert json.loads(to_json(row)) == {"loss": None, "rows": [{"mean": None, "low": -1.5}, [1, True, None, "NaN"]]}
@@ -365,7 +365,7 @@ def test_settings_that_are_none_are_told_in_one_line(home, run, capsys):
         (RecursionError("deep"), "internal error: RecursionError: deep"),
     ],
 )
-def test_what_nobody_foresaw_is_one_line_too(error, told, monkeypatch, capsys):
+def test_an_unexpected_exception_is_one_line(error, told, monkeypatch, capsys):
     def fail(argv, parse_only=False):
         raise error
 

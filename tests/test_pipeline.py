@@ -1,4 +1,4 @@
-"""The whole pipeline through the command line, on the grid world: every stage reads what the one before wrote."""
+"""The whole pipeline through the command line, on the grid world."""
 
 from __future__ import annotations
 
@@ -363,7 +363,7 @@ def test_every_stage_takes_a_device_and_a_precision(
     assert "--device cuda: this machine has none" in capsys.readouterr().err
 
 
-def test_everything_works_in_bf16_and_codes_decide(home: Path, tmp_path: Path) -> None:
+def test_every_stage_runs_in_bf16(home: Path, tmp_path: Path) -> None:
     """From alignment to closed loop, on a method whose latent action is continuous: its token policy reads the codes."""
     run, data = str(tmp_path / "run"), str(home / "data")
     bf16 = ["--device", "cpu", "--precision", "bf16"]
@@ -439,7 +439,7 @@ def test_one_short_clip_is_evaluated_and_what_cannot_be_measured_is_named(tmp_pa
     assert record["reconstruction"] and (tmp_path / "run" / "pictures" / "transfer.png").exists()
 
 
-def test_what_strangers_named_cannot_move_the_cursor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_control_characters_in_names_are_not_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", str(tmp_path / "run\x1b[2J\udcff"), "--data", "x"]) == 2
     said = capsys.readouterr().err
     assert "\x1b" not in said and r"run\x1b[2J\udcff" in said

@@ -1,4 +1,4 @@
-"""The token model: its transformer is Qwen3, its mask is the one that was said, its loss is what it was trained for."""
+"""The token model: its transformer equals Qwen3, its attention mask follows the rule, and its loss."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_decoding_from_a_cache_equals_transformers_qwen3(pair):
 
 
 @torch.no_grad()
-def test_rope_knows_distances_only_far_into_an_episode(pair):
+def test_rope_depends_on_distances_only(pair):
     core, table, _, _ = pair
     x = table[torch.arange(12)[None]]
     here = core(x, core.rotation(torch.arange(12)))
@@ -537,7 +537,7 @@ def test_killed_training_resumes_bit_for_bit(run, dataset, tmp_path):
     assert ours.keys() == theirs.keys() and all(torch.equal(v, theirs[k]) for k, v in ours.items())
 
 
-def test_what_a_killed_run_left_does_not_leak_into_a_new_one(run, dataset, tmp_path):
+def test_files_of_a_killed_run_do_not_affect_a_new_one(run, dataset, tmp_path):
     def work():
         dies_in(lamina.training.loop, "total", 4)
         train_token_model(run, str(dataset), SMALL, training(lr=1.0))
@@ -549,7 +549,7 @@ def test_what_a_killed_run_left_does_not_leak_into_a_new_one(run, dataset, tmp_p
     assert (run / "policy/model.safetensors").read_bytes() == (other / "policy/model.safetensors").read_bytes()
 
 
-def test_what_can_be_predicted_is_learned():
+def test_predictable_codes_are_learned():
     """The first code is what the picture shows, the second the one before it in the block, the third the last block's first."""
     torch.manual_seed(0)
     rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""Retained prefixes, and the addressed randomness that draws them."""
+"""Retained prefixes, and the counter-based random numbers that draw them."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_draws_of_several_shards_are_those_of_the_single_ones_end_to_end(seed, s
         assert torch.equal(draw(together, shards * each), torch.cat([draw(d, each) for d in alone]))
 
 
-def test_draws_are_addressed_by_seed_step_and_shard():
+def test_random_numbers_depend_on_seed_step_and_shard():
     def draw(*address) -> torch.Tensor:
         return Rng(*address).normal(64)
 

@@ -1,4 +1,4 @@
-"""Remedies against the exogenous state: every method takes each, they are what their equations say, and off means off."""
+"""Auxiliary losses: every method accepts them, they equal their equations, and weight 0 turns them off."""
 
 from __future__ import annotations
 

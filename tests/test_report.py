@@ -1,4 +1,4 @@
-"""The report: what a made-up evaluation looks like as a page, and what damaged ones are answered with."""
+"""The report: the page of a synthetic evaluation, and errors for damaged records."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import re
 import struct
 import zlib
+from html import unescape
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -15,7 +16,8 @@ from typing import Any
 import pytest
 
 from lamina.errors import LaminaError
-from lamina.evaluation.report.chart import Html, Line, line_chart, log_ticks, tag, ticks
+from lamina.evaluation.record import Evaluation
+from lamina.evaluation.report.charts import Line, line_chart
 from lamina.evaluation.report.page import write_report
 
 BUDGETS = (1, 2, 4, 8, 16)
@@ -190,8 +192,9 @@ def report(run: Path, record: Any) -> str:
 def table(page: str, label: str) -> list[list[str]]:
     """The cells of the table in the box with that label, as text, row by row."""
     inside = page.split(f'aria-label="{label}"')[1].split("</table>")[0]
-    rows = re.findall(r"<tr[^>]*>(.*?)</tr>", inside)
-    return [[re.sub(r"<[^>]*>", " ", c).strip() for c in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row)] for row in rows]
+    rows = re.findall(r"<tr[^>]*>(.*?)</tr>", inside, flags=re.S)
+    cells = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, flags=re.S) for row in rows]
+    return [[" ".join(re.sub(r"<[^>]*>", " ", cell).split()) for cell in row] for row in cells]
 
 
 def test_the_page_needs_nothing_but_itself(tmp_path: Path) -> None:
@@ -218,9 +221,10 @@ def test_headings_descend_and_every_chart_has_a_text(tmp_path: Path) -> None:
     levels = [int(name[1]) for name, _ in page.elements if re.fullmatch("h[1-6]", name)]
     assert levels.count(1) == 1 and levels[0] == 1
     assert all(b <= a + 1 for a, b in pairwise(levels))
-    charts = [a for a in page.all("svg") if a.get("role") == "img"]
-    assert len(charts) == 6 and all("against" in (a["aria-label"] or "") for a in charts)
-    assert all(a.get("aria-hidden") == "true" for a in page.all("svg") if a.get("role") != "img")
+    charts = page.all("svg")
+    assert len(charts) == 6 and all(a["role"] == "img" and "against" in (a["aria-label"] or "") for a in charts)
+    assert len(page.all("title")) == 1 + len(charts)
+    assert len({a["id"] for _, a in page.elements if a.get("id")}) == len([a for _, a in page.elements if a.get("id")])
 
 
 @pytest.mark.parametrize(
@@ -228,13 +232,13 @@ def test_headings_descend_and_every_chart_has_a_text(tmp_path: Path) -> None:
     [
         (("good", "note"), "passed every check"),
         (("good", "warn"), "usable, with care"),
-        (("warn", "bad", "good"), "can&#x27;t be trusted yet"),
+        (("warn", "bad", "good"), "can't be trusted yet"),
         ((), "No check was recorded"),
     ],
 )
-def test_the_worst_check_makes_the_headline(tmp_path: Path, levels: tuple[str, ...], headline: str) -> None:
+def test_the_most_severe_finding_is_the_summary(tmp_path: Path, levels: tuple[str, ...], headline: str) -> None:
     record = evaluation() | {"verdict": [{"level": level, "text": f"It is {level}."} for level in levels]}
-    page = report(tmp_path, record)
+    page = unescape(report(tmp_path, record))
     first = page.split("<section", 2)[1]
     assert headline in first and all(f"It is {level}." in first for level in levels)
 
@@ -302,7 +306,7 @@ def test_nan_is_told_and_not_drawn(tmp_path: Path) -> None:
     record["training"]["loss"][8] = None
     page = report(tmp_path, record)
     assert table(page, "Translator, with controls")[3][1] == "not a number"
-    drawn = re.findall(r'points="([^"]*)"', page) + re.findall(r'c[xy]="([^"]*)"', page)
+    drawn = re.findall(r' (?:d|x|y)="([^"]*)"', page)
     assert drawn and not [points for points in drawn if "nan" in points or "inf" in points]
 
 
@@ -312,7 +316,7 @@ def test_a_diverged_run_still_has_a_report(tmp_path: Path) -> None:
     record["training"]["validation"] = None
     record["translator"] = [row | {"loss": None, "accuracy": None} for row in record["translator"]]
     page = report(tmp_path, record)
-    assert len([a for a in Page(page).all("svg") if a.get("role") == "img"]) == 3
+    assert len(Page(page).all("svg")) == 3
 
 
 def changed(*path: str | int, to: Any) -> dict[str, Any]:
@@ -329,15 +333,16 @@ def changed(*path: str | int, to: Any) -> dict[str, Any]:
     [
         ([], "not a JSON object"),
         (changed("format", to=2), "format 1"),
-        (changed("translator", to={}), "translator is not a list"),
-        (changed("translator", 0, "k", to="4"), r"translator\[0\].k"),
-        (changed("translator", 0, "role", to="winner"), r"translator\[0\]"),
-        (changed("translator", 0, "loss", to=0.9), r"translator\[0\].loss"),
-        (changed("translator", 0, "loss", "low", to="0.8"), r"translator\[0\].loss"),
-        (changed("verdict", 0, "level", to="superb"), "verdict"),
-        (changed("training", "loss", to=[0.1]), "1 values for 300 steps"),
-        (changed("training", "loss", 0, to="high"), "training.loss"),
-        (changed("codes", "slots", 0, "usage", to="many"), "usage"),
+        (changed("translator", to={}), "translator: "),
+        (changed("translator", 0, "k", to="4"), r"translator\.0\.k: .*got '4'"),
+        (changed("translator", 0, "role", to="winner"), r"translator\.0\.role: .*got 'winner'"),
+        (changed("translator", 0, "loss", to=0.9), r"translator\.0\.loss: "),
+        (changed("translator", 0, "loss", "low", to="0.8"), r"translator\.0\.loss\.low: "),
+        (changed("translator", 0, "wins", to=3), r"translator\.0\.wins: "),
+        (changed("verdict", 0, "level", to="superb"), r"verdict\.0\.level: "),
+        (changed("training", "loss", to=[0.1]), "training: loss has 1 values for 300 steps"),
+        (changed("training", "loss", 0, to="high"), r"training\.loss\.0: .*got 'high'"),
+        (changed("codes", "slots", 0, "usage", to="many"), r"codes\.slots\.0\.usage: "),
         (changed("pictures", 0, "file", to="../secret.png"), "outside"),
         (changed("pictures", 0, "file", to="evaluation.json"), "not a PNG"),
     ],
@@ -372,30 +377,55 @@ def test_points_lie_where_their_values_say() -> None:
     chart = line_chart(
         [Line("a", [1, 4], [0.0, 10.0]), Line("floor", [0], [5.0], level=True)], "t", "k", "y", [1, 2, 4]
     )
-    assert chart is not None
-    (x1, y1), (x2, y2) = re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)"', chart)
-    grid = [float(y) for y in re.findall(r'y1="([\d.]+)" y2="[\d.]+" class="grid"', chart)]
-    assert (float(y1), float(y2)) == (max(grid), min(grid))  # 0 at the bottom, 10 at the top
-    marks = [float(x) for x in re.findall(r'<text x="([\d.]+)" y="\d+" class="tick middle"', chart)]
-    assert (float(x1), float(x2)) == (marks[0], marks[2])  # budgets at equal distances
-    level = re.search(r'y1="([\d.]+)" y2="([\d.]+)"><title>floor', chart)
-    assert level and float(level[1]) == float(level[2]) == pytest.approx((max(grid) + min(grid)) / 2)
+    assert chart is not None and chart.legend == ("a", "floor")
+    (x1, y1), (x2, y2) = (
+        (float(x), float(y)) for x, y in re.findall(r'<use [^>]*x="([\d.]+)" y="([\d.]+)"[^>]*c0\)', chart.svg)
+    )
+    assert x1 < x2 and y1 > y2  # k = 1 on the left; 0 at the bottom, 10 at the top
+    levels = [float(y) for y in re.findall(r'd="M [\d.]+ ([\d.]+) L [\d.]+ \1', re.sub(r"\s+", " ", chart.svg))]
+    assert pytest.approx((y1 + y2) / 2, abs=0.01) in levels
+    left, middle, right = (float(x) for x in re.findall(r'text-anchor: middle; [^"]*" x="([\d.]+)"', chart.svg)[:3])
+    assert middle - left == pytest.approx(right - middle) and (x1, x2) == pytest.approx((left, right), abs=0.5)
 
 
-@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (0.58, 1.52), (-3.0, 7e4), (2.0, 2.0), (0.0, 0.0), (1e-9, 3e-9)])
-def test_ticks_are_round_ascending_and_cover(low: float, high: float) -> None:
-    marks = ticks(low, high)
-    assert marks[0] <= low + 1e-12 and marks[-1] >= high - 1e-12 and 2 <= len(marks) <= 8
-    steps = [b - a for a, b in pairwise(marks)]
-    assert min(steps) > 0 and f"{steps[0]:.0e}"[0] in "125"
+def test_a_chart_of_nothing_finite_is_none() -> None:
+    assert line_chart([Line("a", [1, 2], [float("nan"), float("inf")])], "t", "x", "y") is None
 
 
-@pytest.mark.parametrize(("low", "high"), [(0.05, 1.0), (0.03, 400.0), (7.0, 7.0), (1e-6, 2e-6)])
-def test_log_ticks_cover(low: float, high: float) -> None:
-    marks = log_ticks(low, high)
-    assert marks == sorted(set(marks)) and len(marks) >= 2
-    assert marks[0] <= low * 1.01 and marks[-1] >= high * 0.99
+def test_the_page_follows_the_light_and_the_dark_scheme(tmp_path: Path) -> None:
+    page = report(tmp_path, evaluation())
+    charts = "".join(re.findall(r"<svg.*?</svg>", page, flags=re.S))
+    assert not re.findall(r"#[0-9a-f]{6}\b", charts) and "var(--c0)" in charts  # no colour of its own
+    assert page.count("prefers-color-scheme: dark") == 1 and "<style" not in charts
 
 
-def test_markup_is_escaped_unless_it_is_markup() -> None:
-    assert tag("p", "<b>", Html("<i>"), title='"', none=None) == '<p title="&quot;">&lt;b&gt;<i></p>'
+def test_the_same_record_has_the_same_page(tmp_path: Path) -> None:
+    assert report(tmp_path / "a", evaluation()) == report(tmp_path / "b", evaluation())
+
+
+def test_every_estimate_of_the_record_stands_on_the_page(tmp_path: Path) -> None:
+    record, page = evaluation(), report(tmp_path, evaluation())
+    parts = {
+        "translator": "Translator, with controls",
+        "linear": "Linear probe, with controls",
+        "reconstruction": "Reconstruction, with controls",
+    }
+    for part, label in parts.items():
+        shown = " ".join(" ".join(row) for row in table(page, label))
+        for row in record[part]:
+            for value, scale in (
+                (row.get("loss"), 1),
+                (row.get("accuracy"), 100),
+                (row.get("nmse"), 1),
+                (row.get("psnr"), 1),
+            ):
+                if value:
+                    assert f" {scale * value['mean']:.1f}"[:4] in f" {shown}", (row, value)
+
+
+def test_a_record_is_written_as_it_was_read() -> None:
+    text = json.dumps(evaluation(), indent=1)
+    assert json.loads(Evaluation.from_dict(json.loads(text)).to_json()) == json.loads(text)
+    assert list(json.loads(Evaluation.from_dict(json.loads(text)).to_json())["data"]) == list(evaluation()["data"])
+    with pytest.raises(LaminaError, match="surprise"):
+        Evaluation.from_dict(evaluation() | {"surprise": 1})

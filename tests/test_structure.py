@@ -1,4 +1,4 @@
-"""Structure probes against numbers worked out by hand: an additive encoder, a constant one, one that leaks the goal, and the gate."""
+"""Structure probes against values computed by hand: encoders that are additive, constant or leak the goal, and unused latents."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from data_files import write_dataset
 from lamina.data.sampling import DataConfig
 from lamina.errors import LaminaError
 from lamina.evaluation.probes import algebra
-from lamina.evaluation.probes.horizon import elsewhere, reconstruct_horizons, transfer
+from lamina.evaluation.probes.horizon import other_episode, reconstruct_horizons, transfer
 from lamina.evaluation.probes.leakage import leakage
-from lamina.evaluation.probes.structure import StructureData, held_out, horizon_rows, measure, places
+from lamina.evaluation.probes.structure import StructureData, held_out, horizon_rows, measure, measure_sides
 from lamina.evaluation.probes.trajectory import trajectory
 from lamina.evaluation.probes.usage import latent_use
 from lamina.images import to_float
 from lamina.inference.subject import Subject, pixel_change, subject_of
-from lamina.intervals import bootstrap_correlation
+from lamina.intervals import Estimate, bootstrap_correlation, bootstrap_mean, bootstrap_ratio
 from lamina.methods import ac_lam, alam, lapa, univla
 from lamina.models.hub import LatentActionModel, Provenance
 from lamina.training.recipe import recipe
@@ -138,6 +138,24 @@ def test_a_weighted_correlation_is_numpys() -> None:
     assert math.isnan(bootstrap_correlation(x, np.ones(200), np.ones(200), episode).mean)
 
 
+def test_an_interval_draws_whole_episodes() -> None:
+    rng = np.random.default_rng(0)
+    values, episode = rng.normal(size=60), np.arange(60) // 6
+    totals = values.reshape(10, 6).sum(1)
+    drawn = totals[np.random.default_rng(3).integers(0, 10, (1000, 10))].sum(1) / 60
+    got = bootstrap_mean(values, episode, seed=3)
+    assert [got.mean, got.low, got.high] == pytest.approx([values.mean(), *np.quantile(drawn, [0.025, 0.975])])
+    # Of three episodes each sample is drawn by itself.
+    few = bootstrap_mean(values, np.arange(60) // 20)
+    alone = bootstrap_mean(values, np.arange(60))
+    assert few == alone
+
+
+def test_an_interval_of_one_sample_or_of_nothing_to_divide_by() -> None:
+    assert bootstrap_mean([2.5], [0]) == Estimate(2.5, 2.5, 2.5)
+    assert math.isnan(bootstrap_ratio(np.ones(8), np.zeros(8), np.arange(8)).low)
+
+
 def test_a_norm_trajectory_follows_the_displacement_or_says_that_it_does_not() -> None:
     frames, state = FRAMES[0], STATE[0].numpy()
     seconds = np.arange(6) / 2
@@ -161,12 +179,12 @@ def predicting(read: float) -> Subject:
     return Subject("toy", lambda i, j: code(j) - code(i), predict, lambda frames: frames.float() / 127.5 - 1)
 
 
-def test_the_gate_tells_a_latent_that_is_used_from_one_that_is_ignored() -> None:
+def test_latent_usage_separates_used_from_ignored_latents() -> None:
     src, dst = FRAMES[:, 0], FRAMES[:, 4]
     used = latent_use(predicting(0.9), src, dst, EPISODE)
     assert used.used and used.another.mean > 3 and used.mean.mean > 3 and used.copy.mean == pytest.approx(20, abs=0.1)
     ignored = latent_use(predicting(0.0), src, dst, EPISODE)
-    assert not ignored.used and ignored.another.mean == ignored.mean.mean == 0 and "ignored" in ignored.told()
+    assert not ignored.used and ignored.another.mean == ignored.mean.mean == 0 and "ignored" in ignored.text()
 
 
 # Horizons, transfer, and the whole record
@@ -184,18 +202,18 @@ def test_sums_of_additive_latents_reach_as_far_as_direct_ones() -> None:
 
 
 def test_motion_transfers_only_where_the_latent_leads() -> None:
-    start = FRAMES[elsewhere(EPISODE, EPISODE), 0]
+    start = FRAMES[other_episode(EPISODE, EPISODE), 0]
     good = transfer(predicting(1.0), FRAMES, start)
     assert (good.agreement == 60).all() and good.margin.mean() > 5 and good.moved.mean() < 60
     blind = transfer(predicting(0.0), FRAMES, start)
     assert (blind.agreement == 60).all() and (blind.margin == 0).all() and (blind.moved == 60).all()
 
 
-def test_elsewhere_is_another_episode() -> None:
+def test_other_episode_is_another_episode() -> None:
     pool = torch.tensor([0, 0, 1, 1, 2])
-    rows = elsewhere(pool, torch.tensor([0, 1, 2, 2]))
+    rows = other_episode(pool, torch.tensor([0, 1, 2, 2]))
     assert all(int(pool[row]) != number for row, number in zip(rows, (0, 1, 2, 2), strict=True))
-    assert elsewhere(torch.zeros(3), torch.zeros(4)) == [1, 2, 0, 1]  # of one episode alone: half the pool away
+    assert other_episode(torch.zeros(3), torch.zeros(4)) == [1, 2, 0, 1]  # of one episode alone: half the pool away
 
 
 def held() -> StructureData:
@@ -203,7 +221,7 @@ def held() -> StructureData:
     return StructureData(clip, clip, 0.15, 2)
 
 
-def test_the_record_of_a_good_subject_and_of_void_ones() -> None:
+def test_the_record_of_a_valid_subject_and_of_invalid_ones() -> None:
     record = measure(predicting(1.0), held())
     assert record["void"] is None and json.loads(json.dumps(record)) == record
     assert [h["t"] for h in record["horizons"]] == [1, 2, 3, 4, 5] and record["transfer"]["margin"]["mean"] > 5
@@ -223,12 +241,26 @@ def test_a_foreign_model_needs_no_care_about_gradients_or_arrays() -> None:
     def predict(src: Tensor, z: Tensor) -> Tensor:
         return to_float(src) + paint(z).view(-1, 1, 12, 12)
 
-    record = measure(Subject("theirs", encode, predict, to_float), held())
+    record = measure(Subject("theirs", encode, predict), held())
     assert record["use"] is not None and record["transfer"]["moved"]["mean"] < 60
-    array = measure(Subject("array", lambda i, j: (code(j) - code(i)).numpy()), held())  # type: ignore[arg-type,return-value]
+    array = measure(Subject("array", lambda i, j: (code(j) - code(i)).numpy()), held())
     assert array["inverse"] == measure(ADDITIVE, held())["inverse"]
-    with pytest.raises(LaminaError, match=r"observe\(\)"):
-        Subject("theirs", encode, predict)
+
+
+def test_the_records_of_a_subject_are_of_its_sides_each_with_its_control() -> None:
+    data = dataclasses.replace(held(), unlabelled=Clip(FRAMES, torch.zeros(N, T), torch.zeros(N, T), EPISODE))
+    named = [(r["place"], r["role"], r["name"]) for r in measure_sides(ADDITIVE, data)]
+    assert named == [("post", "model", "latent"), (None, "reference", "change of the pixels")]
+    one = dataclasses.replace(
+        ADDITIVE, control=lambda clip, seed: dataclasses.replace(LEAKING, name=f"{len(clip)}, {seed}")
+    )
+    both = dataclasses.replace(ADDITIVE, sides={"continuous": one, "quantised": ADDITIVE})
+    assert [(r["place"], r["role"], r["name"]) for r in measure_sides(both, data)] == [
+        ("pre", "model", "before the quantiser"),
+        ("pre", "control", "random-weights encoder, before the quantiser"),
+        ("post", "model", "after the quantiser"),
+        (None, "reference", "change of the pixels"),
+    ]
 
 
 def test_the_change_of_pixels_has_perfect_algebra() -> None:
@@ -258,9 +290,10 @@ def test_a_checkpoint_is_read_before_and_after_its_quantiser() -> None:
     ).eval()
     src, dst = PICTURES
     latent = model.encode(src, dst)
-    assert places(model) == ("pre", "post")
-    for place, z in (("pre", latent.pre), ("post", latent.post)):
-        subject = subject_of(model, place)
+    sides = subject_of(model).sides
+    assert tuple(sides) == ("continuous", "quantised") and subject_of(model).quantised is not subject_of(model)
+    for side, z in (("continuous", latent.pre), ("quantised", latent.post)):
+        subject = sides[side]  # type: ignore[index]
         assert torch.equal(subject.latents(src, dst), z.flatten(1))
         # before the quantiser the decoder still reads codes: the same picture from both
         assert torch.equal(subject.draw(src, z.flatten(1)), model.decode(src, latent))
@@ -275,7 +308,7 @@ def test_the_probes_read_the_side_and_the_slots_that_are_the_latent_action() -> 
         post = model.encode(src, dst).post
         assert torch.equal(subject.actions(src, dst), post[:, slots].flatten(1))
         assert torch.equal(subject.latents(src, dst), post.flatten(1))  # a decoder needs all of them
-        assert (subject.predict is None) == (stage == 1)  # whose decoder reads the words of a task
+        assert (subject.decode is None) == (stage == 1)  # whose decoder reads the instruction vector
     model = LatentActionModel(alam.build(alam.Config(size="debug", image=(16, 16)))).eval()
     assert torch.equal(subject_of(model).actions(src, dst), model.encode(src, dst).pre.flatten(1))
 

@@ -1,4 +1,4 @@
-"""Training on triplets: the objectives, what ALAM and AC-LAM make of them, the rivals' parts, and runs that are stopped."""
+"""Training on triplets: the losses of ALAM and AC-LAM, parts of their baselines, and runs that collapse or explode."""
 
 from __future__ import annotations
 
@@ -290,7 +290,7 @@ def test_whitening_by_the_first_batch_is_fixed_from_then_on() -> None:
     assert torch.equal(again(x), first)
 
 
-def test_training_tells_that_the_latent_is_ignored_in_decibels() -> None:
+def test_training_warns_in_decibels_if_the_latent_is_ignored() -> None:
     lam = lam_of(alam)
     validate = latent_diagnostics(lam, clip((16, 16)), 0)
     figures, told = validate(lam.eval())  # the decoder begins as a copy of the source: it reads nothing

@@ -1,4 +1,4 @@
-"""The training loop: what it computes, and what is left of a run that was killed."""
+"""The training loop: its computation, and resuming after a kill."""
 
 from __future__ import annotations
 
@@ -355,7 +355,7 @@ def test_a_run_that_has_finished_resumes_to_the_same_weights(tmp_path):
     assert (tmp_path / "log.jsonl").read_text() == lines
 
 
-def test_dropout_does_not_know_of_a_resume(tmp_path):
+def test_dropout_is_unchanged_by_a_resume(tmp_path):
     def run(folder: Path, stop: int | None = None, **more) -> dict[str, torch.Tensor]:
         calls = iter(range(100))
 
@@ -541,7 +541,7 @@ def test_a_run_is_not_resumed_on_other_data(dataset, stopped, tmp_path):
         train(stopped, write_planted(tmp_path / "other", episodes=3), resume=True, **ONE)
 
 
-def test_what_does_not_change_the_experiment_may_change(dataset, stopped, uninterrupted):
+def test_settings_without_effect_on_the_result_may_change_on_resume(dataset, stopped, uninterrupted):
     shutil.rmtree(Checkpoints(stopped, 2).path(10))
     train(stopped, dataset, resume=True, **{**ONE, "checkpoint_every": 100, "keep": 1})
     assert curve(stopped) == curve(uninterrupted)

@@ -1,4 +1,4 @@
-"""Models, checkpoints and run folders that are damaged, edited or made to harm: one clear line, or exactly what was saved."""
+"""Damaged, edited or malicious models, checkpoints and run folders: a one-line error, or exactly what was saved."""
 
 from __future__ import annotations
 
@@ -236,7 +236,7 @@ def test_a_damaged_checkpoint_is_refused_before_any_of_it_is_loaded(damage, seal
     assert same(dict(module.state_dict()), before)
 
 
-def test_what_a_manifest_says_is_checked_itself(toys):
+def test_a_manifest_is_checked(toys):
     folder = toys / "checkpoints/step-00000010"
     path = folder / "manifest.json"
     whole = path.read_text()
@@ -277,7 +277,7 @@ def test_folders_of_other_names_are_somebody_elses(toys, ten):
 
 
 @pytest.mark.parametrize("kind", ["file", "link", "dangling link", "pipe"])
-def test_what_has_a_checkpoints_name_and_is_none_is_named(kind, toys):
+def test_a_checkpoint_path_that_is_no_folder_is_named(kind, toys):
     path = toys / "checkpoints/step-00000010"
     path.rename(toys / "elsewhere")
     match kind:
@@ -294,7 +294,7 @@ def test_what_has_a_checkpoints_name_and_is_none_is_named(kind, toys):
 
 
 @pytest.mark.parametrize("kind", ["file", "link"])
-def test_what_is_in_the_way_of_a_live_run_stays(kind, tmp_path):
+def test_foreign_files_in_the_place_of_a_checkpoint_are_kept(kind, tmp_path):
     (tmp_path / "run/checkpoints").mkdir(parents=True)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/photo").touch()
@@ -452,12 +452,12 @@ MEANINGS = [
 
 
 @pytest.mark.parametrize(("path", "value"), MEANINGS)
-def test_what_the_numbers_mean_cannot_be_edited(path, value, run):
+def test_settings_of_the_weights_cannot_be_edited(path, value, run):
     edited(run / "model/config.json", set_in("model", *path, to=value))
     refused(lambda: LatentActionModel.from_pretrained(run), "model.safetensors", "saved with", path[0])
 
 
-def test_nor_can_the_gap_but_what_is_only_told_may_change(run):
+def test_the_gap_cannot_be_edited_but_descriptive_provenance_can(run):
     path = run / "model/config.json"
     edited(path, lambda v: v["provenance"].update(data=["elsewhere"], metrics={"psnr": 30.0}))
     model = LatentActionModel.from_pretrained(run)
@@ -713,7 +713,7 @@ def test_a_token_models_config_is_read_strictly(name, value, run):
         ("policy/config.json", ("decision_seconds",), 0.2),
     ],
 )
-def test_what_a_translators_or_policys_numbers_mean_cannot_be_edited(file, path, value, run):
+def test_settings_of_a_translator_or_policy_cannot_be_edited(file, path, value, run):
     edited(run / file, set_in(*path, to=value))
     refused(lambda: everything(run), "saved with", path[-1])
 
@@ -741,7 +741,7 @@ def test_settings_that_cannot_be_read_are_one_clear_line(file, text, run, datase
 
 
 @pytest.mark.parametrize("loss", ["nan", "-inf", "x", None])
-def test_the_best_weights_so_far_have_a_loss_that_is_a_number(loss, tmp_path):
+def test_the_loss_of_the_best_weights_must_be_finite(loss, tmp_path):
     module = nn.Linear(2, 1)
     best = BestCheckpoint(tmp_path / "best.safetensors")
     best.update(module, 0.5)

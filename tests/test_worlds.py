@@ -1,4 +1,4 @@
-"""Worlds: the grid's exact truth, paths around walls, and that each simulator is deterministic and its expert worth recording."""
+"""Environments: the grid's exact state, paths around walls, determinism, and the quality of experts."""
 
 import os
 import sys
@@ -9,8 +9,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from fake_worlds import returns
 from lamina.envs import doom_experts as experts
-from lamina.envs.base import World, returns, rollout
+from lamina.envs.base import World, rollout
 from lamina.envs.grid import MOVES, SNAKE, Grid
 from lamina.envs.maze import Maze, free
 from lamina.envs.registry import SUITES, WORLDS, make
@@ -220,7 +221,7 @@ class Turret:
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.3])
-def test_whoever_turns_and_shoots_hits_what_it_can(noise):
+def test_turn_and_shoot_hits_its_target(noise):
     rng = np.random.default_rng(0)
     for _ in range(50):
         around, distance = rng.uniform(-180, 180), rng.uniform(60, 200)  # so near that one of its turns will hit
@@ -409,14 +410,6 @@ def test_kill_9_takes_the_engine_along(tmp_path):
     while psutil.pid_exists(int(engine)) and psutil.Process(int(engine)).status() != "zombie":
         assert time.monotonic() < deadline
         time.sleep(0.02)
-
-
-@pytest.mark.sim
-def test_returns_adds_the_rewards_of_each_episode():
-    with open_world("basic") as world:
-        total = returns(world, world.expert, episodes=2, seed=3)
-        assert total.shape == (2,)
-        assert total[1] == sum(step.reward for step in rollout(world, world.expert, 3, 1))
 
 
 @pytest.mark.sim

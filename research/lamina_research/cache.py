@@ -1,4 +1,4 @@
-"""What was trained once is not trained again, and what was interrupted goes on.
+"""Cache of training runs, keyed by configuration, data recipe and code; interrupted runs resume.
 
 A run's folder is named by a hash of three things: its configuration, its data recipe, and the source code of the
 Lamina modules it uses. Change any of them and the run is made anew; change a comment and it is not.
@@ -7,20 +7,17 @@ Lamina modules it uses. Change any of them and the run is made anew; change a co
 from __future__ import annotations
 
 import ast
-import fcntl
 import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import lamina
-from lamina.errors import LaminaError
-from lamina.files import write_text
+from lamina.files import locked, write_text
 
 #: The packages whose code decides what a run is.
 PACKAGES = (Path(lamina.__file__).parent, Path(__file__).parent)
@@ -105,23 +102,6 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"a cache key holds JSON values, dataclasses and paths, not {type(value).__name__}")
 
 
-@contextmanager
-def _locked(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
-    """Holds an exclusive lock on the file ``path``. The system frees it when a process dies, so none is left behind."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("w")
-    except OSError as error:
-        raise LaminaError(f"{path}: cannot be written ({error.strerror}); choose another work folder") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            waiting()
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def cached(
     folder: Path,
     key: dict[str, Any],
@@ -142,7 +122,7 @@ def cached(
     done, partial = folder / digest, folder / f"{digest}.partial"
     if done.is_dir():
         return done
-    with _locked(folder / f"{digest}.lock", lambda: progress(f"{done}: another process builds it; waiting")):
+    with locked(done, lambda: progress(f"{done}: another process builds it; waiting")):
         if not done.is_dir():  # else the other process finished it while this one waited
             partial.mkdir(exist_ok=True)
             started = time.monotonic()

@@ -359,20 +359,23 @@ def test_a_wrong_name_is_answered_with_the_right_one(claim: str, claim_id: str, 
 
 
 @pytest.mark.parametrize("seeds", [[], [0, 0]])
-def test_seeds_are_given_and_given_once(claim: str, seeds: list[int]) -> None:
+def test_seeds_are_required_and_unique(claim: str, seeds: list[int]) -> None:
     with pytest.raises(LaminaError, match="seeds"):
         reproduce(claim, "cpu", seeds=seeds)
 
 
 def test_a_place_that_cannot_be_written_is_told_before_anything_is_trained(claim: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    for out in (tmp_path / "file" / "x.json", tmp_path):
-        with pytest.raises(LaminaError, match="--out"):
+    for out, message in (
+        (tmp_path / "file" / "x.json", "cannot be written"),
+        (tmp_path, "is a folder; choose another --out"),
+    ):
+        with pytest.raises(LaminaError, match=message):
             reproduce(claim, "cpu", out)
     assert not Path("runs").exists()
 
 
-def test_the_first_folder_that_has_a_record_tells_and_a_damaged_record_is_named(claim: str, tmp_path: Path) -> None:
+def test_the_first_folder_with_a_record_counts_and_a_damaged_record_is_named(claim: str, tmp_path: Path) -> None:
     path = reproduce(claim, "cpu", tmp_path / "near" / "flexlam" / "prefix-scaling-cpu.json")
     record = read_record(path)
     far = tmp_path / "far" / "flexlam" / "prefix-scaling-cpu.json"

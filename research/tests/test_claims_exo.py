@@ -1,4 +1,4 @@
-"""Claims of Why Latent Actions Fail: the rules that decide, every experiment whole at smoke scale, and `lamina exogenous`."""
+"""Claims of Why Latent Actions Fail: decision rules, every experiment at smoke scale, and `lamina exogenous`."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_panels_are_drawn_side_by_side() -> None:
 SMALL = ["--states", "3", "--state", "2", "--observation", "9", "--latent", "2", "--draws", "2"]
 
 
-def test_the_answer_names_every_objective_and_follows_the_question(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_leakage_table_has_every_objective_and_depends_on_the_options(capsys: pytest.CaptureFixture[str]) -> None:
     said = []
     for p in ("0", "0.5"):
         assert main(["exogenous", "--p-switch", p, *SMALL]) == 0
@@ -127,7 +127,7 @@ def test_every_figure_is_drawn_from_closed_forms(name: str, tmp_path: Path, monk
         (["--figure", "cca", "--out", "x.png"], ".svg"),
     ],
 )
-def test_bad_questions_are_answered_in_one_line(
+def test_bad_options_are_refused_in_one_line(
     arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["exogenous", *SMALL, *arguments]) == 2

@@ -1,4 +1,4 @@
-"""Claims of FlexLAM: how labels are drawn, the rules that decide, and every experiment whole at smoke scale on the real suite."""
+"""Claims of FlexLAM: the draw of labels, decision rules, and every experiment at smoke scale on the real suite."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_difference_counts_only_beyond_its_interval() -> None:
 
 
 @pytest.mark.parametrize("scale", ["cpu", "gpu"])
-def test_only_the_bottleneck_rule_differs_between_the_rivals(scale: str) -> None:
+def test_flexlam_and_fixed_k_differ_only_in_the_bottleneck(scale: str) -> None:
     """Same encoder, decoder, FSQ family and training; at the largest budget the same number of parameters but the null latent."""
     setup = SETUPS[scale]
     full = setup.budgets[-1]

@@ -1,4 +1,4 @@
-"""Claims on rendered pictures: whole at smoke scale, and what the variants differ in."""
+"""Claims on rendered frames: experiments at smoke scale, and the differences between variants."""
 
 from __future__ import annotations
 

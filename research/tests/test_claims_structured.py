@@ -1,4 +1,4 @@
-"""Claims on structured latents: fair rivals, what is void, runs that are stopped, and every experiment whole at smoke scale."""
+"""Claims on structured latents: comparable baselines, invalid scores, stopped runs, and every experiment at smoke scale."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ RUNNABLE = [claim.id for claim in CLAIMS.values() if claim.run and claim.id.star
 
 
 @pytest.mark.parametrize("scale", ["cpu", "gpu"])
-def test_rivals_share_the_backbone_and_differ_in_code_and_objective(scale: str) -> None:
+def test_baselines_share_the_backbone_and_differ_in_code_and_objective(scale: str) -> None:
     options = SETUPS[scale].options
     models = (alam_model(0), alam_model(0, False), ac_lam_model(0), *rivals(0), *structure.other_methods(0))
     configs = [m.method.build(m.method.Config(**{**options, **dict(m.options)})) for m in models]
@@ -48,7 +48,7 @@ def test_a_column_of_table_1_knows_its_direction() -> None:
     assert not ac_lam.better("displacement", high, [math.nan] * 3)
 
 
-def test_what_is_void_is_named_with_its_reason() -> None:
+def test_invalid_scores_have_a_reason() -> None:
     records = {"a": [{"void": None}, {"void": "the latent is ignored"}], "b": [{"void": None}]}
     found = structure.invalid_entries(records)
     assert found == {"a": "1 of 2 seeds: the latent is ignored"} and "Void: a" in structure.void_text(found)

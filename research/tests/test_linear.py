@@ -1,4 +1,4 @@
-"""The linear laboratory: exact moments against simulation and by hand, closed forms against references and gradient descent, the bound."""
+"""The linear model: exact moments against simulation, closed forms against references and gradient descent, the bound."""
 
 from __future__ import annotations
 
@@ -308,7 +308,7 @@ def test_perfect_latents_leave_no_error_and_no_gap():
         (lambda: Objective(weight=1.0), "together"),
     ],
 )
-def test_what_makes_no_sense_is_told_in_one_line(call, said):
+def test_invalid_settings_are_refused_in_one_line(call, said):
     with pytest.raises(LaminaError, match=said) as caught:
         call()
     assert "\n" not in str(caught.value)

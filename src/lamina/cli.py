@@ -1,4 +1,4 @@
-"""The command line. Options come from the config dataclasses; a user's mistake is one line and exit status 2."""
+"""The command line. Options come from the config dataclasses. A user error prints one line and exits with status 2."""
 
 from __future__ import annotations
 
@@ -17,34 +17,33 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction
 
-from lamina.device import DeviceName, Precision, pick_device
+from lamina.device import DeviceName, Precision
 from lamina.errors import LaminaError, LaminaWarning
-from lamina.files import read_json
 from lamina.options import check_options
 
-# Modules that need torch are imported by the commands themselves, so that --help answers at once.
+# Each command imports the modules that need torch, so that --help is fast.
 
 USAGE = """\
 lamina: latent actions from video without action labels
 
   lamina collect WORLD --out DATASET           record a scripted expert
-  lamina train METHOD --data PATH --out RUN    latent actions from frames alone
-  lamina align RUN --data DATASET --labels 5%  tie them to real actions
-  lamina label RUN DATA --out DATASET          write them as dataset columns
+  lamina train METHOD --data PATH --out RUN    train a latent action model
+  lamina align RUN --data DATASET --labels 5%  map latents to real actions
+  lamina label RUN DATA --out DATASET          write latents as dataset columns
   lamina evaluate RUN --data DATASET           probes, verdict, RUN/report.html
-  lamina policy RUN --data PATH                predict the next latent action
-  lamina rollout RUN --world WORLD             let it decide, and count returns
+  lamina policy RUN --data PATH                train a policy on latent actions
+  lamina rollout RUN --world WORLD             run a policy, report returns
   lamina reproduce CLAIM --scale cpu           test a claim (--list shows all)
   lamina exogenous --p-switch 0.2 --alpha 1    leakage in a linear LAM
 
 PATH is a folder of mp4/mkv/webm files or a LeRobot v3 dataset.
 Every command has --help, with an example.
---debug shows the traceback of an error; --version tells the version.
+--debug shows the traceback of an error; --version prints the version.
 """
 
 
 def with_options(base: type, **parts: Any) -> Any:
-    """The command ``base`` with further config dataclasses, whose options appear without a prefix."""
+    """The command ``base`` with the fields of further config dataclasses as options without a prefix."""
     fields = [
         (name, Annotated[type(part), OmitArgPrefixes], dataclasses.field(default=part)) for name, part in parts.items()
     ]
@@ -55,24 +54,27 @@ def with_options(base: type, **parts: Any) -> Any:
 
 @dataclass(frozen=True)
 class Collect:
-    """Record episodes of a world's scripted expert as a LeRobot v3 dataset with video.
+    """Record episodes of a scripted expert as a LeRobot v3 dataset with video.
 
     Example: lamina collect my_way_home --out data/doom --frames 3000
     """
 
     world: Positional[str]
-    """doom-suite or metaworld-suite (tasks in one dataset), my_way_home, health_gathering, ..., grid, metaworld/TASK, cheetah, gym/ID"""
+    """doom-suite, metaworld-suite (many tasks in one dataset), my_way_home, health_gathering, ..., grid, metaworld/TASK, cheetah, gym/ID"""
     out: Path
+    """folder of the new dataset"""
     frames: int | None = None
-    """frames to collect (whole episodes); 3,000 if neither this nor --episodes is given"""
+    """number of frames, rounded up to whole episodes; default without --episodes: 3,000"""
     episodes: int | None = None
+    """number of episodes, instead of --frames"""
     seed: int = 0
+    """seed of the environment and of the random actions"""
     noise: float = 0.15
     """share of random actions"""
     hold: int = 1
-    """steps that a random action is held; more where a step is short (metaworld: 10)"""
+    """steps for which a random action is held; use more for short time steps (metaworld: 10)"""
     size: tuple[int, int] = (64, 64)
-    """height and width of the pictures"""
+    """height and width of the frames, pixels"""
     task: str | None = None
     """task description written to the dataset"""
 
@@ -85,28 +87,29 @@ class Collect:
 @dataclass(frozen=True, kw_only=True)
 class Train:
     data: UseAppendAction[tuple[str, ...]]
-    """video folder or LeRobot dataset; repeat for a mixture, PATH:weight sets a share of the samples"""
+    """video folder or LeRobot dataset; repeat for a mixture, PATH:weight sets the sampling weight"""
     out: Path
+    """folder of the new run"""
     gap: tuple[float, float] = (0.1, 0.2)
     """shortest and longest time between the two frames of a pair, seconds"""
     camera: str | None = None
-    """camera of a LeRobot dataset; default: its first; "all": each is a view of its own"""
+    """camera of a LeRobot dataset; default: the first; "all": every camera gives separate samples"""
     paired: str | None = None
-    """camera that shows the same states under another exogenous state, for --cross-exogenous; default: the one called paired"""
+    """camera with the paired view (same states, other exogenous state), for --cross-exogenous; default: a camera named "paired", if any"""
     tasks: tuple[str, ...] = ()
-    """only episodes of these tasks of a LeRobot dataset; default: all"""
+    """use only episodes of these tasks of a LeRobot dataset; default: all"""
     shuffle: int = 2048
-    """samples of the shuffle buffer"""
+    """size of the shuffle buffer, samples"""
     workers: int = 1
-    """processes that decode ahead"""
+    """worker processes that decode video"""
     max_bad: int = 8
-    """stretches of video that may fail to decode before it is an error"""
+    """number of video segments that may fail to decode before training stops with an error"""
     init: Path | None = None
-    """a run whose weights to start from, as far as they fit"""
+    """run to initialise the weights from; parameters of other names or shapes keep their random values"""
 
 
 def train(argv: Sequence[str], parse_only: bool = False) -> None:
-    """``lamina train METHOD``: the options are the method's, the loop's and the data's."""
+    """``lamina train METHOD``: the options are those of the method, the training loop and the data."""
     from lamina import methods
     from lamina.training.settings import TrainConfig
 
@@ -119,28 +122,22 @@ def train(argv: Sequence[str], parse_only: bool = False) -> None:
         print("\nExample: lamina train flexlam --data videos/ --out runs/mine")
         return
     method = methods.load(argv[0])
-    # What a first model of one's own video needs on two cores, within twenty minutes; more of either is for more data or larger sizes.
+    # Defaults for a first model on two cores, in less than twenty minutes. Larger sizes and more data need more steps.
     command = with_options(Train, method=method.Config(), train=TrainConfig(steps=3000, lr=1e-3))
     args = parse_options(command, argv[1:], prog=f"lamina train {argv[0]}", description=method.__doc__)
     if parse_only:
         return
-    from lamina.data.sampling import DataConfig
-    from lamina.methods.base import with_decoder
+    from lamina.api import data_config, prepared
     from lamina.training.distributed import Processes
     from lamina.training.pretraining import pretrain
-    from lamina.training.recipe import filled_in, recipe
 
-    data = DataConfig(
-        tuple(args.data), args.method.image, args.method.frames, tuple(args.gap), args.camera, args.paired,
-        tasks=tuple(args.tasks), shuffle=args.shuffle, workers=args.workers, max_bad=args.max_bad,
-        span=getattr(args.method, "span", None),
-    )  # fmt: skip
-    options, data = filled_in(with_decoder(args.method, pick_device(args.train.device)), data, args.train)
-    plan = recipe(argv[0], method, options)
+    names = ("camera", "paired", "tasks", "shuffle", "workers", "max_bad")
+    data = data_config(args.method, args.data, args.gap, **{name: getattr(args, name) for name in names})
+    plan, data = prepared(argv[0], method, args.method, data, args.train)
     if Processes.here().rank == 0:
-        for part, values in (plan.lam.to_dict() | {"augment": options.augment}).items():
-            told = " ".join(f"{k}={v}" for k, v in values.items()) if isinstance(values, dict) else values
-            print(f"{part:>12}: {told}")
+        for part, values in (plan.lam.to_dict() | {"augment": plan.options["augment"]}).items():
+            text = " ".join(f"{k}={v}" for k, v in values.items()) if isinstance(values, dict) else values
+            print(f"{part:>12}: {text}")
     folder = pretrain(args.out, plan, data, args.train, args.init)
     if Processes.here().rank == 0:
         print(folder)
@@ -148,7 +145,7 @@ def train(argv: Sequence[str], parse_only: bool = False) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Align:
-    """Tie a trained model's latent actions to real actions with few labels.
+    """Align the latent actions of a trained model with real actions from a small labelled set.
 
     Example: lamina align runs/mine --data data/doom --labels 5%
     """
@@ -161,7 +158,7 @@ class Align:
 
 
 def align(argv: Sequence[str], parse_only: bool = False) -> None:
-    """``lamina align RUN``: frozen or joint."""
+    """``lamina align RUN``: with a frozen LAM, or joint."""
     from lamina.training.alignment import AlignConfig
     from lamina.training.heads import head_training
 
@@ -169,42 +166,37 @@ def align(argv: Sequence[str], parse_only: bool = False) -> None:
     args = parse_options(command, argv, prog="lamina align")
     if parse_only:
         return
-    from lamina import training as stage
-    from lamina.training.recipe import recipe_of
+    from lamina.api import align_with
 
-    losses = weights = None
-    needs: dict[str, Any] = {}
-    if args.align.joint:
-        plan, trained_on = recipe_of(args.run, args.method)
-        losses, weights = plan.losses, dict(plan.weights)
-        needs = {name: trained_on[name] for name in ("frames", "span", "paired", "proprio") if name in trained_on}
-        needs["targets"] = tuple(trained_on.get("targets", ()))
-    print(stage.align(args.run, args.data, args.align, args.train, losses, weights, needs))
+    print(align_with(args.run, args.data, args.align, args.train, args.method).path)
 
 
 @dataclass(frozen=True)
 class Label:
-    """Write a model's latent actions as columns of a LeRobot dataset, one row a frame.
+    """Write the latent actions of a model as columns of a LeRobot dataset, one row per frame.
 
     Example: lamina label runs/mine videos/ --out data/labelled
     """
 
     model: Positional[Path]
+    """folder of the run or model"""
     data: Positional[str]
+    """video folder or LeRobot dataset"""
     out: Path
+    """folder of the labelled dataset"""
     camera: str | None = None
+    """camera of a LeRobot dataset; default: the first"""
     continuous: bool | None = None
-    """write the latent before the quantiser too, as latent_action.continuous; default: where that is the model's latent action"""
+    """also write the latent before quantisation, as latent_action.continuous; default: only if it is the model's latent action"""
     device: DeviceName = "auto"
     precision: Precision = "fp32"
 
     def run(self) -> None:
         from lamina.inference.label import label
 
-        out = label(self.model, self.data, self.out, self.device, self.precision, self.camera, self.continuous)
-        column = read_json(out / "meta" / "lamina.json", "label again")["latent_action"]
-        print(f"the latent action is in the column {column}")
-        print(out)
+        table = label(self.model, self.data, self.out, self.device, self.precision, self.camera, self.continuous)
+        print(f"the latent action is in the column {table.column}")
+        print(table.path)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,9 +206,14 @@ class Evaluate:
     Example: lamina evaluate runs/mine --data data/doom
     """
 
-    run: Positional[Path]
+    run: Positional[Path | None] = None
+    """folder of the run"""
     data: str
-    """video folder or LeRobot dataset; actions are probed where it has them"""
+    """video folder or LeRobot dataset; probes of actions need an action feature"""
+    subject: str | None = None
+    """in the place of RUN, a model of another library: module:function that returns a Subject; needs --out"""
+    out: Path | None = None
+    """folder of evaluation.json, report.html and pictures; default: RUN"""
 
 
 def evaluate(argv: Sequence[str], parse_only: bool = False) -> None:
@@ -229,22 +226,28 @@ def evaluate(argv: Sequence[str], parse_only: bool = False) -> None:
         return
     from lamina.evaluation import evaluate as stage
     from lamina.evaluation.report.page import write_report
+    from lamina.inference.subject import load_subject
 
-    stage.evaluate(args.run, args.data, args.evaluate)
-    print(write_report(args.run))
+    out = args.out or args.run
+    if out is None or (args.run is None) == (args.subject is None):
+        raise LaminaError("give a run folder, or --subject module:function with --out")
+    stage.evaluate(load_subject(args.subject) if args.subject else args.run, args.data, args.evaluate, out)
+    print(write_report(out))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
-    """Train the token model that predicts a trained LAM's next latent action from frames alone -> RUN/policy.
+    """Train a token model that predicts the next latent action from frames alone -> RUN/policy.
 
     Example: lamina policy runs/mine --data data/doom --steps 2000
     """
 
     run: Positional[Path]
+    """folder of the run"""
     data: str
     """video folder or LeRobot dataset; actions are not read"""
     camera: str | None = None
+    """camera of a LeRobot dataset; default: the first"""
 
 
 def policy(argv: Sequence[str], parse_only: bool = False) -> None:
@@ -263,28 +266,29 @@ def policy(argv: Sequence[str], parse_only: bool = False) -> None:
 
 @dataclass(frozen=True)
 class Rollout:
-    """Let RUN decide in closed loop (model, policy and translator), or `expert`, or `random`, and count its returns.
+    """Evaluate a policy in closed loop and report returns: the policy of RUN, the scripted `expert`, or `random`.
 
     Example: lamina rollout runs/mine --world doom-suite --k 4 --episodes 50 --out returns.json
     """
 
     agent: Positional[str]
-    """a run folder, or expert, or random"""
+    """run folder (with model, policy and translator), expert, or random"""
     world: UseAppendAction[tuple[str, ...]]
-    """a world or a suite of them (doom-suite); repeat for more"""
+    """environment, or a suite of environments (doom-suite); repeat for more"""
     k: int | None = None
-    """latent tokens generated for a decision; default: all"""
+    """prefix length: latent tokens generated per decision; default: all"""
     episodes: int = 50
-    """of each world"""
+    """episodes per environment"""
     parallel: int = 8
-    """environments, each in a process of its own"""
+    """environments that run in parallel, each in its own process"""
     seed: int = 0
+    """seed of the environments and of sampling"""
     temperature: float = 0.0
-    """of the generated tokens; 0 takes the most likely one"""
+    """sampling temperature of the latent tokens; 0: the most likely token"""
     max_steps: int | None = None
-    """decisions after which an episode ends; default: the world's own bound"""
+    """maximum number of decisions per episode; default: the limit of the environment"""
     out: Path | None = None
-    """JSON record"""
+    """file for the JSON record"""
     device: DeviceName = "auto"
     precision: Precision = "fp32"
 
@@ -298,10 +302,13 @@ class Rollout:
 
 
 def parse_options(command: Any, argv: Sequence[str], **more: Any) -> Any:
-    """The command's options. A value that a config refuses is told in its own one line, not in the parser's box."""
-    told = io.StringIO()
+    """The options of a command, parsed from ``argv``.
+
+    Raises LaminaError for a value that a config rejects, and SystemExit for what the parser rejects.
+    """
+    output = io.StringIO()
     try:
-        with contextlib.redirect_stderr(told):
+        with contextlib.redirect_stderr(output):
             options = tyro.cli(command, args=list(argv), **more)
     except SystemExit as ended:
         error: BaseException | None = ended
@@ -309,7 +316,7 @@ def parse_options(command: Any, argv: Sequence[str], **more: Any) -> Any:
             if isinstance(error, LaminaError):
                 raise error from None
             error = error.__cause__ or error.__context__
-        sys.stderr.write(told.getvalue())
+        sys.stderr.write(output.getvalue())
         raise
     check_options(options)
     return options
@@ -333,14 +340,14 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "policy": policy,
     "rollout": plain_command(Rollout, "rollout"),
 }
-#: Commands of the research package, which is a distribution of its own: it reproduces the papers' claims and needs a checkout.
+#: Commands of the research package, a separate distribution: it reproduces the papers' claims and needs a checkout.
 RESEARCH = ("reproduce", "exogenous")
 
 
 def find_command(name: str) -> Callable[..., None]:
-    """The function of a command, of this package or of another one that registers it as an entry point in ``lamina.commands``.
+    """The function of a command, from this package or from a package that registers an entry point in ``lamina.commands``.
 
-    Raises LaminaError for an unknown name, and for a command of the research package where that is not installed.
+    Raises LaminaError for an unknown name, and for a command of the research package if that is not installed.
     """
     if name in COMMANDS:
         return COMMANDS[name]
@@ -356,7 +363,7 @@ def find_command(name: str) -> Callable[..., None]:
 
 
 def parse(argv: Sequence[str]) -> None:
-    """Check that ``argv`` (without the program's name) is a valid call, and run nothing.
+    """Check that ``argv`` (without the program's name) is a valid call, without running it.
 
     Raises LaminaError for an unknown command or method, SystemExit for wrong options.
     """
@@ -376,12 +383,12 @@ def dispatch(argv: Sequence[str], parse_only: bool = False) -> None:
 
 
 def printable(text: str) -> str:
-    """One line that a terminal shows as it is: names of files and tasks come from strangers, and may hold what moves a cursor."""
+    """``text`` as one line without control characters: names of files and tasks are untrusted and could contain terminal escape codes."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.split()))
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation was refused. torch says so by a RuntimeError, on a GPU by a kind of its own."""
+    """Whether a memory allocation failed: MemoryError, torch's RuntimeError on a CPU, or its OutOfMemoryError on a GPU."""
     text = str(error)
     return (
         isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text
@@ -405,7 +412,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         dispatch(argv)
     except BrokenPipeError:
-        return 0  # the reader of our output has gone, as `| head` does
+        return 0  # the reader of the output has closed the pipe, as `| head` does
     except (LaminaError, OSError) as error:
         if debug:
             raise
@@ -426,8 +433,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if is_out_of_memory(error):
             print("lamina: not enough memory; choose a lower --batch, --size or --image", file=sys.stderr)
         else:
-            told = printable(f"{type(error).__name__}: {error}")
-            print(f"lamina: internal error: {told}; please report it (--debug shows the traceback)", file=sys.stderr)
+            text = printable(f"{type(error).__name__}: {error}")
+            print(f"lamina: internal error: {text}; please report it (--debug shows the traceback)", file=sys.stderr)
         return 2
     return 0
 

@@ -1,4 +1,4 @@
-"""Where and how precisely a stage computes: the meaning of ``--device`` and ``--precision``, the same for every command."""
+"""Device and floating-point precision: the options ``--device`` and ``--precision`` of every command."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from lamina.errors import LaminaError
 
-if TYPE_CHECKING:  # the command line reads the names below, and --help must answer before torch is there
+if TYPE_CHECKING:  # the command line reads the names below; importing torch would slow down --help
     import torch
 
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
@@ -15,7 +15,7 @@ Precision = Literal["fp32", "bf16"]
 
 
 def pick_device(name: str) -> str:
-    """The device that ``name`` stands for; ``auto``: CUDA, else MPS, else the CPU. Raises LaminaError for one that is not here."""
+    """The torch device for ``name``; ``auto``: CUDA, else MPS, else the CPU. Raises LaminaError if it is not available."""
     import torch
 
     here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
@@ -29,7 +29,7 @@ def pick_device(name: str) -> str:
 
 
 def memory(device: str) -> float:
-    """Bytes that a device (of :func:`pick_device`) has in all; infinite where the system does not say."""
+    """Total memory of a device (from :func:`pick_device`) in bytes; infinity if the system does not report it."""
     import torch
 
     if device == "cuda":
@@ -41,7 +41,7 @@ def memory(device: str) -> float:
 
 
 def autocast(device: torch.device | str, precision: str) -> torch.autocast:
-    """A context in which networks on ``device`` compute in ``precision``. Raises LaminaError for an unknown one."""
+    """A context manager: networks on ``device`` compute in ``precision``. Raises LaminaError for an unknown precision."""
     import torch
 
     if precision not in ("fp32", "bf16"):

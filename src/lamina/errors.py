@@ -1,14 +1,14 @@
-"""What the user is told when something is wrong with the input."""
+"""Errors and warnings with one-line messages for the user."""
 
 from __future__ import annotations
 
 
 class LaminaError(ValueError):
-    """A mistake in the input, told in ONE line: what is wrong, in which file, and what to do about it.
+    """An input error with a one-line message: what is wrong, in which file, and how to fix it.
 
-    The command line prints the line and exits with status 2; no traceback unless ``--debug``.
+    The command line prints the message and exits with status 2; ``--debug`` adds the traceback.
     """
 
 
 class LaminaWarning(UserWarning):
-    """Something that the user should know and that does not stop the work."""
+    """A warning for the user; the command continues."""

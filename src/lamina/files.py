@@ -1,4 +1,4 @@
-"""Files that are either whole or not there."""
+"""Atomic writes, locks, scratch folders and JSON files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import math
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
@@ -19,11 +19,11 @@ from safetensors import SafetensorError
 
 from lamina.errors import LaminaError
 
-LONGEST = 16 * 2**20  # bytes of a JSON file
+LONGEST = 16 * 2**20  # maximum size of a JSON file, bytes
 
 
 class Scratch(TemporaryDirectory[str]):
-    """A temporary folder that goes with the process that made it; if that was killed, when another one is made."""
+    """A temporary folder, removed at exit. Folders of killed processes are removed when the next one is created."""
 
     PREFIX = "lamina-scratch-"
 
@@ -41,11 +41,12 @@ class Scratch(TemporaryDirectory[str]):
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """``path``, a file or folder that a command writes, belongs to this process until the ``with`` block ends; missing parents are made.
+def locked(path: Path, waiting: Callable[[], None] | None = None) -> Iterator[None]:
+    """An exclusive lock on ``path``, a file or folder that a command writes, until the ``with`` block ends. Missing parents are created.
 
-    The lock is a hidden neighbour of ``path`` that the system lets go of however the process ends. Raises LaminaError if another process
-    has it, or the file system refuses.
+    The lock is a hidden file beside ``path``; the operating system releases it however the process ends. While another process holds it,
+    this one waits, after a call of ``waiting``; without ``waiting`` it raises LaminaError. Raises LaminaError if the file system reports
+    an error.
     """
     path = Path(os.path.realpath(path))
     lock = path.with_name(f".{path.name}.lock")
@@ -57,16 +58,20 @@ def locked(path: Path) -> Iterator[None]:
             try:
                 holder.acquire()
             except Timeout as error:
-                raise LaminaError(f"{path}: in use by {_holder(lock)}; wait for it to end") from error
+                if waiting is None:
+                    raise LaminaError(f"{path}: in use by {_holder(lock)}; wait for it to end") from error
+                waiting()
+                holder.acquire(timeout=-1)
         try:
             with disk_errors(path):
                 lock.write_text(str(os.getpid()))
             yield
         finally:
-            lock.unlink(missing_ok=True)  # while it is held: who waits for it sees that it is gone, and makes a new one
+            # Before the release: a waiting process sees that the file is gone and creates a new one.
+            lock.unlink(missing_ok=True)
             holder.release()
     finally:
-        for parent in made:  # where nothing was written, nothing stays
+        for parent in made:  # folders that are still empty are removed
             with suppress(OSError):
                 parent.rmdir()
 
@@ -75,12 +80,12 @@ def _holder(lock: Path) -> str:
     try:
         return f"process {int(lock.read_text())}"
     except (OSError, ValueError):
-        return "another process"  # which has not said its number yet
+        return "another process"  # it has not written its id yet
 
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turns a refusal of the file system (full disk, no permission) into a LaminaError that names ``path``."""
+    """Convert an error of the file system (full disk, no permission) into a LaminaError that names ``path``."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -89,7 +94,7 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 def partial_path(path: Path) -> Path:
-    """Where ``path`` is put together: a hidden neighbour, so that the last step is a rename."""
+    """Temporary name of ``path`` during writing: a hidden sibling, so that the last step is a rename."""
     return path.with_name(f".{path.name}.partial")
 
 
@@ -103,13 +108,13 @@ def sync(path: Path) -> None:
 
 
 def reason(error: BaseException) -> str:
-    """What went wrong, in one line without the name of the file."""
+    """The error message in one line, without the file name."""
     lines = (getattr(error, "strerror", None) or str(error)).splitlines()
     return lines[0].strip() if lines else type(error).__name__
 
 
 def check_regular(path: Path) -> os.stat_result:
-    """The status of a regular file, or of one that a link leads to. Raises ValueError for anything else, which reading might wait for."""
+    """The ``stat`` result of a regular file; links are followed. Raises ValueError for pipes and devices, on which reading could block."""
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):
         raise ValueError("not a regular file")
@@ -117,9 +122,9 @@ def check_regular(path: Path) -> os.stat_result:
 
 
 def json_of(path: Path, kind: type = dict) -> Any:
-    """What the JSON file ``path`` holds: an object, or a value of another ``kind``.
+    """The content of the JSON file ``path``: an object, or a value of another type ``kind``.
 
-    Raises OSError, and ValueError for what is too long, no regular file, no JSON, or of another kind.
+    Raises OSError, and ValueError if the file is too large, not a regular file, not JSON, or of another type.
     """
     if (size := check_regular(path).st_size) > LONGEST:
         raise ValueError(f"{size} bytes long, which is more than {LONGEST}")
@@ -133,7 +138,7 @@ def json_of(path: Path, kind: type = dict) -> Any:
 
 
 def read_json(path: Path, hint: str) -> dict[str, Any]:
-    """The JSON object in a file. Raises LaminaError, which ends with ``hint``, if it is missing, damaged or something else."""
+    """The JSON object in a file. Raises a LaminaError that ends with ``hint`` if the file is missing or damaged, or holds no object."""
     try:
         return json_of(path)
     except (OSError, ValueError) as error:
@@ -141,7 +146,7 @@ def read_json(path: Path, hint: str) -> dict[str, Any]:
 
 
 def to_json(content: Any, indent: int | None = None) -> str:
-    """``content`` as JSON. A number that is not finite, for which JSON has no word, is null."""
+    """``content`` as JSON. NaN and infinity, which JSON cannot represent, become null."""
     return json.dumps(_finite(content), indent=indent, allow_nan=False)
 
 
@@ -162,9 +167,9 @@ def write_text(path: Path, text: str) -> Path:
 
 
 def write_bytes(path: Path, content: bytes) -> Path:
-    """Writes ``content`` to ``path`` through a sibling partial file, so that a reader never sees half of it.
+    """Write ``content`` to ``path`` atomically: to a temporary sibling, which is then renamed.
 
-    Raises LaminaError when the folder can't be written or the disk is full; the old file is then still in place.
+    Raises LaminaError if the folder is not writable or the disk is full; the old file then remains.
     """
     partial = partial_path(path)
     with disk_errors(path):
@@ -181,9 +186,10 @@ def write_bytes(path: Path, content: bytes) -> Path:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """A sibling partial folder to write into, renamed to ``path`` at the end of the ``with`` block; an older ``path`` gives way.
+    """A temporary sibling folder, renamed to ``path`` at the end of the ``with`` block. An existing ``path`` is replaced.
 
-    What an exception leaves, or a process that was killed here before, is removed. Raises LaminaError when the disk refuses.
+    After an exception the temporary folder is removed; one of a killed process is removed at the next call. Raises LaminaError if the file
+    system reports an error.
     """
     partial = partial_path(path)
     with disk_errors(path):
@@ -202,5 +208,5 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 def checkpoint_hash(model: Path) -> str:
-    """sha256 of a model folder's weights, which names the model in labels and reports."""
+    """sha256 of the weights in a model folder; it identifies the model in labels and reports."""
     return hashlib.sha256((model / "model.safetensors").read_bytes()).hexdigest()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,6 +15,8 @@ RESAMPLES = 1000
 
 @dataclass(frozen=True)
 class Estimate:
+    """A value and the bounds of its 95% interval."""
+
     mean: float
     low: float
     high: float
@@ -21,27 +25,42 @@ class Estimate:
         return asdict(self)
 
 
-def _groups(episode: Int[np.ndarray, "n"]) -> tuple[Int[np.ndarray, "n"], int]:
-    """What is drawn as a whole: the number of each sample's episode, and how many there are. Fewer than five: each sample by itself."""
+UNDEFINED = Estimate(np.nan, np.nan, np.nan)
+
+
+def _sums(episode: Int[np.ndarray, "n"], *values: Float[np.ndarray, "n"]) -> list[Float[np.ndarray, "g"]]:
+    """Sums of ``values`` over each episode; with fewer than five episodes, over each sample by itself."""
     _, group = np.unique(episode, return_inverse=True)
     if group.max() < 4:
         group = np.arange(len(episode))
-    return group, int(group.max()) + 1
+    return [np.bincount(group, value) for value in values]
+
+
+def _resampled(statistic: Callable[..., Any], sums: list[Float[np.ndarray, "g"]], seed: int) -> Float[np.ndarray, "r"]:
+    """``statistic(*sums, axis=-1)`` of RESAMPLES draws of the groups with replacement; NaN where it is not defined."""
+    from scipy.stats import DegenerateDataWarning, bootstrap  # slow to import
+
+    if len(sums[0]) == 1:  # scipy refuses a single group; every draw is that group
+        return np.asarray([statistic(*sums, axis=-1)])
+    rng = np.random.default_rng(seed)
+    with warnings.catch_warnings(action="ignore", category=DegenerateDataWarning):
+        result = bootstrap(
+            sums, statistic, n_resamples=RESAMPLES, paired=True, vectorized=True, method="percentile", rng=rng
+        )
+    return result.bootstrap_distribution
 
 
 def bootstrap_ratio(
     above: Float[np.ndarray, "n"], below: Float[np.ndarray, "n"], episode: Int[np.ndarray, "n"], seed: int = 0
 ) -> Estimate:
-    """sum(above) / sum(below) with a percentile interval; whole episodes are drawn with replacement.
+    """sum(above) / sum(below) with a percentile interval; whole episodes are drawn with replacement. NaN where ``below`` is all zero.
 
     With fewer than five episodes transitions are drawn instead, which makes the interval too narrow.
     """
-    group, n = _groups(episode)
-    tops, bottoms = np.bincount(group, above, n), np.bincount(group, below, n)
-    drawn = np.random.default_rng(seed).integers(0, n, (RESAMPLES, n))
     if not np.any(below):  # an all-zero latent has no scale
-        return Estimate(np.nan, np.nan, np.nan)
-    low, high = np.quantile(tops[drawn].sum(1) / bottoms[drawn].sum(1), [0.025, 0.975])
+        return UNDEFINED
+    drawn = _resampled(lambda a, b, axis: a.sum(axis) / b.sum(axis), _sums(episode, above, below), seed)
+    low, high = np.quantile(drawn, [0.025, 0.975])
     return Estimate(float(above.sum() / below.sum()), float(low), float(high))
 
 
@@ -62,23 +81,18 @@ def bootstrap_correlation(
 
     With fewer than five episodes samples are drawn instead, which makes the interval too narrow.
     """
-    group, n = _groups(episode)
     x, y = x - x.mean(), y - y.mean()
-    moments = np.stack(
-        [np.bincount(group, weight * v, n) for v in (np.ones_like(x), x, y, x * x, y * y, x * y)], axis=1
-    )
 
-    def r(total: Float[np.ndarray, "... 6"]) -> Float[np.ndarray, "..."]:
-        w, mx, my, xx, yy, xy = np.moveaxis(total, -1, 0)
+    def r(*moments: Float[np.ndarray, "*r g"], axis: int) -> Float[np.ndarray, "*r"]:
+        w, mx, my, xx, yy, xy = np.moveaxis(np.stack(moments, axis=-1).sum(axis - 1), -1, 0)
         mx, my = mx / w, my / w
         with np.errstate(invalid="ignore", divide="ignore"):
             varies = (xx / w - mx**2 > 1e-12 * np.abs(x).max() ** 2) & (yy / w - my**2 > 1e-12 * np.abs(y).max() ** 2)
             return np.where(varies, (xy / w - mx * my) / np.sqrt((xx / w - mx**2) * (yy / w - my**2)), np.nan)
 
-    drawn = np.random.default_rng(seed).integers(0, n, (RESAMPLES, n))
-    found = r(moments[drawn].sum(1))
-    centre = float(r(moments.sum(0)))
+    moments = _sums(episode, *(weight * v for v in (np.ones_like(x), x, y, x * x, y * y, x * y)))
+    centre, found = float(r(*moments, axis=-1)), _resampled(r, moments, seed)
     if np.isnan(centre) or np.isnan(found).all():
-        return Estimate(np.nan, np.nan, np.nan)
+        return UNDEFINED
     low, high = np.nanquantile(found, [0.025, 0.975])
     return Estimate(centre, float(low), float(high))

@@ -1,4 +1,4 @@
-"""What the options of commands and configs may be: one table, looked at before any work."""
+"""Limits of the options of commands and configs, checked before a command starts."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 from lamina.errors import LaminaError
 
-INTEGER = 2**31 - 1  # the largest seed that every simulator takes
+INTEGER = 2**31 - 1  # the largest seed that all simulators accept
 
-#: The least and the most that an option may be, whichever command or method it belongs to. What depends on other options (a batch that
-#: divides into shards, heads that divide the width) is checked where they meet.
+#: Minimum and maximum of each option, for all commands and methods. Conditions on several options (a batch size that is a multiple of the
+#: shards, a width that is a multiple of the heads) are checked where these options are used.
 LIMITS: dict[str, tuple[float, float]] = {
     # training
     "steps": (1, 10**9), "batch": (1, 10**7), "accumulate": (1, 10**5), "shards": (1, 10**5), "warmup": (0, 10**9),
@@ -28,25 +28,26 @@ LIMITS: dict[str, tuple[float, float]] = {
     # weights of losses
     "reconstruction": (0, 1e6), "commitment": (0, 1e6), "composition": (0, 1e6), "reversal": (0, 1e6), "perception": (0, 1e6),
     "cross_exogenous": (0, 1e6), "robust_target": (0, 1e6),
-    # what is filled in from the data
+    # derived from the data
     "target_width": (0, 10**5), "target_classes": (1, 10**5), "target_mean": (-1e15, 1e15), "target_deviation": (0, 1e15),
     "proprio_width": (0, 10**5),
     "max_rotation": (1e-6, 10), "rotation": (0, 10**6),
     # evaluation
     "transitions": (2, 10**8), "reconstructions": (1, 10**7), "linear": (2, 10**8), "structure": (0, 10**7), "scratch_steps": (1, 10**9),
+    "translator_steps": (1, 10**9),
     # simulators
     "episodes": (1, 10**8), "hold": (1, 10**6), "noise": (0, 1), "k": (0, 1024), "parallel": (1, 4096), "temperature": (0, 100),
     "max_steps": (1, 10**9),
-    # the linear world
+    # the linear Ex-BMDP
     "p_switch": (0, 1), "alpha": (0, 1e6), "states": (2, 10**4), "state": (0, 10**4), "observation": (1, 10**5), "latent": (1, 10**4),
     "weight": (1e-12, 1e6), "draws": (1, 10**4),
 }  # fmt: skip
 
 
 def check_options(options: Any) -> None:
-    """Every number in ``options``, a dataclass that may hold others, is finite and within the limits of its name.
+    """Check that every number in ``options``, a dataclass that may contain others, is finite and within the limits of its name.
 
-    Raises LaminaError for the first that is not; None is never refused.
+    Raises LaminaError for the first number that is not. None is always accepted.
     """
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)

@@ -1,7 +1,7 @@
-"""Values of JSON that anybody may have written: checked against a dataclass, type by type and limit by limit.
+"""Untrusted JSON values, checked against the types and limits of a dataclass.
 
-The limits are far above what is trained and far below what could fill a memory: a config is compared with its weights only after
-the module that it describes was laid out.
+The limits are far above the sizes that are trained and far below those that could exhaust memory. They matter because a config is compared
+with its weights only after the module that it describes has been laid out.
 """
 
 from __future__ import annotations
@@ -17,37 +17,37 @@ from lamina.errors import LaminaError
 T = TypeVar("T")
 
 Count = Annotated[int, Field(ge=1, le=65_536)]
-#: A count that may be none.
+#: A count that may be 0.
 Some = Annotated[int, Field(ge=0, le=65_536)]
-#: What is built, or done, one after the other.
+#: Number of layers or of sequential steps.
 Layers = Annotated[int, Field(ge=1, le=256)]
 LARGEST_CODEBOOK = 2**20
-#: Entries of a codebook.
+#: Size of a codebook.
 Codes = Annotated[int, Field(ge=2, le=LARGEST_CODEBOOK)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
-#: Slots of a code, or pixels of a picture's side: what every frame costs grows with them, whatever the weights hold.
+#: Slots of a code, or height or width of an image. The cost per frame grows with them even if the weights are small.
 Short = Annotated[int, Field(ge=1, le=1024)]
-#: Channels, height, width.
+#: Image shape: channels, height, width.
 Image = tuple[Annotated[int, Field(ge=1, le=64)], Short, Short]
-#: How often something happened.
+#: A counter.
 Whole = Annotated[int, Field(ge=0, lt=2**62)]
 
 
 class Malformed(LaminaError):
-    """Values that are not what they should be, whoever wrote them."""
+    """Values of a wrong type or outside their limits."""
 
 
 def checked(kind: type[T], values: Any, name: str = "") -> T:
-    """The dataclass ``kind`` from values as JSON has them.
+    """An instance of the dataclass ``kind`` from JSON values. Types are strict, except that an int is accepted for a float.
 
-    Raises Malformed (a LaminaError), which names the first field that is wrong, behind ``name``: missing, unknown, of another type
-    (no number is taken for another kind of number, but a whole one for a real one), out of its limits, or refused by ``kind`` itself.
+    Raises Malformed (a LaminaError) that names the first invalid field, prefixed by ``name``: missing, unknown, of a wrong type, outside
+    its limits, or rejected by ``kind`` itself.
     """
-    # A plain dataclass takes the strictness of what is around it; it has no place for its own.
+    # A plain dataclass has no pydantic config; it inherits the strictness of the enclosing tuple.
     adapter: TypeAdapter[Any] = TypeAdapter(tuple[kind], config=ConfigDict(strict=True, extra="forbid"))  # type: ignore[valid-type]
     try:
-        # Names of files may hold half a character, which is no UTF-8 and is shown as a question mark.
+        # File names may contain lone surrogates, which are not valid UTF-8; they are replaced by question marks.
         return adapter.validate_json(json.dumps([values], ensure_ascii=False).encode(errors="replace"))[0]
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
@@ -59,7 +59,7 @@ def checked(kind: type[T], values: Any, name: str = "") -> T:
 
 
 def whole(state: Any, name: str) -> int:
-    """A whole number of at least 0 in a saved state. Raises Malformed for anything else."""
+    """The non-negative integer ``state[name]`` of a saved state. Raises Malformed for any other value."""
     value = state.get(name) if isinstance(state, dict) else None
     if type(value) is not int or value < 0:
         raise Malformed(f"'{name}' is not a whole number of at least 0")
@@ -67,7 +67,7 @@ def whole(state: Any, name: str) -> int:
 
 
 def differences(before: Any, now: Mapping[str, Any]) -> list[str]:
-    """The names of the settings, dotted where they are nested, that are not what they were."""
+    """Names of the settings in ``now`` that differ from ``before``; names of nested settings are joined by dots."""
     if not isinstance(before, Mapping):
         before = {}
     found = []

@@ -1,8 +1,7 @@
-"""Randomness that is addressed, not stored.
+"""Counter-based random numbers.
 
-Every random number of a training step is a function of (seed, step, shard). So there is no generator state to save: a run that
-was killed draws, after it has resumed, exactly what it would have drawn, and one process that holds two shards draws what two
-processes draw together.
+Every random number of a training step is a function of (seed, step, shard), so no generator state is saved. A resumed run draws the
+same numbers as an uninterrupted one, and one process with two shards draws the same numbers as two processes with one shard each.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from torch import Tensor
 
 
 def _mix(*numbers: int) -> int:
-    """A 63-bit seed from several whole numbers (splitmix64 over each, so that neighbours do not correlate)."""
+    """A 63-bit seed from several integers (splitmix64 over each, so that seeds of consecutive steps do not correlate)."""
     state = 0x9E3779B97F4A7C15
     for number in numbers:
         state = (state ^ (number & 0xFFFFFFFFFFFFFFFF)) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
@@ -25,16 +24,19 @@ def _mix(*numbers: int) -> int:
 
 
 class Rng:
-    """The random numbers of one step. The leading axis of every draw is the batch, split evenly over ``shards``."""
+    """Random numbers of one step. The first axis of every draw is the batch, divided evenly among ``shards``.
+
+    Draws raise ValueError if the batch size is not a multiple of the number of shards.
+    """
 
     def __init__(self, seed: int, step: int = 0, shards: Sequence[int] = (0,), device: torch.device | str = "cpu"):
         self.device = torch.device(device)
-        # MPS and CUDA draw on the device: a CPU draw of flow noise would make the accelerator wait.
+        # Drawn on the device: a draw on the CPU would make the accelerator wait.
         self._generators = [torch.Generator(self.device).manual_seed(_mix(seed, step, shard)) for shard in shards]
 
     @property
     def seed(self) -> int:
-        """A whole number that only this step of this process has: for layers that draw from torch's global generator."""
+        """An integer that is unique to this step and process, to seed torch's global generator (dropout)."""
         return self._generators[0].initial_seed()
 
     def _each(self, batch: int) -> list[tuple[torch.Generator, int]]:
@@ -52,7 +54,7 @@ class Rng:
         return torch.cat([torch.randn(n, *shape, generator=g, device=self.device) for g, n in self._each(batch)])
 
     def categorical(self, batch: int, weights: Float[Tensor, "n"]) -> Int[Tensor, "b"]:
-        """Numbers 0..n-1 with probability proportional to ``weights``."""
+        """Integers 0..n-1 with probabilities proportional to ``weights``."""
         edges = torch.cumsum(weights.to(self.device, torch.float64), 0)
         picked = torch.searchsorted(edges / edges[-1], self.uniform(batch).double(), right=True)
         return picked.clamp_(max=len(weights) - 1)

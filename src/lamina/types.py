@@ -1,4 +1,4 @@
-"""The axis legend, and the three records that flow through the pipeline.
+"""The axis legend, and the data types of the pipeline: ActionSpec, Clip, Latent.
 
 Axes, in jaxtyping strings everywhere in this project:
 
@@ -26,10 +26,10 @@ from lamina.errors import LaminaError
 
 @dataclass(frozen=True)
 class ActionSpec:
-    """What an action vector holds: the discrete dimensions come first, then the continuous ones.
+    """Layout of an action vector: first the discrete dimensions, then the continuous ones.
 
-    ``discrete[i]`` is the number of classes of discrete dimension i (stored as a whole number in a float vector);
-    ``continuous`` is the number of real dimensions.
+    ``discrete[i]`` is the number of classes of discrete dimension i (the class is stored as a float);
+    ``continuous`` is the number of continuous dimensions. Raises LaminaError for no dimension and for fewer than 2 classes.
     """
 
     discrete: tuple[int, ...] = ()
@@ -48,11 +48,11 @@ class ActionSpec:
 
     @property
     def width(self) -> int:
-        """Numbers of an action whose discrete dimensions are one-hot."""
+        """Length of an action vector with one-hot discrete dimensions."""
         return sum(self.discrete) + self.continuous
 
     def chunk(self, steps: int) -> ActionSpec:
-        """What ``steps`` of these actions hold together, as :meth:`pack` lays them out."""
+        """The layout of a chunk of ``steps`` actions, as :meth:`pack` arranges it."""
         if steps == 1:
             return self
         d = len(self.discrete)
@@ -61,7 +61,7 @@ class ActionSpec:
         return ActionSpec(self.discrete * steps, self.continuous * steps, names)
 
     def pack(self, actions: Float[np.ndarray, "*b n a"]) -> Float[np.ndarray, "*b n*a"]:
-        """``n`` actions in a row as one action of :meth:`chunk`: the discrete dimensions of every step, then the continuous ones."""
+        """``n`` consecutive actions as one action of :meth:`chunk`: the discrete dimensions of all steps, then the continuous ones."""
         d, shape = len(self.discrete), actions.shape[:-2]
         return np.concatenate([part.reshape(*shape, -1) for part in (actions[..., :d], actions[..., d:])], axis=-1)
 
@@ -74,7 +74,7 @@ class ActionSpec:
         )
 
     def one_hot(self, action: Float[Tensor, "*b a"]) -> Float[Tensor, "*b e"]:
-        """Discrete dimensions one-hot, continuous ones as they are."""
+        """The action with one-hot discrete dimensions and unchanged continuous ones."""
         hot = [one_hot(action[..., i].long(), n).float() for i, n in enumerate(self.discrete)]
         return torch.cat([*hot, action[..., len(self.discrete) :]], dim=-1)
 
@@ -82,6 +82,7 @@ class ActionSpec:
 R = TypeVar("R", bound="TensorRecord")
 
 
+@dataclass(frozen=True)
 class TensorRecord:
     """Base of frozen dataclasses whose fields are tensors with the batch as leading axis, dicts of such tensors, or other records.
 
@@ -101,11 +102,11 @@ class TensorRecord:
     @classmethod
     def cat(cls: type[R], parts: Sequence[R]) -> R:
         """The samples of several records in one batch. All must hold the same fields."""
-        return replace(parts[0], **{f.name: _cat([getattr(p, f.name) for p in parts]) for f in fields(parts[0])})  # type: ignore[type-var,arg-type]
+        return replace(parts[0], **{f.name: _cat([getattr(p, f.name) for p in parts]) for f in fields(parts[0])})
 
     def _map(self: R, function: Callable[[Any], Any]) -> R:
-        changed = {f.name: _mapped(getattr(self, f.name), function) for f in fields(self)}  # type: ignore[arg-type]
-        return replace(self, **changed)  # type: ignore[type-var]
+        changed = {f.name: _mapped(getattr(self, f.name), function) for f in fields(self)}
+        return replace(self, **changed)
 
 
 def _mapped(value: Any, function: Callable[[Any], Any]) -> Any:
@@ -127,22 +128,22 @@ def _cat(values: list[Any]) -> Any:
 
 @dataclass(frozen=True)
 class Clip(TensorRecord):
-    """A batch of frame tuples (pairs, triplets, windows), each from one episode, times ascending.
+    """A batch of frame tuples (pairs, triplets, windows). The frames of a sample are from one episode, in temporal order.
 
-    ``action[:, i]`` is the action taken at frame i (or the mean or all of those over a gap: :class:`lamina.data.DataConfig`);
-    ``previous_action[:, i]`` the one taken a row before it (zeros, or
-    class 0, at an episode's first row). Optional fields are None where the data has none of them.
+    ``action[:, i]`` is the action at frame i, or the mean or the chunk of the actions in the gap (``actions`` of
+    :class:`lamina.data.DataConfig`). ``previous_action[:, i]`` is the action one row earlier; at an episode's first row it is zero, or
+    class 0. Optional fields are None if the data do not have them.
     """
 
     frames: UInt8[Tensor, "b t c h w"]
     time: Float[Tensor, "b t"]  # seconds from the episode's start
     index: Int[Tensor, "b t"]  # frame number within its episode
-    episode: Int[Tensor, "b"]  # number of the episode, unique over all sources of the stream
+    episode: Int[Tensor, "b"]  # number of the episode, unique over all datasets of the stream
     action: Float[Tensor, "b t a"] | None = None
     previous_action: Float[Tensor, "b t a"] | None = None
     proprio: Float[Tensor, "b t d"] | None = None
-    task: Float[Tensor, "b e"] | None = None  # instruction vector of the episode's task, zeros without one
-    paired: UInt8[Tensor, "b t c h w"] | None = None  # the same states under another exogenous state
+    task: Float[Tensor, "b e"] | None = None  # embedding of the episode's language instruction; zeros if there is none
+    paired: UInt8[Tensor, "b t c h w"] | None = None  # paired view: the same states under another exogenous state
     targets: dict[str, Float[Tensor, "b t d"]] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -151,10 +152,10 @@ class Clip(TensorRecord):
 
 @dataclass(frozen=True)
 class Latent(TensorRecord):
-    """A latent action: K slots of d channels.
+    """A batch of latents: K slots of d channels.
 
-    ``pre``: the (whitened) encoder output; ``post``: the bottleneck's output, which the decoder reads; ``index``: the
-    codebook entries, if the bottleneck has a codebook; ``aux``: the bottleneck's own losses, one value a sample.
+    ``pre``: before quantisation (continuous). ``post``: after quantisation, the decoder's input. ``index``: codebook indices, None without
+    a codebook. ``aux``: losses of the bottleneck, one value per sample.
     """
 
     pre: Float[Tensor, "b k d"]
@@ -166,7 +167,7 @@ class Latent(TensorRecord):
         return self.post.shape[0]
 
 
-TASK_WIDTH = 32  # of an instruction vector
+TASK_WIDTH = 32  # length of the embedding of a language instruction
 
 
 ImageSize = tuple[int, int]  # height, width

@@ -1,7 +1,8 @@
-"""Weights in safetensors files: what is saved is finite, and what is loaded is exactly what was saved for this module.
+"""Weights in safetensors files. Saved weights are finite; loaded weights have exactly the names, shapes and types of the module.
 
-A file that Lamina writes holds, in its metadata, a ``record`` of what its numbers mean (levels of a quantiser, heads, seconds of a gap:
-much of it no shape tells) and a sha256 over record and tensors. Files of before have neither, and are loaded as they are.
+The metadata of a file that Lamina writes contain a ``record`` of the settings that the weights belong to (quantiser levels, heads, gap in
+seconds; tensor shapes do not determine most of them) and a sha256 of record and tensors. Older files have neither and are loaded
+without these checks.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ from lamina.records import differences
 
 M = TypeVar("M", bound=nn.Module)
 
-LONGEST_HEADER = 8 * 2**20  # bytes: names, types and shapes of some ten thousand tensors
-COMPUTED = 2**28  # bytes of tables that a module may compute for itself, which no file accounts for
-KEY = "lamina"  # the one key of the metadata: several would be written in an order of chance
+LONGEST_HEADER = 8 * 2**20  # bytes; enough for names, types and shapes of about ten thousand tensors
+COMPUTED = 2**28  # maximum size of non-persistent buffers, which are in no file, bytes
+KEY = "lamina"  # the only key of the metadata: the order of several keys in the file would be random
 
 TYPES = {
     torch.float32: "F32", torch.float64: "F64", torch.float16: "F16", torch.bfloat16: "BF16",
@@ -37,21 +38,21 @@ Layout = dict[str, tuple[str, tuple[int, ...]]]
 
 
 class Misfit(ValueError):
-    """Tensors that are whole, and not those of this module."""
+    """The tensors are intact but do not fit the module."""
 
 
 def layout(state: Mapping[str, Tensor]) -> Layout:
-    """Type and shape of every tensor, in the words of a safetensors header."""
+    """Type and shape of every tensor, as a safetensors header states them."""
     return {name: (TYPES[value.dtype], tuple(value.shape)) for name, value in state.items()}
 
 
 def infinite(state: Mapping[str, Tensor]) -> str | None:
-    """The first tensor that holds NaN or infinity; None if all are finite."""
+    """Name of the first tensor with NaN or infinity; None if all are finite."""
     return next((n for n, v in state.items() if v.is_floating_point() and not bool(v.isfinite().all())), None)
 
 
 def digest(state: Mapping[str, Tensor], record: Any) -> str:
-    """sha256 over a record and every tensor."""
+    """sha256 of a record and all tensors."""
     found = hashlib.sha256(json.dumps(record, sort_keys=True).encode())
     for name, value in sorted(state.items()):
         found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
@@ -60,9 +61,9 @@ def digest(state: Mapping[str, Tensor], record: Any) -> str:
 
 
 def save_weights(path: Path, state: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
-    """Write tensors and their record to ``path``, whole or not at all.
+    """Write tensors and their record to ``path`` atomically.
 
-    Raises LaminaError for NaN or infinity in them, and where the disk refuses.
+    Raises LaminaError if a tensor contains NaN or infinity, or if the file system reports an error.
     """
     whole = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
     if bad := infinite(whole):
@@ -82,7 +83,7 @@ def save_weights(path: Path, state: Mapping[str, Tensor], record: Mapping[str, A
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """A safetensors file whose header has been read and no tensor. Raises OSError, ValueError, SafetensorError."""
+    """An open safetensors file; only its header has been read. Raises OSError, ValueError, SafetensorError."""
     check_regular(path)
     with path.open("rb") as file:
         if (length := int.from_bytes(file.read(8), "little")) > LONGEST_HEADER:
@@ -92,7 +93,7 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def _check_layout(file: Any, expected: Layout) -> None:
-    """Raises Misfit unless an opened file has exactly the ``expected`` tensors."""
+    """Check that an open file has exactly the ``expected`` tensors. Raises Misfit otherwise."""
     names = file.keys()
     slices = {name: file.get_slice(name) for name in names}
     found = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
@@ -110,9 +111,9 @@ def _told(kind: str, shape: tuple[int, ...]) -> str:
 
 
 def read_tensors(path: Path, expected: Layout) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of ``path``, which are exactly the ``expected`` ones and finite, and the file's metadata.
+    """The tensors of ``path`` and the file's metadata. The tensors are finite and have exactly the ``expected`` names, types and shapes.
 
-    Raises Misfit for other tensors before any is read; OSError, ValueError and SafetensorError for a file that is missing or damaged.
+    Raises Misfit for other tensors, before any is read; OSError, ValueError and SafetensorError for a missing or damaged file.
     """
     with _opened(path) as file:
         _check_layout(file, expected)
@@ -124,7 +125,7 @@ def read_tensors(path: Path, expected: Layout) -> tuple[dict[str, Tensor], dict[
 
 
 def record_of(path: Path) -> dict[str, Any] | None:
-    """The record in a file of weights, without reading them; None if there is none. Raises OSError, ValueError, SafetensorError."""
+    """The record in a weights file, without reading the tensors; None if there is none. Raises OSError, ValueError, SafetensorError."""
     with _opened(path) as file:
         note = note_of_weights(file.metadata() or {})
     return None if note is None else note["record"]
@@ -132,7 +133,7 @@ def record_of(path: Path) -> dict[str, Any] | None:
 
 @contextmanager
 def _failures(path: Path) -> Iterator[None]:
-    """Turns what is wrong with a file of weights into one line."""
+    """Convert errors of a weights file into a one-line LaminaError."""
     try:
         yield
     except LaminaError:
@@ -148,7 +149,7 @@ def _failures(path: Path) -> Iterator[None]:
 
 
 def note_of_weights(metadata: Mapping[str, str]) -> dict[str, Any] | None:
-    """Record and sha256 that a file's metadata hold; None where it was written before there were any. Raises ValueError if damaged."""
+    """Record and sha256 in a file's metadata; None for an older file without them. Raises ValueError if they are damaged."""
     if KEY not in metadata:
         return None
     note = json.loads(metadata[KEY])
@@ -158,10 +159,10 @@ def note_of_weights(metadata: Mapping[str, str]) -> dict[str, Any] | None:
 
 
 def load_weights(module: nn.Module, path: Path, record: Mapping[str, Any] | None = None) -> None:
-    """Fill ``module`` from a safetensors file.
+    """Load a safetensors file into ``module``.
 
-    ``record``: what its numbers are taken to mean; None: it has no config beside it.
-    Raises LaminaError for a missing, damaged, ill-fitting file, for NaN and infinity in it, and for weights of another record.
+    ``record``: the settings that the weights must have been saved with; None: not checked.
+    Raises LaminaError for a file that is missing, damaged or does not fit, for NaN and infinity, and for a different record.
     """
     with _failures(path):
         tensors, metadata = read_tensors(path, layout(module.state_dict()))
@@ -179,10 +180,10 @@ def load_weights(module: nn.Module, path: Path, record: Mapping[str, Any] | None
 
 
 def loaded(make: Callable[[], M], config: Path, path: Path, record: Mapping[str, Any]) -> M:
-    """The module that ``make`` builds, as the file ``config`` describes it, with the weights of ``path``.
+    """The module that ``make`` builds from the file ``config``, with the weights of ``path``.
 
-    It is laid out without memory first and compared with the header of the weights: a config that claims sizes which its weights do
-    not have costs nothing. Raises LaminaError as :func:`load_weights` does, and for a config that describes no module.
+    The module is first built on the meta device, without memory, and compared with the header of the weights, so a config with sizes that
+    its weights do not have allocates nothing. Raises LaminaError as :func:`load_weights` does, and for a config that describes no module.
     """
     try:
         with torch.device("meta"):
@@ -192,7 +193,7 @@ def loaded(make: Callable[[], M], config: Path, path: Path, record: Mapping[str,
         if computed > COMPUTED:
             raise ValueError(f"tables of {computed} bytes")
         expected = layout(stored)
-    except Exception as error:  # torch raises many kinds for sizes that make no sense
+    except Exception as error:  # torch raises many types of errors for invalid sizes
         raise LaminaError(f"{config}: describes no model: {reason(error)}") from error
     with _failures(path), _opened(path) as file:
         _check_layout(file, expected)

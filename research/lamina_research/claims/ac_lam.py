@@ -28,12 +28,12 @@ from lamina_research.claims.structure_study import (
     invalid_entries,
     other_methods,
     rivals,
-    told,
     void_text,
 )
 from lamina_research.experiment import Claim, Experiment, Outcome
 from lamina_research.figures import BarPlot, LinePlot
 from lamina_research.seeds import Interval, below, interval
+from lamina_research.text import means_of
 
 PAPER = "AC-LAM"
 SCALES = ("smoke", "cpu", "gpu")
@@ -70,11 +70,6 @@ def table(records: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, list[
     return metrics
 
 
-def everyone(seed: int) -> tuple[ModelEntry, ...]:
-    """And the methods that the paper does not compare."""
-    return (*contenders(seed), *other_methods(seed))
-
-
 def compared(
     lab: StructureStudy,
     seeds: tuple[int, ...],
@@ -94,12 +89,12 @@ def structure(experiment: Experiment) -> Outcome:
     """Table 1 on one backbone: Eq. 7 to 10 for AC-LAM, LAPA, UniVLA and villa-X, which decide, and for every other method; then
     for AC-LAM and its closest rival at smaller sizes."""
     lab = StructureStudy(experiment, many=True)
-    records = compared(lab, experiment.seeds, everyone)
+    records = compared(lab, experiment.seeds, lambda seed: (*contenders(seed), *other_methods(seed)))
     metrics, unused = table(records), invalid_entries(records)
     ours, *others = [model.label for model in contenders(0)]
     valid = [name for name in others if name not in unused]
     won = {m: [name for name in valid if better(m, metrics[ours][m], metrics[name][m])] for m in TABLE}
-    text = " ".join(f"{m.capitalize()}: {told(metrics, m, 3)}." for m in TABLE)
+    text = " ".join(f"{m.capitalize()}: {means_of(metrics, m, 3)}." for m in TABLE)
     text += f" AC-LAM is better beyond doubt than {', '.join(others)} in {sum(map(len, won.values()))} of "
     text += f"{len(TABLE) * len(valid)} comparisons.{void_text(unused)}"
     closest = min(valid, key=lambda name: interval(metrics[name]["composition"]).mean, default=ours)
@@ -107,7 +102,7 @@ def structure(experiment: Experiment) -> Outcome:
     for size in lab.setup.smaller:
         of_size = compared(lab.of_size(size), experiment.seeds, only=(ours, closest))
         small = table(of_size)
-        text += f" At size {size}, composition: {told(small, 'composition', 3)}; displacement: {told(small, 'displacement', 3)}."
+        text += f" At size {size}, composition: {means_of(small, 'composition', 3)}; displacement: {means_of(small, 'displacement', 3)}."
         text += void_text(invalid_entries(of_size))
         trend |= {f"{name}, {size}": values for name, values in small.items()}
     controls = table(lab.controls([ac_lam_model(seed) for seed in experiment.seeds]))
@@ -161,9 +156,9 @@ def environments(experiment: Experiment) -> Outcome:
     ours, *others = [model.label for model in contenders(0)]
     valid = [name for name in others if name not in ignored]
     lower = [name for name in valid if below(metrics[ours]["accuracy"], metrics[name]["accuracy"])]
-    unused = {name: use.told() for name, use in ignored.items()}
+    unused = {name: use.text() for name, use in ignored.items()}
     text = (
-        f"Accuracy over {len(clips)} environments (chance {1 / len(clips):.2f}): {told(metrics, 'accuracy', 3)}. "
+        f"Accuracy over {len(clips)} environments (chance {1 / len(clips):.2f}): {means_of(metrics, 'accuracy', 3)}. "
         f"AC-LAM's is below that of {', '.join(lower) or 'none'} beyond doubt.{void_text(unused)}"
     )
     return Outcome(
@@ -255,7 +250,7 @@ def norms(experiment: Experiment) -> Outcome:
     return Outcome(
         metrics=metrics,
         holds=ours not in unused and bool(valid) and ahead == valid,
-        explanation=f"Mean correlation per episode: {told(metrics, 'r per episode', 3)}. "
+        explanation=f"Mean correlation per episode: {means_of(metrics, 'r per episode', 3)}. "
         f"AC-LAM's is above that of {', '.join(ahead) or 'none'} beyond doubt.{void_text(unused)}",
         plot=LinePlot(
             "Latent length along a held-out episode (first seed)",
@@ -292,8 +287,8 @@ def motion_transfer(experiment: Experiment) -> Outcome:
     return Outcome(
         metrics=metrics,
         holds=ours not in unused and agrees and leads == valid,
-        explanation=f"PSNR in dB between the two frames: {told(metrics, 'agreement', 2)}; above that with another "
-        f"triplet's latent by {told(metrics, 'margin', 2)}.{void_text(unused)}",
+        explanation=f"PSNR in dB between the two frames: {means_of(metrics, 'agreement', 2)}; above that with another "
+        f"triplet's latent by {means_of(metrics, 'margin', 2)}.{void_text(unused)}",
         picture=picture,
     )
 

@@ -9,19 +9,19 @@ import torch
 
 from lamina.data.sampling import open_source
 from lamina.evaluation.pictures import composed_picture
-from lamina.evaluation.probes.horizon import elsewhere, transfer
+from lamina.evaluation.probes.horizon import other_episode, transfer
 from lamina_research.claims.structure_study import (
     ModelEntry,
     StructureStudy,
     alam_model,
     gains,
     invalid_entries,
-    told,
     void_text,
 )
 from lamina_research.experiment import Claim, Experiment, Outcome
 from lamina_research.figures import LinePlot
 from lamina_research.seeds import Interval, below, interval, paired_difference
+from lamina_research.text import means_of
 
 PAPER = "ALAM, arXiv 2605.10819"
 SCALES = ("smoke", "cpu", "gpu")
@@ -188,7 +188,7 @@ def moved(lab: StructureStudy, models: tuple[ModelEntry, ...]) -> dict[str, list
     tasks = [open_source(lab.data().data[0]).episodes[int(e)].task for e in held.episode]
     order = {task: n for n, task in enumerate(dict.fromkeys(tasks))}
     domain = torch.tensor([order[task] for task in tasks]) if len(order) > 1 else held.episode
-    start = held.frames[elsewhere(domain, domain), 0]
+    start = held.frames[other_episode(domain, domain), 0]
     found: dict[str, list[float]] = {name: [] for name in ("agreement", "by chance", "margin", "moved")}
     for model in models:
         got = transfer(lab.subject(model, lab.load(model)), held.frames, start)
@@ -212,8 +212,8 @@ def across(experiment: Experiment) -> Outcome:
     )
     text = (
         f"PSNR in dB between the composed and the direct rollout from a frame of another task: "
-        f"{told(metrics, 'agreement', 2)}; above that of another triplet's latent by "
-        f"{told(metrics, 'margin', 2)}.{void_text(unused)}"
+        f"{means_of(metrics, 'agreement', 2)}; above that of another triplet's latent by "
+        f"{means_of(metrics, 'margin', 2)}.{void_text(unused)}"
     )
     return Outcome(metrics=metrics, holds=better and not unused, explanation=text, picture=picture)
 

@@ -7,11 +7,11 @@ measured on the same held-out windows. Methods of pairs train on the two neighbo
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -19,14 +19,13 @@ from lamina.data.sampling import DataConfig
 from lamina.evaluation.probes import structure as structural
 from lamina.evaluation.probes.structure import StructureData
 from lamina.files import write_text
-from lamina.inference.subject import Place, Subject, pixel_change, random_weights_subject, subject_of
+from lamina.inference.subject import Subject, pixel_change, random_weights_subject, subject_of
 from lamina.methods import ac_lam, alam, fixed_k, flexlam, lapa, lapo, univla, villa_x
-from lamina.models.config import SizeName
+from lamina.models.config import Side, SizeName
 from lamina.models.hub import LatentActionModel, Provenance
 from lamina.training.settings import TrainConfig
 from lamina.types import Clip
 from lamina_research.experiment import Experiment
-from lamina_research.seeds import interval
 from lamina_research.study import STOPPED, Collection, ModelSpec, Study
 
 
@@ -48,6 +47,7 @@ class Setup:
 
 
 RANDOM, PIXELS = "random weights", "change of the pixels"
+SIDES: dict[str, Side] = {"pre": "continuous", "post": "quantised"}
 BACKBONE = {"encoder": "conv", "decoder": "unet", "frames": 3}
 SETUPS = {
     "smoke": Setup(
@@ -79,7 +79,7 @@ class ModelEntry(ModelSpec):
     """A LAM with its name in tables, and where its latents are read."""
 
     label: str = ""
-    place: Place = "post"
+    place: Literal["pre", "post"] = "post"
 
 
 def alam_model(seed: int, structured: bool = True) -> ModelEntry:
@@ -180,7 +180,7 @@ class StructureStudy(Study[Setup]):
 
     def subject(self, model: ModelEntry, loaded: LatentActionModel) -> Subject:
         """A model as the probes see it."""
-        return subject_of(loaded, model.place, model.label)
+        return subject_of(loaded, SIDES[model.place], model.label)
 
     def unlabelled(self, mixture: bool = False) -> Clip:
         """Training transitions that fill the statistics of an untrained encoder."""
@@ -213,7 +213,9 @@ class StructureStudy(Study[Setup]):
         held = self.held()
         assert held.unlabelled is not None
         bare = [
-            structural.measure(random_weights_subject(self.load(m), held.unlabelled, m.place, m.seed, RANDOM), held)
+            structural.measure(
+                random_weights_subject(self.load(m), held.unlabelled, SIDES[m.place], m.seed, RANDOM), held
+            )
             for m in models
         ]
         return {RANDOM: bare, PIXELS: [structural.measure(pixel_change(PIXELS), self.held())] * len(models)}
@@ -230,11 +232,6 @@ def _held(data: DataConfig, gap: tuple[float, float], stride: float, windows: in
 
 
 # ------------------------------------------------------------------------------------------------------------ decisions
-
-
-def told(metrics: Mapping[str, Mapping[str, Sequence[float]]], metric: str, digits: int) -> str:
-    """Every method's mean of a metric, in words."""
-    return ", ".join(f"{name} {interval(values[metric]).mean:.{digits}f}" for name, values in metrics.items())
 
 
 def invalid_entries(records: dict[str, list[dict[str, Any]]]) -> dict[str, str]:

@@ -1,7 +1,7 @@
-"""Random crops of training samples, the same for every frame of one: what a LAM needs where there is little video.
+"""Augmentation: random crops of training samples, the same for every frame of a sample.
 
-A model that sees the same few hundred frames a thousand times knows each by heart, and its latent says which one comes next in the place of
-what changes. Crops take that away.
+With few frames that are seen many times, the model memorises them: the latent then identifies the next frame instead of describing the
+change. Random crops prevent this.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from lamina.images import to_float, to_uint8
 from lamina.rng import Rng
 from lamina.types import Clip
 
-#: Times that a training sees each sample beyond which ``--augment`` is on unless it is set.
+#: Training that sees each sample more often than this is augmented, unless ``--augment`` is set.
 MAX_REPEATS = 50
-#: What it is then.
+#: The strength that is used then.
 DEFAULT_CROP = 0.5
 
 
 def augmented(clip: Clip, strength: float, draws: Rng, mirror: bool) -> Clip:
-    """Each sample through a random window with sides of ``1 - strength`` to 1 of the picture's, enlarged to its size; ``mirror``: half of
-    the samples are mirrored too. Every frame of a sample, and its paired view, has the same window."""
+    """Crops each sample to a random window with sides of ``1 - strength`` to 1 of the picture's, enlarged to its size; ``mirror``: also
+    mirrors half of the samples. All frames of a sample, and its paired view, have the same window."""
     b = len(clip)
     size, x, y, side = draws.uniform(b, 4).unbind(1)
     scale = 1 - strength * size

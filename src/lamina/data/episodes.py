@@ -1,11 +1,11 @@
-"""What a source of video is: episodes with real frame times, and the split that each of their frames belongs to."""
+"""Episodes: their frame times, their splits, and the checks that the values of any dataset must pass."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
@@ -19,6 +19,7 @@ from lamina.types import TASK_WIDTH, ActionSpec
 
 SPLITS = ("train", "validation", "test")
 HELD_OUT = 0.1  # share of the episodes that validation and test get each
+MAX_CLASSES = 1024  # of a discrete action dimension
 
 
 class DecodeError(LaminaError):
@@ -27,20 +28,19 @@ class DecodeError(LaminaError):
 
 @dataclass(frozen=True, eq=False)
 class Episode:
-    """One contiguous recording of a source.
+    """One contiguous recording of a dataset.
 
     Frame times are stored only where the frame rate varies, so that hours of video cost no memory.
     """
 
-    source: int  # number of the source among those of a stream
-    number: int  # number of the episode in its source (episode_index of a LeRobot dataset; file number of a folder)
+    number: int  # number of the episode in its dataset (episode_index of a LeRobot dataset; file number of a folder)
     name: str  # what an error message calls it: a file path, or "ROOT episode 12"
     length: int  # frames
     fps: float  # frames per second (1 / median interval where the rate varies)
     splits: tuple[tuple[str, int, int], ...] = ()  # (split, start, stop) in frames; several if it was cut in time
     stamps: Float[np.ndarray, "t"] | None = None  # seconds from the start; None: exactly i / fps
     keys: np.ndarray | None = None  # frames at which decoding can start (thinned); None: anywhere
-    task: str = ""  # what is done in it (LeRobot's task, the first one where it has several); "" = not said
+    task: str = ""  # what is done in it (LeRobot's task, the first one where it has several); "" = unknown
 
     @property
     def times(self) -> Float[np.ndarray, "t"]:
@@ -71,6 +71,34 @@ def compact_times(
     return (float(exact) if np.abs(stray).max() < 0.5 / exact else float(1.0 / np.median(np.diff(times)))), times
 
 
+def check_finite(
+    values: Float[np.ndarray, "t d"], name: str, where: str, episode: str = "", remedy: str = "mend it"
+) -> None:
+    """Raises LaminaError, with the first row, if a feature of an episode holds NaN or infinity."""
+    bad = ~np.isfinite(values)
+    if bad.any():
+        row = int(bad.any(axis=1).argmax())
+        what = "NaN" if np.isnan(values[row]).any() else "infinite"
+        raise LaminaError(f"{where}: '{name}' is {what} at {episode}row {row}; {remedy}")
+
+
+def count_classes(values: Sequence[Float[np.ndarray, "t d"]], name: str, where: str) -> tuple[int, ...]:
+    """Classes of each dimension of a whole-number feature: the largest number in any episode + 1, at least 2.
+
+    Empty, with a LaminaWarning, where numbers are negative or too large for classes: such a feature is read as continuous.
+    """
+    lowest, highest = np.min([v.min(0) for v in values], 0), np.max([v.max(0) for v in values], 0)
+    if lowest.min() < 0 or highest.max() >= MAX_CLASSES:
+        warnings.warn(
+            f"{where}: '{name}' holds whole numbers from {lowest.min():g} to {highest.max():g}; they are no classes, and are "
+            "read as continuous",
+            LaminaWarning,
+            stacklevel=5,
+        )
+        return ()
+    return tuple(max(2, int(h) + 1) for h in highest)
+
+
 def check_classes(values: Float[np.ndarray, "t a"], spec: ActionSpec, name: str, episode: Episode) -> None:
     """Raises LaminaError if a discrete dimension of an episode's actions holds what is none of its classes."""
     discrete = values[:, : len(spec.discrete)]
@@ -85,9 +113,9 @@ def check_classes(values: Float[np.ndarray, "t a"], spec: ActionSpec, name: str,
 
 @lru_cache(maxsize=4096)
 def task_vector(text: str) -> Float[np.ndarray, "e"]:
-    """Words as TASK_WIDTH numbers: the mean of a fixed random vector for each word; zeros for no words.
+    """The instruction vector of a task: the scaled mean of a fixed random vector for each word; zeros for no words.
 
-    A declared stand-in for a language model's embedding (UniVLA: T5): it tells tasks apart and knows no synonyms.
+    A stand-in for a language model's embedding (UniVLA: T5): it distinguishes tasks, but synonyms have unrelated vectors.
     """
     words = text.lower().split()
     seeds = (int.from_bytes(hashlib.sha256(word.encode()).digest()[:8]) for word in words)
@@ -97,19 +125,21 @@ def task_vector(text: str) -> Float[np.ndarray, "e"]:
 
 def split_episodes(
     episodes: Sequence[Episode],
-    names: Sequence[str],
-    root: Path,
-    declared: dict[str, range] | None = None,
+    names: Sequence[str] | None = None,
+    root: str | Path = "this dataset",
+    declared: Mapping[str, Collection[int]] | None = None,
     partly: Collection[int] = (),
 ) -> tuple[Episode, ...]:
-    """The same episodes with their splits: by episode, made here once, whatever the training seed.
+    """The same episodes with their splits: by episode, and independent of any training seed.
 
-    Declared validation and test episodes are kept. What is not declared gets 10% of the episodes, in the order of a
-    hash of ``names``, so a dataset that is moved keeps its splits. With fewer than 3 episodes each one is cut in time:
-    its first 80% are train, then 10% validation and 10% test. ``partly``: numbers of episodes that some camera does not show, which are for
-    training only and do not count here, so that no camera is left without a split.
+    Declared validation and test episodes are kept. Each of the two that is not declared gets 10% of the remaining episodes, in the order
+    of a hash of ``names`` (default: the episodes' own), so a dataset that is moved keeps its splits. With fewer than 3 episodes each one
+    is cut in time: its first 80% are train, then 10% validation and 10% test. ``root``: what a warning calls the dataset. ``partly``:
+    numbers of episodes that some camera does not show; they are for training only and do not count here, so that no camera is left
+    without a split.
     """
     declared = declared or {}
+    names = [episode.name for episode in episodes] if names is None else names
     count = len(episodes) - len(partly)
     if count < 3 and not (declared.keys() - {"train"}):
         warnings.warn(
@@ -117,7 +147,7 @@ def split_episodes(
             LaminaWarning,
             stacklevel=2,
         )
-        return tuple(replace(e, splits=_cut_in_time(e.length)) for e in episodes)
+        return tuple(replace(e, splits=_splits_in_time(e.length)) for e in episodes)
     held_out = {number: name for name in ("validation", "test") for number in declared.get(name, ())}
     pool = sorted(
         (n for n in range(len(episodes)) if n not in held_out and n not in partly),
@@ -131,6 +161,6 @@ def split_episodes(
     return tuple(replace(e, splits=((held_out.get(n, "train"), 0, e.length),)) for n, e in enumerate(episodes))
 
 
-def _cut_in_time(length: int) -> tuple[tuple[str, int, int], ...]:
+def _splits_in_time(length: int) -> tuple[tuple[str, int, int], ...]:
     bounds = (0, round(0.8 * length), round(0.9 * length), length)
     return tuple((s, a, b) for s, a, b in zip(SPLITS, bounds[:-1], bounds[1:], strict=True) if b > a)

@@ -1,4 +1,4 @@
-"""Do paired views show the same states? Cross-exogenous training and every probe of it are worth nothing where they do not."""
+"""A check that paired views show the same states, which cross-exogenous training and its probes assume."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from lamina.images import to_float
 from lamina.intervals import Estimate, bootstrap_mean
 from lamina.types import Clip
 
-SIDE = 12  # pixels of the small pictures that tell whether two views show the same states
-MIN_TRANSITIONS = 64  # transitions that it takes to tell
+SIDE = 12  # pixels along each side of the small pictures that are compared
+MIN_TRANSITIONS = 64  # fewer transitions do not allow a decision
 
 
 def same_states(clip: Clip, seed: int = 0) -> Estimate:
-    """Do the paired views show the same states? How much better the change in one view tells the change in the other than it would if
-    the views were of other moments: squared errors of a ridge regression, the latter minus the former over the latter, held out.
+    """How much better the change in one view predicts the change in its paired view than that of another moment.
 
-    Clearly above 0: they do. Fitted on every second sample, scored on the others; the other moments are half the samples away.
-    Raises LaminaError without paired views, or with too few samples to tell.
+    The held-out squared error of a ridge regression to the paired view is subtracted from that to the view of a moment half the samples
+    away, in units of the target's variance. Clearly above 0 means that the views show the same states. Fitted on every second sample,
+    scored on the others. Raises LaminaError without paired views, or with too few samples to decide.
     """
     if clip.paired is None:
         raise LaminaError("this data has no paired views to compare")

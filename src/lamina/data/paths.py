@@ -1,7 +1,7 @@
-"""Files as they are found: what a folder holds, which files a dataset's own words may name, and opening them.
+"""Paths of untrusted datasets: walking folders, checking the paths that metadata states, opening files.
 
-Datasets come from strangers. Nothing that is not a regular file is opened (a pipe would be waited for, for ever), a path
-that a dataset states stays below its root, and a file's name is never read as an address.
+Only regular files are opened (reading a pipe could block for ever), a path that a dataset states stays below its root, and a file's name
+is never read as an address.
 """
 
 from __future__ import annotations
@@ -33,10 +33,9 @@ def reason(error: BaseException) -> str:
 def walk(root: Path, enter: Callable[[Path], bool] = lambda folder: True) -> Iterator[Path]:
     """Every file below ``root``: the real folders first, then those behind links, each folder once however many links lead to it.
 
-    Names that begin with a dot are skipped (shadows of other systems, unfinished output), and the folders of systems, as is what is neither
-    a file nor a folder (pipes, sockets, devices). Links to nothing are told like files, so that whoever wants them
-    says that they are missing.
-    ``enter`` says whether to go into a folder. Raises OSError where a folder may not be read.
+    Skipped are names that begin with a dot (files of other systems, unfinished output), the systems' own folders, and what is neither
+    a file nor a folder (pipes, sockets, devices). Broken links are yielded like files, so that the caller reports them as missing.
+    ``enter`` decides whether a folder is entered. Raises OSError where a folder may not be read.
     """
     seen: set[tuple[int, int]] = set()
     real, linked = [root], list[Path]()
@@ -83,7 +82,7 @@ def check_regular(path: Path, kind: type[LaminaError] = LaminaError) -> os.stat_
 def check_template(template: Any, fields: Collection[str]) -> None:
     """Raises ValueError unless ``template`` is a path below a dataset's root whose only blanks are ``fields``, in few digits.
 
-    A format string of a stranger could name any file, look into objects, or ask for a number of a billion digits.
+    Templates come from untrusted metadata: as format strings they could name any file, read attributes, or ask for a billion digits.
     """
     if not isinstance(template, str) or not template or len(template) > 1000:
         raise ValueError(f"{str(template)[:80]!r} is no path")
@@ -100,15 +99,15 @@ def check_inside(path: str) -> None:
         raise ValueError(f"'{path}' leads out of the dataset")
 
 
-#: Files of a dataset that are looked into, the blocks of each, and the bytes of a block.
-LOOKED_INTO, BLOCKS, BLOCK = 256, 4, 2**16
+#: Files of which :func:`contents` reads blocks, the blocks of each, and the bytes of a block.
+SAMPLED_FILES, BLOCKS, BLOCK = 256, 4, 2**16
 
 
 def contents(files: Sequence[Path]) -> str:
-    """sha256 that tells one dataset's files from another's, wherever they lie: the size of every file, and evenly spread blocks of up to
-    256 of them. A file that is missing counts as such."""
+    """sha256 that identifies the content of files, independent of their paths: of the size of every file, and of evenly spaced blocks of
+    up to 256 of them. A missing file counts as such."""
     digest = hashlib.sha256()
-    chosen = set(np.linspace(0, len(files) - 1, min(len(files), LOOKED_INTO)).astype(int).tolist())
+    chosen = set(np.linspace(0, len(files) - 1, min(len(files), SAMPLED_FILES)).astype(int).tolist())
     for number, path in enumerate(files):
         try:
             with path.open("rb", buffering=0) as file:
@@ -123,9 +122,9 @@ def contents(files: Sequence[Path]) -> str:
 
 
 def open_arrow(path: Path, mode: str = "rb") -> pa.OSFile:
-    """A file for pyarrow, which would take a colon in a relative path for the end of a protocol's name, and knows no names but in UTF-8.
+    """A file for pyarrow, which takes a colon in a relative path for the end of a protocol's name, and accepts names in UTF-8 only.
 
-    Not a file of Python's: pyarrow reads in threads of its own, and one that is in Python when the process ends aborts it.
+    It is not a file object of Python: pyarrow reads in its own threads, and one that is inside Python at exit aborts the process.
     """
     return pa.OSFile(os.fsencode(path), mode)
 

@@ -1,4 +1,4 @@
-"""Frames of whole episodes, decoded by a thread ahead of who reads them."""
+"""Frames of whole episodes, decoded ahead by a thread."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from lamina.data.episodes import Episode
 
 
 class ReadAhead:
-    """Frames of whole episodes in order, decoded by a thread while the caller works on the ones before.
+    """Frames of whole episodes in order, decoded by a thread while the caller works on earlier ones.
 
-    ``ahead(episode)`` yields its frames in arrays of at most ``chunk``; the thread goes on to the episodes that follow,
+    ``ahead(episode)`` yields its frames in arrays of at most ``chunk``. The thread continues with the following episodes,
     so short ones do not make the caller wait. Memory: ``chunks`` + 2 arrays.
     """
 
@@ -26,7 +26,7 @@ class ReadAhead:
     ) -> None:
         self.source, self.camera, self.size, self.chunk, self.chunks = source, camera, size, chunk, chunks
         self.thread: threading.Thread | None = None
-        self.unseen = source.unseen(camera)  # passed over
+        self.missing = source.missing_episodes(camera)  # passed over
         self.expected = -1  # position of the episode that the thread delivers next
 
     def __call__(self, episode: Episode) -> Iterator[UInt8[np.ndarray, "n h w 3"]]:
@@ -45,7 +45,7 @@ class ReadAhead:
             yield frames
 
     def _following(self, position: int) -> int:
-        while position in self.unseen:
+        while position in self.missing:
             position += 1
         return position
 
@@ -57,7 +57,7 @@ class ReadAhead:
 
     def _decode(self, position: int, out: queue.Queue[Any], stopping: threading.Event) -> None:
         for episode in self.source.episodes[position:]:
-            if episode.number in self.unseen and episode.number != position:
+            if episode.number in self.missing and episode.number != position:
                 continue
             for start in range(0, episode.length, self.chunk):
                 try:

@@ -1,19 +1,19 @@
-"""What will be drawn from which data: the configuration, the samples that an episode holds, and the segments of a split."""
+"""Sampling: the configuration of the data, the samples that an episode holds, and the segments of a split."""
 
 from __future__ import annotations
 
 import math
 import os
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from lamina.data.dataset import Dataset
+from lamina.data.dataset import Data, Dataset, name_of
 from lamina.data.episodes import SPLITS
 from lamina.data.lerobot.reader import open_lerobot
 from lamina.data.paths import is_dataset
@@ -33,8 +33,8 @@ ActionsOf = Literal["first", "mean", "chunk"]
 class DataConfig:
     """What is read and how it becomes samples."""
 
-    data: tuple[str, ...]
-    """Video folder or file, or LeRobot dataset: PATH, or PATH:weight for its share of the samples."""
+    data: tuple[Data, ...]
+    """Video folder or file, or LeRobot dataset: PATH, or PATH:weight for its share of the samples; or a Dataset."""
     size: tuple[int, int] = (64, 64)
     """Height and width that frames are resized to."""
     frames: int = 2
@@ -65,6 +65,15 @@ class DataConfig:
     max_bad: int = 8
     """Stretches of video that may fail to decode before it is an error; each one is named in a warning."""
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What messages and records call the data: its paths as given, and the names of Datasets."""
+        return tuple(name_of(source) for source in self.data)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields for JSON, with :attr:`names` for the data."""
+        return {field.name: getattr(self, field.name) for field in fields(self)} | {"data": self.names}
+
     def __post_init__(self) -> None:
         check_options(self)
         if not self.data:
@@ -83,9 +92,11 @@ class DataConfig:
             )
 
 
-def parse_data(argument: str) -> tuple[str, float | None]:
-    """("PATH", weight) of "PATH:weight", ("PATH", None) of "PATH"."""
-    path, colon, weight = argument.rpartition(":")
+def parse_data(argument: Data) -> tuple[Data, float | None]:
+    """("PATH", weight) of "PATH:weight", ("PATH", None) of "PATH"; a Dataset has no weight."""
+    if isinstance(argument, Dataset):
+        return argument, None
+    path, colon, weight = str(argument).rpartition(":")
     if not colon or os.path.exists(argument):
         return argument, None
     try:
@@ -97,23 +108,49 @@ def parse_data(argument: str) -> tuple[str, float | None]:
     return path, value
 
 
-def open_source(path: str | Path, number: int = 0, max_bad: int = 8) -> Dataset:
-    """The source at ``path``: a LeRobot dataset if it has meta/info.json, else a video file or a folder of them (links are followed).
+def open_source(data: Data, max_bad: int = 8) -> Dataset:
+    """A Dataset as it is; else the one at a path: a LeRobot dataset if it has meta/info.json, else a video file or a folder of them (links
+    are followed).
 
-    Raises LaminaError if there is nothing to read. Up to ``max_bad`` unreadable files of a folder are left out, each
-    with a LaminaWarning.
+    Raises LaminaError if there is nothing to read, or a Dataset's episodes are not numbered in order or have no split. Up to ``max_bad``
+    unreadable files of a folder are left out, each with a LaminaWarning.
     """
-    root = Path(path)
+    if isinstance(data, Dataset):
+        return _checked(data)
+    root = Path(data)
     try:
         if not os.path.exists(root):
             raise LaminaError(f"{root}: no such file or folder; check the path")
         if is_dataset(root):
-            return open_lerobot(root, number)
-        return open_folder(root, number, max_bad)
+            return open_lerobot(root)
+        return open_folder(root, max_bad)
     except OSError as error:
         raise LaminaError(
             f"{error.filename or root}: may not be read ({error.strerror}); check its permissions"
         ) from error
+
+
+def open_sources(config: DataConfig) -> list[tuple[Dataset, float | None]]:
+    """Every source of a configuration, with its weight. Raises what :func:`open_source` raises."""
+    return [(open_source(source, config.max_bad), weight) for source, weight in map(parse_data, config.data)]
+
+
+def _checked(dataset: Dataset) -> Dataset:
+    episodes = dataset.episodes
+    if not episodes:
+        raise LaminaError(f"{dataset.name}: has no episode")
+    for number, episode in enumerate(episodes):
+        if episode.number != number:
+            raise LaminaError(f"{dataset.name}: episode {number} has the number {episode.number}; number them in order")
+        if episode.length < 1 or not episode.fps > 0:
+            raise LaminaError(
+                f"{episode.name}: {episode.length} frames at {episode.fps} a second; both must be above 0"
+            )
+    if not any(episode.splits for episode in episodes):
+        raise LaminaError(
+            f"{dataset.name}: no episode belongs to a split; give Episode.splits, or let lamina.data.split_episodes divide them"
+        )
+    return dataset
 
 
 # ---------------------------------------------------------------------------------------------------------- samples
@@ -192,17 +229,17 @@ def _cut(start: int, stop: int, keys: np.ndarray | None) -> list[int]:
 
 
 class SampleIndex:
-    """What a split of the sources holds: its segments, fields and shares. No video is decoded here."""
+    """The segments, features and shares of a split of the sources. No video is decoded here."""
 
     def __init__(self, config: DataConfig, split: str) -> None:
         if split not in SPLITS:
             raise LaminaError(f"no split '{split}'; there are: {', '.join(SPLITS)}")
         self.config, self.split = config, split
-        parsed = [parse_data(d) for d in config.data]
-        self.sources: list[Dataset] = [open_source(p, n, config.max_bad) for n, (p, _) in enumerate(parsed)]
+        opened = open_sources(config)
+        self.sources: list[Dataset] = [source for source, _ in opened]
         self.offsets: list[int] = np.cumsum([0] + [len(s.episodes) for s in self.sources]).tolist()
         self.cameras: list[tuple[str, ...]] = [self._cameras(s) for s in self.sources]
-        self._unseen: list[dict[str, set[int]]] = [self._find_unseen(n) for n in range(len(self.sources))]
+        self._missing: list[dict[str, set[int]]] = [self._find_missing(n) for n in range(len(self.sources))]
         self._check_paired()
         self.step = self._action()  # what one action holds
         self.steps = self._steps()  # actions that a gap spans
@@ -214,7 +251,7 @@ class SampleIndex:
         self._check_tasks()
         self.segments: list[Int[np.ndarray, "n 7"]] = [self._segments(n) for n in range(len(self.sources))]
         self.counts: list[int] = [int((s[:, 6] - s[:, 5]).sum()) for s in self.segments]
-        weights = [w for _, w in parsed]
+        weights = [w for _, w in opened]
         if any(w is None for w in weights) and any(w is not None for w in weights):
             raise LaminaError("give a weight to every --data PATH:weight, or to none of them")
         shares = np.array([c if w is None else w for c, w in zip(self.counts, weights, strict=True)], dtype=np.float64)
@@ -224,13 +261,13 @@ class SampleIndex:
         """The cameras that frames are drawn from."""
         if not source.cameras:
             raise LaminaError(
-                f"{source.root}: has no video; Lamina reads features of dtype 'video' and pictures of dtype 'image'"
+                f"{source.name}: has no video; Lamina reads features of dtype 'video' and pictures of dtype 'image'"
             )
         wanted, paired = self.config.camera, self.config.paired
         _check_name(source, "camera", paired, source.cameras)
         if paired is not None and (wanted == paired or source.cameras == (paired,)):
             raise LaminaError(
-                f"{source.root}: camera '{paired}' would be paired with itself; name another by --camera or --paired"
+                f"{source.name}: camera '{paired}' would be paired with itself; name another by --camera or --paired"
             )
         views = tuple(c for c in source.cameras if c != paired)
         if wanted == "all" or (wanted is None and views):
@@ -238,7 +275,7 @@ class SampleIndex:
         _check_name(source, "camera", wanted, source.cameras)
         return (wanted or source.cameras[0],)
 
-    def _find_unseen(self, number: int) -> dict[str, set[int]]:
+    def _find_missing(self, number: int) -> dict[str, set[int]]:
         """The episodes that each view leaves out: its camera, or the paired one, does not show them, or their pictures are in doubt.
 
         Raises LaminaError if there are more than ``max_bad`` of the latter, or no episode is left.
@@ -246,21 +283,21 @@ class SampleIndex:
         source = self.sources[number]
         missing: dict[str, set[int]] = {}
         for camera in (*self.cameras[number], *filter(None, [self.config.paired])):
-            found = source.unseen(camera)
+            found = source.missing_episodes(camera)
             missing[camera] = set(found)
             refused = [error for error in found.values() if error is not None]
             absent = len(found) - len(refused)
             if not refused and len(found) == len(source.episodes):
-                raise LaminaError(f"{source.root}: '{camera}' shows no episode; name another camera by --camera")
+                raise LaminaError(f"{source.name}: '{camera}' shows no episode; name another camera by --camera")
             if refused and (len(refused) > self.config.max_bad or len(found) == len(source.episodes)):
-                more = f" ({len(refused)} episodes of {source.root} cannot be used)" if len(refused) > 1 else ""
+                more = f" ({len(refused)} episodes of {source.name} cannot be used)" if len(refused) > 1 else ""
                 raise LaminaError(f"{refused[0]}{more}")
-            told = [f"left out: {error}" for error in dict.fromkeys(refused)]
+            warned = [f"left out: {error}" for error in dict.fromkeys(refused)]
             if absent:
-                told.append(
-                    f"{source.root}: '{camera}' does not show {absent} of {len(source.episodes)} episodes; they are left out"
+                warned.append(
+                    f"{source.name}: '{camera}' does not show {absent} of {len(source.episodes)} episodes; they are left out"
                 )
-            for text in told:
+            for text in warned:
                 warnings.warn(text, LaminaWarning, stacklevel=4)
         return {view: missing[view] | missing.get(self.config.paired or "", set()) for view in self.cameras[number]}
 
@@ -269,15 +306,15 @@ class SampleIndex:
         paired = self.config.paired
         if paired is None:
             return
-        for source, views, unseen in zip(self.sources, self.cameras, self._unseen, strict=True):
+        for source, views, missing in zip(self.sources, self.cameras, self._missing, strict=True):
             for episode in source.episodes:
-                seen = [view for view in views if episode.number not in unseen[view]]
-                if not seen:
+                shown = [view for view in views if episode.number not in missing[view]]
+                if not shown:
                     continue
-                lengths = {camera: source.seconds(episode, camera) for camera in (*seen, paired)}
+                lengths = {camera: source.seconds(episode, camera) for camera in (*shown, paired)}
                 if max(lengths.values()) - min(lengths.values()) > 1.5 / episode.fps:
-                    told = ", ".join(f"'{camera}' {length:.2f} s" for camera, length in lengths.items())
-                    raise LaminaError(f"{episode.name}: paired views must be of one length, but it has {told}")
+                    durations = ", ".join(f"'{camera}' {length:.2f} s" for camera, length in lengths.items())
+                    raise LaminaError(f"{episode.name}: paired views must be of one length, but it has {durations}")
 
     def _action(self) -> ActionSpec | None:
         """What the actions of one step hold; None unless every source has the same ones."""
@@ -292,7 +329,7 @@ class SampleIndex:
         spec = specs[0] if len(kinds) == 1 else None
         if spec is not None and self.config.actions == "mean" and spec.discrete:
             raise LaminaError(
-                f"{self.sources[0].root}: classes have no mean; tie a gap to the first action, or to a chunk"
+                f"{self.sources[0].name}: classes have no mean; tie a gap to the first action, or to a chunk"
             )
         return spec
 
@@ -300,7 +337,7 @@ class SampleIndex:
         """Actions from one frame of a sample to the next: the longest gap's, of the first source."""
         counts = {actions_of_gap(source.fps, self.config.gap[1]) for source in self.sources}
         if len(counts) > 1 and self.config.actions != "first":
-            roots = ", ".join(str(source.root) for source in self.sources)
+            roots = ", ".join(source.name for source in self.sources)
             raise LaminaError(f"{roots}: a gap spans {sorted(counts)} actions in them; take the first, or one source")
         return min(counts)
 
@@ -316,12 +353,12 @@ class SampleIndex:
         there = sorted({e.task for s in self.sources for e in s.episodes if e.task})
         for task in self.config.tasks:
             if task not in there:
-                roots = ", ".join(str(s.root) for s in self.sources)
+                roots = ", ".join(s.name for s in self.sources)
                 raise LaminaError(f"{roots}: has no task '{task}'; it has: {'; '.join(there) or 'none'}")
 
     def _segments(self, number: int) -> Int[np.ndarray, "n 7"]:
         """The segments of one source. Raises LaminaError if no episode of the split has room for a sample."""
-        source, config, unseen = self.sources[number], self.config, self._unseen[number]
+        source, config, missing = self.sources[number], self.config, self._missing[number]
         rows: list[Segment] = []
         spans = short = 0
         for n, episode in enumerate(source.episodes):
@@ -330,7 +367,7 @@ class SampleIndex:
             for split, first, end in episode.splits:
                 if split != self.split:
                     continue
-                views = [c for c, view in enumerate(self.cameras[number]) if episode.number not in unseen[view]]
+                views = [c for c, view in enumerate(self.cameras[number]) if episode.number not in missing[view]]
                 if not views:
                     continue
                 spans += 1
@@ -341,7 +378,7 @@ class SampleIndex:
                     rows += [Segment(number, camera, n, first, end, a, b) for a, b in pairwise(bounds) if b > a]
         need = f"{config.frames} frames at least {config.gap[0]:g} s apart"
         if not rows:
-            where = source.episodes[0].name if len(source.episodes) == 1 else source.root
+            where = source.episodes[0].name if len(source.episodes) == 1 else source.name
             of = " of " + "; ".join(map(repr, config.tasks)) if config.tasks else ""
             what = (
                 f"no {self.split} episode{of}"
@@ -351,13 +388,13 @@ class SampleIndex:
             raise LaminaError(f"{where}: {what} holds {need}; use longer video or a shorter gap")
         if short:
             warnings.warn(
-                f"{source.root}: {short} of {spans} {self.split} episodes are too short for {need} and are left out",
+                f"{source.name}: {short} of {spans} {self.split} episodes are too short for {need} and are left out",
                 LaminaWarning,
                 stacklevel=4,
             )
         if 1.0 / source.fps > config.gap[1]:
             warnings.warn(
-                f"{source.root}: at {source.fps:g} frames per second neighbouring frames are {1 / source.fps:.3g} s apart, "
+                f"{source.name}: at {source.fps:g} frames per second neighbouring frames are {1 / source.fps:.3g} s apart, "
                 f"more than the longest gap, {config.gap[1]:g} s; samples are neighbouring frames",
                 LaminaWarning,
                 stacklevel=4,
@@ -370,8 +407,7 @@ def feature_width(config: DataConfig, name: str) -> int | None:
 
     Raises LaminaError for data that cannot be read.
     """
-    sources = [open_source(parse_data(d)[0], n, config.max_bad) for n, d in enumerate(config.data)]
-    widths = {s.width(name) for s in sources}
+    widths = {source.width(name) for source, _ in open_sources(config)}
     return widths.pop() if len(widths) == 1 else None
 
 
@@ -388,4 +424,4 @@ def source_camera(source: Dataset, camera: str | None) -> str:
 
 def _check_name(source: Dataset, what: str, name: str | None, there: tuple[str, ...]) -> None:
     if name is not None and name not in there:
-        raise LaminaError(f"{source.root}: has no {what} '{name}'; it has: {', '.join(there) or 'none'}")
+        raise LaminaError(f"{source.name}: has no {what} '{name}'; it has: {', '.join(there) or 'none'}")

@@ -1,10 +1,10 @@
-"""From video to batches of samples, decoded ahead by worker processes.
+"""Training stream: decodes video in worker processes and yields shuffled batches.
 
 Every frame that leaves room for a sample begins exactly one sample an epoch. Episodes are cut into short segments, each
 decoded forward in one go. Segments come in a seeded random order, from the source that is furthest behind its share.
 Their samples, numbered j = 0, 1, 2, ... in that order, are delivered in the order of j + U{0..shuffle-1}: a shuffle
-buffer whose content follows from the numbers alone. So a stream goes on at the exact sample from a few integers,
-whatever the number of workers, and holds about ``shuffle`` samples in memory however much video there is.
+buffer whose content is a function of the numbers. So a few integers are enough to resume a stream at the exact sample, with
+any number of workers, and it holds about ``shuffle`` samples in memory, however much video there is.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,18 +28,17 @@ from torch.utils.data import DataLoader
 
 from lamina.data.dataset import Dataset
 from lamina.data.episodes import DecodeError, Episode, check_classes, task_vector
-from lamina.data.paths import contents
 from lamina.data.sampling import DataConfig, SampleIndex, Segment, draw_samples
 from lamina.errors import LaminaError, LaminaWarning
 from lamina.records import Malformed, Whole, checked
-from lamina.types import ActionSpec, Clip
+from lamina.types import Clip
 
 PREFETCH = 4  # segments that each worker decodes ahead
 SAMPLES_PER_SEGMENT = 4  # samples that gather takes from one stretch of video
 
 
 class DecodedSegment(NamedTuple):
-    """The frames that a segment's samples need, each once, and the samples as rows of them."""
+    """The frames of a segment's samples, each decoded once, and the samples as rows of them."""
 
     frames: UInt8[np.ndarray, "n c h w"]
     paired: UInt8[np.ndarray, "n c h w"] | None
@@ -54,7 +53,7 @@ def decode_segment(
 ) -> DecodedSegment:
     """Draw a segment's samples (or only the ones with the numbers ``picks``) and decode the frames that they need.
 
-    Raises DecodeError if the video is damaged there and LaminaError for what a feature cannot hold: NaN, infinity, no class of its.
+    Raises DecodeError for damaged video and LaminaError for invalid values of a feature: NaN, infinity, unknown classes.
     """
     config, source = plan.config, plan.sources[segment.source]
     episode = source.episodes[segment.episode]
@@ -96,7 +95,7 @@ def _read(
 
 
 def evenly_spaced(total: int, count: int) -> Int[np.ndarray, "count"]:
-    """``count`` of the numbers 0..total-1, evenly spread."""
+    """``count`` of the numbers 0..total-1, evenly spaced."""
     count = min(total, count)
     return (np.arange(count) * total + total // 2) // max(count, 1)
 
@@ -127,14 +126,14 @@ def assemble(rows: Sequence[tuple[DecodedSegment, int]]) -> Clip:
 
 
 class StreamPosition(NamedTuple):
-    """One segment's place in the order: everything before it is known from these few numbers."""
+    """A segment's position in the order of segments."""
 
     serial: int  # segments before it
     segments: tuple[int, ...]  # segments of each source before it
     samples: tuple[int, ...]  # samples of each source before it
 
     def after(self, segment: Segment) -> StreamPosition:
-        """The place of the one that follows ``segment``."""
+        """The position of the segment after ``segment``."""
         here = [i == segment.source for i in range(len(self.segments))]
         return StreamPosition(
             self.serial + 1,
@@ -159,7 +158,7 @@ def schedule(plan: SampleIndex, seed: int, turn: StreamPosition) -> Iterator[tup
 
 
 class _Work(torch_data.Dataset[Any]):
-    """What a worker process does: turn -> (turn, segment, decoded segment or the reason why not, delays)."""
+    """The work of a worker process: position -> (position, segment, decoded segment or error, delays)."""
 
     def __init__(self, plan: SampleIndex, seed: int) -> None:
         self.plan, self.seed = plan, seed
@@ -171,14 +170,14 @@ class _Work(torch_data.Dataset[Any]):
         rng = np.random.default_rng([self.seed, 1, turn.serial])
         try:
             decoded = decode_segment(self.plan, segment, rng)
-        except LaminaError as error:  # returned, so that the training process tells it in one line
+        except LaminaError as error:  # returned, so that the training process reports it in one line
             return turn, segment, error, np.empty(0, np.int64)
         return turn, segment, decoded, rng.integers(0, self.plan.config.shuffle, len(decoded.samples))
 
 
 def _end_with_parent(worker: int) -> None:
-    """Let this worker process end when its parent does. One that is killed can't tell it to, and torch's own watch over the parent
-    waits for ever for somebody to take what was decoded ahead."""
+    """Ends this worker process when its parent ends. A killed parent cannot stop it, and torch's own check of the parent blocks while
+    samples that were decoded ahead wait to be taken."""
     parent = os.getppid()
 
     def watch() -> None:
@@ -187,10 +186,6 @@ def _end_with_parent(worker: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-def _same(value: Any) -> Any:
-    return value
 
 
 @dataclass
@@ -216,9 +211,9 @@ class _Shard:
         self.close()
         self.turn = turn  # the next segment to arrive is this one or a later one
         self.arrived = arrived  # samples that have arrived
-        self.last = last  # (key, number) of the last sample delivered: whatever is not above it has been delivered
+        self.last = last  # (key, number) of the last sample delivered; those at or below it are skipped after a resume
         self.bad = bad
-        self.barren = 0  # segments without a sample since the last one with any
+        self.empty_segments = 0  # segments without a sample since the last one with any
         self.held: dict[int, _Held] = {}
         self.queue: list[tuple[int, int, int]] = []  # heap of (key, number, serial)
 
@@ -261,16 +256,16 @@ class _Shard:
                 raise
             reason = str(error).splitlines()[0]
             raise LaminaError(
-                f"{self.plan.config.data[0]}: a decoding process died ({reason}); try workers = 0"
+                f"{self.plan.config.names[0]}: a decoding process died ({reason}); try workers = 0"
             ) from error
         self.turn = turn.after(segment)
-        self.barren += 1
+        self.empty_segments += 1
         if isinstance(decoded, LaminaError):
             self._skip(segment, decoded)
         elif len(delays):
             held = _Held(turn, self.arrived, decoded)
             self.arrived += len(delays)
-            self.barren = 0
+            self.empty_segments = 0
             numbers = range(held.first, self.arrived)
             waiting = [(n + d, n, turn.serial) for n, d in zip(numbers, delays.tolist(), strict=True)]
             waiting = [w for w in waiting if w[:2] > self.last]  # the others were delivered before a resume
@@ -279,9 +274,9 @@ class _Shard:
                 self.held[turn.serial] = held
             for w in waiting:
                 heapq.heappush(self.queue, w)
-        if self.barren > sum(len(s) for s in self.plan.segments):
+        if self.empty_segments > sum(len(s) for s in self.plan.segments):
             raise LaminaError(
-                f"{self.plan.config.data[0]}: no sample can be drawn, its frames are too far apart in time"
+                f"{self.plan.config.names[0]}: no sample can be drawn, its frames are too far apart in time"
             )
 
     def _skip(self, segment: Segment, error: LaminaError) -> None:
@@ -303,7 +298,7 @@ class _Shard:
             sampler=turns,
             num_workers=workers,
             prefetch_factor=PREFETCH if workers else None,
-            collate_fn=_same,
+            collate_fn=tuple,  # an item is one: as it is
             worker_init_fn=_end_with_parent,
             generator=torch.Generator(),  # of its own: the global one must not depend on how often a loader starts
         )
@@ -316,7 +311,7 @@ class _Shard:
 
 @dataclass(frozen=True)
 class _Place:
-    """What :meth:`_Shard.state` says."""
+    """The state of a shard, as :meth:`_Shard.state` writes it."""
 
     serial: Whole
     segments: tuple[Whole, ...]
@@ -342,8 +337,7 @@ class ClipStream:
     ``shards`` independent streams share the data; a batch is ``batch // shards`` samples of each, in their order. With
     ``shard=None`` this process draws all of them, with ``shard=r`` only that one: so one process with ``shards=2`` sees
     exactly what two processes see together. The order depends on the data, the configuration, ``seed`` and ``shards``,
-    not on the number of workers. Stretches that cannot be decoded are skipped, each with a warning, up to ``max_bad``;
-    ``skipped`` counts them.
+    not on the number of workers. Segments that cannot be decoded are skipped, each with a warning, up to ``max_bad``.
 
     Raises LaminaError: data that cannot be read, names that are not there, NaN in a feature, too many bad stretches.
     """
@@ -357,32 +351,12 @@ class ClipStream:
         self.plan = SampleIndex(config, split)
         self._shards = {r: _Shard(self.plan, seed, r, shards) for r in (range(shards) if shard is None else (shard,))}
         self._each = batch // shards
-        settings = {k: v for k, v in asdict(config).items() if k not in ("data", "workers", "max_bad")}
+        settings = {k: v for k, v in config.to_dict().items() if k not in ("data", "workers", "max_bad")}
         segments = [len(s) for s in self.plan.segments]
-        made_of = [contents(source.files) for source in self.plan.sources]
+        made_of = [source.fingerprint() for source in self.plan.sources]
         what = [settings, batch, seed, split, shards, self.plan.counts, self.plan.shares, segments, made_of]
         description = json.dumps(what)
         self._fingerprint = hashlib.sha256(description.encode()).hexdigest()[:16]
-
-    @property
-    def action(self) -> ActionSpec | None:
-        """What ``Clip.action`` holds; None where the sources have no actions, or not the same ones."""
-        return self.plan.action
-
-    @property
-    def fps(self) -> float:
-        """Frames per second of the first source."""
-        return self.plan.sources[0].fps
-
-    @property
-    def epoch(self) -> int:
-        """Samples of an epoch: each frame that leaves room for a sample begins one."""
-        return sum(self.plan.counts)
-
-    @property
-    def skipped(self) -> int:
-        """Stretches of video that could not be decoded so far."""
-        return sum(len(s.bad) for s in self._shards.values())
 
     def __iter__(self) -> Iterator[Clip]:
         return self
@@ -391,16 +365,16 @@ class ClipStream:
         return assemble([s.draw() for s in self._shards.values() for _ in range(self._each)])
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the stream stands: a few integers for each shard, fit for JSON. Shards of several processes merge."""
+        """The stream's position: a few integers for each shard, for JSON. States of several processes can be merged."""
         return {"data": self._fingerprint, "shards": {str(r): s.state() for r, s in self._shards.items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on at the exact next sample. Raises LaminaError if the state is of other data or settings, or none."""
+        """Continue with the exact next sample. Raises LaminaError if the state is damaged, or of other data or settings."""
         saved = checked(_State, state)
         places = {str(r): saved.shards.get(str(r)) for r in self._shards}
         if saved.data != self._fingerprint or None in places.values():
             raise LaminaError(
-                f"{', '.join(self.config.data)}: the data or its settings are not those of the run to be resumed; "
+                f"{', '.join(self.config.names)}: the data or its settings are not those of the run to be resumed; "
                 "use the same ones, or start a new run from this one's weights with --init"
             )
         sources = len(self.plan.sources)
@@ -410,7 +384,7 @@ class ClipStream:
             shard.load(state["shards"][str(r)])
 
     def close(self) -> None:
-        """Stop the worker processes. The stream can go on afterwards; they start again."""
+        """Stop the worker processes; drawing from the stream again restarts them."""
         for shard in self._shards.values():
             shard.close()
 
@@ -418,7 +392,7 @@ class ClipStream:
 def sample_split(
     config: DataConfig, split: str, limit: int | None, seed: int = 0, require_action: bool = False
 ) -> Clip:
-    """An in-memory sample of a split, evenly spread over its episodes and in their order; the same every time.
+    """Samples of a split, evenly spaced over its episodes and in their order; the same every time.
 
     ``limit``: how many samples at most (None: every one of the split). Where that is fewer than the split has, every task
     gives equally many, as far as it has them, and about four are taken from each of evenly spread stretches of video,
@@ -447,7 +421,7 @@ def sample_split(
         raise (
             bad[0]
             if bad
-            else LaminaError(f"{config.data[0]}: no {split} sample can be drawn, its frames are too far apart")
+            else LaminaError(f"{config.names[0]}: no {split} sample can be drawn, its frames are too far apart")
         )
     return assemble(rows)
 
@@ -476,7 +450,7 @@ def _choose(
 
 
 def divide_evenly(limit: int, totals: Sequence[int]) -> list[int]:
-    """How many each gives so that together they give ``limit``, or all they have: equally many, as far as it has them."""
+    """``limit`` divided among groups of sizes ``totals``: equal shares, as far as each group has so many."""
     shares = [0] * len(totals)
     left = limit
     for waiting, n in enumerate(sorted(range(len(totals)), key=lambda n: totals[n])):
@@ -489,5 +463,5 @@ def _lacks_actions(plan: SampleIndex) -> str:
     name = plan.config.action
     for source in plan.sources:
         if name is None or source.action_spec(name) is None:
-            return f"{source.root}: has no feature '{name}'; it has: {', '.join(source.columns) or 'none'}"
-    return f"{', '.join(plan.config.data)}: their actions '{name}' differ in kind or dimension"
+            return f"{source.name}: has no feature '{name}'; it has: {', '.join(source.columns) or 'none'}"
+    return f"{', '.join(plan.config.names)}: their actions '{name}' differ in kind or dimension"

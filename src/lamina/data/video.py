@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from io import BytesIO
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import av
 import numpy as np
@@ -19,11 +19,11 @@ from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 from jaxtyping import Float, Int, UInt8
 
+from lamina.data.dataset import Dataset
 from lamina.data.episodes import DecodeError, Episode, compact_times, split_episodes
-from lamina.data.paths import check_regular, dataset_around, is_dataset, reason, walk
+from lamina.data.paths import check_regular, contents, dataset_around, is_dataset, reason, walk
 from lamina.errors import LaminaError, LaminaWarning
 from lamina.images import resize_frames
-from lamina.types import ActionSpec
 
 SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm")
 OTHER_SUFFIXES = (".avi", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv", ".flv", ".3gp", ".ogv", ".mxf", ".vob")
@@ -32,7 +32,7 @@ CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,
 PICTURES = "png_pipe,apng,jpeg_pipe,jpegls_pipe,webp_pipe,bmp_pipe,tiff_pipe,ppm_pipe,pgm_pipe,gif"
 FAILURES = (av.error.FFmpegError, OSError, ValueError, EOFError, MemoryError)
 OPEN_FILES = 4  # decoders kept open per process
-SCANNED = 600  # packets that tell the distance of key frames
+SCANNED = 600  # packets from which the distance of key frames is estimated
 # Small pictures are scaled twice as fast without threads; an older PyAV has none, and no such argument.
 ONE_THREAD = {"threads": 1} if "threads=" in (VideoReformatter.reformat.__doc__ or "") else {}
 KEY_DISTANCE = 32  # key frames nearer than this are as good as random access
@@ -120,7 +120,7 @@ def index_video(path: Path, quick: bool = False) -> FrameIndex:
 
 
 def _skim(container: av.container.InputContainer, path: Path) -> FrameIndex | None:
-    """The index of a regular mp4 from its header; None where that does not tell everything."""
+    """The index of a regular mp4 from its header; None where the header is not enough."""
     stream = video_stream(container)
     entries = getattr(stream, "index_entries", ())  # PyAV has them from version 16 on
     if "mp4" not in container.format.name or not 0 < len(entries) == stream.frames or stream.start_time is None:
@@ -266,7 +266,7 @@ class _Decoder:
             return self._forward(time, tolerance)
         except av.error.InvalidDataError:
             # In an open group of pictures the frames after a key frame may name ones before it. Starting one key frame
-            # earlier tells that from damage.
+            # earlier distinguishes that from damage.
             self._seek(time, tolerance, earlier=True)
             return self._forward(time, tolerance)
 
@@ -359,8 +359,8 @@ _inherited: list[OrderedDict[tuple[Path, int, int, int], _Decoder]] = []
 
 
 def _after_fork() -> None:
-    """A forked worker shares its parent's file offsets but not its threads: it must neither use what the parent has open
-    nor free it, which would wait for threads that are not there. Freezing keeps the garbage collector off as well."""
+    """A forked worker shares its parent's file offsets but not its threads: it must neither use the parent's decoders nor free them, which
+    would wait for threads that do not exist. Freezing keeps the garbage collector from doing so."""
     global _decoders
     _inherited.append(_decoders)
     _decoders = OrderedDict()
@@ -408,7 +408,7 @@ def decode_picture(data: bytes, size: tuple[int, int] | None) -> UInt8[np.ndarra
 
 
 @dataclass(frozen=True, eq=False)
-class VideoFolder:
+class VideoFolder(Dataset):
     """A folder of video files (searched through all its subfolders), or one file: every file is an episode."""
 
     root: Path
@@ -417,36 +417,29 @@ class VideoFolder:
     codecs: tuple[str, ...]  # of each file
     formats: tuple[str, ...]  # of each file: the name of its container
     cut: tuple[bool, ...]  # of each file: whether packets are in it that an edit list hides
-    fps: float
-    episodes: tuple[Episode, ...]
-    kind: Literal["video", "lerobot"] = "video"
+    episodes: tuple[Episode, ...] = ()
     cameras: tuple[str, ...] = ("video",)
-    action: ActionSpec | None = None
-    columns: tuple[str, ...] = ()
 
-    def action_spec(self, name: str) -> ActionSpec | None:
-        """None: plain video has no actions."""
-        return None
+    @property
+    def name(self) -> str:
+        return str(self.root)
 
-    def width(self, name: str) -> int | None:
-        """None: plain video has no features."""
-        return None
+    @property
+    def fps(self) -> float:
+        """The most frequent rate of the files."""
+        return Counter(round(e.fps, 3) for e in self.episodes).most_common(1)[0][0]
 
-    def unseen(self, camera: str) -> dict[int, DecodeError | None]:
-        """See :meth:`lamina.data.dataset.Source.unseen`: none, bad files are left out when the folder is opened."""
-        return {}
+    def fingerprint(self) -> str:
+        """:func:`lamina.data.paths.contents` of the files."""
+        return contents(self.files)
 
     def frames(
         self, episode: Episode, camera: str, start: int, stop: int, size: tuple[int, int] | None = None
     ) -> UInt8[np.ndarray, "n h w 3"]:
-        """See :meth:`lamina.data.dataset.Source.frames`."""
+        """See :meth:`lamina.data.dataset.Dataset.frames`."""
         clock = self.clocks[episode.number]
         times = clock.at(np.arange(start, min(stop, episode.length)))
         return decode(self.files[episode.number], times, size, clock.tolerance)
-
-    def seconds(self, episode: Episode, camera: str) -> float:
-        """See :meth:`lamina.data.dataset.Source.seconds`."""
-        return float(episode.times[-1]) + 1.0 / episode.fps
 
     def column(self, episode: Episode, name: str) -> Float[np.ndarray, "t d"]:
         """Raises LaminaError: plain video has no features."""
@@ -497,7 +490,7 @@ def find_videos(root: Path) -> list[Path]:
     return sorted(once.values(), key=lambda p: p.parts)
 
 
-def open_folder(root: Path, number: int = 0, max_bad: int = 8) -> VideoFolder:
+def open_folder(root: Path, max_bad: int = 8) -> VideoFolder:
     """Index a folder of video, or one file. A bad file is named in a warning and left out, up to ``max_bad``."""
     around = dataset_around(root)
     if around is not None:
@@ -519,7 +512,7 @@ def open_folder(root: Path, number: int = 0, max_bad: int = 8) -> VideoFolder:
         warnings.warn(f"left out: {failure}", LaminaWarning, stacklevel=2)
     clocks = tuple(index.clock for _, index in good)
     episodes = [
-        Episode(number, n, str(path), len(index.times), clock.fps, (), clock.stamps, index.keys)
+        Episode(n, str(path), len(index.times), clock.fps, (), clock.stamps, index.keys)
         for n, ((path, index), clock) in enumerate(zip(good, clocks, strict=True))
     ]
     names = [p.name if root.is_file() else p.relative_to(root).as_posix() for p, _ in good]
@@ -530,6 +523,5 @@ def open_folder(root: Path, number: int = 0, max_bad: int = 8) -> VideoFolder:
         codecs=tuple(i.codec for _, i in good),
         formats=tuple(i.format for _, i in good),
         cut=tuple(i.cut for _, i in good),
-        fps=Counter(round(e.fps, 3) for e in episodes).most_common(1)[0][0],
         episodes=split_episodes(episodes, names, root),
     )

@@ -1,8 +1,8 @@
-"""Worlds that we can ask the truth of. Each is a module with ``make(name, variant, size) -> World``, imported when asked for."""
+"""Simulated environments with scripted experts. Each module defines ``make(name, variant, size) -> World`` and is imported on demand."""
 
 from __future__ import annotations
 
-from lamina.envs.base import Observation, Step, World, returns, rollout
+from lamina.envs.base import Observation, Step, World, rollout
 from lamina.envs.registry import SUITES, WORLDS, make
 
-__all__ = ["SUITES", "WORLDS", "Observation", "Step", "World", "make", "returns", "rollout"]
+__all__ = ["SUITES", "WORLDS", "Observation", "Step", "World", "make", "rollout"]

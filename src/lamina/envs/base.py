@@ -1,4 +1,4 @@
-"""What a world is: something that can be reset, stepped, asked for an expert's action, and that shows pictures."""
+"""Environment interface: reset, step, expert action, rendered frames."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ ActionFunction = Callable[[np.random.Generator], Action]
 
 @dataclass(frozen=True)
 class Observation:
-    """What can be seen in one state. The camera ``paired``, where a world has it, shows the same state under another
-    exogenous state."""
+    """What is observed in one state. The camera ``paired``, where a world has it, shows the same state under another exogenous state."""
 
     frames: dict[str, UInt8[np.ndarray, "h w 3"]]
     proprio: Float[np.ndarray, "d"] | None = None
@@ -28,7 +27,7 @@ class Observation:
 
 @dataclass(frozen=True)
 class Step:
-    """``action`` is what was done on seeing ``observation``; ``reward`` and ``done`` are what came of it."""
+    """An observation, the action taken on it, and the reward and end that followed."""
 
     observation: Observation
     action: Action
@@ -88,11 +87,6 @@ def rollout(world: World, policy: ActionFunction, seed: int, episode: int = 0) -
         following, reward, done = world.step(action)
         yield Step(observation, action, reward, done)
         observation = following
-
-
-def returns(world: World, policy: ActionFunction, episodes: int, seed: int = 0) -> Float[np.ndarray, "episodes"]:
-    """The sum of rewards of each episode; ``policy`` is ``world.expert``, ``world.random`` or any function of a generator."""
-    return np.array([sum(step.reward for step in rollout(world, policy, seed, n)) for n in range(episodes)])
 
 
 def resize(frame: UInt8[np.ndarray, "h w 3"], size: ImageSize | None) -> UInt8[np.ndarray, "h2 w2 3"]:

@@ -1,10 +1,10 @@
 """cheetah-run of the DeepMind Control Suite (Tassa et al. 2018), with an expert that needs no training.
 
-The expert is a linear gait: torques that depend on the present state alone, so that whoever sees the state can learn them
-(``worlds/gait.py`` found it). An action, six torques in [-1, 1], is held for four steps of 10 ms. The reward is that of the suite,
+The expert is a linear gait: torques that are a function of the present state, so that a policy of the state can learn them (found by
+``lamina_research/gait.py``). An action, six torques in [-1, 1], is held for four steps of 10 ms. The reward is that of the suite,
 added over those steps: an episode's return is between 0 and 1000.
 
-``cheetah/COLOUR,CAMERA`` draws it under an exogenous state that drifts (``worlds/distraction.py``; 0.5,0.05 is the paper's); its camera
+``cheetah/COLOUR,CAMERA`` draws it under an exogenous state that drifts (``distraction.py``; 0.5,0.05 is the paper's); its camera
 ``paired`` shows the same states under another one. ``cheetah/COLOUR,CAMERA,P_SWITCH`` draws each state anew with that probability a step.
 """
 

@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from lamina.data.episodes import HELD_OUT, SPLITS
-from lamina.data.lerobot.writer import LeRobotWriter, VideoEncoding, check_new
+from lamina.data.lerobot.writer import SMALL_PICTURES, LeRobotWriter, action_feature, camera_feature, check_new
 from lamina.envs.base import Action, ActionFunction, Observation, Step, World, rollout
 from lamina.envs.registry import SUITES, make
 from lamina.errors import LaminaError
@@ -23,8 +23,6 @@ from lamina.types import ImageSize
 from lamina.version import __version__
 
 FRAMES = 3000
-# Pictures of 64 pixels lose 10 dB to colours at half the resolution, and the quality of usual video shows in them.
-ENCODING = VideoEncoding(crf=10, pix_fmt="yuv444p")
 
 
 def collect(
@@ -41,7 +39,7 @@ def collect(
 ) -> Path:
     """Runs the expert of ``world`` and writes what it sees and does to ``out``, which must not exist yet.
 
-    ``world`` is a world or a suite of them (``worlds.SUITES``), whose worlds are then the tasks of one dataset.
+    ``world`` is a world or a suite of them (``lamina.envs.SUITES``), whose worlds are then the tasks of one dataset.
 
     A share of ``noise`` of the actions is random: without that, what follows a frame is a function of the frame. Each
     random action is held for ``hold`` steps: where steps are short, single ones average out before anything moves.
@@ -70,7 +68,7 @@ def collect(
         raise LaminaError(f"noise is a share of the actions: it must be between 0 and 1, got {noise}")
     names = SUITES.get(world, (world,))
     if task is not None and world in SUITES:
-        raise LaminaError(f"'{world}' is a suite, and its worlds are told apart by their tasks: leave out the task")
+        raise LaminaError(f"'{world}' is a suite, and its worlds are distinguished by their tasks: leave out the task")
     check_new(Path(out))
     if frames is None and episodes is None:
         frames = FRAMES
@@ -85,7 +83,7 @@ def collect(
         provenance |= {"tasks": {turn.task: name for turn, name in zip(turns, names, strict=True)}}
         features = _features(places[0], places[0].reset(0))
         writer = stack.enter_context(
-            LeRobotWriter(Path(out), places[0].fps, features, world, ENCODING, {"lamina": provenance})
+            LeRobotWriter(Path(out), places[0].fps, features, world, SMALL_PICTURES, {"lamina": provenance})
         )
         least = 1 if len(turns) == 1 else len(SPLITS)
         wanted = None if frames is None else -(-frames // len(turns))
@@ -161,24 +159,13 @@ def _next_split(counts: dict[str, int]) -> str:
 
 
 def _features(world: World, observation: Observation) -> dict[str, dict[str, Any]]:
-    action = world.action
     features: dict[str, dict[str, Any]] = {
-        f"observation.images.{camera}": {
-            "dtype": "video",
-            "shape": list(observation.frames[camera].shape),
-            "names": ["height", "width", "channels"],
-        }
+        f"observation.images.{camera}": camera_feature(*observation.frames[camera].shape[:2])
         for camera in world.cameras
     }
     if world.proprio:
         features["observation.state"] = {"dtype": "float32", "shape": [world.proprio], "names": None}
-    features["action"] = {
-        "dtype": "float32" if action.continuous else "int64",
-        "shape": [action.dim],
-        "names": list(action.names),
-    }
-    if action.discrete:
-        features["action"]["num_classes"] = action.discrete[0] if action.dim == 1 else list(action.discrete)
+    features["action"] = action_feature(world.action) | {"names": list(world.action.names)}
     features["next.reward"] = {"dtype": "float32", "shape": [1], "names": None}
     features["next.done"] = {"dtype": "bool", "shape": [1], "names": None}
     return features
@@ -201,7 +188,7 @@ def _videos(world: World, steps: list[Step]) -> dict[str, Iterable[np.ndarray]]:
 
 @contextmanager
 def _unwound_when_killed() -> Iterator[None]:
-    """SIGTERM leaves by an exception, as Ctrl-C does: worlds end their processes and half a dataset is removed."""
+    """Converts SIGTERM to SystemExit so that cleanup runs: worlds end their processes, and a partial dataset is removed."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

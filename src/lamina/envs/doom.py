@@ -1,7 +1,7 @@
 """ViZDoom (Kempka et al. 2016): first-person scenarios, one discrete action space for all of them, scripted experts.
 
 A decision lasts five tics of Doom's 35 a second, so that the frame rate, 7, is a whole number. Experts read positions and
-walls from the engine. Adding a scenario is one line in SCENARIOS (and its name in ``worlds.WORLDS``).
+walls from the engine. Adding a scenario is one line in SCENARIOS (and its name in ``registry.WORLDS``).
 
 Mean returns and standard errors of 50 episodes of seed 0. The random policy draws from the actions that the scenario's own
 configuration has (``Scenario.actions``), uniformly; every scenario understands all nine. None had to be left out of the suite

@@ -1,7 +1,6 @@
 """Scripted experts of the Doom scenarios: functions from the engine's state to the name of an action.
 
-They may read what no picture shows. They keep no plan from one decision to the next, so that actions which are replaced
-by others, as collecting does, never put them out of step.
+They may read state that the frames do not show. They are stateless, so that the random actions of collecting do not disturb them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""MuJoCo pictures without a display, and without the effects that nobody sees at 64 pixels and that cost nine tenths of the time."""
+"""MuJoCo rendering without a display, and without effects that are invisible at 64 pixels and take nine tenths of the time."""
 
 from __future__ import annotations
 

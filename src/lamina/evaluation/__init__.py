@@ -1,1 +1,1 @@
-"""What a model is worth: probes with their controls, a verdict, and the report."""
+"""Evaluation of a trained model: probes with their controls, a verdict, and the report."""

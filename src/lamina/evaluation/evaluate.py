@@ -1,8 +1,7 @@
-"""Stage 4: every probe on held-out episodes, with its controls, and a verdict in plain words -> RUN/evaluation.json."""
+"""Stage 4: all probes that a model allows on held-out episodes, with controls, and a verdict in plain words -> RUN/evaluation.json."""
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import datetime
 import hashlib
@@ -17,8 +16,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from lamina.data.dataset import Data, name_of
 from lamina.data.paired import MIN_TRANSITIONS, same_states
-from lamina.data.sampling import ActionsOf, DataConfig, feature_width, open_source
+from lamina.data.sampling import ActionsOf, DataConfig, count_transitions, feature_width, open_source
 from lamina.data.stream import sample_split
 from lamina.device import DeviceName, Precision, autocast, pick_device
 from lamina.errors import LaminaError
@@ -27,30 +27,38 @@ from lamina.evaluation.probes.exogenous import PairedLatents, SwapScore, swap, v
 from lamina.evaluation.probes.leakage import leakages
 from lamina.evaluation.probes.linear_probe import LinearScore, linear_probe, pixel_features
 from lamina.evaluation.probes.reconstruction import ReconstructionScore, reconstruct
-from lamina.evaluation.probes.structure import STATE, held_out, horizon_rows, measure_model, structure_rows, unlabelled
+from lamina.evaluation.probes.structure import STATE, held_out, horizon_rows, measure_sides, structure_rows, unlabelled
 from lamina.evaluation.probes.trajectory import Trajectory, trajectories
-from lamina.evaluation.probes.translation import TranslationScore, controls, score_translator
+from lamina.evaluation.probes.translation import (
+    TranslationScore,
+    controls,
+    encode_labels,
+    fit_translator,
+    prefix_of,
+    score_translator,
+)
+from lamina.evaluation.record import Evaluation, evaluation_of
 from lamina.evaluation.verdict import in_order, judge_exogenous, judge_leakage, summary, verdict
-from lamina.files import checkpoint_hash, disk_errors, locked, partial_path, to_json, write_text
-from lamina.images import to_float
-from lamina.inference.encode import encode_clip, observe
-from lamina.inference.subject import random_weights_subject, subject_of
+from lamina.files import Scratch, checkpoint_hash, disk_errors, locked, partial_path, write_text
+from lamina.inference.encode import in_batches
+from lamina.inference.subject import RANDOM, Subject, subject_of
 from lamina.intervals import Estimate, bootstrap_mean, bootstrap_ratio
 from lamina.models import code_usage as codes
-from lamina.models.calibration import random_weights
 from lamina.models.heads import ActionHead, Translator, TranslatorConfig
 from lamina.models.hub import LatentActionModel, model_folder
 from lamina.options import check_options
 from lamina.training.alignment import load_translator, training_of
-from lamina.training.labelled import ActionTarget, actions_of, encode_labels, probe_data, warn_multi_action
+from lamina.training.heads import head_training
+from lamina.training.labelled import ActionTarget, actions_of, parse_labels, probe_data, warn_multi_action
 from lamina.training.log import read_log
+from lamina.training.settings import TrainConfig
 from lamina.types import ActionSpec, Clip
 from lamina.version import __version__
 
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """How much held-out data the probes see."""
+    """Options of an evaluation: how much held-out data the probes see, and which."""
 
     transitions: int = 1024
     """test transitions for translators, linear probes and code statistics"""
@@ -61,11 +69,15 @@ class EvaluateConfig:
     structure: int = 256
     """test windows for the probes of the latent's structure; 0 leaves them out"""
     environments: tuple[str, ...] = ()
-    """other places than --data, for the leakage probe: datasets or videos, or DATASET:CAMERA"""
+    """environments beside --data, for the leakage probe: datasets or videos, or DATASET:CAMERA"""
     camera: str | None = None
     paired: str | None = None
     """camera that shows the same states under another exogenous state; default: the one called paired, where there is one"""
     action: str = "action"
+    labels: str | None = None
+    """train a translator on so many labelled transitions (120, or 5%), where the model has none yet"""
+    translator_steps: int = 600
+    """training steps of that translator and of its controls"""
     actions: ActionsOf | None = None
     """of the actions taken in the gap of a latent: first, mean or chunk; default: as the translator was aligned, else the first"""
     scratch_steps: int | None = None
@@ -80,7 +92,7 @@ class EvaluateConfig:
 
 #: Episodes whose norm trajectory is drawn, and at how many frames.
 EPISODES, POINTS = 3, 60
-#: What the pictures of a run show.
+#: The pictures that are drawn, with titles and captions.
 PICTURES = [
     {
         "file": "pictures/prefix.png",
@@ -112,46 +124,77 @@ def prefixes_of(slots: int) -> tuple[int, ...]:
     return tuple(sorted({2**i for i in range(slots.bit_length()) if 2**i <= slots} | {slots}))
 
 
-def evaluate(run: Path, path: str, config: EvaluateConfig) -> Path:
-    """Probe RUN's model (and translator, if it has one) on the test split of ``path``; writes RUN/evaluation.json and pictures."""
+def evaluate(subject: Subject | str | Path, path: Data, config: EvaluateConfig, out: Path | None = None) -> Evaluation:
+    """Probe a model on the test split of ``path``, with controls.
+
+    ``subject``: a run folder, with its translator if it has one, or any Subject. Writes OUT/evaluation.json and OUT/pictures; ``out``: a
+    run's own folder by default; nothing is kept of another subject's evaluation without it.
+    Raises LaminaError for a damaged model, data that cannot be read, and options that do not fit the subject.
+    """
     device = pick_device(config.device)
-    out, pictures = run / "evaluation.json", run / "pictures"
-    drawn = partial_path(pictures)
-    with locked(out), autocast(device, config.precision):
-        shutil.rmtree(drawn, ignore_errors=True)  # what a killed evaluation left
-        try:
-            record, model, metrics = _evaluate(run, path, config, device, drawn)
-            for picture in record["pictures"] + record["structure_pictures"]:
-                content = (drawn / Path(picture["file"]).name).read_bytes()
-                picture["sha256"] = hashlib.sha256(content).hexdigest()
-            write_text(drawn / out.name, to_json(record, indent=1) + "\n")
-            # Nothing from here on needs room on the disk: pictures and record change together, or not at all.
-            with disk_errors(out):
-                shutil.rmtree(pictures, ignore_errors=True)
-                drawn.replace(pictures)
-                (pictures / out.name).replace(out)
-        finally:
-            shutil.rmtree(drawn, ignore_errors=True)
-        model.write_metrics(model_folder(run), metrics)
-    return out
+    run: _Run | None = None
+    with Scratch() as scratch, autocast(device, config.precision):
+        folder = out or Path(scratch if isinstance(subject, Subject) else subject)
+        target, pictures = folder / "evaluation.json", folder / "pictures"
+        drawn = partial_path(pictures)
+        with locked(target):
+            shutil.rmtree(drawn, ignore_errors=True)  # what a killed evaluation left
+            try:
+                if isinstance(subject, Subject):
+                    record, metrics = _evaluate(subject, None, folder, path, config, drawn)
+                else:
+                    run = _Run.load(Path(subject), device, path)
+                    record, metrics = _evaluate(subject_of(run.model), run, folder, path, config, drawn)
+                for picture in record["pictures"] + record["structure_pictures"]:
+                    content = (drawn / Path(picture["file"]).name).read_bytes()
+                    picture["sha256"] = hashlib.sha256(content).hexdigest()
+                evaluation = evaluation_of(record)
+                write_text(drawn / target.name, evaluation.to_json() + "\n")
+                # Nothing from here on needs room on the disk: pictures and record change together, or not at all.
+                with disk_errors(target):
+                    shutil.rmtree(pictures, ignore_errors=True)
+                    drawn.replace(pictures)
+                    (pictures / target.name).replace(target)
+            finally:
+                shutil.rmtree(drawn, ignore_errors=True)
+            if run:
+                run.model.write_metrics(run.model_path, metrics)
+    return evaluation
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A run folder and its model."""
+
+    path: Path
+    model_path: Path
+    model: LatentActionModel
+
+    @classmethod
+    def load(cls, path: Path, device: str, data: Data) -> _Run:
+        """Raises LaminaError without a model, and for one that does not read RGB frames."""
+        folder = model_folder(path)
+        model = LatentActionModel.from_pretrained(str(folder)).to(device)
+        probe_data(model, data)
+        return cls(path, folder, model)
 
 
 def _evaluate(
-    run: Path, path: str, config: EvaluateConfig, device: str, drawn: Path
-) -> tuple[dict[str, Any], LatentActionModel, dict[str, float]]:
-    """The record, with pictures in the folder ``drawn``; the model; and its headline figures."""
-    folder = model_folder(run)
-    model = LatentActionModel.from_pretrained(str(folder)).to(device)
-    aligned = load_translator(run / "translator") if (run / "translator" / "translator.json").exists() else None
+    subject: Subject, run: _Run | None, out: Path, path: Data, config: EvaluateConfig, drawn: Path
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """The record, with pictures in the folder ``drawn``; and the headline figures of the model card. ``run``: of a model of ours."""
+    aligned = _aligned(run.path if run else None, config)
     actions = config.actions or (aligned[1]["actions"] if aligned else "first")
-    if aligned and actions != aligned[1]["actions"]:
-        raise LaminaError(
-            f"{run / 'translator'}: was aligned to the {aligned[1]['actions']} of a gap's actions; leave out --actions, or align again"
-        )
-    prefixes = prefixes_of(model.config.slots)
+    if aligned and aligned[1]["data"] == name_of(path):
+        aligned[1]["data"] = path  # the labels of a Dataset cannot be opened by its name
+    prefixes = prefixes_of(subject.slots) if subject.prefix else (subject.slots,)
     source = open_source(path)
     paired = config.paired or next((c for c in source.cameras if c.endswith(".paired") and c != config.camera), None)
-    data = dataclasses.replace(probe_data(model, path, config.camera, config.action, actions), paired=paired)
+    gap = subject.label_gap
+    data = DataConfig(
+        (path,), subject.image, gap=(gap, gap), camera=config.camera, action=config.action, actions=actions
+    )
+    data = dataclasses.replace(data, paired=paired)
     test = sample_split(data, "test", config.transitions)
     bar = tqdm(total=6, desc="evaluate", unit="probe", dynamic_ncols=True)
     notes = []
@@ -159,44 +202,44 @@ def _evaluate(
         notes.append("The test split has fewer than 5 episodes: intervals are over transitions and too narrow.")
 
     small = test[torch.linspace(0, len(test) - 1, min(len(test), config.reconstructions)).long()]
-    pictures = model.config.space == "pixels"
-    reconstruction = reconstruct(model, small, prefixes) if pictures else []
-    if not pictures:
-        notes.append(f"This model predicts {model.config.space}, not pixels: there is no picture to show or to score.")
-    elif reconstruction[0].lpips is None:
+    reconstruction = reconstruct(subject, small, prefixes) if subject.pictures else []
+    if subject.predicts != "pixels":
+        notes.append(f"This model predicts {subject.predicts}, not pixels: there is no picture to show or to score.")
+    elif reconstruction and reconstruction[0].lpips is None:
         notes.append("LPIPS is not available: its weights are not on this machine.")
+    notes += left_out(subject) if run is None else []
     bar.update()
-    if pictures:
-        prefix_picture(model, test, prefixes, drawn / "prefix.png")
-        transfer_picture(model, test, drawn / "transfer.png")
+    if subject.pictures:
+        prefix_picture(subject, test, prefixes, drawn / "prefix.png")
+        transfer_picture(subject, test, drawn / "transfer.png")
     bar.update()
-    structure = structural_probes(model, data, config.structure, drawn, notes)
+    structure = structural_probes(subject, data, config.structure, drawn, notes)
     bar.update()
-    leaks = leakage_probes(model, data, config.environments, config.transitions)
+    leaks = leakage_probes(subject, data, config.environments, config.transitions)
 
     record: dict[str, Any] = {
         "format": 1,
         "lamina": __version__,
-        "method": model.provenance.method,
-        "run": str(run),
-        "checkpoint": checkpoint_hash(folder),
+        "method": subject.name,
+        "run": str(run.path if run else out),
+        "checkpoint": checkpoint_hash(run.model_path) if run else None,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "data": {
-            "path": path,
+            "path": name_of(path),
             "split": "test",
             "episodes": len(test.episode.unique()),
             "transitions": len(test),
             "fps": source.fps,
-            "trained_on": list(model.provenance.data),
+            "trained_on": list(subject.trained_on),
         },
-        "gap_seconds": list(model.provenance.gap_seconds),
-        "slots": model.config.slots,
+        "gap_seconds": list(subject.gap_seconds),
+        "slots": subject.slots,
         "prefixes": list(prefixes),
-        "codes": code_statistics(model, test),
+        "codes": code_statistics(subject, test),
         "reconstruction": [_reconstruction_row(s, small) for s in reconstruction],
         "structure": structure,
         "leakage": leaks,
-        "training": training_curve(run / "log.jsonl"),
+        "training": training_curve(run.path / "log.jsonl") if run else None,
     }
     bar.update()
     translation: list[TranslationScore] = []
@@ -204,21 +247,23 @@ def _evaluate(
     if test.action is None:
         notes.append("This data has no actions: the translator and the linear probe were not run.")
     else:
-        spanned = actions_of(data)
-        warn_multi_action(data, spanned)
-        notes.append(_told(data, spanned))
-        lengths = prefixes_of(model.config.action_length)
+        target = actions_of(data)
+        warn_multi_action(data, target)
+        notes.append(_actions_note(data, target))
         filling = unlabelled(data)
-        linear = linear_probes(model, sample_split(data, "train", config.linear), test, spanned.label, lengths, filling)
+        linear = linear_probes(subject, sample_split(data, "train", config.linear), test, target.label, filling)
         bar.update()
-        if aligned:
-            scores, budget = translator_probes(run, model, test, spanned, aligned, config, filling)
-            translation += scores
-            note = aligned[1]
-            record |= {"labels": note["labels"], "label_episodes": note["label_episodes"], "budget": budget}
-            record["translator_curve"] = translator_curve(run / "translator" / "training" / "log.jsonl")
+        if aligned and run:
+            translation, budget = run_translators(run, test, target, aligned, config, filling)
+            record |= {"labels": aligned[1]["labels"], "label_episodes": aligned[1]["label_episodes"], "budget": budget}
+            record["translator_curve"] = translator_curve(run.path / "translator" / "training" / "log.jsonl")
+        elif config.labels:
+            translation, trained = new_translator(subject, data, test, target, config, filling)
+            record |= trained
+        elif run:
+            notes.append(f"No translator yet: run lamina align {run.path} --data DATASET, then evaluate again.")
         else:
-            notes.append(f"No translator yet: run lamina align {run} --data DATASET, then evaluate again.")
+            notes.append("No translator: evaluate again with --labels 120, or another number of labelled transitions.")
     bar.update(6 - bar.n)
     bar.close()
     record["translator"] = [_translation_row(s, test) for s in translation]
@@ -226,27 +271,55 @@ def _evaluate(
         {"name": name, "role": role, "k": k, "nmse": s.nmse.to_dict(), "accuracy": _maybe(s.accuracy)}
         for name, role, k, s in linear
     ]
-    record["structure_pictures"] = [dict(COMPOSED)] if structure and pictures else []
-    record["pictures"] = [dict(picture) for picture in PICTURES] if pictures else []
+    record["structure_pictures"] = [dict(COMPOSED)] if structure and subject.pictures else []
+    record["pictures"] = [dict(picture) for picture in PICTURES] if subject.pictures else []
     record["notes"] = notes
     findings = verdict(
         reconstruction, small, translation, test, record.get("labels", 0), record["codes"]["warnings"], structure
     )
-    seen = None
+    compared = None
     if paired:
-        seen = swap(model, small) if pictures else views(model, small)
-        record["exogenous"] = exogenous_rows(seen, small)
-    if isinstance(seen, SwapScore):
-        swap_picture({"": seen}, drawn / "swap.png")
+        compared = swap(subject, small) if subject.pictures else views(subject, small)
+        record["exogenous"] = exogenous_rows(compared, small)
+    if isinstance(compared, SwapScore):
+        swap_picture({"": compared}, drawn / "swap.png")
         record["pictures"].append(dict(SWAP))
     alike = same_states(test) if paired and len(test) >= MIN_TRANSITIONS else None
     findings += judge_leakage(leaks)
-    findings += judge_exogenous(seen, small, alike, test.action is not None)
+    findings += judge_exogenous(compared, small, alike, test.action is not None)
     record["verdict"], record["summary"] = in_order(findings), summary(findings)
-    return record, model, headline(reconstruction, translation)
+    return record, headline(reconstruction, translation)
 
 
-def _told(data: DataConfig, actions: ActionTarget) -> str:
+def _aligned(run: Path | None, config: EvaluateConfig) -> tuple[Translator, dict[str, Any]] | None:
+    """RUN's translator and its record, where there is one. Raises LaminaError for options that do not fit it."""
+    folder = run / "translator" if run else None
+    if folder is None or not (folder / "translator.json").exists():
+        return None
+    translator, note = load_translator(folder)
+    if config.labels:
+        raise LaminaError(f"{folder}: is trained already; leave out --labels, or delete that folder")
+    if config.actions not in (None, note["actions"]):
+        raise LaminaError(
+            f"{folder}: was aligned to the {note['actions']} of a gap's actions; leave out --actions, or align again"
+        )
+    return translator, note
+
+
+def left_out(subject: Subject) -> list[str]:
+    """What was not measured of a subject, or otherwise than of a model of ours, and why; one sentence each."""
+    lacks = {
+        "has no decoder: reconstruction, transfer, swap and the use of the latent were not measured": subject.decode is None,
+        "has no codebook: the use of its codes was not measured": subject.index is None or subject.codebook_size is None,
+        "has no prefixes: everything is measured on whole latents": subject.slots > 1 and subject.prefix is None,
+        "has no random-weights control: how much training adds to its architecture is not known": subject.control is None,
+        "names no architecture of ours: observation-only and the inverse dynamics model train Lamina's tiny encoder instead":
+            subject.config is None,
+    }  # fmt: skip
+    return [f"{subject.name} {text}." for text, missing in lacks.items() if missing]
+
+
+def _actions_note(data: DataConfig, actions: ActionTarget) -> str:
     """Which actions the labels are, in a sentence."""
     if actions.spanned == 1:
         return f"A latent spans {data.gap[0]:g} s: one action."
@@ -254,38 +327,37 @@ def _told(data: DataConfig, actions: ActionTarget) -> str:
     return f"A latent spans {data.gap[0]:g} s, in which {actions.spanned} actions are taken; what is read off it is {which}."
 
 
-def exogenous_rows(seen: PairedLatents, clip: Clip) -> list[dict[str, Any]]:
-    """What part of the latent's variance is exogenous, and the PSNRs of the swap where there are pictures, as rows of the record."""
-    psnrs = seen.psnrs() if isinstance(seen, SwapScore) else {}
+def exogenous_rows(compared: PairedLatents, clip: Clip) -> list[dict[str, Any]]:
+    """The exogenous shares of the latent's variance, and the PSNRs of the swap where there are pictures, as rows of the record."""
+    psnrs = compared.psnrs() if isinstance(compared, SwapScore) else {}
     rows: list[dict[str, Any]] = [
         {"name": name, "role": "model", "k": None, "psnr": bootstrap_mean(values, clip.episode).to_dict()}
         for name, values in psnrs.items()
     ]
     shares = {
-        "another exogenous state of the next frame": seen.future_share(clip.episode),
-        "another exogenous state of both frames": seen.inconsistency(clip.episode),
+        "another exogenous state of the next frame": compared.future_share(clip.episode),
+        "another exogenous state of both frames": compared.inconsistency(clip.episode),
     }
     return rows + [{"name": n, "role": "model", "k": None, "share": e.to_dict()} for n, e in shares.items()]
 
 
 def structural_probes(
-    model: LatentActionModel, data: DataConfig, limit: int, pictures: Path, notes: list[str]
+    subject: Subject, data: DataConfig, limit: int, pictures: Path, notes: list[str]
 ) -> dict[str, Any] | None:
     """The structural probes' record, and their picture; None, with a note why, where the video is too short or ``limit`` is 0."""
     if limit == 0:
         return None
     try:
-        held = held_out(data, model.provenance, limit)
+        held = held_out(data, subject, limit)
     except LaminaError as error:
         notes.append(f"The latent's structure was not measured: {error}.")
         return None
-    subject = subject_of(model)
-    if model.config.space == "pixels":
+    if subject.pictures:
         composed_picture(subject, held.triplets, pictures / "composed.png")
-    records = measure_model(model, held)
+    records = measure_sides(subject, held)
     source = open_source(data.data[0])
     state = STATE if feature_width(data, STATE) is not None else None
-    paths = trajectories(subject, source, model.config.image[1:], data.camera, state, limit=EPISODES, points=POINTS)
+    paths = trajectories(subject, source, subject.image, data.camera, state, limit=EPISODES, points=POINTS)
     return {
         "stride_seconds": held.stride, "seen": held.seen, "rows": structure_rows(records),
         "over_horizons": horizon_rows(records), "records": records,
@@ -299,33 +371,25 @@ def _trajectory_row(path: Trajectory) -> dict[str, Any]:
     return row | {"r": None if np.isnan(path.r) else path.r}
 
 
-def leakage_probes(
-    model: LatentActionModel, data: DataConfig, environments: Sequence[str], limit: int
-) -> list[dict[str, Any]]:
-    """How well a classifier tells where a latent is from, and the controls, as rows of the record; empty without other environments.
+def leakage_probes(subject: Subject, data: DataConfig, environments: Sequence[str], limit: int) -> list[dict[str, Any]]:
+    """The accuracy of a classifier of environments, and of its controls, as rows of the record; empty without other environments.
 
-    Raises LaminaError without xgboost, or where a place has no test split of its own.
+    Raises LaminaError without xgboost, or where an environment has no test split of its own.
     """
     if not environments:
         return []
-    places = [(data.data[0], data.camera), *map(_place, environments)]
+    sources = [(data.data[0], data.camera), *map(_place, environments)]
     plain = dataclasses.replace(data, action=None, paired=None)
     clips = [
-        sample_split(dataclasses.replace(plain, data=(path,), camera=camera), "test", limit) for path, camera in places
+        sample_split(dataclasses.replace(plain, data=(path,), camera=camera), "test", limit) for path, camera in sources
     ]
-    found = leakages([subject_of(model), random_weights_subject(model, unlabelled(data))], clips)
-    roles = dict(zip(found, ("model", "control", "reference"), strict=True))
+    subjects = {"model": subject} | ({"control": subject.control(unlabelled(data), 1)} if subject.control else {})
+    found = leakages(list(subjects.values()), clips)
     rows: list[dict[str, Any]] = [
-        {
-            "name": name,
-            "role": roles[name],
-            "k": None,
-            "leak": got.accuracy.to_dict(),
-            "leak_unseen": _maybe(got.unseen),
-        }
-        for name, got in found.items()
+        {"name": name, "role": role, "k": None, "leak": got.accuracy.to_dict(), "leak_unseen": _maybe(got.unseen)}
+        for (name, got), role in zip(found.items(), [*subjects, "reference"], strict=True)
     ]
-    chance = 1 / len(places)
+    chance = 1 / len(sources)
     level = {"mean": chance, "low": chance, "high": chance}
     return [*rows, {"name": "chance", "role": "control", "k": None, "leak": level, "leak_unseen": level}]
 
@@ -343,52 +407,54 @@ def headline(reconstruction: list[ReconstructionScore], translation: list[Transl
     return figures
 
 
-def code_statistics(model: LatentActionModel, clip: Clip) -> dict[str, Any]:
-    """Use of the codebook by each slot over the test transitions; empty for a LAM without a codebook."""
-    latent = [model.encode(clip.frames[i : i + 256, 0], clip.frames[i : i + 256, 1]) for i in range(0, len(clip), 256)]
-    if latent[0].index is None:
+@torch.no_grad()
+def code_statistics(subject: Subject, clip: Clip) -> dict[str, Any]:
+    """Use of the codebook by each slot over the test transitions; empty for a subject without a codebook."""
+    if subject.index is None or subject.codebook_size is None:
         return {"codebook": None, "slots": [], "warnings": []}
-    size: int = model.lam.bottleneck.codebook_size  # type: ignore[assignment]
-    uses = codes.slot_use(torch.cat([part.index for part in latent if part.index is not None]), size)
+    index = in_batches(subject.index, clip.frames[:, 0], clip.frames[:, 1], size=256)
+    uses = codes.slot_use(index, subject.codebook_size)
     slots = [{"slot": u.slot, "usage": u.usage, "perplexity": u.perplexity, "dead": u.dead} for u in uses]
-    return {"codebook": size, "slots": slots, "warnings": codes.warnings(uses)}
+    return {"codebook": subject.codebook_size, "slots": slots, "warnings": codes.warnings(uses)}
 
 
 def linear_probes(
-    model: LatentActionModel, train: Clip, test: Clip, spec: ActionSpec, prefixes: tuple[int, ...], filling: Clip
+    subject: Subject, train: Clip, test: Clip, spec: ActionSpec, filling: Clip
 ) -> list[tuple[str, str, int | None, LinearScore]]:
-    """The linear probe on every prefix of the latent action and on the controls, as (name, role, k, score). ``filling``: transitions that
-    fill the statistics of the random-weights encoder."""
+    """The linear probe on every prefix of the latent action and on the controls, as (name, role, k, score).
+
+    ``filling``: transitions that fill the statistics of the random-weights encoder.
+    """
     assert train.action is not None and test.action is not None
     head = ActionHead(spec)
     head.calibrate(train.action[:, 0])
     y, test_y = head.embed(train.action[:, 0]), head.embed(test.action[:, 0])
+    (src, dst), (test_src, test_dst) = ((clip.frames[:, 0], clip.frames[:, 1]) for clip in (train, test))
 
     def probe(a: Tensor, b: Tensor) -> LinearScore:
         return linear_probe(a.flatten(1), y, b.flatten(1), test_y, test.episode, spec)
 
-    z, test_z = encode_clip(model.lam, train), encode_clip(model.lam, test)
-    prefix = copy.deepcopy(model.lam.prefix).cpu()
+    z, test_z = subject.slotted(src, dst), subject.slotted(test_src, test_dst)
+    full, prefix = z.shape[1], prefix_of(subject, z)
+    lengths = prefixes_of(full) if subject.prefix else (full,)
     with torch.no_grad():
         rows: list[tuple[str, str, int | None, LinearScore]] = [
-            (model.provenance.method, "model", k, probe(prefix(z, k), prefix(test_z, k))) for k in prefixes
+            (subject.name, "model", k, probe(prefix(z, k), prefix(test_z, k))) for k in lengths
         ]
-    random = random_weights(model.config, filling, seed=1).to(model.device)
-    full = model.config.action_length
     order, test_order = (torch.randperm(len(x), generator=torch.Generator().manual_seed(0)) for x in (z, test_z))
     rows.append(("shuffled latents", "control", full, probe(z[order], test_z[test_order])))
-    rows.append(("copy-frame", "control", None, probe(observe(model.lam, train), observe(model.lam, test))))
-    rows.append(
-        ("random-weights encoder", "control", full, probe(encode_clip(random, train), encode_clip(random, test)))
-    )
-    pixels = pixel_features(to_float(train.frames), to_float(test.frames), z[0].numel())
+    still = probe(subject.actions(src, src), subject.actions(test_src, test_src))
+    rows.append(("copy-frame", "control", None, still))
+    if subject.control:
+        random = subject.control(filling, 1)
+        rows.append((RANDOM, "control", full, probe(random.actions(src, dst), random.actions(test_src, test_dst))))
+    pixels = pixel_features(train.frames, test.frames, z[0].numel())
     rows.append(("plain pixels of the pair", "reference", None, probe(*pixels)))
     return rows
 
 
-def translator_probes(
-    run: Path,
-    model: LatentActionModel,
+def run_translators(
+    run: _Run,
     test: Clip,
     actions: ActionTarget,
     aligned: tuple[Translator, dict[str, Any]],
@@ -400,37 +466,78 @@ def translator_probes(
     expected = (actions.spec.discrete, actions.spec.continuous, actions.steps)
     if (translator.spec.discrete, translator.spec.continuous, translator.steps) != expected:
         raise LaminaError(
-            f"{run / 'translator'}: was trained for other actions than this dataset has; align again on it"
+            f"{run.path / 'translator'}: was trained for other actions than this dataset has; align again on it"
         )
-    prefixes, side, observed = prefixes_of(note["slots"]), note["side"], bool(note["observation"])
-    items = encode_labels(model.lam, test, side, observed)
-    name = model.provenance.method
-    scores = score_translator(translator, model.lam.prefix, items, prefixes, name, "model")
-    if (run / "joint" / "translator.json").exists():
-        joint = LatentActionModel.from_pretrained(str(run / "joint" / "model")).to(model.device)
-        head, joint_note = load_translator(run / "joint")
+    subject = subject_of(run.model, note["side"])
+
+    def scores_of(translator: Translator, read: Subject, note: dict[str, Any], name: str) -> list[TranslationScore]:
+        items = encode_labels(read, test, bool(note["observation"]))
+        prefix = prefix_of(read, items.z)
+        return score_translator(translator, prefix, items, prefixes_of(note["slots"]), name, "model")
+
+    scores = scores_of(translator, subject, note, subject.name)
+    if (run.path / "joint" / "translator.json").exists():
+        joint = LatentActionModel.from_pretrained(str(run.path / "joint" / "model")).to(run.model.device)
+        head, joint_note = load_translator(run.path / "joint")
         if (head.spec, head.steps) == (translator.spec, translator.steps):
-            again = encode_labels(joint.lam, test, joint_note["side"], bool(joint_note["observation"]))
-            scores += score_translator(
-                head, joint.lam.prefix, again, prefixes_of(joint_note["slots"]), f"{name}, joint", "model"
-            )
-    tasks = tuple(note["tasks"])
-    labelled_data = probe_data(model, note["data"], note["camera"], note["action"], note["actions"])
+            read = subject_of(joint, joint_note["side"])
+            scores += scores_of(head, read, joint_note, f"{subject.name}, joint")
+    labelled_data = probe_data(run.model, note["data"], note["camera"], note["action"], note["actions"])
+    labelled_data = dataclasses.replace(labelled_data, tasks=tuple(note["tasks"]))
     training = training_of(note, device=config.device, precision=config.precision)
-    labels = sample_split(
-        dataclasses.replace(labelled_data, tasks=tasks),
-        "train",
-        note["labels"],
-        seed=training.seed,
-        require_action=True,
+    labels = sample_split(labelled_data, "train", note["labels"], seed=training.seed, require_action=True)
+    rest, budget = with_controls(
+        subject, labels, test, actions, TranslatorConfig(**note["config"]), training, config, filling
     )
+    return scores + rest, budget
+
+
+def new_translator(
+    subject: Subject,
+    data: DataConfig,
+    test: Clip,
+    actions: ActionTarget,
+    config: EvaluateConfig,
+    filling: Clip,
+) -> tuple[list[TranslationScore], dict[str, Any]]:
+    """A translator trained on ``config.labels`` transitions of the training split with the defaults of `lamina align`, and the controls;
+    and the record's parts on labels, budget and curve."""
+    training, heads = (
+        head_training(config.translator_steps, 0, device=config.device, precision=config.precision),
+        TranslatorConfig(),
+    )
+    number = parse_labels(config.labels or "", count_transitions(data, "train"))
+    labels = sample_split(
+        dataclasses.replace(data, paired=None), "train", number, seed=training.seed, require_action=True
+    )
+    items, held_out_items = encode_labels(subject, labels), encode_labels(subject, test)
+    prefix = prefix_of(subject, items.z)
+    with Scratch() as scratch:
+        translator = fit_translator(prefix, items, actions, heads, training, Path(scratch))
+        curve = translator_curve(Path(scratch) / "log.jsonl")
+    lengths = prefixes_of(prefix.slots) if subject.prefix else (items.z.shape[1],)
+    scores = score_translator(translator, prefix, held_out_items, lengths, subject.name, "model")
+    rest, budget = with_controls(subject, labels, test, actions, heads, training, config, filling)
+    counts = {"labels": len(labels), "label_episodes": len(labels.episode.unique())}
+    return scores + rest, {**counts, "budget": budget, "translator_curve": curve}
+
+
+def with_controls(
+    subject: Subject,
+    labels: Clip,
+    test: Clip,
+    actions: ActionTarget,
+    heads: TranslatorConfig,
+    training: TrainConfig,
+    config: EvaluateConfig,
+    filling: Clip,
+) -> tuple[list[TranslationScore], dict[str, Any]]:
+    """The controls of a translator, trained as it was, and the training budget of all."""
     steps = config.scratch_steps or training.steps
     scratch = dataclasses.replace(training, steps=steps, checkpoint_every=steps)
-    heads = TranslatorConfig(**note["config"])
-    scores += controls(model.lam, labels, test, actions, heads, training, filling, side, scratch)
+    scores = controls(subject, labels, test, actions, heads, training, filling, scratch)
     shared = {"batch": training.batch, "lr": training.lr, "validate_every": training.validate_every}
-    budget = {"steps": training.steps, "scratch_steps": steps, "condition": heads.condition, **shared}
-    return scores, budget
+    return scores, {"steps": training.steps, "scratch_steps": steps, "condition": heads.condition, **shared}
 
 
 def training_curve(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Pictures of what a model makes: look at them before you believe a number."""
+"""Figures of reconstructions, transfers and swaps."""
 
 from __future__ import annotations
 
@@ -7,20 +7,17 @@ from pathlib import Path
 
 import matplotlib
 import torch
-from jaxtyping import Int, UInt8
+from jaxtyping import Int
 from torch import Tensor
 
 from lamina.evaluation.probes.exogenous import SwapScore
-from lamina.evaluation.probes.horizon import elsewhere
+from lamina.evaluation.probes.horizon import other_episode
 from lamina.files import disk_errors
-from lamina.inference.subject import Subject
-from lamina.models.hub import LatentActionModel
+from lamina.inference.subject import Images, Subject
 from lamina.types import Clip
 
 matplotlib.use("Agg")
 from matplotlib.figure import Figure
-
-Images = UInt8[Tensor, "n c h w"]
 
 
 def grid(path: Path, columns: list[str], pictures: list[Images], caption: str = "", names: Sequence[str] = ()) -> None:
@@ -43,30 +40,31 @@ def grid(path: Path, columns: list[str], pictures: list[Images], caption: str = 
         figure.savefig(path)
 
 
-def telling(clip: Clip, count: int) -> Int[Tensor, "count"]:
-    """Transitions with something to see, by rule and not by taste: evenly spread over the upper half of pixel change."""
+def most_changed(clip: Clip, count: int) -> Int[Tensor, "count"]:
+    """Transitions for figures: evenly spaced in the upper half of pixel change."""
     change = (clip.frames[:, 0].float() - clip.frames[:, 1].float()).abs().flatten(1).mean(1)
     order = change.argsort()
     places = torch.linspace(0.5, 0.95, count) * (len(order) - 1)
     return order[places.round().long()]
 
 
-def prefix_picture(model: LatentActionModel, clip: Clip, prefixes: tuple[int, ...], path: Path, rows: int = 4) -> None:
+def prefix_picture(subject: Subject, clip: Clip, prefixes: tuple[int, ...], path: Path, rows: int = 4) -> None:
     """Source, target, and the prediction from the first k slots, k growing to the right."""
-    chosen = clip[telling(clip, rows)]
+    chosen = clip[most_changed(clip, rows)]
     src, dst = chosen.frames[:, 0], chosen.frames[:, 1]
-    latent = model.encode(src, dst)
-    decoded = [model.decode(src, latent, k).cpu() for k in prefixes]
+    subject = subject.quantised
+    z = subject.latents(src, dst)
+    decoded = [subject.draw(src, subject.truncated(z, k)) for k in prefixes]
     columns = ["$o_t$", "$o_{t+1}$", *[f"k = {k}" for k in prefixes]]
     grid(path, columns, [src, dst, *decoded])
 
 
-def transfer_picture(model: LatentActionModel, clip: Clip, path: Path, rows: int = 4) -> None:
+def transfer_picture(subject: Subject, clip: Clip, path: Path, rows: int = 4) -> None:
     """A latent taken from one transition and applied to a frame of another episode."""
-    chosen = clip[telling(clip, rows)]
+    chosen = clip[most_changed(clip, rows)]
     src, dst = chosen.frames[:, 0], chosen.frames[:, 1]
-    other = clip.frames[elsewhere(clip.episode, chosen.episode), 0]
-    moved = model.decode(other, model.encode(src, dst)).cpu()
+    other = clip.frames[other_episode(clip.episode, chosen.episode), 0]
+    moved = subject.quantised.draw(other, subject.quantised.latents(src, dst))
     columns = ["source $o_t$", "source $o_{t+1}$", "another frame", "same latent", "change"]
     change = (128 + (moved.float() - other.float()) / 2).clamp(0, 255).to(torch.uint8)
     grid(path, columns, [src, dst, other, moved, change])
@@ -81,11 +79,12 @@ def swap_picture(scores: Mapping[str, SwapScore], path: Path) -> None:
 
 
 def composed_picture(subject: Subject, clip: Clip, path: Path, rows: int = 4) -> None:
-    """Triplets: the last frame from its own latent and from the sum of the two short ones, at home and from another episode's frame."""
-    chosen = clip[telling(Clip(clip.frames[:, [0, 2]], clip.time, clip.index, clip.episode), rows)]
+    """Triplets: the last frame decoded from its own latent and from the sum of the two short ones, from its own start and from a frame of
+    another episode."""
+    chosen = clip[most_changed(Clip(clip.frames[:, [0, 2]], clip.time, clip.index, clip.episode), rows)]
     i, j, k = (chosen.frames[:, n] for n in range(3))
     direct, composed = subject.latents(i, k), subject.latents(i, j) + subject.latents(j, k)
-    other = clip.frames[elsewhere(clip.episode, chosen.episode), 0]
+    other = clip.frames[other_episode(clip.episode, chosen.episode), 0]
     drawn = [subject.draw(start, z) for start in (i, other) for z in (direct, composed)]
     columns = [
         "$o_i$",

@@ -1,4 +1,4 @@
-"""The verdict: what the probes found, in plain words, worst news first."""
+"""The verdict: the findings of the probes in plain words, the most severe first."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Finding = tuple[str, str]  # level (bad, warn, good, note) and one plain sentenc
 
 
 def judge_reconstruction(scores: list[ReconstructionScore], clip: Clip) -> Iterator[Finding]:
-    """Is the latent used, and does the prediction beat a copy?"""
+    """Findings on latent usage and on the prediction against a copy of the frame."""
     model = [s for s in scores if s.role == "model"]
     full = model[-1]
     other = next(s for s in scores if s.name == "shuffled latents")
@@ -48,13 +48,13 @@ def judge_reconstruction(scores: list[ReconstructionScore], clip: Clip) -> Itera
 
 
 def judge_translation(scores: list[TranslationScore], clip: Clip, labels: int) -> Iterator[Finding]:
-    """Do the latents tell the actions, beyond what every control tells?"""
+    """Findings on the translator's loss against the strongest control, the references, and the best prefix."""
     ours = [s for s in scores if s.role == "model" and not s.name.endswith("joint")]
-    rivals = [s for s in scores if s.role == "control"]
-    if not ours or not rivals:
+    baselines = [s for s in scores if s.role == "control"]
+    if not ours or not baselines:
         return
     full = ours[-1]
-    strongest = min(rivals, key=lambda s: float(s.loss.mean()))
+    strongest = min(baselines, key=lambda s: float(s.loss.mean()))
     gap = bootstrap_mean(strongest.loss - full.loss, clip.episode)
     figures = f"loss {full.loss.mean():.2f} at k = {full.k} against {strongest.loss.mean():.2f} for '{strongest.name}'"
     if gap.low > 0:
@@ -85,10 +85,10 @@ def judge_translation(scores: list[TranslationScore], clip: Clip, labels: int) -
 def judge_exogenous(
     views: PairedLatents | None, clip: Clip, alike: Estimate | None, actions: bool
 ) -> Iterator[Finding]:
-    """How much of the latent is exogenous, and which remedy fits the data at hand?
+    """Findings on the exogenous share of the latent, with the remedy that the data allows.
 
-    ``views``: none without paired views, and a SwapScore where the model predicts pictures; ``alike``: whether the paired views show
-    the same states; ``actions``: whether the data has labels.
+    ``views``: None without paired views; a SwapScore where the model predicts pictures. ``alike``: the estimate of whether the paired
+    views show the same states. ``actions``: the data has action labels.
     """
     apart = alike is not None and alike.low <= 0
     target = (
@@ -140,22 +140,22 @@ def judge_exogenous(
 
 
 def judge_leakage(rows: list[dict[str, Any]]) -> Iterator[Finding]:
-    """Does the latent say where it was taken? Never a failed check: motion alone can tell much of the place."""
+    """The accuracy of the classifier of environments, as a note: motion alone can identify an environment, so no check can fail."""
     if not rows:
         return
     key = "leak_unseen" if all(row["leak_unseen"] for row in rows) else "leak"
-    told = {row["name"]: row[key]["mean"] for row in rows}
+    accuracy = {row["name"]: row[key]["mean"] for row in rows}
     (own,) = (row["name"] for row in rows if row["role"] == "model")
-    others = ", ".join(f"{name} {value:.0%}" for name, value in told.items() if name != own)
+    others = ", ".join(f"{name} {value:.0%}" for name, value in accuracy.items() if name != own)
     seen = " of episodes that it never saw" if key == "leak_unseen" else ""
     yield (
         "note",
-        f"A classifier{seen} names the environment from the latent in {told[own]:.0%} of the cases ({others}).",
+        f"A classifier{seen} names the environment from the latent in {accuracy[own]:.0%} of the cases ({others}).",
     )
 
 
 def judge_use(structure: dict[str, Any]) -> Iterator[Finding]:
-    """Is the latent used? By the structural probes' own gate, for models that predict no pictures."""
+    """Findings on latent usage by the structural probes, for models that predict no pictures."""
     first = next(record for record in structure["records"] if record["role"] == "model")
     if first["void"]:
         yield (
@@ -171,7 +171,8 @@ def judge_use(structure: dict[str, Any]) -> Iterator[Finding]:
 
 
 def judge_structure(structure: dict[str, Any]) -> Iterator[Finding]:
-    """Do latents add up and reverse? Never a failed check, for most methods do not ask for it, unless they are void."""
+    """Composition and reversal errors, as notes, since most methods do not train for them; a warning where the scores are invalid."""
+    controlled = any(r["role"] == "control" for r in structure["records"])
     for record in (r for r in structure["records"] if r["role"] == "model"):
         if record["void"]:
             yield "warn", f"Structure of the latent ({record['name']}): void, {record['void']}."
@@ -181,27 +182,26 @@ def judge_structure(structure: dict[str, Any]) -> Iterator[Finding]:
         yield (
             "note",
             f"Structure of the latent ({record['name']}): over {last['t']} strides of {structure['stride_seconds']:g} s, sums of short "
-            f"latents miss the long one by {addition:.0%} of its length, and the way back misses the way there by {reversal:.0%}.",
+            f"latents miss the long one by {addition:.0%} of its length, and the way back misses the way there by {reversal:.0%}."
+            + ("" if controlled else " There is no random-weights control to compare with."),
         )
 
 
 def verdict(
     reconstruction: list[ReconstructionScore],
-    shown: Clip,
+    decoded: Clip,
     translation: list[TranslationScore],
     test: Clip,
     labels: int,
     code_warnings: list[str],
     structure: dict[str, Any] | None = None,
 ) -> list[Finding]:
-    """What every evaluation says. ``shown``: the transitions that were decoded; ``test``: those translated."""
-    found = (
-        [*judge_reconstruction(reconstruction, shown)]
-        if reconstruction
-        else [*judge_use(structure)]
-        if structure
-        else []
-    )
+    """The findings of every evaluation. ``decoded``: the transitions that were reconstructed; ``test``: those translated."""
+    found: list[Finding] = []
+    if reconstruction:
+        found += judge_reconstruction(reconstruction, decoded)
+    elif structure:
+        found += judge_use(structure)
     found += judge_translation(translation, test, labels)
     found += judge_structure(structure) if structure else []
     found += [("warn", f"{text[0].upper()}{text[1:]}.") for text in code_warnings]
@@ -209,8 +209,7 @@ def verdict(
 
 
 def summary(findings: list[Finding]) -> str:
-    """The one sentence to remember: what speaks most against the model, if anything does; else what the latents tell of the actions, or
-    whether they are used."""
+    """One sentence: the most severe finding; without a failed check, the one on the actions, or else the first."""
     bad = [text for level, text in findings if level == "bad"]
     actions = [text for _, text in findings if " labels the latents " in text]
     first = [*bad, *actions, *(text for _, text in findings), "Nothing could be measured."]
@@ -218,6 +217,6 @@ def summary(findings: list[Finding]) -> str:
 
 
 def in_order(findings: list[Finding]) -> list[dict[str, str]]:
-    """Findings as {"level", "text"}, worst first."""
+    """Findings as {"level", "text"}, the most severe first."""
     order = ["bad", "warn", "good", "note"]
     return [{"level": level, "text": text} for level, text in sorted(findings, key=lambda f: order.index(f[0]))]

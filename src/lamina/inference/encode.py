@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -18,10 +18,15 @@ from lamina.types import Clip, Latent
 CHUNK = 64  # frames that are embedded at once
 
 
-def frame_pairs(times: Float[np.ndarray, "t"], gap: float) -> tuple[Int[np.ndarray, "t"], Bool[np.ndarray, "t"]]:
-    """For each frame the number of the frame nearest to ``gap`` seconds later (at least one frame), and whether there is one.
+def in_batches(function: Callable[..., Tensor], *tensors: Tensor, size: int) -> Tensor:
+    """``function`` of ``size`` rows of every tensor at a time, its results one after the other."""
+    return torch.cat([function(*rows) for rows in zip(*(x.split(size) for x in tensors), strict=True)])
 
-    Where the episode ends before, the partner is the frame itself: the latent of "nothing happened", marked as not valid.
+
+def frame_pairs(times: Float[np.ndarray, "t"], gap: float) -> tuple[Int[np.ndarray, "t"], Bool[np.ndarray, "t"]]:
+    """The second frame of each frame's pair: the one nearest to ``gap`` seconds later (at least one frame), and whether there is one.
+
+    Where the episode ends before, it is the frame itself, whose latent is that of no change, and the pair is marked as not valid.
     """
     own = np.arange(len(times))
     wanted = times + gap
@@ -42,8 +47,10 @@ def frame_pairs(times: Float[np.ndarray, "t"], gap: float) -> tuple[Int[np.ndarr
 def encode_episode(
     model: LatentActionModel, chunks: Iterator[UInt8[np.ndarray, "n h w 3"]], partner: Int[np.ndarray, "t"]
 ) -> Latent:
-    """Latents of every frame with its partner (t of them, on the CPU), from frames that arrive in order; features are kept only as long
-    as needed."""
+    """Latents of every frame and its ``partner``, the number of the second frame of its pair; t of them, on the CPU.
+
+    ``chunks``: the episode's frames in order. Features of a frame are dropped after its last pair.
+    """
     total, done, start = len(partner), 0, 0
     kept: FrameFeatures | None = None  # frames start, start + 1, ...
     parts: list[Latent] = []
@@ -63,18 +70,19 @@ def encode_episode(
 
 @torch.no_grad()
 def encode_clip(lam: LAM, clip: Clip, side: Side | None = None, batch: int = 256) -> Float[Tensor, "n k d"]:
-    """The latent action of each clip's first pair, on the CPU; ``side`` of the quantiser: the model's own, if None."""
+    """The latent action of each clip's first pair, on the CPU. ``side`` of the quantiser: the model's own, if None."""
     device = next(lam.parameters()).device
     lam.eval()
-    parts = []
-    for i in range(0, len(clip), batch):
-        latent = lam.encode(lam.view(clip[i : i + batch].to(device)), [(0, 1)]).own[0, 1]
-        parts.append(lam.action(latent, side).float().cpu())
-    return torch.cat(parts)
+
+    def actions(rows: Int[Tensor, "b"]) -> Float[Tensor, "b k d"]:
+        latent = lam.encode(lam.view(clip[rows].to(device)), [(0, 1)]).own[0, 1]
+        return lam.action(latent, side).float().cpu()
+
+    return in_batches(actions, torch.arange(len(clip)), size=batch)
 
 
 @torch.no_grad()
 def observe(lam: LAM, clip: Clip, side: Side | None = None) -> Float[Tensor, "n o"]:
-    """What the encoder says of o_t alone: the latent action of the frame against itself."""
+    """The latent action of o_t paired with itself, which depends on the observation alone."""
     still = dataclasses.replace(clip, frames=clip.frames[:, :1].expand(-1, 2, -1, -1, -1))
     return encode_clip(lam, still, side).flatten(1)

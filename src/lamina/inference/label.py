@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from lamina.data.dataset import Data
 from lamina.data.episodes import Episode
-from lamina.data.lerobot.labels import write_labels
+from lamina.data.lerobot.labels import check_shown, empty_labels, write_labels
 from lamina.data.read_ahead import ReadAhead
 from lamina.data.sampling import open_source, source_camera
 from lamina.device import autocast, pick_device
-from lamina.files import checkpoint_hash, locked
+from lamina.files import Scratch, checkpoint_hash, locked
 from lamina.inference.encode import CHUNK, encode_episode, frame_pairs
+from lamina.inference.table import EpisodeColumns, LatentTable
 from lamina.models.config import Side
 from lamina.models.hub import LatentActionModel, model_folder
 from lamina.version import __version__
@@ -29,16 +32,25 @@ def action_columns(model: LatentActionModel, continuous: bool | None = None) -> 
     return columns
 
 
+def _checkpoint(run: Path | LatentActionModel) -> str:
+    """sha256 of a model's weights, as its file has them."""
+    if not isinstance(run, LatentActionModel):
+        return checkpoint_hash(model_folder(run))
+    with Scratch() as folder:
+        run.save_pretrained(folder)
+        return checkpoint_hash(Path(folder))
+
+
 def label(
-    run: Path,
-    path: str,
-    out: Path,
+    run: Path | LatentActionModel,
+    data: Data,
+    out: Path | None = None,
     device: str = "auto",
     precision: str = "fp32",
     camera: str | None = None,
     continuous: bool | None = None,
-) -> Path:
-    """Label every frame of ``path`` with RUN's model; writes a LeRobot dataset at ``out``, which is returned.
+) -> LatentTable:
+    """The latent action of every frame of ``data`` by a run's model, or by a model; with ``out`` also written there as a LeRobot dataset.
 
     Columns, of the slots that are the model's latent action (K of d channels):
 
@@ -50,10 +62,10 @@ def label(
     Interrupted, it resumes when run again.
     Raises LaminaError for a damaged model or video, an ``out`` that exists, a disk that refuses.
     """
-    folder = model_folder(run)
     device = pick_device(device)
-    model = LatentActionModel.from_pretrained(str(folder)).to(device)
-    source = open_source(path)
+    model = run if isinstance(run, LatentActionModel) else LatentActionModel.from_pretrained(str(run))
+    model = model.to(device).eval()
+    source = open_source(data)
     camera = source_camera(source, camera)
     config, gap = model.config, model.provenance.label_gap
     dim, slots = model.lam.dim, range(config.slots)[config.latent_action]
@@ -74,7 +86,7 @@ def label(
         "format": 2,
         "lamina": __version__,
         "method": model.provenance.method,
-        "checkpoint": checkpoint_hash(folder),
+        "checkpoint": None if out is None else _checkpoint(run),
         "latent_action": model.column,
         "gap_seconds": gap,
         "slots": len(slots),
@@ -98,7 +110,22 @@ def label(
             return found | ({"latent_action.index": index.numpy()} if index is not None else {})
 
         try:
-            with locked(out):
-                return write_labels(source, out, features, values, provenance, camera=camera)
+            if out is None:
+                missing = check_shown(source, camera)
+                parts = [
+                    empty_labels(episode, features) if episode.number in missing else values(episode, camera)
+                    for episode in source.episodes
+                ]
+                found: Mapping[str, np.ndarray] = {
+                    name: np.concatenate([part[name] for part in parts]) for name in features
+                }
+            else:
+                with locked(out):
+                    write_labels(source, out, features, values, provenance, camera=camera)
+                source = open_source(out)
+                found = EpisodeColumns(source, tuple(features))
         finally:
             ahead.close()
+    lengths = [episode.length for episode in source.episodes]
+    rows = np.repeat(np.arange(len(lengths)), lengths), np.concatenate([np.arange(length) for length in lengths])
+    return LatentTable(found, *rows, len(slots), model.column, out)

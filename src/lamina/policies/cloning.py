@@ -1,11 +1,12 @@
-"""Policies that see the present frame and the one before: behaviour cloning pi(a | o), and a latent policy pi(z | o) whose latents a
-translator reads. Two frames, because one shows no velocity: whoever must run cannot be cloned from it.
+"""Behaviour cloning pi(a | o), and latent behaviour cloning pi(z | o) whose latents a translator turns into actions.
 
-The latent policy is what *Why Latent Actions Fail* (App. D) evaluates latents with: it is trained on every frame, by regression to the
-latent of the transition that follows, and a translator of few labels turns what it predicts into actions. Behaviour cloning on every label
-is its upper bound.
+Both read two frames, the present one and the one before, because a single frame shows no velocity.
 
-    policy = latent_policy(lam.config, train, held, translator, quick(2000, seed=0), batch=8)  # train, held: labelled(...)
+Latent behaviour cloning is how *Why Latent Actions Fail* (App. D) evaluates latents: it is trained on every frame, by regression to the
+latent of the next transition, and a translator trained on few labels maps its predictions to actions. Behaviour cloning on all labels is
+its upper bound.
+
+    policy = latent_policy(lam.config, train, held, translator, head_training(2000, seed=0), batch=8)  # train, held: encode_labels(...)
     record = rollout_worlds(policy, ["cheetah"], episodes=10, parallel=8)
 """
 
@@ -28,6 +29,7 @@ from lamina.losses.reconstruction import squared_error
 from lamina.models.config import LAMConfig
 from lamina.models.encoders import ENCODERS
 from lamina.models.heads import ActionHead, Translator
+from lamina.policies.base import Observations, Policy
 from lamina.rng import Rng
 from lamina.training.heads import fit_head
 from lamina.training.labelled import LabelledTransitions
@@ -39,7 +41,7 @@ WIDTH = 64  # channels of a slot of the frame's features
 
 @dataclass(frozen=True)
 class FramePairs:
-    """Frames, each after the one before it, and what is to be predicted from both."""
+    """Pairs of successive frames, and the target to be predicted from each pair."""
 
     frames: UInt8[Tensor, "n 2 c h w"]
     target: Float[Tensor, "n o"]
@@ -54,26 +56,26 @@ class FramePairs:
         return FramePairs(self.frames.to(device), self.target.to(device))
 
 
-def preceding(clip: Clip) -> Int[Tensor, "n"]:
-    """The row of the transition that ends where each begins, or its own row where none does."""
+def previous_transition(clip: Clip) -> Int[Tensor, "n"]:
+    """For each transition the row of the one that ends where it begins, or its own row where there is none."""
     ends = {place: row for row, place in enumerate(zip(clip.episode.tolist(), clip.index[:, 1].tolist(), strict=True))}
     begins = enumerate(zip(clip.episode.tolist(), clip.index[:, 0].tolist(), strict=True))
     return torch.tensor([ends.get(place, row) for row, place in begins])
 
 
 def frame_pair_targets(items: LabelledTransitions, target: Float[Tensor, "n ..."]) -> FramePairs:
-    """The first frame of each transition and the one before it (itself, where an episode begins), with what is to be predicted.
+    """The first frame of each transition and the one before it (itself, where an episode begins), with their targets.
 
     Transitions are as long as a decision. Raises LaminaError if the frames were not kept.
     """
     if items.clip is None:
         raise LaminaError("a policy of frames needs the frames: these transitions were kept without them")
     present = items.clip.frames[:, 0]
-    return FramePairs(torch.stack([present[preceding(items.clip)], present], 1), target.flatten(1).float())
+    return FramePairs(torch.stack([present[previous_transition(items.clip)], present], 1), target.flatten(1).float())
 
 
 class FramePairRegressor(nn.Module):
-    """Two frames -> o numbers, by the encoder of a LAM, from scratch."""
+    """Two frames -> o numbers: the encoder of a LAM, newly initialised, and a linear head."""
 
     mean: Tensor
     std: Tensor
@@ -86,7 +88,7 @@ class FramePairRegressor(nn.Module):
         self.register_buffer("std", torch.ones(outputs))
 
     def standardised(self, frames: UInt8[Tensor, "b 2 c h w"]) -> Float[Tensor, "b o"]:
-        """What is predicted, in units of the targets' spread."""
+        """The prediction in standardised units: (target - mean) / std."""
         before, present = self.encoder.embed(to_float(frames).flatten(0, 1)).unflatten(0, (-1, 2)).unbind(1)
         return self.head(self.encoder.compare(before, present).flatten(1))
 
@@ -99,54 +101,52 @@ def train_regressor(
 ) -> tuple[FramePairRegressor, float]:
     """A :class:`FramePairRegressor` by mean squared error, and its error on ``held`` in units of the targets' variance."""
     torch.manual_seed(training.seed)
-    seer = FramePairRegressor(config, train.target.shape[1])
-    seer.mean.copy_(train.target.mean(0))
-    seer.std.copy_(train.target.std(0, correction=0).clamp_min(1e-6))
+    regressor = FramePairRegressor(config, train.target.shape[1])
+    regressor.mean.copy_(train.target.mean(0))
+    regressor.std.copy_(train.target.std(0, correction=0).clamp_min(1e-6))
 
     def losses(module: FramePairRegressor, batch: FramePairs, draws: Rng) -> dict[str, Tensor]:
         return {"action": squared_error(module.standardised(batch.frames), (batch.target - module.mean) / module.std)}
 
     with Scratch() as scratch:
-        loss = fit_head(seer, losses, train, held, training, Path(scratch))
-    return seer.eval(), loss
+        loss = fit_head(regressor, losses, train, held, training, Path(scratch))
+    return regressor.eval(), loss
 
 
-class FramePolicy:
-    """An agent for :func:`lamina.policies.rollout.rollout_worlds` that decides by the present frame and the one of its last decision.
+class FramePolicy(Policy):
+    """Acts on the present frame and the one of its last decision; reads one camera.
 
-    ``read`` turns what the seer predicts for the rows of a batch, and their previous actions, into actions [b a].
+    ``read`` maps the regressor's predictions for a batch, and the previous actions, to actions [b a].
     """
 
     def __init__(
         self,
-        seer: FramePairRegressor,
+        regressor: FramePairRegressor,
         read: Callable[[Float[Tensor, "b o"], Float[Tensor, "b a"]], Float[Tensor, "b a"]],
         spec: ActionSpec,
         image: tuple[int, int, int],
         batch: int = 1,
         decision_seconds: float | None = None,
     ):
-        self.seer, self.read, self.spec, self.image, self.batch = seer, read, spec, image, batch
+        self.regressor, self.read, self.spec, self.image, self.batch = regressor, read, spec, image, batch
         self.decision_seconds = decision_seconds
         self.previous = torch.zeros(batch, spec.dim)
         self.before = torch.zeros(batch, *image, dtype=torch.uint8)
         self.begins = torch.ones(batch, dtype=torch.bool)
 
-    def reset(self, rows: Sequence[int]) -> None:
-        """In these rows an episode begins."""
+    def reset(self, rows: Sequence[int] | None = None) -> None:
+        """See :meth:`Policy.reset`."""
+        rows = range(self.batch) if rows is None else rows
         self.previous[list(rows)] = 0
         self.begins[list(rows)] = True
 
     @torch.no_grad()
-    def act_batch(self, frames: UInt8[np.ndarray, "b h w 3"]) -> Shaped[np.ndarray, "b a"]:
-        """Actions within the space's bounds of [-1, 1] where they are continuous. Raises LaminaError for frames of another shape."""
-        if frames.ndim != 4 or (len(frames), frames.shape[3]) != (self.batch, 3) or frames.dtype != np.uint8:
-            raise LaminaError(
-                f"this policy reads uint8 frames of shape ({self.batch}, height, width, 3), got {frames.dtype} {frames.shape}"
-            )
+    def act_batch(self, observations: Observations | UInt8[np.ndarray, "b h w 3"]) -> Shaped[np.ndarray, "b a"]:
+        """See :meth:`Policy.act_batch`. Continuous actions are clipped to [-1, 1]."""
+        frames = self.first_camera(observations)
         present = torch.from_numpy(resize_frames(frames, self.image[1:])).permute(0, 3, 1, 2)
         self.before[self.begins] = present[self.begins]
-        output = self.seer(torch.stack([self.before, present], 1))
+        output = self.regressor(torch.stack([self.before, present], 1))
         self.before, self.begins = present.clone(), torch.zeros_like(self.begins)
         action = self.read(output, self.previous)
         discrete = len(self.spec.discrete)
@@ -163,16 +163,16 @@ def cloning(
     training: TrainConfig,
     **options: Any,
 ) -> FramePolicy:
-    """Behaviour cloning on every label. Squared error on the actions' embedding: for a discrete one the likeliest class is read."""
+    """Behaviour cloning on all labels, by squared error on the actions' embedding (one-hot for classes, of which the largest is taken)."""
     head = ActionHead(spec)
     head.calibrate(train.action)
-    seer, _ = train_regressor(
+    regressor, _ = train_regressor(
         config,
         frame_pair_targets(train, head.embed(train.action)),
         frame_pair_targets(held, head.embed(held.action)),
         training,
     )
-    return FramePolicy(seer, lambda output, previous: head.read(output), spec, config.image, **options)
+    return FramePolicy(regressor, lambda output, previous: head.read(output), spec, config.image, **options)
 
 
 def latent_policy(
@@ -183,11 +183,13 @@ def latent_policy(
     training: TrainConfig,
     **options: Any,
 ) -> FramePolicy:
-    """pi(z | o) on every transition, which needs no label, and the translator that reads its latents."""
-    seer, _ = train_regressor(config, frame_pair_targets(train, train.z), frame_pair_targets(held, held.z), training)
+    """Latent behaviour cloning: pi(z | o), trained on every transition without labels, and the translator of its latents."""
+    regressor, _ = train_regressor(
+        config, frame_pair_targets(train, train.z), frame_pair_targets(held, held.z), training
+    )
     translator.eval()
 
     def read(z: Tensor, previous: Tensor) -> Tensor:
         return translator.action.read(translator(z, previous))
 
-    return FramePolicy(seer, read, translator.action.spec, config.image, **options)
+    return FramePolicy(regressor, read, translator.action.spec, config.image, **options)

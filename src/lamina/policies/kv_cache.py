@@ -1,4 +1,4 @@
-"""Keys and values of all tokens that a decision may see, for rows (episodes) that may be at different frames."""
+"""Keys and values of all tokens that a decision may attend to, for rows (episodes) that may be at different frames."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class KeyValueCache:
 
         [ codes being generated, backwards | two latest observations | ring of retained observations | ring of code blocks ]
 
-    So who may see what (:func:`lamina.policies.token_model.visible`) follows from the rows' frames alone, and a row that begins again at
-    frame 0 has forgotten everything. Keys are kept as RoPE turned them at their place in the episode: the turn between two tokens
-    depends on their distance alone, and nothing has to change when the context slides.
+    The attention mask (:func:`lamina.policies.token_model.visible`) is then a function of the rows' frame numbers, and a row that is set
+    back to frame 0 attends to nothing of before. Keys are stored with RoPE at their position in the episode: the relative rotation of two
+    tokens depends on their distance only, so nothing changes when the context slides.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""How long does one decision take, for each number of predicted codes? (FlexLAM App. B.6)"""
+"""Time of one decision for each number of predicted codes (FlexLAM App. B.6)."""
 
 from __future__ import annotations
 
@@ -12,18 +12,13 @@ from lamina.policies.token_policy import TokenPolicy
 ROUND = 10  # timed decisions of one k in a row
 
 
-def decision_latency(policy: TokenPolicy, ks: Sequence[int], warmup: int = 20, timed: int = 100) -> dict[int, float]:
-    """Mean wall-clock milliseconds of a decision, for each k. See :func:`decision_times`."""
-    return {k: float(np.mean(times)) for k, times in decision_times(policy, ks, warmup, timed).items()}
-
-
 def decision_times(
     policy: TokenPolicy, ks: Sequence[int], warmup: int = 20, timed: int = 100
 ) -> dict[int, list[float]]:
     """Wall-clock milliseconds of ``timed`` calls of ``act_batch`` with a full context, for each k.
 
     Everything from the uint8 frame to the action is timed. The context is filled first; each k then decides ``warmup`` times
-    untimed. The timed decisions come in rounds in which every k has its turn, so that what else the machine does meets them all.
+    untimed. The timed decisions come in rounds of every k, so that other load on the machine affects all alike.
     """
     ks = sorted({policy.check_k(k) for k in ks})
     height, width = policy.image[1:]
@@ -47,6 +42,6 @@ def decision_times(
     taken: dict[int, list[float]] = {k: [] for k in ks}
     for start in range(0, timed, ROUND):
         for k in ks:
-            decide(k)  # the first one after another k finds other things in the caches of the processor
+            decide(k)  # untimed: after another k the processor's caches are cold
             taken[k] += [decide(k) for _ in range(min(ROUND, timed - start))]
     return taken

@@ -1,8 +1,8 @@
-"""A decoder-only transformer in the style of Qwen3 (arXiv 2505.09388), without any idea of what its tokens are.
+"""A decoder-only transformer in the style of Qwen3 (arXiv 2505.09388); it is agnostic to what its tokens represent.
 
 RMSNorm before each half, rotary positions (RoPE), grouped-query attention whose queries and keys are RMS-normalised per head (QK-norm),
-SwiGLU, no biases. Who may attend to whom is the caller's: ``attend`` gets the queries, keys and values of a layer and returns what was
-read, so that one definition serves training (:func:`planned`), plain causal text (:func:`causal`) and decoding from a cache.
+SwiGLU, no biases. The caller supplies the attention function: ``attend`` maps the queries, keys and values of a layer to its output, so
+that one definition serves training (:func:`planned`), plain causal text (:func:`causal`) and decoding from a cache.
 
 RoPE turns neighbouring channels (2i, 2i + 1) as one complex number; Qwen3's own code turns (i, i + e/2). The two differ by a fixed order
 of the rows of the q and k projections, which no product of a query with a key sees (tests/test_policy_tokens.py undoes it).

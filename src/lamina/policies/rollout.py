@@ -1,8 +1,8 @@
-"""Closed-loop evaluation: what an agent earns in several worlds, and what share of their experts' return that is.
+"""Closed-loop evaluation: returns of a policy in several worlds, and their share of the experts' returns.
 
-Each row of the agent's batch is one environment in a process of its own (``policy/workers.py``). All rows that are in an
-episode decide together; one that ends its episode begins another, of the same world while there are any left, else of the
-world with most of them left for each row on it. The same arguments give the same returns.
+Each row of the policy's batch is one world in a process of its own (``workers.py``). All rows that are in an episode decide together. A
+row that ends its episode begins another: of the same world while any are left, else of the world with most episodes left for each row on
+it. The same arguments give the same returns.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,33 +24,35 @@ from lamina.envs.base import Action
 from lamina.envs.registry import SUITES, make
 from lamina.errors import LaminaError
 from lamina.files import locked, to_json, write_text
+from lamina.policies.base import Observations, Policy
 from lamina.policies.workers import Make, Workers, WorldInfo
 from lamina.types import ActionSpec, ImageSize
 
 SCRIPTED = ("expert", "random")
 MAX_LOST = 0.25  # share of a world's episodes that may be lost to crashes
-TIMING_TOLERANCE = (
-    0.25  # how much the time between decisions may differ from what the agent learned, as a share of the world's
-)
+#: Relative difference that is allowed between the policy's time between decisions and the world's.
+TIMING_TOLERANCE = 0.25
+CAMERA = "image"  # what the one camera of a rollout's observations is called: the worlds' own names differ
 
 
-class Agent(Protocol):
-    """What decides for all environments at once. ``lamina.policies.token_policy.TokenPolicy`` is one.
+class PlainPolicy(Protocol):
+    """Any object with these two methods: a policy of frames alone, without the base class :class:`lamina.policies.base.Policy`.
 
-    Where it also has them, these are held against the worlds: ``spec`` (its ActionSpec), ``image`` ((c, h, w) of its
-    frames), ``decision_seconds`` (the time between two decisions in the data that it learned from), ``chunk`` (actions of a decision).
+    Where it has ``spec``, ``image``, ``decision_seconds`` and ``chunk`` (see Policy), they are checked against the worlds.
     """
 
     def reset(self, rows: Sequence[int]) -> None:
-        """In these rows of the batch an episode begins."""
+        """These rows of the batch begin an episode."""
 
     def act_batch(self, frames: UInt8[np.ndarray, "b h w 3"]) -> Shaped[np.ndarray, "b *n a"]:
-        """One action for each row, whole numbers where the action is discrete; or n in a row, which are carried out before it is asked
-        again."""
+        """The action of each row, or n actions in turn, as :meth:`lamina.policies.base.Policy.act_batch`."""
+
+
+Agent = Policy | PlainPolicy | Literal["expert", "random"]
 
 
 def rollout_worlds(
-    agent: Agent | Literal["expert", "random"],
+    agent: Agent,
     worlds: Sequence[str],
     episodes: int = 50,
     parallel: int = 8,
@@ -61,26 +63,26 @@ def rollout_worlds(
     make: Make = make,
     workers: Workers | None = None,
 ) -> dict[str, Any]:
-    """``episodes`` of each world, played by ``agent``, by the worlds' scripted experts or at random: a record for JSON.
+    """``episodes`` of each world, played by a policy, by the worlds' scripted experts or at random: a record for JSON.
 
-    Episode n of a world starts as in ``worlds.rollout(world, policy, seed, n)``, so the returns of an agent that treats its
-    rows alike do not depend on ``parallel``. The agent gets ``parallel`` frames of ``size`` (height, width) each time, from
-    each world's first camera; a row that has nothing left to do gets its last frame again (zeros before the first), and
-    its action is ignored. An episode that is not over after the world's ``max_steps``, or ``max_steps`` if that is less,
-    is counted as ``truncated``. ``make`` opens a world by name, in the worker. Starting processes costs seconds: to
-    share them between calls give ``workers``, which then decide about ``parallel``, ``size`` and ``make``.
+    Episode n of a world starts as in ``lamina.envs.base.rollout(world, policy, seed, n)``, so the returns of a policy that treats its
+    rows alike do not depend on ``parallel``. A :class:`Policy` gets :class:`Observations` of ``parallel`` frames of ``size`` (height,
+    width) from each world's first camera, and the worlds' tasks; a plain one gets the frames alone. A row without an episode gets its last
+    frame again (zeros before the first), and its action is ignored. An episode that is not over after the world's ``max_steps``, or
+    ``max_steps`` if that is less, is counted as ``truncated``. ``make`` opens a world by name, in the worker. Starting processes costs
+    seconds: to share them between calls give ``workers``, which then determine ``parallel``, ``size`` and ``make``.
 
     The record, per world: ``returns`` and ``lengths`` of the episodes in their order, ``mean`` and ``standard_error``; the
     mean returns of ``expert`` and ``random`` that the world publishes; ``normalized``, the mean in percent of the
     expert's as in FlexLAM (§A.2), and its standard error; ``above_random``, on a scale where random actions are 0 and the
-    expert 100; ``lost``, a line for each lost episode, and ``truncated``, how many were. Over all worlds that publish
+    expert 100; ``lost``, a line for each lost episode; ``truncated``, the number of truncated ones. Over all worlds that publish
     returns: the means of ``normalized`` and ``above_random``. Percent of the expert alone misleads where random actions
     earn less than nothing (Doom's ``basic``, ``my_way_home``) or much (``health_gathering``): read both. ``realtime`` is the
     simulated time of all environments together over the time that it took, the start of the simulators included.
 
-    A simulator that raises, dies or says nothing for two minutes loses its episode and is started again; the rest goes on.
+    A simulator that raises, dies or does not answer for two minutes loses its episode and is started again; the others continue.
 
-    Raises LaminaError for numbers out of range, unknown worlds, an agent that does not fit them (actions, size of frames,
+    Raises LaminaError for numbers out of range, unknown worlds, a policy that does not fit them (actions, size of frames,
     time between decisions), an action outside the space, and when more than a quarter of a world's episodes are lost.
     """
     if isinstance(agent, str) and agent not in SCRIPTED:
@@ -93,13 +95,13 @@ def rollout_worlds(
     if not worlds or len(set(worlds)) < len(worlds):
         raise LaminaError(f"name one or more worlds, each once, got {', '.join(worlds) or 'none'}")
     with ExitStack() as stack:
-        crew = stack.enter_context(Workers(parallel, size, make)) if workers is None else workers
+        workers = stack.enter_context(Workers(parallel, size, make)) if workers is None else workers
         bar = tqdm(total=episodes * len(worlds), unit=" episodes", desc="rollout", disable=not progress)
-        evaluation = _Evaluation(agent, tuple(worlds), episodes, seed, max_steps, crew, stack.enter_context(bar))
+        evaluation = _Evaluation(agent, tuple(worlds), episodes, seed, max_steps, workers, stack.enter_context(bar))
         try:
             return evaluation.run()
         except BaseException:
-            crew.end(evaluation.jobs)  # they are in the middle of an episode
+            workers.end(evaluation.jobs)  # they are in the middle of an episode
             raise
 
 
@@ -118,15 +120,16 @@ def rollout(
     precision: str = "fp32",
     progress: bool = True,
 ) -> dict[str, Any]:
-    """:func:`rollout_worlds` of the latent policy in the folder ``run``, or of ``expert`` or ``random``; written to ``out``.
+    """:func:`rollout_worlds` of the policy in the folder ``run`` (:meth:`Policy.from_run`), or of ``expert`` or ``random``; the record is
+    returned, and written to ``out``.
 
-    A name of ``worlds`` may be that of a suite (``doom-suite``), which stands for all its worlds. ``k`` is the number of
-    latent tokens to decide with (all by default), ``size`` (height, width) that of the frames: the model's own, 64x64 for
-    ``expert`` and ``random``. Raises what rollout_worlds and LatentPolicy.from_run raise.
+    ``worlds`` may name suites (``doom-suite``), which stand for all their worlds. ``k``: latent tokens of a decision (all by default).
+    ``size``: height and width of the frames; default: the model's own, 64x64 for ``expert`` and ``random``. Raises what rollout_worlds
+    and Policy.from_run raise.
     """
     if out is not None and out.is_dir():
         raise LaminaError(f"{out}: is a folder; name a file for the record, for example {out / 'rollout.json'}")
-    with nullcontext() if out is None else locked(out):  # what the disk refuses it refuses now, not after hours
+    with nullcontext() if out is None else locked(out):  # a disk that refuses does so now, not after hours
         record = _rollout(
             run, worlds, k, episodes, parallel, seed, temperature, max_steps, size, progress, device, precision
         )
@@ -149,14 +152,12 @@ def _rollout(
     device: str,
     precision: str,
 ) -> dict[str, Any]:
-    suites = SUITES
-    names = list(dict.fromkeys(name for given in worlds for name in suites.get(given, (given,))))
+    names = list(dict.fromkeys(name for given in worlds for name in SUITES.get(given, (given,))))
     agent: Any = str(run)
     if agent not in SCRIPTED:
-        from lamina.policies.token_policy import TokenPolicy
-
-        options = {"temperature": temperature, "seed": seed, "device": device, "precision": precision}
-        agent = TokenPolicy.from_run(Path(run), k=k, batch=parallel, **options)  # type: ignore[arg-type]
+        agent = Policy.from_run(
+            run, k=k, batch=parallel, temperature=temperature, seed=seed, device=device, precision=precision
+        )
     size = size or getattr(agent, "image", (3, 64, 64))[1:]
     record = rollout_worlds(agent, names, episodes, parallel, seed, max_steps, size, progress)
     return record | {"agent": str(run), "k": k, "temperature": temperature}
@@ -227,7 +228,7 @@ def check_action(action: Shaped[np.ndarray, "a"], spec: ActionSpec, world: str) 
 
 @dataclass
 class _Tally:
-    """What has come of one world's episodes."""
+    """The outcomes of one world's episodes."""
 
     waiting: deque[int]  # episodes that have not been started
     results: dict[int, tuple[float, int]] = field(default_factory=dict)  # return and length
@@ -240,42 +241,42 @@ class _Evaluation:
 
     def __init__(
         self,
-        agent: Agent | Literal["expert", "random"],
+        agent: Agent,
         worlds: tuple[str, ...],
         episodes: int,
         seed: int,
         max_steps: int | None,
-        crew: Workers,
+        workers: Workers,
         bar: tqdm,
     ):
         self.episodes, self.seed, self.max_steps = episodes, seed, max_steps
-        self.crew, self.bar = crew, bar
-        self.agent = None if isinstance(agent, str) else agent
-        self.policy = agent if isinstance(agent, str) else None
+        self.workers, self.bar = workers, bar
+        self.policy = None if isinstance(agent, str) else agent
+        self.scripted = agent if isinstance(agent, str) else None
         self.name = agent if isinstance(agent, str) else getattr(agent, "name", type(agent).__name__)
         self.tallies = {world: _Tally(deque(range(episodes))) for world in worlds}
         self.jobs: dict[int, tuple[str, int]] = {}  # row: world and episode
         self.last: dict[int, str] = {}  # row: world of its last episode
         self.fresh: set[int] = set()  # rows whose episode has not had a decision
-        self.frames = np.zeros((len(crew), *crew.size, 3), dtype=np.uint8)
+        self.frames = np.zeros((len(workers), *workers.size, 3), dtype=np.uint8)
 
     def run(self) -> dict[str, Any]:
         started = time.monotonic()
-        self.facts = self.crew.inspect(tuple(self.tallies))
-        if self.agent is not None:
-            for world, facts in self.facts.items():
-                _check_fit(self.agent, self.crew.size, world, facts)
-            self.agent.reset(list(range(len(self.crew))))
-        owing = {row for row in range(len(self.crew)) if self._begin(row)}
-        while owing:
-            while owing:
-                # What a row is given next must not depend on which row was first, or a random agent could not be repeated.
-                for row in self.crew.ready(sorted(owing)) if self.agent is None else sorted(owing):
-                    if not self._hear(row):
-                        owing.remove(row)
-            if self.jobs and self.agent is not None:
-                self._decide(self.agent)
-                owing = set(self.jobs)
+        self.infos = self.workers.inspect(tuple(self.tallies))
+        if self.policy is not None:
+            for world, info in self.infos.items():
+                _check_fit(self.policy, self.workers.size, world, info)
+            self.policy.reset(list(range(len(self.workers))))
+        awaited = {row for row in range(len(self.workers)) if self._begin(row)}
+        while awaited:
+            while awaited:
+                # A policy's rows are read in order: its random numbers must not depend on which worker answers first.
+                for row in self.workers.ready(sorted(awaited)) if self.policy is None else sorted(awaited):
+                    if not self._receive(row):
+                        awaited.remove(row)
+            if self.jobs and self.policy is not None:
+                self._decide(self.policy)
+                awaited = set(self.jobs)
         return self._record(time.monotonic() - started)
 
     def _begin(self, row: int) -> bool:
@@ -284,35 +285,35 @@ class _Evaluation:
         left = {world: len(tally.waiting) for world, tally in self.tallies.items() if tally.waiting}
         if not left:
             return False
-        worker, rows = self.crew[row], [world for world, _ in self.jobs.values()]
-        # Not the world that the worker has open: that may be from another evaluation, and this one must be repeatable.
+        worker, rows = self.workers[row], [world for world, _ in self.jobs.values()]
+        # The world of this row's last episode, not the one that its worker has open: that may be of another evaluation.
         world = self.last.get(row, "")
         if world not in left:
             world = self.last[row] = max(left, key=lambda w: left[w] / (1 + rows.count(w)))
         if worker.world != world:
             worker.open(world)
         episode = self.tallies[world].waiting.popleft()
-        worker.play(self.policy, self.seed, episode, self.max_steps)
+        worker.play(self.scripted, self.seed, episode, self.max_steps)
         self.jobs[row] = (world, episode)
         self.fresh.add(row)
         return True
 
-    def _hear(self, row: int) -> bool:
-        """Takes one answer of the row's worker; whether another one is to come before its next decision."""
+    def _receive(self, row: int) -> bool:
+        """Takes one answer of the row's worker; whether another one follows before its next decision."""
         world, episode = self.jobs[row]
-        kind, *said = self.crew[row].receive()
+        kind, *answer = self.workers[row].receive()
         if kind == "mistake":
-            raise LaminaError(said[0])
+            raise LaminaError(answer[0])
         if kind == "frame":
-            self.frames[row] = _check_frame(said[0], self.crew.size, world)
+            self.frames[row] = _check_frame(answer[0], self.workers.size, world)
             return False
-        if kind == "end" and not math.isfinite(said[0]):
-            kind, said = "lost", [f"its return is {said[0]}"]
+        if kind == "end" and not math.isfinite(answer[0]):
+            kind, answer = "lost", [f"its return is {answer[0]}"]
         if kind == "end":
-            self._finish(world, episode, *said)
+            self._finish(world, episode, *answer)
         elif kind == "lost":
-            self.crew.end([row])
-            self._lose(world, episode, said[0])
+            self.workers.end([row])
+            self._lose(world, episode, answer[0])
         else:  # busy, or the answer to open
             return True
         self.bar.update()
@@ -331,21 +332,29 @@ class _Evaluation:
                 f"world '{world}': {len(lost)} of {self.episodes} episodes were lost, more than a quarter; the last: {reason}"
             )
 
-    def _decide(self, agent: Agent) -> None:
+    def _decide(self, policy: Policy | PlainPolicy) -> None:
         """One decision of all rows that are in an episode."""
         if begun := sorted(self.fresh & self.jobs.keys()):
-            agent.reset(begun)
+            policy.reset(begun)
         self.fresh.clear()
-        actions = np.asarray(agent.act_batch(self.frames.copy()))
-        if len(actions) != len(self.crew):
-            raise LaminaError(f"the agent gave {len(actions)} actions for {len(self.crew)} frames")
+        frames = self.frames.copy()
+        if isinstance(policy, Policy):
+            actions = np.asarray(policy.act_batch(self._observations(frames)))
+        else:
+            actions = np.asarray(policy.act_batch(frames))
+        if len(actions) != len(self.workers):
+            raise LaminaError(f"the agent gave {len(actions)} actions for {len(self.workers)} frames")
         chunks = actions if actions.ndim == 3 else actions[:, None]
         checked = {
-            row: [check_action(action, self.facts[world].action, world) for action in chunks[row]]
+            row: [check_action(action, self.infos[world].action, world) for action in chunks[row]]
             for row, (world, _) in self.jobs.items()
         }
         for row, planned in checked.items():
-            self.crew[row].act(planned)
+            self.workers[row].act(planned)
+
+    def _observations(self, frames: UInt8[np.ndarray, "b h w 3"]) -> Observations:
+        tasks = [self.infos[self.jobs[row][0]].task if row in self.jobs else "" for row in range(len(self.workers))]
+        return Observations({CAMERA: frames}, task=tuple(tasks))
 
     def _record(self, seconds: float) -> dict[str, Any]:
         worlds: dict[str, dict[str, Any]] = {}
@@ -354,16 +363,16 @@ class _Evaluation:
             worlds[world] = {
                 "returns": [total for total, _ in results],
                 "lengths": [length for _, length in results],
-                **summarize([total for total, _ in results], self.facts[world].reference),
+                **summarize([total for total, _ in results], self.infos[world].reference),
                 "lost": [f"episode {episode}: {tally.lost[episode]}" for episode in sorted(tally.lost)],
                 "truncated": tally.truncated,
             }
         decisions = {world: sum(summary["lengths"]) for world, summary in worlds.items()}
-        simulated = sum(count / self.facts[world].fps for world, count in decisions.items())
+        simulated = sum(count / self.infos[world].fps for world, count in decisions.items())
         return {
             "episodes": self.episodes,
             "seed": self.seed,
-            "parallel": len(self.crew),
+            "parallel": len(self.workers),
             "agent": self.name,
             "worlds": worlds,
             "normalized": _mean(summary["normalized"] for summary in worlds.values()),
@@ -374,10 +383,10 @@ class _Evaluation:
         }
 
 
-def _mean(values: Any) -> float | None:
-    """Of those that exist."""
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known else None
+def _mean(values: Iterable[float | None]) -> float | None:
+    """The mean of the values that are not None."""
+    present = [value for value in values if value is not None]
+    return float(np.mean(present)) if present else None
 
 
 def _check_frame(frame: np.ndarray, size: ImageSize, world: str) -> UInt8[np.ndarray, "h w 3"]:
@@ -388,19 +397,19 @@ def _check_frame(frame: np.ndarray, size: ImageSize, world: str) -> UInt8[np.nda
     return frame
 
 
-def _check_fit(agent: Agent, size: ImageSize, world: str, facts: WorldInfo) -> None:
-    """Raises LaminaError where what the agent says of itself is not true of the world."""
-    image, spec, pace = (getattr(agent, name, None) for name in ("image", "spec", "decision_seconds"))
+def _check_fit(policy: Policy | PlainPolicy, size: ImageSize, world: str, info: WorldInfo) -> None:
+    """Raises LaminaError where a policy's frames, actions or time between decisions differ from the world's."""
+    image, spec, seconds = (getattr(policy, name, None) for name in ("image", "spec", "decision_seconds"))
     if image is not None and tuple(image[-2:]) != tuple(size):
         raise LaminaError(f"the agent sees frames of {image[-2]}x{image[-1]}, not {size[0]}x{size[1]}")
     if spec is not None:
-        ours, theirs = facts.action, spec
+        ours, theirs = info.action, spec
         renamed = len(ours.names) == len(theirs.names) and ours.names != theirs.names
         if (ours.discrete, ours.continuous) != (theirs.discrete, theirs.continuous) or renamed:
             raise LaminaError(f"the agent's actions are not those of world '{world}': {theirs}, {ours}")
-    chunk = getattr(agent, "chunk", 1)
-    if pace is not None and abs(pace * facts.fps / chunk - 1) > TIMING_TOLERANCE:
+    chunk = getattr(policy, "chunk", 1)
+    if seconds is not None and abs(seconds * info.fps / chunk - 1) > TIMING_TOLERANCE:
         raise LaminaError(
-            f"world '{world}' takes an action every {1 / facts.fps:.3g} s, the agent learned {chunk} every {pace:.3g} s: choose worlds "
+            f"world '{world}' takes an action every {1 / info.fps:.3g} s, the agent learned {chunk} every {seconds:.3g} s: choose worlds "
             "with the frame rate of its data, and align to chunks (--actions chunk) where a latent spans several actions"
         )

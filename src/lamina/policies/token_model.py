@@ -4,15 +4,16 @@ Layout. Frame t of an episode has P observation tokens x_t (continuous patch emb
 (o_t, o_{t+1}). They stand at positions t (P + K) + [0, P) and t (P + K) + P + [0, K), whether or not x_t stays in the context. The first
 code of c_t is predicted from the last token of x_t, code j + 1 from code j.
 
-Who sees what. The context of frame t are the last ``context`` frames, u in (t - context, t]. Of these, every block c_u, u < t, is
-visible to x_t and c_t, but only the observations x_u with u a multiple of ``stride``, counted from the episode's start; and x_t itself,
-whole ("the latest frame is always included", B.1). A code sees, of its own block, the codes before it. So an observation that is not
-retained is seen by its own block only, one sequence with all observations trains every decision under exactly the mask that it meets
-at inference, and nothing that was encoded ever has to be encoded again.
+Attention mask. The context of frame t is the last ``context`` frames, u in (t - context, t]. x_t and c_t attend to all blocks c_u with
+u < t, to the observations x_u with u a multiple of ``stride`` (counted from the episode's start), and to all of x_t ("the latest frame is
+always included", B.1). A code also attends to the earlier codes of its own block. An observation that is not retained is therefore read by
+its own block only; one sequence with all observations trains every decision under the mask of inference, and no token has to be
+encoded twice.
 
 Deviations from the paper, which gives neither code nor the table of hyperparameters in our copy:
-- B.1 says which tokens a context has, not what a past block has seen. Here the hidden states of c_u have seen x_u, its latest frame then.
-- ``local`` (off by default) lets two layers of three see the last frames only, as Gemma's do: attention is what a decision costs most.
+- B.1 states the tokens of a context, not those that a past block attended to. Here the hidden states of c_u attended to x_u, the latest
+  frame at that time.
+- ``local`` (off by default) restricts two layers of three to the last frames, as in Gemma: attention dominates the cost of a decision.
 - "Subsampled at stride 8" counts from the episode's start here. Counted back from t, the retained frames would change with every
   decision, and no cache could be kept.
 """
@@ -68,7 +69,7 @@ class TokenConfig:
     context: int = 34
     """frames that a decision sees, the latest included"""
     stride: int = 8
-    """every how manieth observation stays in the context"""
+    """observation stride: only every stride-th observation stays in the context"""
     grid: int = 4
     """patches along each side of a frame, where the picture can be cut that way; else the nearest number"""
     local: int | None = None

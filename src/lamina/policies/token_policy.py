@@ -1,19 +1,20 @@
-"""FlexLAM's Algorithm 1 as one object that a control loop calls.
+"""The policy of a token model: FlexLAM's Algorithm 1.
 
-    policy = LatentPolicy.from_run("runs/doom", k=4)
+    policy = TokenPolicy.from_run("runs/doom", k=4)
     policy.reset()
-    action = policy.act(frame)      # again and again; k may be given anew each time
+    action = policy.act(frame)      # once a decision; k may be given anew each time
 
-Where the translator was aligned to chunks of actions (``policy.chunk`` of them), an answer holds them all, to be carried out in turn before
-the next frame is shown.
+Where the translator was aligned to chunks of actions (``policy.chunk`` of them), all actions of a chunk are returned, to be carried out in
+turn before the next frame is given.
 
-One decision encodes the transition that was just seen, predicts the first k codes of the next one, fills the rest with the null latent and
-translates. Frames are embedded once; keys and values of what was seen stay in a cache, whose positions count from the episode's start and
-are therefore never encoded again when the context slides.
+One decision encodes the latest transition, predicts the first k codes of the next one, fills the rest with the null latent and
+translates. Frames are embedded once; their keys and values stay in a cache. Its positions count from the episode's start, so nothing is
+encoded again when the context slides.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,7 @@ from lamina.images import resize_frames
 from lamina.models.heads import Translator
 from lamina.models.hub import LatentActionModel
 from lamina.models.lam import FrameFeatures
+from lamina.policies.base import Observations, Policy
 from lamina.policies.decoding import TokenDecoder
 from lamina.policies.kv_cache import KeyValueCache
 from lamina.policies.token_model import TokenModel
@@ -38,8 +40,8 @@ from lamina.training.alignment import load_translator
 from lamina.types import ImageSize
 
 
-class TokenPolicy:
-    """Frames in, actions out (FlexLAM, Algorithm 1), for ``batch`` episodes at once.
+class TokenPolicy(Policy):
+    """FlexLAM's Algorithm 1, for ``batch`` episodes at once; reads one camera.
 
     ``k``: codes that a decision predicts (all by default); ``temperature``: 0 takes the likeliest code, else codes are drawn from
     softmax(logits / temperature) by a generator of its own. Raises LaminaError if token model and translator do not fit the LAM.
@@ -96,7 +98,8 @@ class TokenPolicy:
     @classmethod
     def from_run(
         cls,
-        run: Path | str,
+        run: str | os.PathLike[str],
+        *,
         k: int | None = None,
         batch: int = 1,
         temperature: float = 0.0,
@@ -152,43 +155,40 @@ class TokenPolicy:
             self.previous[list(rows)] = 0
 
     def act(
-        self, frame: UInt8[np.ndarray, "h w 3"], k: int | None = None, previous: Shaped[np.ndarray, "a"] | None = None
+        self,
+        observation: Observations | UInt8[np.ndarray, "h w 3"],
+        k: int | None = None,
+        previous: Shaped[np.ndarray, "a"] | None = None,
     ) -> Shaped[np.ndarray, "*n a"]:
         """The action for one frame [a], or a chunk of them [n a]; ``batch`` must be 1. See :meth:`act_batch`."""
-        if self.batch != 1:
-            raise LaminaError(f"act is for one episode, this policy was made for {self.batch} at once: call act_batch")
-        return self.act_batch(np.asarray(frame)[None], k, None if previous is None else np.asarray(previous)[None])[0]
+        given = None if previous is None else np.asarray(previous)[None]
+        return self.act_batch(self.batch_of_one(observation), k, given)[0]
 
     def act_batch(
         self,
-        frames: UInt8[np.ndarray, "b h w 3"],
+        observations: Observations | UInt8[np.ndarray, "b h w 3"],
         k: int | None = None,
         previous: Shaped[np.ndarray, "b a"] | None = None,
     ) -> Shaped[np.ndarray, "b *n a"]:
         """The next action of every row [b a], int64 where all dimensions are discrete, else float32; [b n a] where the translator was
         aligned to chunks of n actions.
 
-        ``k``: codes to predict this time. ``previous``: the actions that were really carried out since the last call, where
-        they are not the ones that the policy gave (a row that begins an episode has none, whatever is said here).
+        ``k``: codes to predict this time. ``previous``: the actions that were carried out since the last call, where they are not the
+        ones that the policy returned (ignored in rows that begin an episode).
         Frames of another size than the model's are resized; within an episode their size must not change.
         Raises LaminaError for frames or actions that do not fit; nothing has changed then.
         """
         k = self.k if k is None else self.check_k(k)
         with torch.inference_mode(), autocast(self.device, self.precision):
             given = None if previous is None else self._actions(np.asarray(previous))
-            pictures = self._pictures(np.asarray(frames))
+            pictures = self._pictures(self.first_camera(observations))
             if given is not None:
                 begun = torch.from_numpy(self.t > 0).to(self.device).unsqueeze(1)
                 self.previous = torch.where(begun, given, self.previous)
             return self._decide(pictures, k)
 
-    def _pictures(self, frames: np.ndarray) -> UInt8[Tensor, "b h w 3"]:
-        """The frames at the model's size. Raises LaminaError for another shape or dtype."""
-        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[0] != self.batch or frames.shape[3] != 3:
-            raise LaminaError(
-                f"a policy for {self.batch} episode(s) reads uint8 frames of shape ({self.batch}, height, width, 3), "
-                f"got {frames.dtype} {frames.shape}"
-            )
+    def _pictures(self, frames: UInt8[np.ndarray, "b h w 3"]) -> UInt8[Tensor, "b h w 3"]:
+        """The frames at the model's size. Raises LaminaError if their own size changes within an episode."""
         size = (frames.shape[1], frames.shape[2])
         for row, first in enumerate(self.sizes):
             if first is not None and first != size:
@@ -196,8 +196,6 @@ class TokenPolicy:
                     f"frames of row {row} were {first[0]}x{first[1]} pixels when its episode began and are "
                     f"{size[0]}x{size[1]} now; call reset() between episodes"
                 )
-        if min(size) < 1:
-            raise LaminaError(f"a frame of {size[0]}x{size[1]} pixels shows nothing")
         self.sizes = [size] * self.batch
         return torch.from_numpy(np.ascontiguousarray(resize_frames(frames, self.image[1:]))).to(self.device)
 

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from lamina.data.paths import contents
+from lamina.data.dataset import Data, name_of
 from lamina.data.sampling import open_source
 from lamina.device import pick_device
 from lamina.errors import LaminaError
@@ -40,7 +40,7 @@ FORMAT = 3  # of config.json and model.safetensors; raised when an old file can 
 
 
 def token_losses(model: TokenModel, batch: Window, draws: Rng) -> dict[str, Float[Tensor, "b"]]:
-    """The mean cross-entropy of the batch's codes (App. B.2), as one term a window: a code weighs the same wherever it stands."""
+    """Cross-entropy of the codes (App. B.2), one term a window, scaled so that every code of the batch has the same weight."""
     nats = model.cross_entropy(batch).sum((1, 2))
     return {"codes": nats * (len(batch) / (batch.valid.sum() * model.slots))}
 
@@ -65,10 +65,10 @@ def token_diagnostics(windows: Window, batch: int = 8) -> Any:
 
 
 def fingerprint(lam: LAM) -> str:
-    """sha256 of what decides which codes a transition gets, and which of them are the latent action: every part on the way from pixels
-    to codes (:meth:`LAM.embed`, :meth:`LAM.pair`), and their configs.
+    """sha256 of everything that determines the codes of a transition and which of them are the latent action: weights and configs of the
+    modules from pixels to codes (:meth:`LAM.embed`, :meth:`LAM.pair`).
 
-    Decoder and null latent may change (joint alignment changes the encoder too, and with it this).
+    Decoder and null latent do not count. Joint alignment changes the encoder, and so the fingerprint.
     """
     config = lam.config.to_dict()
     names = ("image", "slots", "encoder", "bottleneck", "whiten", "space", "action_slots")
@@ -91,7 +91,7 @@ def check_codebook(model: LatentActionModel) -> int:
 
 
 def train_token_model(
-    run: Path, path: str, config: TokenConfig, training: TrainConfig, camera: str | None = None
+    run: Path, path: Data, config: TokenConfig, training: TrainConfig, camera: str | None = None
 ) -> Path:
     """Train the token model of RUN's LAM on the frames of ``path``, without any action; returns RUN/policy.
 
@@ -101,10 +101,10 @@ def train_token_model(
     ``resume``, a resumed run with other settings, data that cannot be read.
     """
     with locked(run / "policy") if Processes.here().rank == 0 else nullcontext():
-        return _train_tokens(run, path, config, training, camera)
+        return _train_token_model(run, path, config, training, camera)
 
 
-def _train_tokens(run: Path, path: str, config: TokenConfig, training: TrainConfig, camera: str | None) -> Path:
+def _train_token_model(run: Path, path: Data, config: TokenConfig, training: TrainConfig, camera: str | None) -> Path:
     folder = run / "policy"
     model = LatentActionModel.from_pretrained(str(run)).to(pick_device(training.device))
     codebook_size = check_codebook(model)
@@ -120,7 +120,7 @@ def _train_tokens(run: Path, path: str, config: TokenConfig, training: TrainConf
     settings = {
         "token_model": dataclasses.asdict(config),
         "train": fixed_options(training),
-        "data": contents(source.files),
+        "data": source.fingerprint(),
         "camera": camera,
         "lam": print_of_lam,
     }
@@ -144,10 +144,10 @@ def _train_tokens(run: Path, path: str, config: TokenConfig, training: TrainConf
     validate, best = token_diagnostics(held), BestCheckpoint(folder / "best.safetensors")
 
     def watch(current: TokenModel) -> Validation:
-        figures, told = validate(current)
+        figures, messages = validate(current)
         if rank == 0:
             best.update(current, figures["codes"])
-        return figures, told
+        return figures, messages
 
     state = fit(folder, tokens, token_losses, {"codes": 1.0}, open_stream, training, watch, "train tokens")
     if rank == 0:
@@ -157,7 +157,7 @@ def _train_tokens(run: Path, path: str, config: TokenConfig, training: TrainConf
         if best.loss < figures["codes"]:  # too many steps for so little data
             best.restore(tokens)
             figures, kept = validate(tokens)[0], "best"
-        note = {"data": path, "camera": camera, "steps": training.steps, "seed": training.seed}
+        note = {"data": name_of(path), "camera": camera, "steps": training.steps, "seed": training.seed}
         note |= {"validation": figures, "kept": kept}
         save_token_model(folder, tokens, note)
     return folder
@@ -176,7 +176,7 @@ class _Note:
     levels: Annotated[tuple[Codes, ...], Field(max_length=20)]
 
 
-#: What the numbers of model.safetensors mean, beside their shapes: kept with them too.
+#: Fields of config.json that determine the meaning of the weights; also stored in model.safetensors.
 MEANING = tuple(field.name for field in dataclasses.fields(_Note))
 
 
@@ -206,11 +206,11 @@ def load_token_model(folder: Path, lam: LAM | None = None) -> TokenModel:
     path = folder / "config.json"
     remedy = f"delete {folder} and train the token model again"
     if not path.exists():
-        raise LaminaError(f"{folder}: no token model here; train one first (lamina.policies.train_tokens)")
+        raise LaminaError(f"{folder}: no token model here; train one first (lamina policy)")
     note = read_json(path, remedy)
     if note.get("format") != FORMAT:
-        told = f"format {note.get('format')!r:.60}, this version of lamina reads {FORMAT}"
-        raise LaminaError(f"{path}: damaged ({told}); {remedy}")
+        reason = f"format {note.get('format')!r:.60}, this version of lamina reads {FORMAT}"
+        raise LaminaError(f"{path}: damaged ({reason}); {remedy}")
     record = {name: note[name] for name in MEANING if name in note}
     try:
         values = vars(checked(_Note, record))

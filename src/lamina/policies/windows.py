@@ -21,7 +21,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lamina.data.dataset import Dataset
-from lamina.data.paths import contents
 from lamina.data.sampling import source_camera
 from lamina.data.stream import evenly_spaced
 from lamina.device import autocast
@@ -36,27 +35,27 @@ ENCODED_SPLITS = ("train", "validation")
 
 
 def strided_sequences(times: Float[np.ndarray, "t"], gap: float) -> list[Int[np.ndarray, "n"]]:
-    """The frames of an episode as decisions ``gap`` seconds apart: each frame that has a partner belongs to exactly one chain.
+    """The frames of an episode as sequences of decisions ``gap`` seconds apart; each frame that has a partner is in exactly one.
 
-    If the gap is g frames long there are g chains, which begin at frames 0 .. g-1. The last frame of a chain is left out, since
+    If the gap is g frames long there are g sequences, which begin at frames 0 .. g-1. The last frame of a sequence is left out, since
     no transition begins there.
     """
     partner, valid = frame_pairs(times, gap)
     left, found = valid.copy(), []
     for start in range(len(times)):
-        chain, at = [], start
+        sequence, at = [], start
         while left[at]:
             left[at] = False
-            chain.append(at)
+            sequence.append(at)
             at = int(partner[at])
-        if chain:
-            found.append(np.array(chain))
+        if sequence:
+            found.append(np.array(sequence))
     return found
 
 
 @dataclass(frozen=True)
 class Steps:
-    """Frames and codes of all steps of a split. Episode e (a chain of decisions) is steps bounds[e] .. bounds[e+1]-1."""
+    """Frames and codes of all steps of a split. Episode e (a strided sequence of decisions) is steps bounds[e] .. bounds[e+1]-1."""
 
     frames: UInt8[np.ndarray, "n h w 3"]
     codes: Int[np.ndarray, "n k"]
@@ -101,9 +100,9 @@ def windows_at(steps: Steps, starts: Sequence[tuple[int, int]], length: int) -> 
 class WindowStream:
     """Endless batches of windows; each window is a function of (seed, batch number, shard).
 
-    A step is drawn uniformly, and its place in the window too; the window is then moved inside the episode where the episode is long
-    enough. So every batch is as full as the episodes allow, short episodes are used whole, and an episode's first steps, which few
-    windows would hold otherwise, are about as frequent as the rest. Windows begin at a multiple of ``stride``: then all have their
+    A step and its position in the window are drawn uniformly; the window is then moved inside the episode where the episode is long
+    enough. So batches are as full as the episodes allow, short episodes are used whole, and an episode's first steps, which would be in
+    few windows otherwise, are about as frequent as the rest. Windows begin at a multiple of ``stride``: then all have their
     retained observations at the same places, and one mask serves them all.
     """
 
@@ -161,20 +160,20 @@ class _Stretch:
 
 
 def _plan(source: Dataset, camera: str, split: str, gap: float) -> tuple[list[_Stretch], list[int], list[float]]:
-    """What there is to encode in a split, the lengths of its chains, and the seconds between decisions."""
+    """The frames to encode in a split, the lengths of its sequences, and the seconds between decisions."""
     stretches, lengths, seconds, total = [], [], [], 0
-    unseen = source.unseen(camera)
+    missing = source.missing_episodes(camera)
     for number, episode in enumerate(source.episodes):
         for name, first, stop in episode.splits:
-            if name != split or episode.number in unseen:
+            if name != split or episode.number in missing:
                 continue
             times = episode.times[first:stop]
             place = np.full(stop - first, -1)
-            for chain in strided_sequences(times, gap):
-                place[chain] = total + np.arange(len(chain))
-                total += len(chain)
-                lengths.append(len(chain))
-                seconds.extend(np.diff(times[chain]).tolist())
+            for sequence in strided_sequences(times, gap):
+                place[sequence] = total + np.arange(len(sequence))
+                total += len(sequence)
+                lengths.append(len(sequence))
+                seconds.extend(np.diff(times[sequence]).tolist())
             stretches.append(_Stretch(number, first, stop, place))
     return stretches, lengths, seconds
 
@@ -199,7 +198,7 @@ def encode_windows(
     """Encode the training and the validation split of ``source`` once into ``folder``; returns its index.
 
     What is there already is used again if it was made by the same encoder, from the same data. Decisions are as far apart as the
-    model's label gap: longer than a frame, each episode gives several chains. Raises LaminaError for a camera that is not there, a split
+    model's label gap: longer than a frame, each episode gives several sequences. Raises LaminaError for a camera that is not there, a split
     without a single transition, video that cannot be decoded, a disk that refuses.
     """
     gap = model.provenance.label_gap
@@ -207,7 +206,7 @@ def encode_windows(
     made_from = {
         "format": FORMAT,
         "fingerprint": fingerprint,
-        "data": contents(source.files),
+        "data": source.fingerprint(),
         "camera": camera,
         "gap_seconds": gap,
         "image": list(model.config.image),
@@ -221,7 +220,7 @@ def encode_windows(
     plans = {split: _plan(source, camera, split, gap) for split in ENCODED_SPLITS}
     for split, (_, lengths, _) in plans.items():
         if not lengths:
-            raise LaminaError(f"{source.root}: no {split} episode has two frames {gap:g} s apart; use longer episodes")
+            raise LaminaError(f"{source.name}: no {split} episode has two frames {gap:g} s apart; use longer episodes")
     size, slots = model.config.image[1:], model.config.action_length
     dtype = np.int16 if model.lam.bottleneck.codebook_size <= 2**15 else np.int32  # type: ignore[operator]
     frames_total = sum(s.stop - s.first for stretches, _, _ in plans.values() for s in stretches)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from lamina.data.dataset import Data, name_of
 from lamina.data.sampling import ActionsOf, count_transitions
 from lamina.data.stream import sample_split
 from lamina.device import autocast, pick_device
@@ -62,7 +63,7 @@ class AlignConfig:
 
 def align(
     run: Path,
-    path: str,
+    path: Data,
     config: AlignConfig,
     training: TrainConfig,
     losses: Losses | None = None,
@@ -82,7 +83,7 @@ def align(
 
 def _align(
     run: Path,
-    path: str,
+    path: Data,
     config: AlignConfig,
     training: TrainConfig,
     losses: Losses | None,
@@ -128,7 +129,7 @@ def _align(
         translator, loss = train_translator(
             model.lam, train, held, actions.spec, config.translator, training, scratch, actions.steps
         )
-    note = note_of(items, actions, config, side, path, training, loss)
+    note = note_of(items, actions, config, side, name_of(path), training, loss)
     if config.joint:
         model.save_pretrained(folder / "model")
     save_translator(folder, translator, note)

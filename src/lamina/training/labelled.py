@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lamina.data.dataset import Data
 from lamina.data.sampling import ActionsOf, DataConfig, SampleIndex
 from lamina.errors import LaminaError, LaminaWarning
 from lamina.inference.encode import encode_clip, observe
@@ -108,7 +109,7 @@ def split_labels(
 
 def probe_data(
     model: LatentActionModel,
-    path: str,
+    path: Data,
     camera: str | None = None,
     action: str = "action",
     actions: ActionsOf = "first",
@@ -141,7 +142,7 @@ def actions_of(data: DataConfig) -> ActionTarget:
     """The actions of ``data``. Raises LaminaError if it has none."""
     plan = SampleIndex(data, "train")
     if plan.step is None:
-        raise LaminaError(f"{data.data[0]}: has no actions; --data must be a LeRobot dataset with an action feature")
+        raise LaminaError(f"{data.names[0]}: has no actions; --data must be a LeRobot dataset with an action feature")
     return ActionTarget(plan.step, plan.steps if data.actions == "chunk" else 1, plan.steps)
 
 
@@ -149,7 +150,7 @@ def warn_multi_action(data: DataConfig, actions: ActionTarget) -> None:
     """Warn where a gap spans several actions and its latent is tied to the first alone."""
     if actions.spanned > 1 and data.actions == "first":
         text = (
-            f"{data.data[0]}: a latent spans {data.gap[0]:g} s, in which {actions.spanned} actions are taken; it is tied to the first of "
+            f"{data.names[0]}: a latent spans {data.gap[0]:g} s, in which {actions.spanned} actions are taken; it is tied to the first of "
             "them. --actions mean or --actions chunk ties it to all"
         )
         warnings.warn(text, LaminaWarning, stacklevel=3)

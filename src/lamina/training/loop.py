@@ -29,6 +29,7 @@ from lamina.training.average import WeightAverage, as_saved, state_of
 from lamina.training.checkpoints import Checkpoints, Stream, full
 from lamina.training.distributed import Processes, replicate, shard, unsynchronised
 from lamina.training.log import Log
+from lamina.training.muon import MOMENTS, Muon, matrices
 from lamina.training.settings import TrainConfig
 from lamina.weights import infinite
 
@@ -58,17 +59,24 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 
 
 def make_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW on the trained parameters. Norms, biases and embeddings of one axis are not decayed.
+    """AdamW on the trained parameters, or Muon on weight matrices and AdamW on the rest. Norms, biases and embeddings of one axis are not
+    decayed.
 
     A group's learning rate is a factor of the schedule's (:func:`learning_rate`). A group whose optimiser keeps another state than AdamW
     names it under "moments" (:mod:`lamina.training.checkpoints`).
     """
-    trained = [p for p in module.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    orthogonal = matrices(module) if config.optimizer == "muon" else []
+    of_muon = {id(p) for p in orthogonal}
+    rest = [p for p in module.parameters() if p.requires_grad and id(p) not in of_muon]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in rest if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([{**g, "initial_lr": 1.0} for g in groups], lr=1.0, betas=(0.9, 0.99), foreach=True)
+    if orthogonal:
+        decay = config.weight_decay
+        groups.append({"params": orthogonal, "weight_decay": decay, "orthogonal": True, "moments": MOMENTS})
+    kind = Muon if orthogonal else torch.optim.AdamW
+    return kind([{**g, "initial_lr": 1.0} for g in groups], lr=1.0, betas=(0.9, 0.99), foreach=True)
 
 
 def accumulate_gradients(

@@ -183,7 +183,7 @@ def pretrain(run: Path, recipe: Recipe, data: DataConfig, config: TrainConfig, i
         "method": recipe.method,
         "options": dict(recipe.options),
         "weights": dict(recipe.weights),
-        "data": dataclasses.asdict(data),
+        "data": data.to_dict(),
         "train": dataclasses.asdict(config),
     }
     settings |= {"init": str(init)} if init is not None else {}
@@ -206,7 +206,7 @@ def _pretrain(
     # As they will be read: what could not be loaded is not trained.
     lam = LAM(LAMConfig.from_dict(recipe.lam.to_dict()))
     provenance = Provenance(
-        recipe.method, data.data, data.gap, __version__, config.steps, frames=recipe.objective_frames
+        recipe.method, data.names, data.gap, __version__, config.steps, frames=recipe.objective_frames
     )
     checked(Provenance, dataclasses.asdict(provenance))
     if init is not None:
@@ -214,7 +214,7 @@ def _pretrain(
     held = sample_split(data, "validation", limit=256)
     if held.paired is not None and len(held) >= MIN_TRANSITIONS and same_states(held).low <= 0:
         text = (
-            f"{', '.join(data.data)}: {data.paired} does not seem to show the same states: the change in one view tells nothing of the "
+            f"{', '.join(data.names)}: {data.paired} does not seem to show the same states: the change in one view tells nothing of the "
             "change in the other, held out"
         )
         warnings.warn(text, LaminaWarning, stacklevel=2)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lamina import methods
 from lamina.data.augment import DEFAULT_CROP, MAX_REPEATS, augmented
-from lamina.data.sampling import DataConfig, SampleIndex, count_transitions, feature_width, open_source, parse_data
+from lamina.data.sampling import DataConfig, SampleIndex, count_transitions, feature_width, open_sources
 from lamina.data.stream import sample_split
 from lamina.device import pick_device
 from lamina.errors import LaminaError, LaminaWarning
@@ -146,11 +146,11 @@ def filled_in(options: Any, data: DataConfig, training: TrainConfig | None = Non
 def _with_paired(options: Any, data: DataConfig) -> tuple[Any, DataConfig]:
     if not options.cross_exogenous or data.paired is not None:
         return options, data
-    sources = [open_source(parse_data(d)[0], n, data.max_bad) for n, d in enumerate(data.data)]
+    sources = [source for source, _ in open_sources(data)]
     named = {next((c for c in s.cameras if c.endswith(".paired")), None) for s in sources}
     if len(named) > 1 or None in named:
         raise LaminaError(
-            f"{', '.join(data.data)}: --cross-exogenous needs paired views, a camera that shows the same states under another "
+            f"{', '.join(data.names)}: --cross-exogenous needs paired views, a camera that shows the same states under another "
             "exogenous state: name it by --paired"
         )
     return options, replace(data, paired=named.pop())
@@ -171,12 +171,14 @@ def _with_target(options: Any, data: DataConfig) -> tuple[Any, DataConfig]:
     plan = SampleIndex(data, "train")
     if name == "action":
         if plan.action is None:
-            raise LaminaError(f"{', '.join(data.data)}: --robust-target needs actions to predict; or set --target flow")
+            raise LaminaError(
+                f"{', '.join(data.names)}: --robust-target needs actions to predict; or set --target flow"
+            )
         options = replace(options, target_width=plan.action.width, target_classes=plan.action.discrete)
     else:
         width = feature_width(data, name)
         if width is None:
-            raise LaminaError(f"{', '.join(data.data)}: no feature '{name}' of one width to be the robust target")
+            raise LaminaError(f"{', '.join(data.names)}: no feature '{name}' of one width to be the robust target")
         options, data = replace(options, target_width=width), replace(data, targets=(*data.targets, name))
     column = data.action if name == "action" else name
     assert column is not None
@@ -193,7 +195,7 @@ def _with_target(options: Any, data: DataConfig) -> tuple[Any, DataConfig]:
     every = torch.cat(targets)
     if len(every) < 2:
         raise LaminaError(
-            f"{', '.join(data.data)}: --target-share {options.target_share:g} leaves {len(every)} transitions whose target is known"
+            f"{', '.join(data.names)}: --target-share {options.target_share:g} leaves {len(every)} transitions whose target is known"
         )
     mean, deviation = mean_and_deviation(every, options.target_classes)
     return replace(options, target_mean=mean, target_deviation=deviation), data
@@ -208,7 +210,7 @@ def with_proprio(options: Any, data: DataConfig) -> tuple[Any, DataConfig]:
         return options, data
     width = feature_width(data, name)
     if width is None:
-        text = f"{', '.join(data.data)}: no feature '{name}' of one width: trained without the proprioceptive forward model"
+        text = f"{', '.join(data.names)}: no feature '{name}' of one width: trained without the proprioceptive forward model"
         warnings.warn(text, LaminaWarning, stacklevel=2)
         return options, data
     return replace(options, proprio_width=width), replace(data, proprio=name)

@@ -26,6 +26,8 @@ class TrainConfig:
     warmup: int = 200
     """steps of linear warm-up; then cosine decay to a tenth"""
     weight_decay: float = 0.01
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """muon: orthogonalised momentum for weight matrices, AdamW for the rest; small models reach a given loss in fewer steps"""
     clip: float = 1.0
     """largest gradient norm"""
     accumulate: int = 1
@@ -52,6 +54,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_options(self)
+        if self.optimizer == "muon" and self.parallel == "fsdp2":
+            raise LaminaError("--optimizer muon needs whole weight matrices, which fsdp2 splits: choose --parallel ddp")
         parts = self.accumulate * (1 if self.shards is None else self.shards)
         if self.batch % parts:
             raise LaminaError(f"--batch {self.batch} does not split into {parts} equal parts")

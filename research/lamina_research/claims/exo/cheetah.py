@@ -25,6 +25,7 @@ from lamina.evaluation.probes import exogenous
 from lamina.evaluation.probes import linear_probe as linear
 from lamina.evaluation.probes.linear_probe import linear_probe
 from lamina.files import write_text
+from lamina.inference.subject import subject_of
 from lamina.methods import lapo
 from lamina.methods.auxiliary import label_mask
 from lamina.models.heads import TranslatorConfig
@@ -38,6 +39,7 @@ from lamina_research.experiment import Experiment, Outcome
 from lamina_research.figures import BarPlot, Panels
 from lamina_research.seeds import below, interval
 from lamina_research.study import STOPPED, Collection, ModelSpec, Study
+from lamina_research.text import listed, means_of
 
 #: What each variant changes in LAPO's options; the first is the one that the others are compared with.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -142,7 +144,7 @@ class CheetahStudy(Study[Setup]):
             nmse = linear_probe(
                 train.z.flatten(1), train.action, test.z.flatten(1), test.action, test.episode, spec
             ).nmse.mean  # fmt: skip
-            latents = exogenous.views(model, self.test_clip)
+            latents = exogenous.views(subject_of(model), self.test_clip)
             few = train[
                 label_mask(self.train_clip.episode, self.train_clip.index[:, 0], lapo.Config(target_share=s.labels))
             ]
@@ -217,9 +219,9 @@ def cheetah(experiment: Experiment) -> Outcome:
     steadier = [v for v in REMEDIES if below(values[v]["future_share"], plain["future_share"])]
     better = [v for v in REMEDIES if below(plain["return"], values[v]["return"])]
     text = (
-        "Probe NMSE: " + _told(values, "nmse") + ". Share of the latent's variance that the next frame's exogenous state makes: "
-        + _told(values, "future_share") + ". Return of the latent policy (random actions 0, expert 1): " + _told(values, "return")
-        + f". Beyond doubt better than vanilla in NMSE: {_list(clearer)}; in the share: {_list(steadier)}; in return: {_list(better)}."
+        "Probe NMSE: " + means_of(values, "nmse") + ". Share of the latent's variance that the next frame's exogenous state makes: "
+        + means_of(values, "future_share") + ". Return of the latent policy (random actions 0, expert 1): " + means_of(values, "return")
+        + f". Beyond doubt better than vanilla in NMSE: {listed(clearer)}; in the share: {listed(steadier)}; in return: {listed(better)}."
     )  # fmt: skip
     return Outcome(
         metrics=values,
@@ -251,7 +253,10 @@ def swap(experiment: Experiment) -> Outcome:
     for world, own_setup in worlds.items():
         lab = CheetahStudy(experiment, own_setup)
         for variant in ("vanilla", "cross-exogenous"):
-            scores = [exogenous.swap(lab.load(lab.variant(variant, seed)), lab.test_clip) for seed in experiment.seeds]
+            scores = [
+                exogenous.swap(subject_of(lab.load(lab.variant(variant, seed))), lab.test_clip)
+                for seed in experiment.seeds
+            ]
             rows = [score.psnrs() for score in scores]
             own = {title: [float(np.mean(row[title])) for row in rows] for title in rows[0]}
             own["share of z"] = [score.future_share(lab.test_clip.episode).mean for score in scores]
@@ -278,11 +283,3 @@ def _bars(values: dict[str, dict[str, list[float]]], metric: str, title: str, la
     """A metric of all that have it."""
     found = {name: interval(v[metric]) for name, v in values.items() if metric in v}
     return BarPlot(title, label, list(found), {"LAPO, 8 numbers": list(found.values())})
-
-
-def _told(values: dict[str, dict[str, list[float]]], metric: str) -> str:
-    return ", ".join(f"{name} {interval(v[metric]).mean:.3f}" for name, v in values.items() if metric in v)
-
-
-def _list(names: list[str]) -> str:
-    return ", ".join(names) or "none"

@@ -17,6 +17,7 @@ from lamina_research.linear import closed_form, scores
 from lamina_research.linear.ex_bmdp import Moments
 from lamina_research.linear.lam import OBJECTIVES, LinearLAM, Objective, loss
 from lamina_research.seeds import Interval, interval
+from lamina_research.text import listed
 
 NEAR = 0.01  # how far a trained loss may be above the closed form's, relative
 AIM = 0.05  # largest principal angle between a trained and a solved subspace, radians
@@ -218,7 +219,8 @@ def remedies(experiment: Experiment) -> Outcome:
         f"{name} {_mean(ours[name]['nmse'], at)}, {_mean(ours[name]['context'], at)}" for name in OBJECTIVES
     )
     text += (
-        f". Lower NMSE at every p_switch above 0: {_named(lower)}; more consistent: {_named(steadier)}. Trained losses at most "
+        f". Lower NMSE at every p_switch above 0: {listed(name for name in lower if lower[name])}; more consistent: "
+        f"{listed(name for name in steadier if steadier[name])}. Trained losses at most "
         f"{max(float(x.max()) for x in over.values()):.2%} above the closed form's, principal angles at most "
         f"{max(float(x.max()) for x in angle.values()):.4f} rad."
     )
@@ -240,10 +242,6 @@ def remedies(experiment: Experiment) -> Outcome:
     )
 
 
-def _named(told: Mapping[str, bool]) -> str:
-    return ", ".join(name for name, yes in told.items() if yes) or "none"
-
-
 def cca(experiment: Experiment) -> Outcome:
     """Cross-exogenous reconstruction alone, all of A, B, C and D trained on whitened transitions, against CCA (Prop. 4.6)."""
     lab = LinearStudy(experiment)
@@ -257,7 +255,8 @@ def cca(experiment: Experiment) -> Outcome:
         model = lab.train(f"whitened, {name}", grid, moments, objective)
         # u is white: the directions of CCA are orthonormal, and B D = sum over k of sigma_k u_k v_k^T (Eq. 26).
         kept = torch.linalg.svdvals(model.B @ model.D)[..., :width]
-        best = grid_loss(pairs, solved.correlations[..., :width])
+        # The least loss of white transitions: d_o - sum of squared canonical correlations (App. A.2).
+        best = pairs.sizes["u"] - solved.correlations[..., :width].square().sum(-1)
         found[name] = {
             "correlation": (kept - solved.correlations[..., :width]).abs().amax(-1)[:, 0],
             "angle": closed_form.principal_angles(model.B, solved.first[..., :width, :].mT)[:, 0, :, -1],
@@ -300,11 +299,6 @@ def cca(experiment: Experiment) -> Outcome:
         explanation=text,
         plot=cca_plot(lines),
     )
-
-
-def grid_loss(pairs: Moments, correlations: Float[Tensor, "*g z"]) -> Values:
-    """The least cross-exogenous loss of white transitions: d_o - sum of squared canonical correlations (App. A.2)."""
-    return pairs.sizes["u"] - correlations.square().sum(-1)
 
 
 def bound(experiment: Experiment) -> Outcome:

@@ -12,13 +12,9 @@ from lamina_research.experiment import Experiment, Outcome
 from lamina_research.figures import BarPlot, LinePlot
 from lamina_research.seeds import Interval, below, interval
 from lamina_research.study import ModelSpec
+from lamina_research.text import means, yes_no
 
 Values = dict[str, list[float]]  # one value a seed
-
-
-def told(values: Mapping[str, Sequence[float]], digits: int = 3) -> str:
-    """ "A 1.234, B 1.345": the means."""
-    return ", ".join(f"{name} {interval(v).mean:.{digits}f}" for name, v in values.items())
 
 
 def as_metrics(**named: Mapping[str, Sequence[float]]) -> dict[str, dict[str, Sequence[float]]]:
@@ -93,9 +89,9 @@ def narrow_source(experiment: Experiment) -> Outcome:
         for name, model in ((ours, flexlam_spec(seed)), (theirs, fixed_k_spec(last, seed))):
             returns[name].append(float(lab.returns(model, played, last)["above_random"]))
     text = (
-        f"{labels.number} labels of '{source}' alone, loss on the other tasks: {told(narrow)}. "
-        f"Rise over as many labels from every task: {told(rise)}. "
-        f"Return on the other tasks with {played.number} labels, 0 = random and 100 = expert: {told(returns, 1)}."
+        f"{labels.number} labels of '{source}' alone, loss on the other tasks: {means(narrow)}. "
+        f"Rise over as many labels from every task: {means(rise)}. "
+        f"Return on the other tasks with {played.number} labels, 0 = random and 100 = expert: {means(returns, 1)}."
     )
     named = {"loss, one task": narrow, "loss, all tasks": wide, "rise": rise, "above_random": returns}
     return Outcome(
@@ -175,9 +171,9 @@ def joint_alignment(experiment: Experiment) -> Outcome:
     reversed_ = below(joint[flexlam], frozen["IDM"])
     most = below(gain[rigid], gain[flexlam])
     text = (
-        f"{labels.number} labels. Frozen: {told(frozen)}; joint: {told(joint)}; gain: {told(gain)}. "
-        f"Inverse dynamics leads the frozen LAMs: {_yes(idm_first)}; joint FlexLAM passes it: {_yes(reversed_)}; "
-        f"FlexLAM gains more than Fixed-K: {_yes(most)}."
+        f"{labels.number} labels. Frozen: {means(frozen)}; joint: {means(joint)}; gain: {means(gain)}. "
+        f"Inverse dynamics leads the frozen LAMs: {yes_no(idm_first)}; joint FlexLAM passes it: {yes_no(reversed_)}; "
+        f"FlexLAM gains more than Fixed-K: {yes_no(most)}."
     )
     names = list(frozen)
     nothing = Interval(float("nan"), None, None)
@@ -195,10 +191,6 @@ def joint_alignment(experiment: Experiment) -> Outcome:
             },
         ),
     )
-
-
-def _yes(value: bool) -> str:
-    return "yes" if value else "no"
 
 
 def translator_conditioning(experiment: Experiment) -> Outcome:
@@ -219,7 +211,7 @@ def translator_conditioning(experiment: Experiment) -> Outcome:
     return Outcome(
         metrics=as_metrics(loss=losses),
         holds=below(previous, alone) and below(previous, observed),
-        explanation=f"{lab.setup.labels} labels, k = {slots}: {told(losses)}.",
+        explanation=f"{lab.setup.labels} labels, k = {slots}: {means(losses)}.",
         plot=BarPlot(
             "What the translator reads",
             "held-out loss (nats)",
@@ -244,9 +236,9 @@ def prefix_distribution(experiment: Experiment) -> Outcome:
     compresses = below(losses["short"][1], losses["long"][1])
     details = below(losses["long"][slots], losses["short"][slots])
     text = (
-        f"{lab.setup.labels} labels. At k = 1: {told({law: losses[law][1] for law in laws})}; "
-        f"at k = {slots}: {told({law: losses[law][slots] for law in laws})}. "
-        f"Short is better at k = 1: {_yes(compresses)}; long is better at k = {slots}: {_yes(details)}."
+        f"{lab.setup.labels} labels. At k = 1: {means({law: losses[law][1] for law in laws})}; "
+        f"at k = {slots}: {means({law: losses[law][slots] for law in laws})}. "
+        f"Short is better at k = 1: {yes_no(compresses)}; long is better at k = {slots}: {yes_no(details)}."
     )
     return Outcome(
         metrics={f"p(k) {law}, k = {k}": {"loss": losses[law][k]} for law in laws for k in ks},

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 
 from lamina.methods import flexlam
 from lamina.models.heads import Translator
 from lamina.models.hub import LatentActionModel
-from lamina.policies.latency import decision_latency
+from lamina.policies.latency import decision_times
 from lamina.policies.token_model import TokenConfig, TokenModel
 from lamina.policies.token_policy import TokenPolicy
 from lamina.types import ActionSpec
-from lamina_research.claims.flexlam.alignment import Values, as_metrics, budget_losses, told
+from lamina_research.claims.flexlam.alignment import Values, as_metrics, budget_losses
 from lamina_research.claims.flexlam.study import FlexLAMStudy, Labels, fixed_k_spec, flexlam_spec
 from lamina_research.experiment import Experiment, Outcome
 from lamina_research.figures import BarPlot
 from lamina_research.seeds import below, interval, paired_difference
-
-
-def above(ours: Sequence[float], theirs: Sequence[float]) -> bool:
-    """Whether ours is higher beyond the 95% interval of the difference, paired over seeds."""
-    return below(theirs, ours)
+from lamina_research.text import listed, means
 
 
 def budget_returns(lab: FlexLAMStudy, labels: Labels) -> tuple[Values, Values, Values]:
@@ -57,17 +51,17 @@ def matched_budget(experiment: Experiment) -> Outcome:
     bound = [lab.supervised(seed) for seed in experiment.seeds]
     budgets = lab.setup.budgets
     wins_loss = [k for k in budgets if below(losses[f"FlexLAM@{k}"], rigid_losses[f"Fixed-K{k}"])]
-    wins_return = [k for k in budgets if above(returns[f"FlexLAM@{k}"], rigid_returns[f"Fixed-K{k}"])]
+    wins_return = [k for k in budgets if below(rigid_returns[f"Fixed-K{k}"], returns[f"FlexLAM@{k}"])]
     differences = {k: paired_difference(losses[f"FlexLAM@{k}"], rigid_losses[f"Fixed-K{k}"]) for k in budgets}
     gap = ", ".join(f"{d.mean:+.3f} at {k}" for k, d in differences.items())
     controls = {
         name: v for name, v in rivals.items() if name in ("copy-frame", "shuffled latents", "random-weights encoder")
     }
     text = (
-        f"{labels.number} labels. Loss: {told(losses)}; {told(rigid_losses)}; FlexLAM minus Fixed-K {gap}. "
-        f"Controls: {told(controls)}; supervised on every label {interval(bound).mean:.3f}. "
-        f"Return with {played.number} labels, 0 = random and 100 = expert: {told(returns, 1)}; {told(rigid_returns, 1)}. "
-        f"FlexLAM wins beyond doubt in loss at k = {_list(wins_loss)}, in return at k = {_list(wins_return)}."
+        f"{labels.number} labels. Loss: {means(losses)}; {means(rigid_losses)}; FlexLAM minus Fixed-K {gap}. "
+        f"Controls: {means(controls)}; supervised on every label {interval(bound).mean:.3f}. "
+        f"Return with {played.number} labels, 0 = random and 100 = expert: {means(returns, 1)}; {means(rigid_returns, 1)}. "
+        f"FlexLAM wins beyond doubt in loss at k = {listed(wins_loss)}, in return at k = {listed(wins_return)}."
     )
     names = [f"k = {k}" for k in budgets]
     return Outcome(
@@ -92,10 +86,6 @@ def matched_budget(experiment: Experiment) -> Outcome:
     )
 
 
-def _list(ks: Sequence[int]) -> str:
-    return ", ".join(map(str, ks)) or "none"
-
-
 def token_budget(experiment: Experiment) -> Outcome:
     """What a quarter of the tokens keeps of the return, and what it saves of the time of a decision (Table 2)."""
     lab = FlexLAMStudy(experiment)
@@ -116,8 +106,8 @@ def token_budget(experiment: Experiment) -> Outcome:
     low = interval(kept).low
     share = f"{100 * interval(kept).mean:.0f}%" if low is not None else "an undefined share (it is not above random)"
     text = (
-        f"k = {quarter} of {full} keeps {share} of the return of k = {full} ({told(returns, 1)}). "
-        f"At K = 64 a decision takes {told(latency, 1)} ms: {interval(faster).mean:.2f} times less at k = 16 than at k = 64, "
+        f"k = {quarter} of {full} keeps {share} of the return of k = {full} ({means(returns, 1)}). "
+        f"At K = 64 a decision takes {means(latency, 1)} ms: {interval(faster).mean:.2f} times less at k = 16 than at k = 64, "
         "by the protocol of App. B.6 (batch 1, 34 frames of context, 20 steps of warm-up), weights untrained."
     )
     return Outcome(
@@ -146,4 +136,5 @@ def latencies(timed: int) -> dict[str, float]:
     tokens = TokenModel(TokenConfig(size="tiny"), model.config.image, 64, codebook).eval()  # type: ignore[arg-type]
     translator = Translator(64 * model.lam.dim, ActionSpec(discrete=(9,))).eval()
     policy = TokenPolicy(model, tokens, translator, batch=1)
-    return {f"K = 64, k = {k}": v for k, v in decision_latency(policy, (4, 16, 64), timed=timed).items()}
+    times = decision_times(policy, (4, 16, 64), timed=timed)
+    return {f"K = 64, k = {k}": float(np.mean(milliseconds)) for k, milliseconds in times.items()}

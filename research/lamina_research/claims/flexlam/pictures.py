@@ -6,17 +6,18 @@ import numpy as np
 import torch
 
 from lamina.evaluation.evaluate import prefixes_of
-from lamina.evaluation.pictures import grid, telling
+from lamina.evaluation.pictures import grid, most_changed
 from lamina.evaluation.probes.reconstruction import psnr, reconstruct
+from lamina.inference.subject import subject_of
 from lamina.methods import lapo
 from lamina.models.hub import LatentActionModel
 from lamina.types import Clip
-from lamina_research.claims.flexlam.alignment import told
 from lamina_research.claims.flexlam.study import FlexLAMStudy, flexlam_spec
 from lamina_research.experiment import Experiment, Outcome
 from lamina_research.figures import LinePlot
 from lamina_research.seeds import interval, paired_difference
 from lamina_research.study import ModelSpec
+from lamina_research.text import listed, means
 
 
 def vq32(seed: int) -> ModelSpec:
@@ -53,11 +54,11 @@ def reconstruction(experiment: Experiment) -> Outcome:
     for seed in experiment.seeds:
         model, rival = lab.load(flexlam_spec(seed)), lab.load(vq32(seed))
         test = spread_over_tasks(lab, lab.transitions(model, lab.setup.split), lab.setup.decoded)
-        for score in reconstruct(model, test, prefixes_of(slots)):
+        for score in reconstruct(subject_of(model), test, prefixes_of(slots)):
             add(f"FlexLAM@{score.k}" if score.role == "model" else score.name, score.psnr, score.ssim)
             if score.role == "model" and score.k is not None:
                 curves[score.k].append(float(np.mean(score.psnr)))
-        score = reconstruct(rival, test, (1,))[0]
+        score = reconstruct(subject_of(rival), test, (1,))[0]
         add("VQ-32", score.psnr, score.ssim)
 
     def above(a: str, b: str) -> bool:
@@ -68,7 +69,7 @@ def reconstruction(experiment: Experiment) -> Outcome:
     beaten = [name for name in names if above(name, "VQ-32")]
     shown = {name: metrics[name]["psnr"] for name in [*names, "VQ-32", "copy-frame"]}
     text = (
-        f"PSNR in dB: {told(shown, 2)}. Above the VQ reference beyond doubt: {', '.join(beaten) or 'none'}. "
+        f"PSNR in dB: {means(shown, 2)}. Above the VQ reference beyond doubt: {listed(beaten)}. "
         "LPIPS is not measured: its weights are not at hand."
     )
     return Outcome(
@@ -110,7 +111,7 @@ def round_trip(experiment: Experiment) -> Outcome:
         for name, predicted in zip(scores, (back, blind, direct, src), strict=True):
             scores[name].append(float(psnr(predicted, dst).mean()))
         if seed == experiment.seeds[0]:
-            rows = telling(clip, 6)
+            rows = most_changed(clip, 6)
             columns = ["source $o_t$", "source $o_{t+1}$", "other scene", "same latent", "and back"]
             grid(picture, columns, [x[rows] for x in (src, dst, target, moved, back)])
     better = [
@@ -119,7 +120,7 @@ def round_trip(experiment: Experiment) -> Outcome:
     return Outcome(
         metrics={name: {"psnr": values} for name, values in scores.items()},
         holds=all(gain.low is not None and gain.low > 0 for gain in better),
-        explanation=f"PSNR in dB against the true next frame: {told(scores, 2)}.",
+        explanation=f"PSNR in dB against the true next frame: {means(scores, 2)}.",
         picture=picture,
     )
 

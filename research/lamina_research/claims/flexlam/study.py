@@ -26,6 +26,7 @@ from lamina.envs.registry import SUITES
 from lamina.evaluation.probes import structure as structural
 from lamina.evaluation.probes import translation
 from lamina.files import write_text
+from lamina.inference.subject import subject_of
 from lamina.methods import fixed_k, flexlam
 from lamina.models.heads import Condition, Translator, TranslatorConfig
 from lamina.models.hub import LatentActionModel
@@ -278,7 +279,7 @@ class FlexLAMStudy(Study[FlexLAMSetup]):
             tasks = np.array(self.task_of(test))
             assert few.clip is not None and test.clip is not None
             scores = translation.controls(
-                loaded.lam, few.clip, test.clip, actions, TranslatorConfig(), align.head_training(self.setup.heads, labels.draw),
+                subject_of(loaded), few.clip, test.clip, actions, TranslatorConfig(), align.head_training(self.setup.heads, labels.draw),
                 structural.unlabelled(self.data()),
             )  # fmt: skip
             losses = {s.name: float(np.mean([s.loss[tasks == t].mean() for t in dict.fromkeys(tasks)])) for s in scores}

@@ -1,1 +1,1 @@
-"""LeRobot datasets, v3.0: reading, writing, new columns beside untouched video."""
+"""LeRobot datasets, v3.0: reading, writing, and adding columns without re-encoding video."""

@@ -1,4 +1,4 @@
-"""New per-frame columns beside existing data: labels written back as a LeRobot dataset, video never re-encoded."""
+"""Labels: a dataset with new per-frame columns, written as a LeRobot dataset; video files are not re-encoded."""
 
 from __future__ import annotations
 
@@ -35,8 +35,12 @@ from lamina.data.lerobot.writer import (
     DATA_PATH,
     EPISODES_PATH,
     INDEX_FEATURES,
+    SMALL_PICTURES,
     VIDEO_PATH,
+    LeRobotWriter,
+    action_feature,
     as_json,
+    camera_feature,
     check_new,
     column_type,
     dataset_info,
@@ -58,6 +62,7 @@ VALID = "latent_action.valid"  # rows where it is False are left out of the othe
 CAMERA = "observation.images.video"  # what the one camera of plain video is called in a LeRobot dataset
 CONTAINERS = {".mp4": "mp4", ".mkv": "matroska"}
 TICKS = 100  # of a remuxed mp4 for each frame
+RECORDED_FRAMES = 64  # that are read at once where video is encoded
 SAMPLED_FRAMES = 16  # key frames of a plain video that its pixel statistics are taken from
 
 Columns = dict[str, np.ndarray]
@@ -83,38 +88,43 @@ def write_labels(
     were. Episodes that ``camera`` does not show get rows of zeros that are not valid, with a warning. Plain video becomes one
     episode a file and one row a frame with the frame's real time, episodes grouped by split, each file linked, or
     remuxed without re-encoding where its container is another: to mp4, or all of them to mkv if one has a codec that no mp4 can hold.
-    LeRobot's own reader finds frames by a constant rate, so files whose rate varies are named in a warning.
+    LeRobot's own reader finds frames by a constant rate, so files whose rate varies are named in a warning. Any other Dataset is
+    written with its columns, its frames encoded as video (:class:`LeRobotWriter`), episodes grouped by split.
 
-    Killed at any time and run again, it goes on after the last whole episode, and the result is the same, byte for byte,
-    as long as ``provenance`` is (so keep clock times out of it); another provenance starts over. What can be known before the first
-    label is looked at before it: :func:`check_writable`. Raises LaminaError: ``out`` exists or lies in the dataset, ``source`` has such a
-    column already or cannot be written, labels that do not fit ``features`` or are NaN, video that cannot be decoded, a disk that refuses.
+    Interrupted and run again, it continues after the last whole episode, and the result is the same, byte for byte, as long as
+    ``provenance`` and the data are (so keep clock times out of it); otherwise it starts over. :func:`check_writable` is called before
+    the first label. Raises LaminaError: ``out`` exists or lies in the dataset, ``source`` has such a column already or cannot be
+    written, labels that do not fit ``features`` or are NaN, video that cannot be decoded, a disk that refuses.
     """
     out = Path(out)
     camera = camera or source.cameras[0]
-    there = source.info["features"] if isinstance(source, LeRobotDataset) else ()
+    there = source.info["features"] if isinstance(source, LeRobotDataset) else source.columns
     taken = set(features) & {*there, *INDEX_FEATURES}
     if taken:
         raise LaminaError(
-            f"{source.root}: has a feature '{min(taken)}' already; label the dataset that it was made from"
+            f"{source.name}: has a feature '{min(taken)}' already; label the dataset that it was made from"
         )
     if out.exists():  # a process that was killed just after its last step left this
         shutil.rmtree(partial_path(out), ignore_errors=True)
     check_new(out)
-    unseen = check_writable(source, out, features, camera)
+    missing = check_writable(source, out, features, camera)
     partial = partial_path(out)
     dataset = partial / "dataset"
-    spool = _Spool(out, features)
-    key = json.dumps([provenance, features, camera, [[e.name, e.length] for e in source.episodes]], sort_keys=True)
-    spool.resume(hashlib.sha256(key.encode()).hexdigest())
+    staging = _Staging(out, features)
+    episodes = [[e.name, e.length] for e in source.episodes]
+    key = json.dumps([provenance, features, camera, episodes, source.fingerprint()], sort_keys=True)
+    staging.resume(hashlib.sha256(key.encode()).hexdigest())
     for episode in source.episodes:
-        if not spool.has(episode):
-            spool.put(episode, _nothing(episode, features) if episode.number in unseen else label(episode, camera))
+        if not staging.has(episode):
+            absent = episode.number in missing
+            staging.put(episode, empty_labels(episode, features) if absent else label(episode, camera))
     with writing(out):
         if isinstance(source, LeRobotDataset):
-            _extend(source, dataset, spool)
+            _extend(source, dataset, staging)
         elif isinstance(source, VideoFolder):
-            _convert(source, dataset, spool)
+            _convert(source, dataset, staging)
+        else:
+            _record(source, dataset, staging)
         write_json(dataset / "meta" / meta_name, provenance)
         os.replace(dataset, out)
         sync(out.parent)
@@ -122,27 +132,34 @@ def write_labels(
     return out
 
 
-def check_writable(source: Dataset, out: Path, features: Features, camera: str) -> set[int]:
-    """What :func:`write_labels` can know before any work; returns the numbers of the episodes that ``camera`` does not show.
+def check_shown(source: Dataset, camera: str) -> set[int]:
+    """The numbers of the episodes that ``camera`` does not show, with a warning: their rows are not valid.
 
-    Raises LaminaError: video whose pictures cannot be told apart by row, a codec that no container here can hold, a file of the dataset
-    that is missing or no video, rows that no episode has, an ``out`` within the dataset.
+    Raises LaminaError where the frames of an episode are uncertain, and where the camera shows none.
     """
-    unseen = source.unseen(camera)
-    refused = [error for error in unseen.values() if error is not None]
+    missing = source.missing_episodes(camera)
+    refused = [error for error in missing.values() if error is not None]
     if refused:
         raise refused[0]
-    if len(unseen) == len(source.episodes):
-        raise LaminaError(f"{source.root}: '{camera}' shows no episode; name another camera")
-    if unseen and VALID not in features:
+    if len(missing) == len(source.episodes):
+        raise LaminaError(f"{source.name}: '{camera}' shows no episode; name another camera")
+    if missing:
+        text = f"{source.name}: '{camera}' does not show {len(missing)} of {len(source.episodes)} episodes; their rows are not valid"
+        warnings.warn(text, LaminaWarning, stacklevel=4)
+    return set(missing)
+
+
+def check_writable(source: Dataset, out: Path, features: Features, camera: str) -> set[int]:
+    """The checks of :func:`write_labels` that need no label; returns the numbers of the episodes that ``camera`` does not show.
+
+    Raises LaminaError: video frames whose rows are uncertain, a codec that no container here can hold, a file of the dataset that is
+    missing or no video, rows that no episode has, an ``out`` within the dataset, episodes of different frame rates in a Dataset that is
+    neither a LeRobot dataset nor video.
+    """
+    missing = check_shown(source, camera)
+    if missing and VALID not in features:
         raise LaminaError(
-            f"{source.root}: '{camera}' does not show episode {min(unseen)}; its labels cannot be marked as missing"
-        )
-    if unseen:
-        warnings.warn(
-            f"{source.root}: '{camera}' does not show {len(unseen)} of {len(source.episodes)} episodes; their rows are marked as not valid",
-            LaminaWarning,
-            stacklevel=3,
+            f"{source.name}: '{camera}' does not show episode {min(missing)}; its labels cannot be marked as missing"
         )
     if isinstance(source, VideoFolder):
         video_suffix(source)
@@ -162,15 +179,21 @@ def check_writable(source: Dataset, out: Path, features: Features, camera: str) 
                 if isinstance(error, LaminaError):
                     raise
                 raise LaminaError(f"{path}: is no video ({reason(error)}); mend the dataset") from error
-    return set(unseen)
+    else:
+        if rates := {e.fps for e in source.episodes} - {source.fps}:
+            raise LaminaError(
+                f"{source.name}: has episodes of {source.fps:g} and of {min(rates):g} frames per second, and a LeRobot dataset has one rate"
+            )
+        _recorded_cameras(source)
+    return missing
 
 
-def _nothing(episode: Episode, features: Features) -> Columns:
-    """The labels of an episode of which nothing is seen: zeros, not valid."""
+def empty_labels(episode: Episode, features: Features) -> Columns:
+    """The labels of an episode that the camera does not show: zeros, not valid."""
     return {n: np.zeros((episode.length, *f["shape"]), np.dtype(f["dtype"])) for n, f in features.items()}
 
 
-class _Spool:
+class _Staging:
     """The labels of each finished episode, one parquet file each."""
 
     def __init__(self, out: Path, features: Features) -> None:
@@ -226,7 +249,7 @@ def _file_name(template: str, number: int, **more: str) -> str:
     return template.format(chunk_index=number // CHUNK_FILES, file_index=number % CHUNK_FILES, **more)
 
 
-def _extend(source: LeRobotDataset, partial: Path, spool: _Spool) -> None:
+def _extend(source: LeRobotDataset, partial: Path, staging: _Staging) -> None:
     """The same dataset with the new columns: tables rewritten, videos linked, everything else copied."""
     by_file: dict[int, list[Episode]] = {}
     for episode in source.episodes:
@@ -236,7 +259,7 @@ def _extend(source: LeRobotDataset, partial: Path, spool: _Spool) -> None:
         episodes.sort(key=lambda e: int(source.rows.start[e.number]))
         labels = []
         for episode in episodes:
-            table, statistics[episode.number] = spool.get(episode)
+            table, statistics[episode.number] = staging.get(episode)
             labels.append(table)
         _extend_file(source.rows.files[number], partial / _file_name(DATA_PATH, number), pa.concat_tables(labels))
     overall: dict[str, Statistics] = {}
@@ -249,7 +272,7 @@ def _extend(source: LeRobotDataset, partial: Path, spool: _Spool) -> None:
     write_json(partial / "meta/stats.json", {**source.stats, **as_json(overall)})
     videos = _videos(source)
     template = VIDEO_PATH.removesuffix(".mp4") + (_suffix(source) if videos else ".mp4")
-    own = {"data_path": DATA_PATH, "features": {**source.info["features"], **spool.features}}
+    own = {"data_path": DATA_PATH, "features": {**source.info["features"], **staging.features}}
     own |= {"video_path": template} if videos else {}
     write_json(partial / "meta/info.json", {**source.info, **own})
     for (camera, chunk, file), path in videos.items():
@@ -339,7 +362,7 @@ def link(path: Path, out: Path) -> None:
         os.replace(copy, out)
 
 
-def _convert(source: VideoFolder, partial: Path, spool: _Spool) -> None:
+def _convert(source: VideoFolder, partial: Path, staging: _Staging) -> None:
     """Plain video as a LeRobot dataset: one episode a file, one row a frame, episodes in the order of their splits."""
     whole = all(len(e.splits) == 1 for e in source.episodes)
     order = sorted(source.episodes, key=lambda e: SPLITS.index(e.splits[0][0])) if whole else list(source.episodes)
@@ -365,7 +388,7 @@ def _convert(source: VideoFolder, partial: Path, spool: _Spool) -> None:
             stacklevel=3,
         )
     template = VIDEO_PATH.removesuffix(".mp4") + suffix
-    schema = pa.schema([(n, column_type(f)) for n, f in INDEX_FEATURES.items()] + list(spool.schema))
+    schema = pa.schema([(n, column_type(f)) for n, f in INDEX_FEATURES.items()] + list(staging.schema))
     overall: dict[str, Statistics] = {}
     rows: list[dict[str, Any]] = []
     pending: list[pa.Table] = []
@@ -376,7 +399,7 @@ def _convert(source: VideoFolder, partial: Path, spool: _Spool) -> None:
         write_table(partial / _file_name(DATA_PATH, files), pending, schema)
 
     for number, episode in enumerate(order):
-        labels, statistics = spool.get(episode)
+        labels, statistics = staging.get(episode)
         length = episode.length
         indices = {
             "timestamp": episode.times,
@@ -422,21 +445,58 @@ def _convert(source: VideoFolder, partial: Path, spool: _Spool) -> None:
     tasks = tasks_table([""])
     write_table(partial / "meta/tasks.parquet", [tasks], tasks.schema)
     write_json(partial / "meta/stats.json", as_json(overall))
-    features = {CAMERA: _camera_feature(source, sizes), **spool.features}
+    features = {CAMERA: _camera_feature(source, sizes), **staging.features}
     info = dataset_info(source.fps, features, None, len(rows), index, tasks=1, splits=splits)
     write_json(partial / "meta/info.json", {**info, "video_path": template})
+
+
+def _record(source: Dataset, out: Path, staging: _Staging) -> None:
+    """A Dataset that has no files to link: its frames and columns, and the labels, by :class:`LeRobotWriter`."""
+    cameras = _recorded_cameras(source)
+    features: Features = {}
+    for camera, name in cameras.items():
+        height, width, _ = source.frames(source.episodes[0], camera, 0, 1)[0].shape
+        features[name] = camera_feature(height, width)
+    for name in source.columns:
+        spec = source.action_spec(name)
+        plain = {"dtype": "float32", "shape": [source.width(name)], "names": None}
+        features[name] = plain if spec is None else action_feature(spec)
+    shutil.rmtree(out, ignore_errors=True)  # whole, but left by a process that was killed before it could be renamed
+    with LeRobotWriter(out, source.fps, {**features, **staging.features}, video=SMALL_PICTURES) as writer:
+        for episode in source.episodes:
+            table, statistics = staging.get(episode)
+            columns = {name: source.column(episode, name) for name in source.columns}
+            columns |= {name: to_numpy(table[name]) for name in staging.features}
+            videos = {name: _all_frames(source, episode, camera) for camera, name in cameras.items()}
+            split = episode.splits[0][0] if len(episode.splits) == 1 else "train"
+            writer.add_episode(columns, videos, episode.task, split, statistics)
+
+
+def _recorded_cameras(source: Dataset) -> dict[str, str]:
+    """Cameras that show every episode, and the names that they get in a LeRobot dataset. The others are left out with a warning."""
+    partial = [camera for camera in source.cameras if source.missing_episodes(camera)]
+    if len(partial) == len(source.cameras):
+        raise LaminaError(f"{source.name}: no camera shows every episode; leave out the episodes that it does not show")
+    if partial:
+        warnings.warn(
+            f"{source.name}: '{partial[0]}' does not show every episode and is not written ({len(partial)} such camera(s))",
+            LaminaWarning,
+            stacklevel=4,
+        )
+    prefix = "observation.images."
+    return {c: c if c.startswith(prefix) else prefix + c for c in source.cameras if c not in partial}
+
+
+def _all_frames(source: Dataset, episode: Episode, camera: str) -> Iterator[np.ndarray]:
+    for start in range(0, episode.length, RECORDED_FRAMES):
+        yield from source.frames(episode, camera, start, min(start + RECORDED_FRAMES, episode.length))
 
 
 def _camera_feature(source: VideoFolder, sizes: Sequence[tuple[int, int]]) -> dict[str, Any]:
     """The feature of plain video: the most frequent size as it is shown, and what a file of that size is like."""
     (height, width), _ = Counter(sizes).most_common(1)[0]
     codec, pix_fmt, has_audio = video_facts(source.files[sizes.index((height, width))])
-    return {
-        "dtype": "video",
-        "shape": [height, width, 3],
-        "names": ["height", "width", "channels"],
-        "info": video_info(height, width, codec, pix_fmt, source.fps, has_audio),
-    }
+    return camera_feature(height, width) | {"info": video_info(height, width, codec, pix_fmt, source.fps, has_audio)}
 
 
 def _pixels(source: VideoFolder, episode: Episode) -> tuple[Statistics, tuple[int, int]]:

@@ -1,8 +1,8 @@
-"""Which picture belongs to which row: the rows of a table and the pictures of a video file, compared.
+"""Aligns table rows with video frames when their clocks differ.
 
-A table gives each row a time, a video each picture; the two clocks need not agree. A camera of 30000/1001 pictures a second beside a table
-of 30, or a hardware clock in the table, moves the rows by a picture after half a minute, and then by more. So times are
-believed only as long as they leave no doubt; beyond that only the count is, where a file holds as many pictures as its episodes have rows.
+Rows and frames have times of their own. A camera of 30000/1001 frames a second with a table of 30, or a hardware clock in the table, moves
+the rows by a frame after half a minute, and by more later. Timestamps are used while the match is unambiguous; otherwise rows and frames
+are paired by index, if the file has as many frames as its episodes have rows.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """LeRobotDataset v3.0, read and written with pyarrow and PyAV alone.
 
 On disk: ``data/chunk-000/file-000.parquet`` holds the rows of many episodes, ``videos/KEY/chunk-000/file-000.mp4`` the
-pictures of many episodes end to end, and ``meta/`` says which episode is where. What it says is compared with the rows when a dataset is
-opened, and with the pictures of a camera when that is used; what is not asked for is not looked at.
+frames of many episodes end to end, and ``meta/`` the place of each episode. The metadata is compared with the rows when a dataset is
+opened, and with the frames of a camera when that is used.
 """
 
 from __future__ import annotations
@@ -13,25 +13,30 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Float, Int, UInt8
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from lamina.data.episodes import DecodeError, Episode, compact_times, split_episodes
+from lamina.data.dataset import Dataset
+from lamina.data.episodes import (
+    MAX_CLASSES,
+    DecodeError,
+    Episode,
+    check_finite,
+    compact_times,
+    count_classes,
+    split_episodes,
+)
 from lamina.data.lerobot.match import Numbers, RowAlignment, VideoSpan, align_rows, rate_of
 from lamina.data.lerobot.tables import Columns, read_json, read_table, to_numpy
-from lamina.data.lerobot.writer import LeRobotWriter, VideoEncoding
-from lamina.data.paths import check_inside, check_name, check_regular, check_template, local, reason, walk
+from lamina.data.paths import check_inside, check_name, check_regular, check_template, contents, local, reason, walk
 from lamina.data.video import FAILURES, FrameClock, decode, decode_picture, index_video, key_distance
 from lamina.errors import LaminaError, LaminaWarning
 from lamina.types import ActionSpec
 
-__all__ = ["LeRobotDataset", "LeRobotWriter", "VideoEncoding", "open_lerobot"]
-
-CLASSES = 1024  # of a whole-number action, at most: more are no classes
 WIDEST = 2**20  # values of a feature in one row, at most
 LARGEST = 2**31  # number of an episode, chunk or file, below
 PLACE = ("chunk_index", "file_index", "from_timestamp")
@@ -77,7 +82,7 @@ class _Rows:
 
 
 @dataclass(frozen=True, eq=False)
-class LeRobotDataset:
+class LeRobotDataset(Dataset):
     """A LeRobotDataset v3.0 on disk."""
 
     root: Path
@@ -86,16 +91,18 @@ class LeRobotDataset:
         str, np.ndarray
     ]  # one value per episode: where its pictures are said to be (NaN: nowhere), and its task
     rows: _Rows
-    fps: float
-    cameras: tuple[str, ...]  # those with colours first
-    columns: tuple[str, ...]
-    episodes: tuple[Episode, ...]
-    kind: Literal["video", "lerobot"] = "lerobot"
+    cameras: tuple[str, ...] = ()  # those with colours first
+    columns: tuple[str, ...] = ()
+    episodes: tuple[Episode, ...] = ()
 
     @property
-    def action(self) -> ActionSpec | None:
-        """What the feature "action" holds, if there is one."""
-        return self.action_spec("action")
+    def name(self) -> str:
+        return str(self.root)
+
+    @property
+    def fps(self) -> float:
+        """The rate that meta/info.json states."""
+        return float(self.info["fps"])
 
     def action_spec(self, name: str) -> ActionSpec | None:
         """What feature ``name`` holds, read as an action; None if there is no such feature.
@@ -115,33 +122,23 @@ class LeRobotDataset:
         dim = width_of(feature)
         stated = feature.get("num_classes")
         if stated is None:
-            classes = self._count_classes(name, dim)
+            classes = self._count_classes(name)
         elif isinstance(stated, list):
             classes = tuple(stated)
         else:
             classes = (stated,) * dim
-        if len(classes) > dim or not all(type(n) is int and 2 <= n <= CLASSES for n in classes):
-            told = str(stated)[:80]
+        if len(classes) > dim or not all(type(n) is int and 2 <= n <= MAX_CLASSES for n in classes):
+            text = str(stated)[:80]
             raise LaminaError(
-                f"{self.root}/meta/info.json: '{name}' states {told} classes in {dim} dimension(s), not 2 to {CLASSES} each; mend it"
+                f"{self.root}/meta/info.json: '{name}' states {text} classes in {dim} dimension(s), not 2 to {MAX_CLASSES} each; mend it"
             )
         return ActionSpec(classes, dim - len(classes), feature_names(feature))
 
-    def _count_classes(self, name: str, dim: int) -> tuple[int, ...]:
-        """Whole numbers whose classes nothing states: the largest in the rows + 1."""
+    def _count_classes(self, name: str) -> tuple[int, ...]:
+        """Classes of whole numbers where the feature does not state them."""
         if np.dtype(self.info["features"][name]["dtype"]).kind not in "iu":
             return ()
-        values = [self.column(e, name) for e in self.episodes]
-        lowest, highest = np.min([v.min(0) for v in values], 0), np.max([v.max(0) for v in values], 0)
-        if lowest.min() < 0 or highest.max() >= CLASSES:
-            warnings.warn(
-                f"{self.root}: '{name}' holds whole numbers from {lowest.min():g} to {highest.max():g}; they are no classes, and are "
-                "read as continuous",
-                LaminaWarning,
-                stacklevel=4,
-            )
-            return ()
-        return tuple(max(2, int(h) + 1) for h in highest)
+        return count_classes([self.column(e, name) for e in self.episodes], name, str(self.root))
 
     @cached_property
     def _specs(self) -> dict[str, ActionSpec]:
@@ -190,23 +187,27 @@ class LeRobotDataset:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """See :attr:`lamina.data.dataset.Source.files`."""
+        """The files that hold pictures and rows of the episodes, in an order that does not depend on where the dataset lies."""
         videos = (self._by_file(camera) for camera in self.cameras if not self.in_table(camera))
         shown = {path for groups in videos for path in groups if path is not None}
         return (*sorted(shown), *self.rows.files)
 
-    def unseen(self, camera: str) -> dict[int, DecodeError | None]:
-        """See :meth:`lamina.data.dataset.Source.unseen`. Compares the rows with the pictures of every file of the camera."""
+    def fingerprint(self) -> str:
+        """:func:`lamina.data.paths.contents` of the files."""
+        return contents(self.files)
+
+    def missing_episodes(self, camera: str) -> dict[int, DecodeError | None]:
+        """See :meth:`lamina.data.dataset.Dataset.missing_episodes`. Compares the rows with the pictures of every file of the camera."""
         self._check_camera(camera)
-        if camera not in self._unseen:
-            self._unseen[camera] = self._find_unseen(camera)
-        return self._unseen[camera]
+        if camera not in self._missing:
+            self._missing[camera] = self._find_missing(camera)
+        return self._missing[camera]
 
     @cached_property
-    def _unseen(self) -> dict[str, dict[int, DecodeError | None]]:
+    def _missing(self) -> dict[str, dict[int, DecodeError | None]]:
         return {}
 
-    def _find_unseen(self, camera: str) -> dict[int, DecodeError | None]:
+    def _find_missing(self, camera: str) -> dict[int, DecodeError | None]:
         missing: dict[int, DecodeError | None] = {}
         counted: list[int] = []
         for path, episodes in ({} if self.in_table(camera) else self._by_file(camera)).items():
@@ -290,7 +291,7 @@ class LeRobotDataset:
     def frames(
         self, episode: Episode, camera: str, start: int, stop: int, size: tuple[int, int] | None = None
     ) -> UInt8[np.ndarray, "n h w 3"]:
-        """See :meth:`lamina.data.dataset.Source.frames`."""
+        """See :meth:`lamina.data.dataset.Dataset.frames`."""
         self._check_camera(camera)
         stop = min(stop, episode.length)
         if self.in_table(camera):
@@ -340,33 +341,29 @@ class LeRobotDataset:
         return path.read_bytes()
 
     def seconds(self, episode: Episode, camera: str) -> float:
-        """See :meth:`lamina.data.dataset.Source.seconds`."""
+        """See :meth:`lamina.data.dataset.Dataset.seconds`."""
         if self.in_table(camera):
             return float(episode.times[-1]) + 1.0 / episode.fps
         begin, end = (self.places[f"videos/{camera}/{k}_timestamp"][episode.number] for k in ("from", "to"))
         return float(end - begin)
 
     def width(self, name: str) -> int | None:
-        """See :meth:`lamina.data.dataset.Source.width`."""
+        """See :meth:`lamina.data.dataset.Dataset.width`."""
         return width_of(self.info["features"][name]) if name in self.columns else None
 
     def column(self, episode: Episode, name: str) -> Float[np.ndarray, "t d"]:
-        """See :meth:`lamina.data.dataset.Source.column`."""
+        """See :meth:`lamina.data.dataset.Dataset.column`."""
         if name not in self.columns:
             kind = self.info["features"].get(name, {}).get("dtype")
-            told = "no feature" if kind is None else f"no numbers in its feature (of {kind})"
-            raise LaminaError(f"{self.root}: has {told} '{name}'; it has: {', '.join(self.columns)}")
+            lacks = "no feature" if kind is None else f"no numbers in its feature (of {kind})"
+            raise LaminaError(f"{self.root}: has {lacks} '{name}'; it has: {', '.join(self.columns)}")
         path = self.data_file(episode.number)
         start = int(self.rows.start[episode.number])
         width = width_of(self.info["features"][name])
         with np.errstate(over="ignore"):
             values = self._cache.rows(path, name, start, start + episode.length, width).astype(np.float32)
-        if not np.isfinite(values).all():
-            row = int((~np.isfinite(values)).any(axis=1).argmax())
-            what = "NaN" if np.isnan(values[row]).any() else "infinite"
-            raise LaminaError(
-                f"{path}: '{name}' is {what} at episode {episode.number}, row {row}; mend it, or do without the feature"
-            )
+        remedy = "mend it, or do without the feature"
+        check_finite(values, name, str(path), f"episode {episode.number}, ", remedy)
         return values
 
 
@@ -389,7 +386,7 @@ def feature_names(feature: dict[str, Any]) -> tuple[str, ...]:
     return tuple(str(n) for n in names) if isinstance(names, list | tuple) else (str(names),)
 
 
-def open_lerobot(root: Path, number: int = 0) -> LeRobotDataset:
+def open_lerobot(root: Path) -> LeRobotDataset:
     """Read the tables of a LeRobotDataset v3.0; no video is touched but the head of one file a camera.
 
     Raises LaminaError for a dataset of another version, and for one whose tables are damaged or do not agree.
@@ -406,8 +403,8 @@ def open_lerobot(root: Path, number: int = 0) -> LeRobotDataset:
         check_template(checked.data_path, {"chunk_index", "file_index"})
         checked.data_path.format(chunk_index=0, file_index=0)
     except ValidationError as error:
-        where, told = error.errors()[0]["loc"], error.errors()[0]["msg"]
-        raise LaminaError(f"{info_path}: {'.'.join(map(str, where))}: {told}; the dataset is damaged") from error
+        where, message = error.errors()[0]["loc"], error.errors()[0]["msg"]
+        raise LaminaError(f"{info_path}: {'.'.join(map(str, where))}: {message}; the dataset is damaged") from error
     except ValueError as error:
         raise LaminaError(f"{info_path}: data_path: {reason(error)}; the dataset is damaged") from error
     fps, total, features = checked.fps, checked.total_episodes, info["features"]
@@ -418,11 +415,10 @@ def open_lerobot(root: Path, number: int = 0) -> LeRobotDataset:
         raise LaminaError(f"{root}/meta/episodes: lists {len(lengths)} of {total} episodes; the dataset is incomplete")
     rows = _find_rows(root, checked.data_path, places, fps)
     columns = tuple(name for name, feature in features.items() if _is_numeric(feature))
-    dataset = LeRobotDataset(root, info, places, rows, fps, cameras, columns, ())
+    dataset = LeRobotDataset(root, info, places, rows, cameras, columns)
     gop = _key_distance(dataset)
     episodes = [
         Episode(
-            number,
             n,
             f"{root} episode {n}",
             int(length),

@@ -1,4 +1,4 @@
-"""Reading the tables of a dataset: JSON objects and parquet files, whatever their names are and whoever wrote them."""
+"""Reading the tables of an untrusted dataset: JSON objects and parquet files."""
 
 from __future__ import annotations
 
@@ -73,7 +73,8 @@ def to_numpy(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
     rows = len(values)
     if isinstance(values, pa.ExtensionArray):
         values = values.storage
-    while pa.types.is_list(values.type) or pa.types.is_large_list(values.type) or is_fixed(values.type):
+    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    while any(is_list(values.type) for is_list in lists):
         values = values.flatten()
     if pa.types.is_boolean(values.type) and values.null_count:
         values = values.cast(pa.uint8())
@@ -83,11 +84,6 @@ def to_numpy(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
     if rows and len(flat) % rows:
         raise ValueError("rows differ in length")
     return flat.reshape(rows, -1 if rows else 1)
-
-
-def is_fixed(kind: pa.DataType) -> bool:
-    """Whether an arrow type is a list of fixed length."""
-    return pa.types.is_fixed_size_list(kind)
 
 
 class Columns:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -30,6 +30,7 @@ from lamina.data.lerobot.statistics import (
 from lamina.data.paths import check_name, open_arrow
 from lamina.errors import LaminaError
 from lamina.files import disk_errors, partial_path, sync, write_text
+from lamina.types import ActionSpec
 
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
@@ -77,6 +78,23 @@ def write_table(path: Path, tables: Iterable[pa.Table], schema: pa.Schema, durab
         if durable:
             sync(partial)
         os.replace(partial, path)
+
+
+def camera_feature(height: int, width: int) -> dict[str, Any]:
+    """The feature of a camera."""
+    return {"dtype": "video", "shape": [height, width, 3], "names": ["height", "width", "channels"]}
+
+
+def action_feature(spec: ActionSpec) -> dict[str, Any]:
+    """The feature that holds actions: int64 with ``num_classes`` where all dimensions are discrete, else float32."""
+    feature: dict[str, Any] = {
+        "dtype": "float32" if spec.continuous else "int64",
+        "shape": [spec.dim],
+        "names": list(spec.names) or None,
+    }
+    if spec.discrete:
+        feature["num_classes"] = spec.discrete[0] if spec.dim == 1 else list(spec.discrete)
+    return feature
 
 
 def column_type(feature: dict[str, Any]) -> pa.DataType:
@@ -151,6 +169,10 @@ class VideoEncoding:
     def for_size(self, height: int, width: int) -> str:
         """The pixel format: yuv420p needs even sizes, so an odd height or width is stored in full colour, yuv444p."""
         return "yuv444p" if self.pix_fmt == "yuv420p" and (height % 2 or width % 2) else self.pix_fmt
+
+
+#: For pictures of about 64 pixels: colours at half the resolution cost them 10 dB, and the usual quality shows in them.
+SMALL_PICTURES = VideoEncoding(crf=10, pix_fmt="yuv444p")
 
 
 class _VideoTrack:
@@ -259,18 +281,22 @@ class LeRobotWriter:
         self.tasks: dict[str, int] = {}
         self._episodes: dict[str, list[dict[str, Any]]] = {s: [] for s in SPLITS}
         self._tracks: dict[tuple[str, str], _VideoTrack] = {}
-        self._spools: dict[str, pq.ParquetWriter] = {}
+        self._staged: dict[str, pq.ParquetWriter] = {}
         numeric = {n: f for n, f in {**self.features, **INDEX_FEATURES}.items() if f["dtype"] != "video"}
         self._schema = pa.schema([(n, column_type(f)) for n, f in numeric.items()])
 
     def add_episode(
         self,
         columns: dict[str, np.ndarray],
-        videos: dict[str, Iterable[UInt8[np.ndarray, "h w 3"]]],
+        videos: Mapping[str, Iterable[UInt8[np.ndarray, "h w 3"]]],
         task: str = "",
         split: str = "train",
+        statistics: Mapping[str, Statistics] = {},
     ) -> None:
-        """Append an episode: ``columns`` [t, d] (or [t]) for each feature, ``videos`` [t, h, w, 3] for each camera."""
+        """Append an episode: ``columns`` [t, d] (or [t]) for each feature, ``videos`` [t, h, w, 3] for each camera.
+
+        ``statistics``: of the features whose statistics are not to be taken over all rows.
+        """
         cameras = {n for n, f in self.features.items() if f["dtype"] == "video"}
         if split not in SPLITS:
             raise LaminaError(f"{self.root}: no split '{split}'; there are: {', '.join(SPLITS)}")
@@ -278,7 +304,7 @@ class LeRobotWriter:
             raise LaminaError(f"{self.root}: an episode has {sorted({*columns, *videos})}, not {sorted(self.features)}")
         arrays = {n: self._checked(n, values) for n, values in columns.items()}
         try:
-            self._add(arrays, videos, task, split)
+            self._add(arrays, videos, task, split, statistics)
         except BaseException:
             self.abort()
             raise
@@ -299,7 +325,14 @@ class LeRobotWriter:
             )
         return array.astype(feature["dtype"])
 
-    def _add(self, arrays: dict[str, np.ndarray], videos: dict[str, Any], task: str, split: str) -> None:
+    def _add(
+        self,
+        arrays: dict[str, np.ndarray],
+        videos: Mapping[str, Any],
+        task: str,
+        split: str,
+        given: Mapping[str, Statistics],
+    ) -> None:
         statistics: dict[str, Statistics] = {}
         row: dict[str, Any] = {"tasks": [task]}
         lengths = {len(a) for a in arrays.values()}
@@ -325,13 +358,13 @@ class LeRobotWriter:
             "task_index": np.full(length, number),
         }
         for name, values in arrays.items():
-            statistics[name] = column_statistics(values.reshape(length, -1))
+            statistics[name] = given[name] if name in given else column_statistics(values.reshape(length, -1))
         row["statistics"] = statistics
         columns = [to_arrow(arrays[n], self._feature(n)) for n in self._schema.names]
         with writing(self.root):
-            if split not in self._spools:
-                self._spools[split] = pq.ParquetWriter(self.partial / f"{split}.parquet", self._schema)
-            self._spools[split].write_table(pa.table(columns, schema=self._schema))
+            if split not in self._staged:
+                self._staged[split] = pq.ParquetWriter(self.partial / f"{split}.parquet", self._schema)
+            self._staged[split].write_table(pa.table(columns, schema=self._schema))
         self._episodes[split].append(row)
 
     def _feature(self, name: str) -> dict[str, Any]:
@@ -359,8 +392,8 @@ class LeRobotWriter:
         return self.root
 
     def _finish(self) -> None:
-        for spool in self._spools.values():
-            spool.close()
+        for staging in self._staged.values():
+            staging.close()
         video_files = self._place_videos()
         overall: dict[str, Statistics] = {}
         rows: list[dict[str, Any]] = []
@@ -370,9 +403,9 @@ class LeRobotWriter:
             episodes = self._episodes[split]
             if episodes:
                 splits[split] = f"{len(rows)}:{len(rows) + len(episodes)}"
-                spool = pq.ParquetFile(self.partial / f"{split}.parquet")
+                staging = pq.ParquetFile(self.partial / f"{split}.parquet")
             for group, episode in enumerate(episodes):
-                table = spool.read_row_group(group)
+                table = staging.read_row_group(group)
                 if tables and size + table.nbytes > DATA_MB * 2**20:
                     self._write_data(files, tables)
                     tables, size, files = [], 0, files + 1
@@ -402,7 +435,7 @@ class LeRobotWriter:
                 )
                 index += length
         self._write_data(files, tables)
-        for split in self._spools:
+        for split in self._staged:
             (self.partial / f"{split}.parquet").unlink()
         meta = episode_table(rows)
         write_table(self.partial / EPISODES_PATH.format(chunk_index=0, file_index=0), [meta], meta.schema)
@@ -468,9 +501,9 @@ class LeRobotWriter:
             if container is not None:
                 with suppress(OSError, av.error.FFmpegError):  # the file is about to be removed
                     container.close()
-        for spool in self._spools.values():
+        for staging in self._staged.values():
             with suppress(OSError):
-                spool.close()
+                staging.close()
         shutil.rmtree(self.partial, ignore_errors=True)
 
     def __enter__(self) -> LeRobotWriter:

@@ -1,1 +1,1 @@
-"""One file, one question, each with its controls. Probes see held-out episodes only; the data layer cuts the splits."""
+"""Probes, one a file, each with its controls. They read held-out episodes only; the data layer cuts the splits."""

@@ -1,8 +1,8 @@
-"""Do latents add up, reverse, vanish for no change, and tell how far things moved? Each error beside its scale-free form.
+"""Structure metrics: composition, inverse and identity error, and the correlation of the latent's norm with displacement.
 
-An encoder that shrinks every latent makes every raw error small, so errors are also divided by the mean length of the latent. An encoder
-that gives one and the same latent has no structure to speak of: it is flagged as collapsed, and a model whose decoder ignores the latent
-(:func:`lamina.evaluation.probes.usage.latent_use`) has no score at all: its structure is void.
+Scaling all latents down lowers every raw error, so each error is also divided by the mean latent norm. An encoder that returns the same
+latent for every transition is flagged as collapsed. The scores of a collapsed encoder are invalid, and so are those of a model whose
+decoder ignores the latent (:func:`lamina.evaluation.probes.usage.latent_use`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from lamina.inference.subject import Subject, Vectors
 from lamina.intervals import Estimate, bootstrap_correlation, bootstrap_mean, bootstrap_ratio
 
 #: Share of a latent's mean length that varies over transitions, below which an encoder is called collapsed.
-COLLAPSED = 0.01
+MIN_DISPERSION = 0.01
 
 Frames = UInt8[Tensor, "n t c h w"]
 Rows = Int[Tensor, "n"]
@@ -97,7 +97,7 @@ class Structure:
     @property
     def collapsed(self) -> bool:
         """All transitions have the same latent."""
-        return self.spread < COLLAPSED
+        return self.spread < MIN_DISPERSION
 
 
 def structure(
@@ -125,7 +125,7 @@ def structure(
 
 def rescaled(change: Float[np.ndarray, "n q"]) -> Float[np.ndarray, "n"]:
     """|s_j - s_i| with each channel's change rescaled by the quantiles of the data (AC-LAM App. C): the 1st percentile of its size
-    is 0, the 99th is 1, and what lies outside is clipped. A channel that never changes counts nothing.
+    is 0, the 99th is 1, and what lies outside is clipped. A constant channel does not count.
     """
     size = np.abs(change)
     low, high = np.quantile(size, [0.01, 0.99], axis=0)

@@ -1,14 +1,16 @@
-"""How much of the latent is not the agent's doing? Asked of pairs of views that show the same states under two exogenous states.
+"""Exogenous probe: the share of the latent's variance that comes from exogenous state, and the prediction after a swap of that state.
+
+It compares paired views, which show the same states under two exogenous states:
 
     o -> o'      a transition under one exogenous state
     o~ -> o~'    the same states under another
 
 - reconstruction: decode(o, z(o, o')) against o'.
 - augmented reconstruction: decode(o~, z(o~, o~')) against o~'.
-- swap: decode(o, z(o, o~')). A latent that holds the next frame's exogenous state makes it look like o~', one that does not like o'
+- swap: decode(o, z(o, o~')). It resembles o~' if the latent holds the next frame's exogenous state, and o' if it does not
   (*Why Latent Actions Fail*, §4.2, Fig. 2).
 
-Needs no label and no training: any model, any data with paired views.
+The probe needs neither labels nor training.
 """
 
 from __future__ import annotations
@@ -21,19 +23,19 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lamina.errors import LaminaError
-from lamina.evaluation.probes.reconstruction import Images, psnr
+from lamina.evaluation.probes.reconstruction import decoded, psnr
+from lamina.inference.subject import Images, Subject, Vectors
 from lamina.intervals import Estimate, bootstrap_ratio
-from lamina.models.hub import LatentActionModel
 from lamina.types import Clip
 
 
 @dataclass(frozen=True)
 class PairedLatents:
-    """The latents [n k d] of transitions under two exogenous states: z(o, o'), z(o~, o~'), z(o, o~')."""
+    """The latents [n d] of transitions under two exogenous states: z(o, o'), z(o~, o~'), z(o, o~')."""
 
-    own: Tensor
-    paired: Tensor
-    crossed: Tensor
+    own: Vectors
+    paired: Vectors
+    crossed: Vectors
 
     def future_share(self, episode: Tensor) -> Estimate:
         """The part of the latent's variance that another exogenous state of the NEXT frame changes: half of
@@ -66,8 +68,8 @@ class SwapScore(PairedLatents):
         }
 
 
-def _share(z: Float[Tensor, "n k d"], other: Float[Tensor, "n k d"], episode: Tensor) -> Estimate:
-    z, other = z.flatten(1).double(), other.flatten(1).double()
+def _share(z: Vectors, other: Vectors, episode: Tensor) -> Estimate:
+    z, other = z.double(), other.double()
     centre = torch.cat([z, other]).mean(0)
     moved = (z - other).square().sum(1) / 2
     spread = ((z - centre).square().sum(1) + (other - centre).square().sum(1)) / 2
@@ -76,7 +78,7 @@ def _share(z: Float[Tensor, "n k d"], other: Float[Tensor, "n k d"], episode: Te
     return bootstrap_ratio(moved.numpy(), spread.numpy(), episode.numpy())
 
 
-def views(model: LatentActionModel, clip: Clip, batch: int = 256) -> PairedLatents:
+def views(subject: Subject, clip: Clip) -> PairedLatents:
     """The latents of the first pair of each sample under its two exogenous states, and across them.
 
     Raises LaminaError for a clip without paired views.
@@ -84,25 +86,17 @@ def views(model: LatentActionModel, clip: Clip, batch: int = 256) -> PairedLaten
     if clip.paired is None:
         raise LaminaError("exogenous states are compared on paired views, and this data has none: name one by --paired")
     (o, next_), (other, other_next) = ((x[:, 0], x[:, 1]) for x in (clip.frames, clip.paired))
-
-    def encode(src: Images, dst: Images) -> Tensor:
-        rows = range(0, len(src), batch)
-        return torch.cat([model.encode(src[i : i + batch], dst[i : i + batch]).post.cpu() for i in rows])
-
+    encode = subject.quantised.latents
     return PairedLatents(encode(o, next_), encode(other, other_next), encode(o, other_next))
 
 
-def swap(model: LatentActionModel, clip: Clip, batch: int = 64, shown: int = 4) -> SwapScore:
-    """The three PSNRs on the first pair of each sample. Raises LaminaError for a clip without paired views."""
-    latents = views(model, clip)
+def swap(subject: Subject, clip: Clip, shown: int = 4) -> SwapScore:
+    """The PSNRs on the first pair of each sample, and pictures of ``shown`` of them. Raises LaminaError for a clip without paired views."""
+    latents = views(subject, clip)
     assert clip.paired is not None
     (o, next_), (other, other_next) = ((x[:, 0], x[:, 1]) for x in (clip.frames, clip.paired))
-
-    def decode(src: Images, z: Tensor) -> Images:
-        rows = range(0, len(src), batch)
-        return torch.cat([model.decode(src[i : i + batch], z[i : i + batch], seed=i).cpu() for i in rows])
-
-    predicted, augmented, swapped = decode(o, latents.own), decode(other, latents.paired), decode(o, latents.crossed)
+    starts = ((o, latents.own), (other, latents.paired), (o, latents.crossed))
+    predicted, augmented, swapped = (decoded(subject.quantised, src, z) for src, z in starts)
     pictures = {
         "frame": o, "paired frame": other, "next": next_, "paired next": other_next,
         "reconstruction": predicted, "augmented": augmented, "swap": swapped,

@@ -1,4 +1,4 @@
-"""How far do latents reach? Direct and summed latents decoded over growing horizons (ALAM §4.1, Fig. 4B), and from another start."""
+"""Decoded composition: direct and summed latents decoded over growing horizons (ALAM §4.1, Fig. 4B), and from another start frame."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class HorizonScore:
 
 
 def scores(predicted: Images, target: Images) -> Scores:
-    """Every metric there is."""
+    """PSNR, SSIM, and LPIPS where its weights are on this machine."""
     found = {"psnr": psnr(predicted, target).numpy(), "ssim": ssim(predicted, target).numpy()}
     lpips = load_lpips()
     return found | ({"lpips": lpips(predicted, target).numpy()} if lpips else {})
@@ -50,23 +50,23 @@ def reconstruct_horizons(subject: Subject, frames: Frames, seen: int) -> list[Ho
 @dataclass(frozen=True)
 class Transfer:
     """Latents of triplets i < j < k decoded from another start o'. Agreement in dB between the two ways; and where the latent of
-    another triplet leads instead: what two predictions from one start share whatever the latent says.
+    another triplet leads instead, which is the agreement of two predictions from one start frame that is due to chance.
     """
 
     direct: Images  # D(o', z_ik)
     composed: Images  # D(o', z_ij + z_jk)
     agreement: Float[np.ndarray, "n"]  # PSNR of the two
     by_chance: Float[np.ndarray, "n"]  # PSNR of D(o', z_ik) and D(o', z_ik of another triplet)
-    moved: Float[np.ndarray, "n"]  # PSNR of D(o', z_ik) and o': 60 dB means that nothing moved
+    moved: Float[np.ndarray, "n"]  # PSNR of D(o', z_ik) and o': 60 dB: no change
 
     @property
     def margin(self) -> Float[np.ndarray, "n"]:
-        """What the agreement is worth, dB."""
+        """Agreement above chance, dB."""
         return self.agreement - self.by_chance
 
 
 def transfer(subject: Subject, frames: Frames, start: Images) -> Transfer:
-    """``frames``: triplets; ``start``: o' of each, from elsewhere (AC-LAM App. E.1; ALAM App. E)."""
+    """``frames``: triplets; ``start``: o' of each, from another episode (AC-LAM App. E.1; ALAM App. E)."""
     i, j, k = (frames[:, n] for n in range(3))
     z = subject.latents(i, k)
     direct = subject.draw(start, z)
@@ -76,8 +76,8 @@ def transfer(subject: Subject, frames: Frames, start: Images) -> Transfer:
     return Transfer(direct, composed, *(psnr(a, b).numpy() for a, b in pairs))
 
 
-def elsewhere(pool: Int[Tensor, "m"], episode: Int[Tensor, "n"]) -> list[int]:
-    """For each of ``episode`` a row of ``pool`` (episode numbers too) of another one; where there is none, one half the pool away."""
+def other_episode(pool: Int[Tensor, "m"], episode: Int[Tensor, "n"]) -> list[int]:
+    """For each of ``episode`` a row of ``pool`` (episode numbers) of another episode; if there is none, the row half the pool away."""
     rows = []
     for n, number in enumerate(episode):
         others = (pool != number).nonzero().flatten()

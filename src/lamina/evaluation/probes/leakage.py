@@ -1,7 +1,7 @@
-"""How much does a latent tell about WHERE it was taken? An XGBoost classifier reads the environment off it (AC-LAM Table 2, App. C).
+"""Leakage probe: the accuracy of an XGBoost classifier that predicts the environment from the latent (AC-LAM Table 2, App. C).
 
-A latent that holds motion alone tells only what motion tells about the place. Controls: chance, and the same classifier on what it could
-know at most (the pixels of the first frame) and on an untrained encoder's latents.
+A latent of motion alone predicts the environment only as far as motion does. Controls: chance, and the latents of a random-weights
+encoder. Reference: the pixels of the first frame, an upper bound.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PIXELS = "pixels of the first frame"
 @dataclass(frozen=True)
 class Leakage:
     """Accuracy of the environment on the held-out fifth. ``accuracy``: a random fifth of the samples, as in the paper; samples of one
-    episode can then be on both sides. ``unseen``: of episodes that the classifier never saw; None with fewer than two a class.
+    episode can then be on both sides. ``unseen``: of episodes without a training sample; None with fewer than two a class.
     ``chance``: always the most common environment.
     """
 
@@ -37,7 +37,7 @@ class Leakage:
 
 
 def leakages(subjects: Sequence[Subject], clips: Sequence[Clip], seed: int = 0) -> dict[str, Leakage]:
-    """What each subject's latents of the clips' first pairs tell of the clip they are from, and what the first frame's pixels do.
+    """Leakage of each subject's latents of the clips' first pairs, and of the first frame's pixels, by name.
 
     ``clips``: one an environment, of one frame size; as many transitions of each as the smallest has, evenly spread.
     """

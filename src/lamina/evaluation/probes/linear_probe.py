@@ -1,23 +1,25 @@
-"""How much of the action is linear in the latent? Ridge regression on held-out episodes."""
+"""Linear probe: ridge regression from latents to actions, scored on held-out episodes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from sklearn.decomposition import PCA
 from sklearn.linear_model import RidgeCV
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
+from lamina.images import to_float
+from lamina.inference.encode import in_batches
 from lamina.intervals import Estimate, bootstrap_mean, bootstrap_ratio
 from lamina.types import ActionSpec
 
 
 @dataclass(frozen=True)
 class LinearScore:
-    """``nmse``: squared error over the action's variance around the training mean, 1 = knows nothing, 0 = perfect.
+    """``nmse``: squared error over the action's variance around the training mean, 1 = as good as the mean action, 0 = perfect.
 
     ``accuracy``: of the first discrete dimension, by the largest output; None without one.
     """
@@ -49,15 +51,19 @@ def linear_probe(
 
 
 def pixel_features(
-    train: Float[Tensor, "n t c h w"], test: Float[Tensor, "m t c h w"], width: int
+    train: UInt8[Tensor, "n t c h w"], test: UInt8[Tensor, "m t c h w"], width: int
 ) -> tuple[Float[Tensor, "n w"], Float[Tensor, "m w"]]:
-    """The pair's own pixels without any model: principal components, fitted on the training split, of frame and difference.
+    """Principal components, fitted on the training split, of the first frame and of the change: a reference without a model.
 
     ``width`` components in all, the width of the latent, so that the comparison is at equal width.
     """
 
-    def halves(x: Tensor) -> list[Tensor]:
-        small = torch.nn.functional.interpolate(x.flatten(0, 1), (24, 24), mode="area").view(*x.shape[:3], 24, 24)
+    def halves(frames: UInt8[Tensor, "n t c h w"]) -> list[Float[Tensor, "n p"]]:
+        def smaller(x: UInt8[Tensor, "b t c h w"]) -> Float[Tensor, "b t c 24 24"]:
+            pooled = torch.nn.functional.interpolate(to_float(x).flatten(0, 1), (24, 24), mode="area")
+            return pooled.view(*x.shape[:3], 24, 24)
+
+        small = in_batches(smaller, frames, size=256)
         return [small[:, 0].flatten(1), (small[:, 1] - small[:, 0]).flatten(1)]
 
     out_train, out_test = [], []

@@ -1,4 +1,4 @@
-"""How well does each prefix predict the next frame, and is the latent used at all?
+"""Reconstruction: the quality of the predicted next frame at each prefix length, with controls.
 
 Controls: copy-frame (predict no change), another transition's latent, the mean latent.
 """
@@ -10,16 +10,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from lamina.images import to_float
+from lamina.inference.encode import in_batches
+from lamina.inference.subject import Images, Subject, Vectors
 from lamina.losses.perceptual import lpips_network
-from lamina.models.hub import LatentActionModel
 from lamina.types import Clip
 
-Images = UInt8[Tensor, "n c h w"]
 Perceptual = Callable[[Images, Images], Float[Tensor, "n"]]
 
 
@@ -36,7 +36,7 @@ class ReconstructionScore:
 
 
 def psnr(predicted: Images, target: Images) -> Float[Tensor, "n"]:
-    """Peak signal-to-noise ratio of each picture, decibel; at most 60, which is closer than 8-bit rounding can tell."""
+    """Peak signal-to-noise ratio of each picture, decibel; at most 60, which is beyond what 8-bit rounding resolves."""
     error = (predicted.double() - target.double()).square().flatten(1).mean(1)
     return (10 * torch.log10(255**2 / error.clamp_min(1e-12))).clamp_max(60)
 
@@ -63,14 +63,17 @@ def load_lpips() -> Perceptual | None:
     return score
 
 
-def reconstruct(
-    model: LatentActionModel, clip: Clip, prefixes: tuple[int, ...], batch: int = 64
-) -> list[ReconstructionScore]:
-    """Scores of every prefix and of the controls on the first pair of each sample. Another transition = the one half the set away."""
+def decoded(subject: Subject, src: Images, z: Vectors, batch: int = 64) -> Images:
+    """Predicted pictures; each batch of a stochastic decoder draws noise of its own."""
+    return in_batches(lambda a, v, row: subject.picture(a, v, int(row[0])), src, z, torch.arange(len(src)), size=batch)
+
+
+def reconstruct(subject: Subject, clip: Clip, prefixes: tuple[int, ...]) -> list[ReconstructionScore]:
+    """Scores of every prefix and of the controls on the first pair of each sample. Another transition: the one half the set away."""
     lpips = load_lpips()
+    subject = subject.quantised
     src, dst = clip.frames[:, 0], clip.frames[:, 1]
-    rows = range(0, len(clip), batch)
-    latent = torch.cat([model.encode(src[i : i + batch], dst[i : i + batch]).post for i in rows])
+    z, full = subject.latents(src, dst), subject.slots
 
     def score(name: str, role: str, k: int | None, predicted: Images) -> ReconstructionScore:
         perceptual = lpips(predicted, dst).numpy() if lpips else None
@@ -78,15 +81,12 @@ def reconstruct(
             name, role, k, psnr(predicted, dst).numpy(), ssim(predicted, dst).numpy(), perceptual
         )
 
-    def decode(z: Tensor, k: int) -> Images:
-        return torch.cat([model.decode(src[i : i + batch], z[i : i + batch], k, seed=i).cpu() for i in rows])
+    def decode(latents: Vectors, k: int) -> Images:
+        return decoded(subject, src, subject.truncated(latents, k))
 
-    full = model.config.slots
-    name = model.provenance.method
-    shuffled, mean = latent.roll(len(latent) // 2, 0), latent.mean(0, keepdim=True).expand_as(latent)
     return [
-        *[score(name, "model", k, decode(latent, k)) for k in prefixes],
-        score("shuffled latents", "control", full, decode(shuffled, full)),
-        score("mean latent", "control", full, decode(mean, full)),
+        *[score(subject.name, "model", k, decode(z, k)) for k in prefixes],
+        score("shuffled latents", "control", full, decode(z.roll(len(z) // 2, 0), full)),
+        score("mean latent", "control", full, decode(z.mean(0, keepdim=True).expand_as(z), full)),
         score("copy-frame", "control", None, src),
     ]

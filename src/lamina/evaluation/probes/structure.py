@@ -1,4 +1,4 @@
-"""Every structural probe of one subject on held-out video, as one JSON-able record: what `lamina evaluate` and the claims report."""
+"""All structural probes of one subject on held-out video, as one JSON-able record, for `lamina evaluate` and the claims."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import torch
 from lamina.data.sampling import DataConfig, feature_width
 from lamina.data.stream import sample_split
 from lamina.evaluation.probes.algebra import Structure, horizons, structure
-from lamina.evaluation.probes.horizon import Scores, elsewhere, reconstruct_horizons, transfer
+from lamina.evaluation.probes.horizon import Scores, other_episode, reconstruct_horizons, transfer
 from lamina.evaluation.probes.usage import LatentUse, latent_use
-from lamina.inference.subject import Place, Subject, pixel_change, random_weights_subject, subject_of
+from lamina.inference.subject import RANDOM, Subject, pixel_change
 from lamina.intervals import bootstrap_mean
-from lamina.models.hub import LatentActionModel, Provenance
+from lamina.models.config import Side
+from lamina.models.hub import Provenance
 from lamina.types import Clip
 
 STRIDES = 5
@@ -25,17 +26,17 @@ FILLING = 1024
 
 @dataclass(frozen=True)
 class StructureData:
-    """What the structural probes look at: windows of STRIDES strides, and triplets with gaps as in training."""
+    """Data of the structural probes: windows of STRIDES strides, and triplets with gaps as in training."""
 
     windows: Clip
     triplets: Clip
     stride: float  # seconds
     seen: int  # strides that training has met
-    unlabelled: Clip | None = None  # transitions of the training split, for the statistics of an untrained encoder
+    unlabelled: Clip | None = None  # transitions of the training split, for the statistics of a random-weights encoder
 
 
 def held_out(
-    data: DataConfig, trained: Provenance, limit: int = 256, split: str = "test", stride: float | None = None
+    data: DataConfig, trained: Provenance | Subject, limit: int = 256, split: str = "test", stride: float | None = None
 ) -> StructureData:
     """Windows and triplets of a split. ``stride``: seconds; default: the middle of the training gaps.
 
@@ -51,29 +52,27 @@ def held_out(
 
 
 def unlabelled(data: DataConfig) -> Clip:
-    """Transitions of the training split without anything but their frames: what fills the statistics of an untrained encoder."""
+    """Frames of transitions of the training split, which fill the statistics of a random-weights encoder."""
     plain = replace(data, action=None, actions="first", paired=None, targets=(), workers=0, frames=2, span=None)
     return sample_split(plain, "train", FILLING)
 
 
-def places(model: LatentActionModel) -> tuple[Place, ...]:
-    """Where a model's latents can be read: a model without a quantiser has one place."""
-    return ("post",) if model.lam.bottleneck.codebook_size is None else ("pre", "post")
+#: What a record calls each side of the quantiser ("place"), and its title.
+SIDES: dict[Side, tuple[str, str]] = {
+    "continuous": ("pre", "before the quantiser"),
+    "quantised": ("post", "after the quantiser"),
+}
 
 
 def measure(subject: Subject, held: StructureData) -> dict[str, Any]:
-    """The record of one subject. ``void``: why its structure is worth nothing; null where it is worth something."""
+    """The record of one subject. ``void``: why its structure scores are invalid; None if they are valid."""
     w, t = held.windows, held.triplets
     found = structure(subject, t.frames, t.episode, t.proprio)
-    use = latent_use(subject, w.frames[:, 0], w.frames[:, 1], w.episode) if subject.predict else None
-    steps = (
-        {h.t: h for h in reconstruct_horizons(subject, w.frames, held.seen)}
-        if subject.predict and subject.pictures
-        else {}
-    )
+    use = latent_use(subject, w.frames[:, 0], w.frames[:, 1], w.episode) if subject.decode else None
+    steps = {h.t: h for h in reconstruct_horizons(subject, w.frames, held.seen)} if subject.pictures else {}
     record: dict[str, Any] = {
         "name": subject.name,
-        "void": void(found, use),
+        "void": invalid(found, use),
         "use": None if use is None else {name: getattr(use, name).to_dict() for name in ("another", "mean", "copy")},
         "spread": found.spread,
         **{name: getattr(found, name).to_dict() for name in ("composition", "identity", "inverse")},
@@ -95,18 +94,18 @@ def measure(subject: Subject, held: StructureData) -> dict[str, Any]:
         ],
     }
     if steps:
-        moved = transfer(subject, t.frames, t.frames[elsewhere(t.episode, t.episode), 0])
+        moved = transfer(subject, t.frames, t.frames[other_episode(t.episode, t.episode), 0])
         names = ("agreement", "by_chance", "margin", "moved")
         record["transfer"] = {name: bootstrap_mean(getattr(moved, name), t.episode).to_dict() for name in names}
     return record
 
 
-def void(found: Structure, use: LatentUse | None) -> str | None:
-    """Why there is no structure to score; None where there is."""
+def invalid(found: Structure, use: LatentUse | None) -> str | None:
+    """Why the structure scores are invalid; None if they are valid."""
     if found.collapsed:
         return "collapsed: every transition has the same latent"
     if use is not None and not use.used:
-        return use.told()
+        return use.text()
     return None
 
 
@@ -114,17 +113,19 @@ def _means(scores: Scores, episode: torch.Tensor) -> Mapping[str, Any]:
     return {name: bootstrap_mean(values, episode).to_dict() for name, values in scores.items()}
 
 
-def measure_model(model: LatentActionModel, held: StructureData) -> list[dict[str, Any]]:
-    """A checkpoint before and after its quantiser, and beside each, as a control, an untrained encoder of the same shape; as a reference
-    the change of the pixels, whose algebra is perfect."""
+def measure_sides(subject: Subject, held: StructureData) -> list[dict[str, Any]]:
+    """The records of a subject before and after its quantiser, each followed by its random-weights control, and of the change of the
+    pixels, a reference with exact algebra."""
     records = []
     assert held.unlabelled is not None
-    words = {"pre": "before the quantiser", "post": "after the quantiser"}
-    for place in places(model):
-        told = words[place] if len(places(model)) > 1 else "latent"
-        bare = random_weights_subject(model, held.unlabelled, place, name=f"random-weights encoder, {told}")
-        records.append({"place": place, "role": "model", **measure(subject_of(model, place, told), held)})
-        records.append({"place": place, "role": "control", **measure(bare, held)})
+    sides: Mapping[Side, Subject] = subject.sides or {"quantised": subject}
+    for side, read in sides.items():
+        place, title = SIDES[side]
+        title = title if subject.sides else "latent"
+        records.append({"place": place, "role": "model", **measure(replace(read, name=title), held)})
+        if read.control:
+            control = replace(read.control(held.unlabelled, 1), name=f"{RANDOM}, {title}")
+            records.append({"place": place, "role": "control", **measure(control, held)})
     records.append({"place": None, "role": "reference", **measure(pixel_change(), held)})
     return records
 
@@ -135,23 +136,15 @@ def both_forms(found: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]
 
 
 def structure_rows(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of the structure table of a report, with what the latent is worth to its decoder and to a composed transfer."""
+    """The rows of a report's structure table, with the gain of the right latent and the margin of a composed transfer."""
     rows = []
     for r in records:
-        errors = both_forms(r, ("composition", "identity", "inverse"))
-        use = {"gain_another": r["use"]["another"], "gain_mean": r["use"]["mean"]} if r["use"] else {}
-        margin = {"margin": r["transfer"]["margin"]} if r["use"] and "transfer" in r else {}
-        rows.append(
-            {
-                "name": r["name"],
-                "role": r["role"],
-                "k": None,
-                "displacement": r["displacement"],
-                **errors,
-                **use,
-                **margin,
-            }
-        )
+        row = {name: r[name] for name in ("name", "role")} | {"k": None, "displacement": r["displacement"]}
+        row |= both_forms(r, ("composition", "identity", "inverse"))
+        if r["use"]:
+            row |= {"gain_another": r["use"]["another"], "gain_mean": r["use"]["mean"]}
+            row |= {"margin": r["transfer"]["margin"]} if "transfer" in r else {}
+        rows.append(row)
     return rows
 
 
@@ -161,7 +154,6 @@ def horizon_rows(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for r in records:
         for h in r["horizons"]:
             psnr = {way: h[way]["psnr"] for way in ("direct", "cumulative") if way in h}
-            rows.append(
-                {"name": r["name"], "role": r["role"], "k": h["t"], **both_forms(h, ("addition", "reversal")), **psnr}
-            )
+            row = {"name": r["name"], "role": r["role"], "k": h["t"]}
+            rows.append(row | both_forms(h, ("addition", "reversal")) | psnr)
     return rows

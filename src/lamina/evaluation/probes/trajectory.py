@@ -1,4 +1,4 @@
-"""How far has it come? The latent's length along an episode beside the distance that the state has gone (AC-LAM Fig. 1, 3)."""
+"""Latent norm against displacement along an episode (AC-LAM Fig. 1, 3)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from lamina.data.dataset import Dataset
 from lamina.inference.subject import Subject
 
-LONGEST = 1000  # frames
+MAX_FRAMES = 1000  # frames
 
 
 @dataclass(frozen=True)
@@ -51,17 +51,17 @@ def trajectories(
     state: str | None = None,
     split: str = "test",
     limit: int = 24,
-    points: int = LONGEST,
+    points: int = MAX_FRAMES,
 ) -> list[Trajectory]:
-    """The norm trajectories of the first ``limit`` stretches of a split, each LONGEST frames at most, at ``points`` evenly spread ones."""
+    """The norm trajectories of the first ``limit`` stretches of a split, at most MAX_FRAMES long, at ``points`` evenly spread frames."""
     columns = {e.number: source.column(e, state) for e in source.episodes} if state else {}
     spread = np.concatenate(list(columns.values())).std(0).clip(1e-6) if columns else 1.0
     camera = camera or source.cameras[0]
-    shown = [e for e in source.episodes if e.number not in source.unseen(camera)]
+    shown = [e for e in source.episodes if e.number not in source.missing_episodes(camera)]
     stretches = [(e, start, stop) for e in shown for name, start, stop in e.splits if name == split]
     found = []
     for episode, start, stop in stretches[:limit]:
-        stop = min(stop, start + LONGEST)
+        stop = min(stop, start + MAX_FRAMES)
         rows = np.unique(np.linspace(0, stop - start - 1, min(points, stop - start)).astype(int))
         frames = source.frames(episode, camera, start, stop, size)[rows]
         column = columns[episode.number][start + rows] / spread if columns else None

@@ -1,24 +1,24 @@
-"""How well does a translator read actions off the latents, with the labels at hand, and would it do so without them?
+"""Translation: how well a translator predicts actions from latents with few labels, and how well each control does.
 
-Every control is trained as the translator was: the same labels, the same division of them, learning rate, batch, steps, rule for the
-checkpoint and condition.
+Every control is trained as the translator was: the same labels, the same division of them, learning rate, batch, steps, choice of the
+checkpoint and inputs.
 
 - shuffled latents: every transition gets another one's latent; what is left is the previous action and the action frequencies.
-- copy-frame: the latent of the first frame against itself, so no transition at all.
-- random-weights encoder: the same LAM before training; one pass over unlabelled data has filled its whitening and its codebook.
+- copy-frame: the latent of the first frame against itself, which holds no transition.
+- random-weights encoder: the same architecture before training; one pass over unlabelled data has filled its whitening and codebook.
 - observation-only: an encoder trained from scratch on the first frame alone.
 
-Beside them, as references and not as controls: the inverse dynamics model (both frames, no bottleneck), and the pair's plain pixels.
-Observation-only and inverse dynamics train a whole encoder. They have a budget of their own: as many steps as the translator, unless
-more are asked for.
+References: the inverse dynamics model (both frames, no bottleneck) and the pair's plain pixels.
+Observation-only and inverse dynamics train a whole encoder. They have as many steps as the translator, unless others are given.
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,16 +26,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from lamina.errors import LaminaError
 from lamina.evaluation.probes.linear_probe import pixel_features
 from lamina.images import to_float
-from lamina.inference.encode import observe
+from lamina.inference.encode import in_batches
+from lamina.inference.subject import RANDOM, Subject
+from lamina.methods import flexlam
 from lamina.models.bottlenecks.prefix import RetainedPrefix
-from lamina.models.calibration import random_weights
-from lamina.models.config import Side
 from lamina.models.heads import ActionHead, InverseDynamics, Translator, TranslatorConfig
-from lamina.models.lam import LAM
 from lamina.training.heads import train_idm, train_translator
-from lamina.training.labelled import ActionTarget, LabelledTransitions, encode_labels, split_labels
+from lamina.training.labelled import ActionTarget, LabelledTransitions, split_labels
 from lamina.training.settings import TrainConfig
 from lamina.types import Clip
 
@@ -76,7 +76,7 @@ def score_translator(
     name: str,
     role: str,
 ) -> list[TranslationScore]:
-    """A translator at each prefix length; labels, and what is computed, are on the CPU."""
+    """Scores of a translator at each prefix length, computed on the CPU."""
     translator, prefix = translator.cpu(), copy.deepcopy(prefix).cpu()
     return [
         score(
@@ -95,81 +95,96 @@ def score_translator(
 def score_idm(module: InverseDynamics, test: LabelledTransitions, name: str, role: str) -> TranslationScore:
     """An inverse dynamics model, or the observation-only control."""
     assert test.clip is not None
-    frames = test.clip.frames
-    output = torch.cat(
-        [module(to_float(frames[i : i + 256]), test.previous[i : i + 256]) for i in range(0, len(test), 256)]
-    )
+    output = in_batches(lambda x, previous: module(to_float(x), previous), test.clip.frames, test.previous, size=256)
     return score(module.action, output, test.action, name, role, None)
 
 
+def encode_labels(subject: Subject, clip: Clip, observed: bool = False) -> LabelledTransitions:
+    """A clip with actions, encoded once for all translators that are trained on it; ``observed``: with the latent of o_t alone too.
+
+    Raises LaminaError without actions.
+    """
+    if clip.action is None or clip.previous_action is None:
+        raise LaminaError("this data has no actions: --data must be a LeRobot dataset with an action feature")
+    src, dst = clip.frames[:, 0], clip.frames[:, 1]
+    observation = subject.actions(src, src) if observed else None
+    return LabelledTransitions(
+        subject.slotted(src, dst), clip.previous_action[:, 0], clip.action[:, 0], clip.episode, clip, observation
+    )
+
+
+def prefix_of(subject: Subject, z: Float[Tensor, "n k d"]) -> RetainedPrefix:
+    """The prefix that a translator of ``z`` is trained with: the subject's own, or one that keeps all slots."""
+    return copy.deepcopy(subject.prefix).cpu() if subject.prefix else RetainedPrefix(z.shape[1], z.shape[2], "full")
+
+
+def fit_translator(
+    prefix: RetainedPrefix,
+    items: LabelledTransitions,
+    actions: ActionTarget,
+    config: TranslatorConfig,
+    training: TrainConfig,
+    run: Path | None = None,
+) -> Translator:
+    """A translator for cached latents; its labels are divided as :func:`lamina.training.labelled.split_labels` does."""
+    train, held = (dataclasses.replace(part, clip=None) for part in split_labels(items, training.seed))
+    lam: Any = SimpleNamespace(prefix=prefix)  # of the LAM only the prefix is read
+    return train_translator(lam, train, held, actions.spec, config, training, run, actions.steps)[0]
+
+
 def controls(
-    lam: LAM,
+    subject: Subject,
     labels: Clip,
     test: Clip,
     actions: ActionTarget,
     config: TranslatorConfig,
     training: TrainConfig,
     unlabelled: Clip,
-    side: Side | None = None,
     scratch: TrainConfig | None = None,
 ) -> list[TranslationScore]:
     """Train and score every control and reference on the same labels.
 
     ``config`` and ``training``: the translator's own. ``unlabelled``: transitions of the training split, which fill the statistics of the
-    random-weights encoder. ``side``: of the quantiser that the translator reads. ``scratch``: how encoders from scratch are trained; None:
-    as the translator.
+    random-weights encoder. ``scratch``: how encoders from scratch are trained; None: as the translator.
     """
-    full, seed, device = (lam.config.action_length,), training.seed, next(lam.parameters()).device
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(training.seed)
     observed = config.condition.endswith("observation")
-
-    def read(encoder: LAM, clip: Clip) -> LabelledTransitions:
-        return encode_labels(encoder, clip, side, observed)
-
-    def fit(prefix: Any, items: LabelledTransitions) -> Translator:
-        train, held = (dataclasses.replace(part, clip=None) for part in split_labels(items, seed))
-        return train_translator(prefix, train, held, actions.spec, config, training, steps=actions.steps)[0]
+    items, test_items = encode_labels(subject, labels, observed), encode_labels(subject, test, observed)
+    prefix = prefix_of(subject, items.z)
 
     def run(
-        encoder: LAM, change: Callable[[LabelledTransitions], LabelledTransitions], name: str, role: str = "control"
+        prefix: RetainedPrefix, a: LabelledTransitions, b: LabelledTransitions, name: str, role: str = "control"
     ) -> TranslationScore:
-        translator = fit(encoder, change(read(encoder, labels)))
-        return score_translator(translator, encoder.prefix, change(read(encoder, test)), full, name, role)[0]
+        translator = fit_translator(prefix, a, actions, config, training)
+        return score_translator(translator, prefix, b, (b.z.shape[1],), name, role)[0]
 
-    def shuffle(items: LabelledTransitions) -> LabelledTransitions:
+    def shuffled(items: LabelledTransitions) -> LabelledTransitions:
         return dataclasses.replace(items, z=items.z[torch.randperm(len(items), generator=generator)])
 
     def still(items: LabelledTransitions) -> LabelledTransitions:
         assert items.clip is not None
-        return dataclasses.replace(items, z=observe(lam, items.clip, side).view_as(items.z))
+        first = items.clip.frames[:, 0]
+        return dataclasses.replace(items, z=subject.slotted(first, first))
 
-    random = random_weights(lam.config, unlabelled, seed + 1).to(device)
     scores = [
-        run(lam, shuffle, "shuffled latents"),
-        run(lam, still, "copy-frame"),
-        run(random, lambda items: items, "random-weights encoder"),
+        run(prefix, shuffled(items), shuffled(test_items), "shuffled latents"),
+        run(prefix, still(items), still(test_items), "copy-frame"),
     ]
-    items, held_out = read(lam, labels), read(lam, test)
-    train, held = split_labels(items, seed)
+    if subject.control:
+        random = subject.control(unlabelled, training.seed + 1)
+        a, b = (encode_labels(random, clip, observed) for clip in (labels, test))
+        scores.append(run(prefix_of(random, a.z), a, b, RANDOM))
+    train, held = split_labels(items, training.seed)
+    lam = subject.config or flexlam.build(flexlam.Config(size="tiny", image=subject.image, decoder="unet"))
     for pairs, name, role in ((False, "observation-only", "control"), (True, "inverse dynamics model", "reference")):
-        module, _ = train_idm(
-            lam.config, train, held, actions.spec, scratch or training, pairs, config, actions.steps
-        )  # fmt: skip
-        scores.append(score_idm(module, held_out, name, role))
-    a, b = pixel_features(to_float(labels.frames), to_float(test.frames), items.z[0].numel())
-    pixels = Pixels(a.shape[1])
-    translator = fit(pixels, dataclasses.replace(items, z=a[:, None], clip=None))
-    test_items = dataclasses.replace(held_out, z=b[:, None], clip=None)
-    scores += [
-        dataclasses.replace(s, k=None)
-        for s in score_translator(translator, pixels.prefix, test_items, (1,), "plain pixels of the pair", "reference")
-    ]
-    return scores
-
-
-class Pixels(nn.Module):
-    """Plain features in the place of a LAM's latent: one slot, never truncated."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.prefix = RetainedPrefix(1, width, "full")
+        module, _ = train_idm(lam, train, held, actions.spec, scratch or training, pairs, config, actions.steps)
+        scores.append(score_idm(module, test_items, name, role))
+    pixels, test_pixels = (x[:, None] for x in pixel_features(labels.frames, test.frames, items.z[0].numel()))
+    got = run(
+        RetainedPrefix(1, pixels.shape[2], "full"),
+        dataclasses.replace(items, z=pixels),
+        dataclasses.replace(test_items, z=test_pixels),
+        "plain pixels of the pair",
+        "reference",
+    )
+    return [*scores, dataclasses.replace(got, k=None)]

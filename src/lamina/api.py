@@ -1,0 +1,318 @@
+"""The Python API: one function for each stage, with the options of the command line as keyword arguments."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from torch import Tensor
+
+from lamina import images, methods
+from lamina.data.dataset import Dataset
+from lamina.data.sampling import DataConfig
+from lamina.device import DeviceName, Precision, pick_device
+from lamina.errors import LaminaError
+from lamina.evaluation import evaluate as evaluation
+from lamina.evaluation.record import Evaluation
+from lamina.evaluation.report import write_report
+from lamina.inference.label import label as label_frames
+from lamina.inference.subject import Subject
+from lamina.inference.table import LatentTable
+from lamina.methods.base import Method, with_decoder
+from lamina.models.heads import Translator, TranslatorConfig
+from lamina.models.hub import LatentActionModel
+from lamina.policies.base import Policy
+from lamina.policies.token_model import TokenConfig
+from lamina.policies.token_training import train_token_model
+from lamina.training import alignment
+from lamina.training.alignment import AlignConfig, load_translator
+from lamina.training.heads import head_training
+from lamina.training.pretraining import pretrain
+from lamina.training.recipe import Recipe, filled_in, recipe, recipe_of
+from lamina.training.settings import TrainConfig
+
+#: A dataset: the path of a video folder or LeRobot dataset (PATH:weight sets its share of the samples), or a Dataset; or several of them.
+Data = str | Path | Dataset | Sequence[str | Path | Dataset]
+
+#: Fields of DataConfig that a caller of :func:`train` may set; the others follow from the method.
+DATA_OPTIONS = ("camera", "paired", "tasks", "shuffle", "workers", "max_bad")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder, as :func:`train` leaves it; it can be given wherever a path can."""
+
+    path: Path
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    def model(self) -> LatentActionModel:
+        """The trained model. Raises LaminaError if there is none."""
+        return LatentActionModel.from_pretrained(self.path)
+
+    def translator(self) -> Translator | None:
+        """The translator from latent to real actions, if the run was aligned."""
+        folder = self.path / "translator"
+        return load_translator(folder)[0] if (folder / "translator.json").exists() else None
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """What :func:`align` leaves: the folder, the translator's validation loss (nats or squared error in units of the variance)."""
+
+    path: Path
+    validation_loss: float
+
+    def translator(self) -> Translator:
+        """The trained translator."""
+        return load_translator(self.path)[0]
+
+
+def train(
+    method: str | Path | Method,
+    data: Data,
+    *,
+    out: str | os.PathLike[str],
+    steps: int = 3000,
+    image: tuple[int, int] = (64, 64),
+    gap: tuple[float, float] = (0.1, 0.2),
+    resume: bool = False,
+    init: str | os.PathLike[str] | None = None,
+    **options: Any,
+) -> Run:
+    """Train a latent action model on video without action labels and save it in the folder ``out``.
+
+    ``method``: the name of a method, the path of a file that defines one, or an object that is one. ``image``: height and width that
+    frames are resized to. ``gap``: shortest and longest time between the frames of a pair, seconds. ``init``: a run whose weights to
+    start from. ``options``: fields of the method's Config and of TrainConfig, and camera, paired, tasks, shuffle, workers, max_bad of
+    DataConfig; as options of ``lamina train`` they are described by ``lamina train METHOD --help``.
+
+    Raises LaminaError for an option that does not exist, for data or settings that cannot be used, and where ``out`` holds another run.
+    """
+    name, chosen = _method(method)
+    config, training, rest = _split(
+        options,
+        f"train({name!r})",
+        (chosen.Config, {"image": tuple(image)}),
+        (TrainConfig, {"steps": steps, "lr": 1e-3}),
+        DATA_OPTIONS,
+    )
+    training = dataclasses.replace(training, resume=resume)
+    sources = _sources(data)
+    if "workers" not in rest and all(isinstance(source, Dataset) for source in sources):
+        rest["workers"] = 0  # frames in memory need no processes that decode them
+    reading = data_config(config, sources, gap, **rest)
+    return train_with(name, chosen, config, reading, training, Path(out), None if init is None else Path(init))
+
+
+def data_config(config: Any, sources: Sequence[str | Dataset], gap: tuple[float, float], **options: Any) -> DataConfig:
+    """How a method with options ``config`` reads ``sources``."""
+    span = getattr(config, "span", None)
+    return DataConfig(tuple(sources), config.image, config.frames, tuple(gap), span=span, **options)  # type: ignore[arg-type]
+
+
+def prepared(
+    name: str | Path, method: Method, config: Any, data: DataConfig, training: TrainConfig
+) -> tuple[Recipe, DataConfig]:
+    """The recipe of a method, with what only the data and the device can tell, and the data that it reads."""
+    config, data = filled_in(with_decoder(config, pick_device(training.device)), data, training)
+    return recipe(name, method, config), data
+
+
+def train_with(
+    name: str | Path,
+    method: Method,
+    config: Any,
+    data: DataConfig,
+    training: TrainConfig,
+    out: Path,
+    init: Path | None = None,
+) -> Run:
+    """:func:`train` with its options as dataclasses."""
+    plan, data = prepared(name, method, config, data, training)
+    pretrain(out, plan, data, training, init)
+    return Run(out)
+
+
+def align(
+    run: Run | str | os.PathLike[str],
+    data: str | Path | Dataset,
+    *,
+    labels: int | str = "5%",
+    steps: int = 600,
+    joint: bool = False,
+    resume: bool = False,
+    method: str | Path | None = None,
+    **options: Any,
+) -> Alignment:
+    """Train the translator from latent to real actions on few labelled transitions of ``data`` -> RUN/translator (``joint``: RUN/joint).
+
+    ``labels``: their number, or a share of the training split ("5%"). ``method``: for joint alignment of a run whose method came from a
+    file of your own: that file. ``options``: fields of AlignConfig, TranslatorConfig and TrainConfig.
+
+    Raises LaminaError for an option that does not exist, data without actions, too few labels, and a run that is aligned already.
+    """
+    names = {field.name for field in dataclasses.fields(TranslatorConfig)}
+    translator = TranslatorConfig(**{name: options.pop(name) for name in names & options.keys()})
+    fixed = {"labels": str(labels), "joint": joint, "translator": translator}
+    config, training, _ = _split(
+        options, "align()", (AlignConfig, fixed), (TrainConfig, vars(head_training(steps, 0, device="auto"))), ()
+    )
+    return align_with(run, _source(data), config, dataclasses.replace(training, resume=resume), method)
+
+
+def align_with(
+    run: Run | str | os.PathLike[str],
+    data: str | Dataset,
+    config: AlignConfig,
+    training: TrainConfig,
+    method: str | Path | None = None,
+) -> Alignment:
+    """:func:`align` with its options as dataclasses."""
+    run = Path(run)
+    objective: dict[str, Any] = {}
+    if config.joint:
+        plan, trained_on = recipe_of(run, method)
+        needs: dict[str, Any] = {
+            name: trained_on[name] for name in ("frames", "span", "paired", "proprio") if name in trained_on
+        }
+        needs["targets"] = tuple(trained_on.get("targets", ()))
+        objective = {"losses": plan.losses, "weights": dict(plan.weights), "needs": needs}
+    folder = alignment.align(run, data, config, training, **objective)
+    return Alignment(folder, load_translator(folder)[1]["validation_loss"])
+
+
+def label(
+    run: Run | str | os.PathLike[str] | LatentActionModel,
+    data: str | Path | Dataset,
+    *,
+    out: str | os.PathLike[str] | None = None,
+    camera: str | None = None,
+    continuous: bool | None = None,
+    device: DeviceName = "auto",
+    precision: Precision = "fp32",
+) -> LatentTable:
+    """The latent action of every frame of ``data``, one row a frame.
+
+    ``out``: also written there, as new columns of a LeRobot dataset (see ``lamina label --help``); video is linked, never re-encoded.
+    ``continuous``: with the latent before the quantiser; default: where that is the model's latent action.
+    Raises LaminaError for a damaged model or video, an ``out`` that exists, a disk that refuses.
+    """
+    model = run if isinstance(run, LatentActionModel) else Path(run)
+    return label_frames(model, _source(data), None if out is None else Path(out), device, precision, camera, continuous)
+
+
+def evaluate(
+    subject: Run | str | os.PathLike[str] | Subject,
+    data: str | Path | Dataset,
+    *,
+    out: str | os.PathLike[str] | None = None,
+    labels: int | str | None = None,
+    **options: Any,
+) -> Evaluation:
+    """Probe a model on the test split of ``data``, beside its controls; writes evaluation.json, report.html and pictures.
+
+    ``subject``: a run, or a :class:`Subject`, which any encoder of frame pairs can be. ``out``: the folder to write to, by default that
+    of the run; for another subject nothing is written without it. ``labels``: for a Subject, train a translator on so many
+    labelled transitions (a number, or a share such as "5%"). ``options``: fields of EvaluateConfig.
+    Raises LaminaError for data that cannot be read or has no test split, and for a damaged model.
+    """
+    config, *_ = _split(
+        options,
+        "evaluate()",
+        (evaluation.EvaluateConfig, {"labels": None if labels is None else str(labels)}),
+        None,
+        (),
+    )
+    chosen = subject if isinstance(subject, Subject) else Path(subject)
+    folder = None if out is None else Path(out)
+    found = evaluation.evaluate(chosen, _source(data), config, folder)
+    written = folder or (None if isinstance(chosen, Subject) else chosen)
+    if written is not None:
+        write_report(written)
+    return found
+
+
+def train_policy(
+    run: Run | str | os.PathLike[str],
+    data: str | Path | Dataset,
+    *,
+    steps: int = 2000,
+    camera: str | None = None,
+    resume: bool = False,
+    **options: Any,
+) -> Policy:
+    """Train the token model that predicts a run's next latent action from frames alone -> RUN/policy, and return the policy.
+
+    The policy acts where the run was aligned. ``options``: fields of TokenConfig and TrainConfig.
+    Raises LaminaError for a LAM without a codebook, a policy that is there already, data that cannot be read.
+    """
+    defaults = {"steps": steps, "batch": 16, "lr": 1e-3}
+    config, training, _ = _split(options, "train_policy()", (TokenConfig, {}), (TrainConfig, defaults), ())
+    train_token_model(Path(run), _source(data), config, dataclasses.replace(training, resume=resume), camera)
+    return Policy.from_run(Path(run), device=training.device)
+
+
+def resize(
+    frames: UInt8[Tensor, "*b c h w"] | UInt8[np.ndarray, "*b h w c"], size: tuple[int, int]
+) -> UInt8[Tensor, "*b c h2 w2"] | UInt8[np.ndarray, "*b h2 w2 c"]:
+    """Frames in another (height, width), exactly as training and labelling resize them. Tensors have their channels first, arrays last."""
+    if isinstance(frames, Tensor):
+        return images.resize(frames.flatten(0, -4), size).reshape(*frames.shape[:-2], *size)
+    return images.resize_frames(frames.reshape(-1, *frames.shape[-3:]), size).reshape(
+        *frames.shape[:-3], *size, frames.shape[-1]
+    )
+
+
+def _method(method: str | Path | Method) -> tuple[str | Path, Method]:
+    """The name or path of a method, and the method."""
+    if isinstance(method, str | Path):
+        return method, methods.load(method)
+    name = str(getattr(method, "__name__", type(method).__name__)).rpartition(".")[2]
+    return name, methods.check_method(name, method)
+
+
+def _source(data: str | Path | Dataset) -> str | Dataset:
+    return data if isinstance(data, Dataset) else os.fspath(data)
+
+
+def _sources(data: Data) -> tuple[str | Dataset, ...]:
+    several = [data] if isinstance(data, str | Path | Dataset) else data
+    return tuple(_source(one) for one in several)
+
+
+def _split(
+    options: dict[str, Any],
+    where: str,
+    config: tuple[type, dict[str, Any]],
+    training: tuple[type, dict[str, Any]] | None,
+    others: Sequence[str],
+) -> tuple[Any, Any, dict[str, Any]]:
+    """``options`` as instances of up to two dataclasses, each with the values that it has unless they are given, and the ``others``.
+
+    Raises LaminaError for a name that belongs to none of them.
+    """
+    built: list[Any] = []
+    left = dict(options)
+    known: list[str] = list(others)
+    for part in (config, training):
+        if part is None:
+            built.append(None)
+            continue
+        kind, values = part
+        names = [field.name for field in dataclasses.fields(kind)]
+        built.append(kind(**values | {name: left.pop(name) for name in names if name in left}))
+        known += names
+    rest = {name: left.pop(name) for name in others if name in left}
+    for name in left:
+        near = difflib.get_close_matches(name, known, n=1)
+        raise LaminaError(f"{where} has no option '{name}'" + (f"; did you mean {near[0]}?" if near else ""))
+    return built[0], built[1], rest
