@@ -82,6 +82,7 @@ class ActionSpec:
 R = TypeVar("R", bound="TensorRecord")
 
 
+@dataclass(frozen=True)
 class TensorRecord:
     """Base of frozen dataclasses whose fields are tensors with the batch as leading axis, dicts of such tensors, or other records.
 
@@ -101,11 +102,11 @@ class TensorRecord:
     @classmethod
     def cat(cls: type[R], parts: Sequence[R]) -> R:
         """The samples of several records in one batch. All must hold the same fields."""
-        return replace(parts[0], **{f.name: _cat([getattr(p, f.name) for p in parts]) for f in fields(parts[0])})  # type: ignore[type-var,arg-type]
+        return replace(parts[0], **{f.name: _cat([getattr(p, f.name) for p in parts]) for f in fields(parts[0])})
 
     def _map(self: R, function: Callable[[Any], Any]) -> R:
-        changed = {f.name: _mapped(getattr(self, f.name), function) for f in fields(self)}  # type: ignore[arg-type]
-        return replace(self, **changed)  # type: ignore[type-var]
+        changed = {f.name: _mapped(getattr(self, f.name), function) for f in fields(self)}
+        return replace(self, **changed)
 
 
 def _mapped(value: Any, function: Callable[[Any], Any]) -> Any:
