@@ -322,9 +322,16 @@ def test_worlds_that_cannot_be_opened_or_show_another_size(crew):
         play(Adder(3), ["Large"], 1, crew)
 
 
+def alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != "zombie"
+    except psutil.NoSuchProcess:
+        return False
+
+
 def gone(pids: Sequence[int], seconds: float = 8.0) -> bool:
     deadline = time.monotonic() + seconds
-    while any(psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie" for pid in pids):
+    while any(alive(pid) for pid in pids):
         if time.monotonic() > deadline:
             return False
         time.sleep(0.02)
