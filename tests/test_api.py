@@ -153,6 +153,9 @@ def test_resize_is_the_one_of_training(home, run):
     np.testing.assert_array_equal(lamina.resize(native, (20, 24)), small)
     tensor = torch.from_numpy(native).permute(0, 3, 1, 2)
     np.testing.assert_array_equal(lamina.resize(tensor, (20, 24)).permute(0, 2, 3, 1), small)
+    np.testing.assert_array_equal(lamina.resize(tensor[1], (20, 24)).permute(1, 2, 0), small[1])
+    np.testing.assert_array_equal(lamina.resize(native[1], (20, 24)), small[1])
+    np.testing.assert_array_equal(lamina.resize(native[None], (20, 24)), small[None])
 
 
 def test_importing_lamina_loads_neither_torch_nor_anything_else_that_is_slow():

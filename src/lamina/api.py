@@ -266,7 +266,7 @@ def resize(
 ) -> UInt8[Tensor, "*b c h2 w2"] | UInt8[np.ndarray, "*b h2 w2 c"]:
     """Frames in another (height, width), exactly as training and labelling resize them. Tensors have their channels first, arrays last."""
     if isinstance(frames, Tensor):
-        return images.resize(frames.flatten(0, -4), size).reshape(*frames.shape[:-2], *size)
+        return images.resize(frames.reshape(-1, *frames.shape[-3:]), size).reshape(*frames.shape[:-2], *size)
     return images.resize_frames(frames.reshape(-1, *frames.shape[-3:]), size).reshape(
         *frames.shape[:-3], *size, frames.shape[-1]
     )
