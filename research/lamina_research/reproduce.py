@@ -80,8 +80,8 @@ def reproduce(
     with locked(out):  # a disk that refuses does so now, not after hours
         experiment = Experiment(scale, chosen, workdir, progress)
         outcome = claim.run(experiment)
-        if outcome.plot is not None:
-            save(outcome.plot, figure)
+        if outcome.plots:
+            save(outcome.plots, figure)
         if outcome.picture is not None:
             write_bytes(figure.with_suffix(".png"), outcome.picture.read_bytes())
         return write_record(out, make_record(claim, experiment, outcome, time.monotonic() - started))

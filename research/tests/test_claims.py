@@ -19,7 +19,7 @@ from lamina_research.experiment import Experiment, Outcome
 from lamina_research.figures import LinePlot, save
 from lamina_research.record import read_record
 from lamina_research.reproduce import CLAIMS, list_claims, reproduce
-from lamina_research.seeds import Interval, interval, paired_difference
+from lamina_research.seeds import Interval, column, interval, over_seeds, paired_difference
 
 IDS = [
     "flexlam/matched-budget",
@@ -73,7 +73,7 @@ def test_every_claim_says_what_it_claims_and_what_decides_it() -> None:
     for claim in CLAIMS.values():
         assert claim.statement.endswith(".") and claim.decides.endswith(".") and claim.paper
         assert set(claim.scales) <= {"smoke", "cpu", "gpu", "paper"}
-        assert bool(claim.scales) == (claim.run is not None)
+        assert {"smoke", "cpu"} <= set(claim.scales)
 
 
 def test_the_list_names_every_claim_with_its_state(tmp_path: Path) -> None:
@@ -105,6 +105,13 @@ def test_one_seed_has_no_interval_and_a_diverged_one_no_mean() -> None:
     assert math.isnan(diverged.mean) and diverged.low is None
     with pytest.raises(ValueError, match="at least one"):
         interval([])
+
+
+def test_scores_of_seeds_become_metrics_in_the_order_of_seeds() -> None:
+    scores = [{"a": {"x": 1.0}}, {"b": {"x": 2.0}}, {"a": {"x": 3.0, "y": 4.0}}]
+    metrics = over_seeds(scores)
+    assert metrics == {"a": {"x": [1.0, 3.0], "y": [4.0]}, "b": {"x": [2.0]}}
+    assert column(metrics, "y") == {"a": [4.0]}
 
 
 def test_pairing_removes_what_the_seeds_share() -> None:
@@ -272,9 +279,10 @@ def claim(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
             "FlexLAM@1": {"loss": [1.0 + 0.1 * seed for seed in experiment.seeds]},
             "FlexLAM@4": {"loss": [0.5 + 0.1 * seed for seed in experiment.seeds]},
         }
-        line = [interval(losses[name]["loss"]) for name in losses]
-        plot = LinePlot("t", "k", "loss", [1, 4], {"FlexLAM": line}, {"copy-frame": Interval(2.0, None, None)}, True)
-        return Outcome(losses, holds=True, explanation="The loss falls from 1.0 to 0.5.", plot=plot)
+        series = {"FlexLAM": [losses[name]["loss"] for name in losses]}
+        levels = {"copy-frame": [2.0]}
+        plot = LinePlot(title="t", xlabel="k", ylabel="loss", x=[1, 4], series=series, levels=levels, log_x=True)
+        return Outcome(losses, holds=True, explanation="The loss falls from 1.0 to 0.5.", plots=(plot,))
 
     claim_id = "flexlam/prefix-scaling"
     monkeypatch.setitem(CLAIMS, claim_id, replace(CLAIMS[claim_id], run=run, scales=("smoke", "cpu")))
@@ -388,6 +396,7 @@ def test_the_first_folder_with_a_record_counts_and_a_damaged_record_is_named(cla
 
 
 def test_a_figure_is_the_same_file_every_time(tmp_path: Path) -> None:
-    line = [Interval(1.0, 0.9, 1.1), Interval(0.5, None, None)]
-    plot = LinePlot("t", "k", "loss", [0, 4], {"<FlexLAM>": line}, log_x=True)
-    assert save(plot, tmp_path / "a.svg").read_bytes() == save(plot, tmp_path / "b.svg").read_bytes()
+    plot = LinePlot(
+        title="t", xlabel="k", ylabel="loss", x=[0, 4], series={"<FlexLAM>": [[0.9, 1.1], [0.5]]}, log_x=True
+    )
+    assert save([plot], tmp_path / "a.svg").read_bytes() == save([plot], tmp_path / "b.svg").read_bytes()
