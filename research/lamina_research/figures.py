@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
@@ -15,7 +16,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from lamina.files import write_text
-from lamina_research.seeds import Interval, interval
+from lamina.intervals import Estimate
+from lamina_research.seeds import interval
 
 # Okabe and Ito's palette: told apart by every kind of colour vision.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -24,12 +26,13 @@ MARKERS = "osD^vP*"
 Series = Mapping[str, Sequence[Sequence[float]]]  # by name: for each point one value per seed; a NaN leaves a gap
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Plot:
     """Series with their 95% intervals over seeds, and levels (controls), which are horizontal lines."""
 
     title: str
     ylabel: str
+    x: Sequence[Any]  # the numbers, or the names of groups of bars, over which the series are drawn
     series: Series
     levels: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
@@ -44,19 +47,18 @@ class Plot:
         # Beside the plot: with many levels there is no empty corner.
         axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=9)
 
-    def styled(self) -> Iterator[tuple[str, list[Interval], str, str, int]]:
+    def styled(self) -> Iterator[tuple[str, list[Estimate], str, str, int]]:
         """Name, intervals, colour and marker of each series, and how often all colours were used before it."""
         for n, (name, points) in enumerate(self.series.items()):
             colour, marker = COLOURS[n % len(COLOURS)], MARKERS[n % len(MARKERS)]
             yield name, [interval(values) for values in points], colour, marker, n // len(COLOURS)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class LinePlot(Plot):
-    """Lines over ``x``; the interval is a band."""
+    """Lines; the interval is a band."""
 
-    xlabel: str
-    x: Sequence[float]
+    xlabel: str = ""
     log_x: bool = False
 
     def draw(self, axes: Axes) -> None:
@@ -64,7 +66,8 @@ class LinePlot(Plot):
             axes.plot(
                 self.x, [i.mean for i in intervals], ("-", "--", ":")[repeats % 3], color=colour, marker=marker, label=name
             )  # fmt: skip
-            axes.fill_between(self.x, *_bounds(intervals, math.nan), color=colour, alpha=0.18, linewidth=0)
+            bounds = ([i.low for i in intervals], [i.high for i in intervals])
+            axes.fill_between(self.x, *bounds, color=colour, alpha=0.18, linewidth=0)
         if self.log_x:
             axes.set_xscale("symlog" if min(self.x) <= 0 else "log", base=2)
             axes.set_xticks(self.x, [f"{x:g}" for x in self.x])
@@ -73,11 +76,8 @@ class LinePlot(Plot):
         super().draw(axes)
 
 
-@dataclass(frozen=True, kw_only=True)
 class BarPlot(Plot):
-    """Groups of bars side by side, one group for each name; the interval is a whisker."""
-
-    names: Sequence[str]
+    """Groups of bars side by side, one group for each name in ``x``; the interval is a whisker."""
 
     def draw(self, axes: Axes) -> None:
         means = [i.mean for _, intervals, *_ in self.styled() for i in intervals if math.isfinite(i.mean)]
@@ -85,27 +85,18 @@ class BarPlot(Plot):
         close = bool(means) and min(means) > 0.5 * max(means)
         width = 0.8 / len(self.series)
         for n, (name, intervals, colour, marker, repeats) in enumerate(self.styled()):
-            x = np.arange(len(self.names)) + (n - (len(self.series) - 1) / 2) * width
-            heights = np.array([i.mean for i in intervals])
-            low, high = _bounds(intervals)
-            whiskers = (heights - low, high - heights)
+            places = np.arange(len(self.x)) + (n - (len(self.series) - 1) / 2) * width
+            heights = [i.mean for i in intervals]
+            whiskers = ([i.mean - i.low for i in intervals], [i.high - i.mean for i in intervals])
             if close:
-                axes.errorbar(x, heights, whiskers, color=colour, label=name, fmt=marker, capsize=3)
+                axes.errorbar(places, heights, whiskers, color=colour, label=name, fmt=marker, capsize=3)
             else:
                 axes.bar(
-                    x, heights, 0.9 * width, yerr=whiskers, color=colour, label=name, capsize=3, ecolor="#444444",
+                    places, heights, 0.9 * width, yerr=whiskers, color=colour, label=name, capsize=3, ecolor="#444444",
                     hatch=("", "///", "...")[repeats % 3], edgecolor="white",
                 )  # fmt: skip
-        axes.set_xticks(range(len(self.names)), self.names, rotation=20 if max(map(len, self.names)) > 12 else 0)
+        axes.set_xticks(range(len(self.x)), self.x, rotation=20 if max(map(len, self.x)) > 12 else 0)
         super().draw(axes)
-
-
-def _bounds(intervals: Sequence[Interval], missing: float | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Lower and upper bounds; where there are none, ``missing``, or the mean."""
-    other = [i.mean if missing is None else missing for i in intervals]
-    low = [o if i.low is None else i.low for i, o in zip(intervals, other, strict=True)]
-    high = [o if i.high is None else i.high for i, o in zip(intervals, other, strict=True)]
-    return np.array(low), np.array(high)
 
 
 def draw(plots: Sequence[Plot]) -> Figure:

@@ -5,38 +5,30 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 from scipy.stats import ttest_1samp
+
+from lamina.intervals import UNDEFINED, Estimate
 
 Metrics = dict[str, dict[str, list[float]]]  # metrics[method][metric]: one value per seed, in the order of the seeds
 
 
-@dataclass(frozen=True)
-class Interval:
-    """A mean with its two-sided 95% confidence interval; its bounds are None for a single seed."""
-
-    mean: float
-    low: float | None
-    high: float | None
-
-
-def interval(values: Sequence[float]) -> Interval:
+def interval(values: Sequence[float]) -> Estimate:
     """Mean and 95% interval of one value per seed, by Student's t with n - 1 degrees of freedom.
 
-    A diverged seed (NaN, infinity) makes the mean NaN and the bounds None. Raises ValueError without any value.
+    A single seed has no interval (NaN bounds); a diverged seed (NaN, infinity) makes the mean NaN too. Raises ValueError without any value.
     """
     n = len(values)
     if n == 0:
         raise ValueError("an interval needs at least one value")
     if not all(math.isfinite(v) for v in values):
-        return Interval(math.nan, None, None)
+        return UNDEFINED
     mean = math.fsum(values) / n
     if n == 1:
-        return Interval(mean, None, None)
+        return Estimate(mean, math.nan, math.nan)
     with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # all seeds have the same value
         low, high = ttest_1samp(values, 0).confidence_interval(0.95)
-    return Interval(mean, float(low), float(high))
+    return Estimate(mean, float(low), float(high))
 
 
 def over_seeds(scores: Iterable[Mapping[str, Mapping[str, float]]]) -> Metrics:
@@ -54,7 +46,7 @@ def column(metrics: Mapping[str, Mapping[str, Sequence[float]]], name: str) -> d
     return {method: row[name] for method, row in metrics.items() if name in row}
 
 
-def paired_difference(ours: Sequence[float], theirs: Sequence[float]) -> Interval:
+def paired_difference(ours: Sequence[float], theirs: Sequence[float]) -> Estimate:
     """Interval of ``ours - theirs``, seed by seed: variation that both share (data, split, seed) cancels.
 
     Raises ValueError when the two have different numbers of seeds.
@@ -64,5 +56,4 @@ def paired_difference(ours: Sequence[float], theirs: Sequence[float]) -> Interva
 
 def below(ours: Sequence[float], theirs: Sequence[float]) -> bool:
     """Whether ours is significantly lower: the 95% interval of the difference, paired over seeds, is below 0."""
-    high = paired_difference(ours, theirs).high
-    return high is not None and high < 0
+    return paired_difference(ours, theirs).high < 0

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from math import isnan
 
-from lamina_research.seeds import Interval, column, interval
+from lamina.intervals import Estimate
+from lamina_research.seeds import column, interval
 
 
 def means(values: Mapping[str, Sequence[float]], digits: int = 3) -> str:
@@ -17,9 +19,9 @@ def means_of(metrics: Mapping[str, Mapping[str, Sequence[float]]], metric: str, 
     return means(column(metrics, metric), digits)
 
 
-def signed(difference: Interval) -> str:
+def signed(difference: Estimate) -> str:
     """A difference with its interval: "+1.20 (+1.10 to +1.30)"."""
-    bounds = "" if difference.low is None else f" ({difference.low:+.2f} to {difference.high:+.2f})"
+    bounds = "" if isnan(difference.low) else f" ({difference.low:+.2f} to {difference.high:+.2f})"
     return f"{difference.mean:+.2f}{bounds}"
 
 

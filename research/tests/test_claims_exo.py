@@ -65,7 +65,7 @@ def test_lower_means_at_every_point_beyond_the_interval() -> None:
 
 
 def test_panels_are_drawn_side_by_side() -> None:
-    one = LinePlot(title="t", xlabel="x", ylabel="y", x=[0, 1], series={"a": [[0.5, 1.5], [2.0]]})
+    one = LinePlot("t", "y", [0, 1], {"a": [[0.5, 1.5], [2.0]]})
     figure = draw([one, one])
     assert [axes.get_title() for axes in figure.axes] == ["t", "t"]
     assert figure.axes[0].lines[0].get_ydata().tolist() == [1.0, 2.0]  # means over seeds

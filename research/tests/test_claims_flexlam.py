@@ -82,7 +82,7 @@ def test_the_mean_over_tasks_does_not_depend_on_how_many_transitions_each_has(tm
 
 def test_bars_with_gaps_are_drawn_the_same_every_time(tmp_path: Path) -> None:
     bars = {"frozen": [[0.9, 1.1], [2.0]], "joint": [[float("nan")]] * 2}
-    plot = BarPlot(title="t", ylabel="loss", names=["IDM", "FlexLAM"], series=bars, levels={"random": [0.5]})
+    plot = BarPlot("t", "loss", ["IDM", "FlexLAM"], bars, {"random": [0.5]})
     assert save([plot], tmp_path / "a.svg").read_bytes() == save([plot], tmp_path / "b.svg").read_bytes()
 
 

@@ -93,12 +93,8 @@ def structure(experiment: Experiment) -> Outcome:
         text += f" At size {size}, composition: {means_of(small, 'composition')}; displacement: {means_of(small, 'displacement')}."
         text += invalid_text(invalid(of_size))
         trend |= {f"{name}, {size}": values for name, values in small.items()}
-    plot = BarPlot(
-        title="Structure of the latent (lower is better)",
-        ylabel="error over the latent's length",
-        names=ERRORS,
-        series={name + " (invalid)" * (name in unused): [row[m] for m in ERRORS] for name, row in metrics.items()},
-    )
+    series = {name + " (invalid)" * (name in unused): [row[m] for m in ERRORS] for name, row in metrics.items()}
+    plot = BarPlot("Structure of the latent (lower is better)", "error over the latent's length", ERRORS, series)
     controls = tabulate(study.controls(ac_lam_model), all_scores)
     return Outcome(metrics | controls | trend, all(wins for _, wins in won.values()), text, (plot,))
 
@@ -137,13 +133,9 @@ def environments(experiment: Experiment) -> Outcome:
         f"Accuracy over {len(clips)} environments (chance {1 / len(clips):.2f}): {means_of(metrics, 'accuracy')}. "
         f"AC-LAM's is significantly below that of {listed(lower)}.{invalid_text(unused)}"
     )
-    plot = BarPlot(
-        title="Accuracy of a classifier of the environment",
-        ylabel="accuracy",
-        names=list(metrics),
-        series={"random split": [row["accuracy"] for row in metrics.values()]},
-        levels={"chance": [1 / len(clips)]},
-    )
+    series = {"random split": [row["accuracy"] for row in metrics.values()]}
+    levels = {"chance": [1 / len(clips)]}
+    plot = BarPlot("Accuracy of a classifier of the environment", "accuracy", list(metrics), series, levels)
     return Outcome(metrics, wins, text, (plot,))
 
 
@@ -180,12 +172,9 @@ def design(experiment: Experiment) -> Outcome:
     }
     text = "; ".join(f"{FORMS[form]}: {', '.join(dict.fromkeys(of_seeds))}" for form, of_seeds in end.items())
     kept = ", ".join(name for name, right in as_in_paper.items() if right)
-    plot = BarPlot(
-        title="Design of the composition term",
-        ylabel="Eq. 7, and r of Eq. 8",
-        names=["composition", "displacement"],
-        series={name: [row["composition"], row["displacement"]] for name, row in metrics.items()},
-    )
+    columns = ["composition", "displacement"]
+    series = {name: [row[m] for m in columns] for name, row in metrics.items()}
+    plot = BarPlot("Design of the composition term", "Eq. 7, and r of Eq. 8", columns, series)
     return Outcome(metrics, all(as_in_paper.values()), f"{text}. As in the paper: {kept or 'nothing'}.", (plot,))
 
 
@@ -211,15 +200,17 @@ def norms(experiment: Experiment) -> Outcome:
     first = shown[OURS]
     every = slice(None, None, max(1, len(first.seconds) // 40))
     assert first.displacement is not None  # MetaWorld records its state
-    drawn = {name + " (invalid)" * (name in unused): t.length for name, t in shown.items() if name != RANDOM}
+    lengths = {name + " (invalid)" * (name in unused): t.length for name, t in shown.items() if name != RANDOM}
+    series = {
+        name: [[value] for value in values[every].tolist()]
+        for name, values in {"displacement": first.displacement, **lengths}.items()
+    }
     plot = LinePlot(
-        title="Latent length along a held-out episode (first seed)",
+        "Latent length along a held-out episode (first seed)",
+        "share of the largest value",
+        first.seconds[every].tolist(),
+        series,
         xlabel="seconds",
-        ylabel="share of the largest value",
-        x=first.seconds[every].tolist(),
-        series={
-            name: [[v] for v in x[every].tolist()] for name, x in {"displacement": first.displacement, **drawn}.items()
-        },
     )
     text = f"Mean correlation per episode: {means_of(metrics, 'r per episode')}. "
     text += f"AC-LAM's is significantly above that of {listed(ahead)}.{invalid_text(unused)}"

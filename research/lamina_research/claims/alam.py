@@ -91,24 +91,15 @@ def algebra(experiment: Experiment) -> Outcome:
     controls = tabulate(study.controls(alam_model), algebra_scores)
     level = [f"{name} {interval(errors(controls, name, 'relative', 'addition', last)).mean:.2f}" for name in controls]
     text += f"{invalid_text(unused)} Controls, relative error of addition at {last}k: {', '.join(level)}."
+    series = {
+        f"{kind}, {label}": [errors(metrics, label, "relative", kind, t) for t in horizons]
+        for kind in KINDS
+        for label in records
+    }
     plot = LinePlot(
-        title="Errors over the latent's length",
-        xlabel="horizon, strides",
-        ylabel="error / length",
-        x=list(horizons),
-        series={
-            f"{kind}, {label}": [errors(metrics, label, "relative", kind, t) for t in horizons]
-            for kind in KINDS
-            for label in records
-        },
+        "Errors over the latent's length", "error / length", list(horizons), series, xlabel="horizon, strides"
     )
-    holds = (
-        not unused
-        and min(ratio.values()) >= RATIO
-        and len(lower) == len(ratio)
-        and kept.low is not None
-        and kept.low > -LOSS
-    )
+    holds = not unused and min(ratio.values()) >= RATIO and len(lower) == len(ratio) and kept.low > -LOSS
     return Outcome(metrics | trend | controls, holds, text, (plot,))
 
 
@@ -141,15 +132,9 @@ def horizon(experiment: Experiment) -> Outcome:
         f"At {strides[-1]}k ALAM has lost {lead['direct']} dB (direct) and {lead['cumulative']} dB (cumulative) less than the same "
         f"encoder without the two losses, each from its own score at k.{invalid_text(unused)}"
     )
-    plot = LinePlot(
-        title="Reconstruction over growing horizons",
-        xlabel="horizon, strides",
-        ylabel="change of PSNR from one stride (dB)",
-        x=strides,
-        series={
-            f"{route}, {label}": [change(label, route, t) for t in strides] for route in ROUTES for label in records
-        },
-    )
+    series = {f"{way}, {label}": [change(label, way, t) for t in strides] for way in ROUTES for label in records}
+    label = "change of PSNR from one stride (dB)"
+    plot = LinePlot("Reconstruction over growing horizons", label, strides, series, xlabel="horizon, strides")
     return Outcome(metrics, not unused and all(below(plain[route], ours[route]) for route in ROUTES), text, (plot,))
 
 

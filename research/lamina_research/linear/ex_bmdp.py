@@ -15,7 +15,7 @@ coordinates, ``m`` transitions, ``v`` all variables side by side.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from typing import NamedTuple
@@ -176,10 +176,17 @@ def switching(p: Float[Tensor, "*g"], states: int) -> Float[Tensor, "*g n n"]:
 # ----------------------------------------------------------------------------------------------------- exact moments
 
 
-def _lift(law: Float[Tensor, "*g n n"], one: Variable, other: Variable, mdp: LinearExBMDP) -> Float[Tensor, "*g l l"]:
-    """E[(e_i (x) x)(e_j (x) y)^T] for x, y linear in (s, a), given the joint law of their exogenous states."""
-    covariance = one.on_state * other.on_state * mdp.state_variance + one.on_action * other.on_action
-    return torch.kron(law, covariance * torch.eye(mdp.state, dtype=law.dtype))
+def _blocks(mdp: LinearExBMDP, names: Sequence[str], law: Callable[[str, str], Float[Tensor, "*g n n"]]) -> Moments:
+    """Lifted moments of observed variables; ``law(i, j)``: the joint law of the exogenous states of two of them."""
+    unit = torch.eye(mdp.state, dtype=torch.float64)
+
+    def block(i: str, j: str) -> Float[Tensor, "*g l l"]:
+        one, other = OBSERVED[i], OBSERVED[j]
+        covariance = one.on_state * other.on_state * mdp.state_variance + one.on_action * other.on_action
+        return torch.kron(law(i, j), covariance * unit)
+
+    rows = [torch.cat([block(i, j) for j in names], -1) for i in names]
+    return Moments(torch.cat(rows, -2), dict.fromkeys(names, mdp.states * mdp.state))
 
 
 def exact(mdp: LinearExBMDP, p: Float[Tensor, "*g"]) -> Moments:
@@ -192,15 +199,13 @@ def exact(mdp: LinearExBMDP, p: Float[Tensor, "*g"]) -> Moments:
         start = torch.eye(n, dtype=p.dtype).expand_as(switch) / n  # xi is uniform, and stays so
         return reduce(torch.matmul, edges[min(i, j) : max(i, j)], start)  # symmetric matrices that commute
 
-    rows = []
-    for one in OBSERVED.values():
-        row = [_lift(law(one.position, other.position), one, other, mdp) for other in OBSERVED.values()]
-        with_action = torch.eye(mdp.state, dtype=p.dtype).repeat(n, 1) * one.on_action / n
-        rows.append(torch.cat([*row, with_action.expand(*p.shape, -1, -1)], -1))
-    upper = torch.cat(rows, -2)
-    width = mdp.state
-    action = torch.cat([upper[..., -width:].mT, torch.eye(width, dtype=p.dtype).expand(*p.shape, -1, -1)], -1)
-    return Moments(torch.cat([upper, action], -2), lifted_sizes(mdp))
+    lifted = _blocks(mdp, tuple(OBSERVED), lambda i, j: law(OBSERVED[i].position, OBSERVED[j].position))
+    unit = torch.eye(mdp.state, dtype=p.dtype)
+    on_action = torch.tensor([[variable.on_action] for variable in OBSERVED.values()], dtype=p.dtype)
+    action = torch.kron(on_action, unit.repeat(n, 1)) / n  # E[x a^T]
+    upper = torch.cat([lifted.matrix, action.expand(*p.shape, -1, -1)], -1)
+    lower = torch.cat([action.mT, unit], -1).expand(*p.shape, -1, -1)
+    return Moments(torch.cat([upper, lower], -2), lifted_sizes(mdp))
 
 
 def lifted_sizes(mdp: LinearExBMDP) -> dict[str, int]:
@@ -209,20 +214,15 @@ def lifted_sizes(mdp: LinearExBMDP) -> dict[str, int]:
 
 def leaking(mdp: LinearExBMDP, p: Float[Tensor, "*g"]) -> Moments:
     """E[Cov(o' | s, xi, a)], lifted: the variation of the next frame that comes from xi' alone (Prop. 4.2)."""
-    switch, next_ = switching(p, mdp.states), OBSERVED["o'"]
-    law = torch.eye(mdp.states, dtype=p.dtype) - switch @ switch
-    size = mdp.states * mdp.state
-    return Moments(_lift(law / mdp.states, next_, next_, mdp), {"o'": size})
+    switch = switching(p, mdp.states)
+    return _blocks(mdp, ("o'",), lambda i, j: (torch.eye(mdp.states, dtype=p.dtype) - switch @ switch) / mdp.states)
 
 
 def context(mdp: LinearExBMDP, p: Float[Tensor, "*g"]) -> Moments:
     """E[Cov((o, o') | s, a)], lifted: the variation of both frames that comes from their exogenous states (Fig. 4b)."""
     n = mdp.states
     switch, stay = switching(p, n), torch.eye(n, dtype=p.dtype).expand(*p.shape, -1, -1)
-    laws = {("o", "o"): stay, ("o", "o'"): switch, ("o'", "o"): switch, ("o'", "o'"): stay}
-    blocks = {(i, j): _lift(law / n - 1 / n**2, OBSERVED[i], OBSERVED[j], mdp) for (i, j), law in laws.items()}
-    rows = [torch.cat([blocks[i, "o"], blocks[i, "o'"]], -1) for i in ("o", "o'")]
-    return Moments(torch.cat(rows, -2), dict.fromkeys(("o", "o'"), n * mdp.state))
+    return _blocks(mdp, ("o", "o'"), lambda i, j: (stay if i == j else switch) / n - 1 / n**2)
 
 
 def observe(lifted: Moments, emission: Float[Tensor, "*g r l"]) -> Moments:

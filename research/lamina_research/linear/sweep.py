@@ -68,7 +68,7 @@ def line_plot(
     title: str, xlabel: str, ylabel: str, x: Sequence[float], curves: Curves, log_x: bool = False
 ) -> LinePlot:
     series = {name: values.T.tolist() for name, values in curves.items()}
-    return LinePlot(title=title, xlabel=xlabel, ylabel=ylabel, x=x, series=series, log_x=log_x)
+    return LinePlot(title, ylabel, x, series, xlabel=xlabel, log_x=log_x)
 
 
 def leakage_plot(p: Sequence[float], curves: Curves) -> list[LinePlot]:

@@ -229,8 +229,7 @@ def cheetah(experiment: Experiment) -> Outcome:
     plots = []
     for score, (title, label) in FIGURES.items():
         values = column(metrics, score)
-        series = {"LAPO, 8 dimensions": list(values.values())}
-        plots.append(BarPlot(title=title, ylabel=label, names=list(values), series=series))
+        plots.append(BarPlot(title, label, list(values), {"LAPO, 8 dimensions": list(values.values())}))
     holds = all(len(found) == len(REMEDIES) for found in (*lower.values(), higher))
     return Outcome(metrics, holds, text, plots)
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
-import numpy as np
 import torch
 
 from lamina.files import write_text
@@ -17,7 +16,7 @@ from lamina_research.claims.exo import grid_lam
 from lamina_research.claims.exo.grid_lam import Batches, Config, PracticalLAM, Variant
 from lamina_research.experiment import Experiment, Outcome
 from lamina_research.figures import LinePlot
-from lamina_research.seeds import below, over_seeds
+from lamina_research.seeds import below, interval, over_seeds
 from lamina_research.text import listed
 
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
@@ -104,35 +103,23 @@ def gridworld(experiment: Experiment) -> Outcome:
     unpredicted = [
         v
         for v in auxiliary
-        if all(np.mean(values(v, "exogenous", sigma)) >= MIN_UNPREDICTED * sigma**2 / 4 for sigma in noisy)
+        if all(interval(values(v, "exogenous", sigma)).mean >= MIN_UNPREDICTED * sigma**2 / 4 for sigma in noisy)
     ]
     text = f"At sigma = {noisy[-1]:g} (without any noise in z a prediction errs by {noisy[-1] ** 2 / 4:g}): "
-    text += "; ".join(
-        "{} consistency {:.3f} ({:.2f} of chance), exogenous region {:.3f}, codes in use {:.1f}".format(
-            v,
-            *(
-                np.mean(values(v, metric, noisy[-1]))
-                for metric in ("consistency", "consistency by spread", "exogenous", "perplexity")
-            ),
-        )
-        for v in VARIANTS
-    )
+    for variant in VARIANTS:
+        row = {metric: interval(x).mean for metric, x in metrics[f"{variant}, sigma = {noisy[-1]:g}"].items()}
+        text += f"{variant} consistency {row['consistency']:.3f} ({row['consistency by spread']:.2f} of chance), exogenous region "
+        text += f"{row['exogenous']:.3f}, codes in use {row['perplexity']:.1f}; "
     text += (
-        f". More consistent than vanilla at every sigma above 0: {listed(consistent)}; exogenous region less predicted: "
+        f"more consistent than vanilla at every sigma above 0: {listed(consistent)}; exogenous region less predicted: "
         f"{listed(less_predicted)}; left unpredicted (at least {MIN_UNPREDICTED:.0%} of sigma^2 / 4): {listed(unpredicted)}."
     )
-    plots = [
-        LinePlot(
-            title=title,
-            xlabel="sigma",
-            ylabel=label,
-            x=setup.sigmas,
-            series={v: [values(v, metric, sigma) for sigma in setup.sigmas] for v in VARIANTS},
-        )
-        for metric, title, label in (
-            ("consistency", "Consistency loss", "|z - ~z|^2"),
-            ("exogenous", "Exogenous region", "squared error"),
-        )
-    ]
+    plots = []
+    for metric, title, label in (
+        ("consistency", "Consistency loss", "|z - ~z|^2"),
+        ("exogenous", "Exogenous region", "squared error"),
+    ):
+        series = {str(v): [values(v, metric, sigma) for sigma in setup.sigmas] for v in VARIANTS}
+        plots.append(LinePlot(title, label, setup.sigmas, series, xlabel="sigma"))
     holds = len(consistent) == len(less_predicted) == len(unpredicted) == len(auxiliary)
     return Outcome(metrics, holds, text, plots)

@@ -112,8 +112,7 @@ def rises(x: Sequence[float], values: Float[Tensor, "k n"]) -> tuple[list[float]
     Where all values of a seed are equal, the correlation is not defined and counts as 0.
     """
     each = [float(spearmanr(x, row).statistic) if max(row) > min(row) else 0.0 for row in values.tolist()]
-    low = interval(each).low
-    return each, low is not None and low > 0
+    return each, interval(each).low > 0
 
 
 def lower(values: Float[Tensor, "k *n"], others: Float[Tensor, "k *n"]) -> bool:
@@ -170,25 +169,23 @@ def leakage(experiment: Experiment) -> Outcome:
         f"{price.mean(0).max():.1%} with it. Scored on the latents of minimum norm among the equally good; as trained, C depends on its "
         f"initialisation and the NMSE is {loose[0]} at p = {p[0]:g} and {loose[1]} at p = {p[-1]:g}."
     )
+    trained = {"NMSE": ours["nmse"], "variance by xi'": ours["leakage"], "NMSE as trained": as_trained}
+    solved = {"NMSE": theirs["nmse"], "variance by xi'": theirs["leakage"], "loss": least[:, 0]}
     metrics = {
         "trained": {
-            **points("p", p, {"NMSE": ours["nmse"], "variance by xi'": ours["leakage"], "NMSE as trained": as_trained}),
-            **points("p", p, {"loss above closed form": excess, "principal angle": angle}),
+            **points("p", p, trained | {"loss above closed form": excess, "principal angle": angle}),
             "rank correlation of NMSE": errors,
             "rank correlation of variance": leaks,
         },
-        "closed form": points(
-            "p", p, {"NMSE": theirs["nmse"], "variance by xi'": theirs["leakage"], "loss": least[:, 0]}
-        ),
+        "closed form": points("p", p, solved),
         "best xi'-independent": points("p", p, {"loss above closed form": price}),
     }
     curves = {
-        "action NMSE, trained": ours["nmse"],
-        "action NMSE, closed form": theirs["nmse"],
-        "variance by xi', trained": ours["leakage"],
-        "variance by xi', closed form": theirs["leakage"],
-        "action NMSE as trained, C not fixed": as_trained,
+        f"{name}, {by}": values[name]
+        for name in ("NMSE", "variance by xi'")
+        for by, values in (("trained", trained), ("closed form", solved))
     }
+    curves["NMSE as trained, C not fixed"] = as_trained
     return Outcome(metrics, leaks_rise and errors_rise and meets and pays, text, leakage_plot(p, curves))
 
 

@@ -33,16 +33,9 @@ def label_scaling(experiment: Experiment) -> Outcome:
     gaps = dict(zip(s.label_counts, curves.pop(gap), strict=True))
     text = f"Fixed-K's loss minus FlexLAM's, mean over k = {listed(s.budgets)}: "
     text += listed(f"{interval(values).mean:+.3f} at {number}" for number, values in gaps.items()) + " labels."
-    low = interval(gaps[s.labels]).low
-    holds = low is not None and low > 0 and below(gaps[s.label_counts[-1]], gaps[s.labels])
-    plot = LinePlot(
-        title="Translator loss over the number of labels",
-        xlabel="labelled transitions",
-        ylabel=LOSS,
-        x=s.label_counts,
-        series=curves,
-        log_x=True,
-    )
+    holds = interval(gaps[s.labels]).low > 0 and below(gaps[s.label_counts[-1]], gaps[s.labels])
+    title = "Translator loss over the number of labels"
+    plot = LinePlot(title, LOSS, s.label_counts, curves, xlabel="labelled transitions", log_x=True)
     return Outcome(metrics, holds, text, (plot,))
 
 
@@ -70,12 +63,9 @@ def narrow_source(experiment: Experiment) -> Outcome:
         f"Rise over as many labels from every task: {means_of(metrics, 'rise')}. "
         f"Return on the other tasks with {s.rollout_labels} labels, 0 = random and 100 = expert: {means_of(metrics, 'above_random', 1)}."
     )
-    plot = BarPlot(
-        title="Labels from one task against labels from all",
-        ylabel="held-out loss on the other tasks (nats)",
-        names=list(narrow),
-        series={"one task": list(narrow.values()), "all tasks": list(wide.values())},
-    )
+    series = {"one task": list(narrow.values()), "all tasks": list(wide.values())}
+    label = "held-out loss on the other tasks (nats)"
+    plot = BarPlot("Labels from one task against labels from all", label, list(narrow), series)
     return Outcome(metrics, all(below(ours[m], theirs[m]) for m in ("loss, one task", "rise")), text, (plot,))
 
 
@@ -101,15 +91,9 @@ def prefix_scaling(experiment: Experiment) -> Outcome:
         f"{interval(ours[slots]).mean:.3f} at k = {slots}; with shuffled latents {interval(blind).mean:.3f}. "
         f"{s.labels} labels, mean of {s.draws} draws."
     )
-    plot = LinePlot(
-        title="Translator loss over the retained prefix",
-        xlabel="k, slots kept",
-        ylabel=LOSS,
-        x=ks,
-        series={"FlexLAM": list(ours.values())},
-        levels=losses,
-    )
-    return Outcome(metrics, rank.high is not None and rank.high < 0 and below(ours[1], blind), text, (plot,))
+    series = {"FlexLAM": list(ours.values())}
+    plot = LinePlot("Translator loss over the retained prefix", LOSS, ks, series, losses, xlabel="k, slots kept")
+    return Outcome(metrics, rank.high < 0 and below(ours[1], blind), text, (plot,))
 
 
 def joint_alignment(experiment: Experiment) -> Outcome:
@@ -136,7 +120,7 @@ def joint_alignment(experiment: Experiment) -> Outcome:
         f"FlexLAM gains more than Fixed-K: {yes_no(most)}."
     )
     series = {name: [row.get(name, [nan]) for row in metrics.values()] for name in ("frozen", "joint")}
-    plot = BarPlot(title="Frozen and joint alignment", ylabel=LOSS, names=list(metrics), series=series)
+    plot = BarPlot("Frozen and joint alignment", LOSS, list(metrics), series)
     return Outcome(metrics, idm_first and joint_first and most, text, (plot,))
 
 
@@ -156,9 +140,7 @@ def translator_conditioning(experiment: Experiment) -> Outcome:
     )
     losses = column(metrics, "loss")
     alone, previous, observed = losses.values()
-    plot = BarPlot(
-        title="Inputs of the translator", ylabel=LOSS, names=list(losses), series={"FlexLAM": list(losses.values())}
-    )
+    plot = BarPlot("Inputs of the translator", LOSS, list(losses), {"FlexLAM": list(losses.values())})
     text = f"{s.labels} labels, k = {slots}: {means(losses)}."
     return Outcome(metrics, below(previous, alone) and below(previous, observed), text, (plot,))
 
@@ -182,11 +164,6 @@ def prefix_distribution(experiment: Experiment) -> Outcome:
         f"{labels.number} labels. At k = 1: {means(first)}; at k = {slots}: {means(last)}. "
         f"Short is better at k = 1: {yes_no(short_wins)}; long is better at k = {slots}: {yes_no(long_wins)}."
     )
-    plot = LinePlot(
-        title="Three distributions of the retained prefix",
-        xlabel="k, slots kept",
-        ylabel=LOSS,
-        x=ks,
-        series={f"p(k) {law}": curve for law, curve in losses.items()},
-    )
+    series = {f"p(k) {law}": curve for law, curve in losses.items()}
+    plot = LinePlot("Three distributions of the retained prefix", LOSS, ks, series, xlabel="k, slots kept")
     return Outcome(metrics, short_wins and long_wins, text, (plot,))

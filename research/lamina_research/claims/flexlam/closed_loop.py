@@ -57,12 +57,8 @@ def matched_budget(experiment: Experiment) -> Outcome:
         f"Return with {s.rollout_labels} labels, 0 = random and 100 = expert: {told(returns, 1)}. "
         f"FlexLAM is significantly better in loss at k = {listed(wins_loss)}, in return at k = {listed(wins_return)}."
     )
-    plot = BarPlot(
-        title=f"Matched budgets, {s.rollout_labels} labels",
-        ylabel=RETURN,
-        names=[f"k = {k}" for k in s.budgets],
-        series={"FlexLAM": [returns[name] for name in ours], "Fixed-K": [returns[name] for name in theirs]},
-    )
+    series = {"FlexLAM": [returns[name] for name in ours], "Fixed-K": [returns[name] for name in theirs]}
+    plot = BarPlot(f"Matched budgets, {s.rollout_labels} labels", RETURN, [f"k = {k}" for k in s.budgets], series)
     return Outcome(metrics, wins_loss == wins_return == list(s.budgets), text, (plot,))
 
 
@@ -91,13 +87,9 @@ def token_budget(experiment: Experiment) -> Outcome:
         f"At K = 64 a decision takes {means_of(metrics, 'milliseconds', 1)} ms: {interval(faster).mean:.2f} times less at k = 16 than at "
         "k = 64, by the protocol of App. B.6 (batch 1, 34 frames of context, 20 steps of warm-up), with untrained weights."
     )
-    plot = BarPlot(
-        title="Return over the tokens of a decision",
-        ylabel=RETURN,
-        names=list(returns),
-        series={"FlexLAM": list(returns.values())},
-    )
-    return Outcome(metrics, kept.low is not None and kept.low >= 0.95 and min(faster) >= 3.6, text, (plot,))
+    series = {"FlexLAM": list(returns.values())}
+    plot = BarPlot("Return over the tokens of a decision", RETURN, list(returns), series)
+    return Outcome(metrics, kept.low >= 0.95 and min(faster) >= 3.6, text, (plot,))
 
 
 def latencies(timed: int) -> dict[str, float]:

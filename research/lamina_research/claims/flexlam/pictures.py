@@ -70,15 +70,8 @@ def reconstruction(experiment: Experiment) -> Outcome:
         f"PSNR in dB: {means({name: psnrs[name] for name in names} | references, 2)}. "
         f"Significantly above the VQ reference: {listed(beaten)}. LPIPS is not measured: its weights are not available."
     )
-    plot = LinePlot(
-        title="Reconstruction over the retained prefix",
-        xlabel="k, slots kept",
-        ylabel="held-out PSNR (dB)",
-        x=prefixes,
-        series={"FlexLAM": [psnrs[f"FlexLAM@{k}"] for k in prefixes]},
-        levels=references,
-        log_x=True,
-    )
+    title, series = "Reconstruction over the retained prefix", {"FlexLAM": [psnrs[f"FlexLAM@{k}"] for k in prefixes]}
+    plot = LinePlot(title, "held-out PSNR (dB)", prefixes, series, references, xlabel="k, slots kept", log_x=True)
     return Outcome(metrics, grows and names[-1] in beaten, text, (plot,))
 
 
