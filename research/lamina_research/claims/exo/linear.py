@@ -142,7 +142,7 @@ def leakage(experiment: Experiment) -> Outcome:
     p = sweep.p
     fit, test = study.data(sweep)
     model = study.fitted(sweep, fit, objective)
-    ours, theirs = (squeezed(sweep.measure(lam, fit, test)) for lam in (model.trained, model.solved))
+    ours, theirs = (squeezed(sweep.measure(one, fit, test)) for one in (model.trained, model.solved))
     as_trained = scores.nmse(model.raw.latents(fit), model.raw.latents(test))[:, 0]
     excess, angle, least = model.excess[:, 0], model.angle[:, 0], loss(model.solved, fit, objective)
     blind = closed_form.blind_loss(fit, sweep.emission, sweep.mdp.states, study.setup.width)
@@ -196,7 +196,7 @@ def sensitivity(experiment: Experiment) -> Outcome:
     alpha, p = sweep.alpha, sweep.p
     fit, test = study.data(sweep)
     model = study.fitted(sweep, fit, OBJECTIVES["reconstruction"])
-    ours, theirs = (sweep.measure(lam, fit, test)["nmse"] for lam in (model.trained, model.solved))
+    ours, theirs = (sweep.measure(one, fit, test)["nmse"] for one in (model.trained, model.solved))
 
     by_alpha, alpha_rises = zip(*(rises(alpha, ours[..., i]) for i in range(len(p))), strict=True)
     by_p, p_rises = rises(p, ours.mean(1)) if len(p) > 1 else ([nan] * len(sweep.seeds), False)
@@ -244,10 +244,8 @@ def remedies(experiment: Experiment) -> Outcome:
         [n for n in auxiliary if lower(ours[n][metric][:, switching], ours[plain][metric][:, switching])]
         for metric in ("nmse", "context")
     )
-    worst_loss, worst_angle = (
-        max(float(values.max()) for values in found)
-        for found in ([model.excess for model in models.values()], [model.angle for model in models.values()])
-    )
+    worst_loss = max(float(model.excess.max()) for model in models.values())
+    worst_angle = max(float(model.angle.max()) for model in models.values())
 
     def last(name: str) -> str:
         return ", ".join(f"{ours[name][metric][:, switching[-1]].mean():.3f}" for metric in ("nmse", "context"))

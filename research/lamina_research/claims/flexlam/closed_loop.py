@@ -41,20 +41,20 @@ def matched_budget(experiment: Experiment) -> Outcome:
 
     metrics = over_seeds(row for seed in experiment.seeds for row in scores(seed))
     loss, returns = column(metrics, "loss"), column(metrics, "above_random")
-    ours, theirs = ([f"{name}{k}" for k in s.budgets] for name in ("FlexLAM@", "Fixed-K"))
-    pairs = dict(zip(s.budgets, zip(ours, theirs, strict=True), strict=True))
+    pairs = {k: tuple(contenders(k, 0)) for k in s.budgets}  # names at each budget
+    ours, theirs = zip(*pairs.values(), strict=True)
     wins_loss = [k for k, (one, other) in pairs.items() if below(loss[one], loss[other])]
     wins_return = [k for k, (one, other) in pairs.items() if below(returns[other], returns[one])]
     gap = [f"{paired_difference(loss[a], loss[b]).mean:+.3f} at {k}" for k, (a, b) in pairs.items()]
     controls = {name: loss[name] for name in ("shuffled latents", "copy-frame", "random-weights encoder")}
 
-    def told(values: dict[str, Sequence[float]], digits: int) -> str:
+    def both(values: dict[str, Sequence[float]], digits: int) -> str:
         return "; ".join(means({name: values[name] for name in names}, digits) for names in (ours, theirs))
 
     text = (
-        f"{s.labels} labels. Loss: {told(loss, 3)}; FlexLAM minus Fixed-K {', '.join(gap)}. "
+        f"{s.labels} labels. Loss: {both(loss, 3)}; FlexLAM minus Fixed-K {', '.join(gap)}. "
         f"Controls: {means(controls)}; supervised on every label {interval(loss[supervised]).mean:.3f}. "
-        f"Return with {s.rollout_labels} labels, 0 = random and 100 = expert: {told(returns, 1)}. "
+        f"Return with {s.rollout_labels} labels, 0 = random and 100 = expert: {both(returns, 1)}. "
         f"FlexLAM is significantly better in loss at k = {listed(wins_loss)}, in return at k = {listed(wins_return)}."
     )
     series = {"FlexLAM": [returns[name] for name in ours], "Fixed-K": [returns[name] for name in theirs]}
