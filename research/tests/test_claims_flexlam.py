@@ -107,12 +107,12 @@ def test_every_claim_runs_at_smoke_scale(claim: str, workdir: Path) -> None:
 @pytest.mark.sim
 def test_a_second_claim_trains_nothing_twice_and_held_out_frames_stay_held_out(workdir: Path) -> None:
     said: list[str] = []
-    laboratory = FlexLAMStudy(Experiment("smoke", (0,), workdir, said.append))
-    first, second = laboratory.run(flexlam_spec(0)), laboratory.run(flexlam_spec(0))
+    study = FlexLAMStudy(Experiment("smoke", (0,), workdir, said.append))
+    first, second = study.run(flexlam_spec(0)), study.run(flexlam_spec(0))
     assert first == second and any("from the cache" in line for line in said)
     assert json.loads((first / "config.json").read_text())["method"] == "flexlam"
-    train, test = (laboratory.latents(flexlam_spec(0), split) for split in ("train", "test"))
+    train, test = (study.latents(flexlam_spec(0), split) for split in ("train", "test"))
     assert not set(train.episode.tolist()) & set(test.episode.tolist())
-    assert len(set(laboratory.task_of(test))) == 9 and methods.names()
-    other = replace(laboratory.setup, data=replace(laboratory.setup.data, seed=8))
-    assert FlexLAMStudy(laboratory.experiment, other).key(flexlam_spec(0)) != laboratory.key(flexlam_spec(0))
+    assert len(set(study.task_of(test))) == 9 and methods.names()
+    other = replace(study.setup, data=replace(study.setup.data, seed=8))
+    assert FlexLAMStudy(study.experiment, other).key(flexlam_spec(0)) != study.key(flexlam_spec(0))

@@ -81,19 +81,19 @@ def test_every_claim_runs_at_smoke_scale(claim: str, workdir: Path) -> None:
 @pytest.mark.sim
 def test_a_run_that_explodes_is_a_result_and_not_an_error(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lamina.training.diagnostics.EXPLODED", 1e-6)
-    lab = StructureStudy(Experiment("smoke", (5,), workdir, lambda line: None))
+    study = StructureStudy(Experiment("smoke", (5,), workdir, lambda line: None))
     model = ac_lam_model(5, "idm-stop-sum")
-    assert lab.stopped(model) == "explosion"
+    assert study.stopped(model) == "explosion"
     monkeypatch.undo()
-    assert lab.stopped(model) == "explosion"  # found again, not trained again
-    assert lab.stopped(ac_lam_model(0)) is None
+    assert study.stopped(model) == "explosion"  # found again, not trained again
+    assert study.stopped(ac_lam_model(0)) is None
 
 
 def test_data_is_named_by_its_recipe(tmp_path: Path) -> None:
-    lab = StructureStudy(Experiment("smoke", (0,), tmp_path, lambda line: None))
-    other = StructureStudy(lab.experiment, replace(lab.setup, data=Collection("grid", 10)))
-    assert lab.key(ac_lam_model(0)) != other.key(ac_lam_model(0))
-    assert lab.key(ac_lam_model(0)) != lab.changed(mixed=True).key(ac_lam_model(0))
+    study = StructureStudy(Experiment("smoke", (0,), tmp_path, lambda line: None))
+    other = StructureStudy(study.experiment, replace(study.setup, data=Collection("grid", 10)))
+    assert study.key(ac_lam_model(0)) != other.key(ac_lam_model(0))
+    assert study.key(ac_lam_model(0)) != study.changed(mixed=True).key(ac_lam_model(0))
 
 
 # The rules, on records made up: each claim holds where it should, and every clause of its rule can fail it
@@ -137,15 +137,15 @@ def decided(
 ) -> bool:
     """What a claim says of made-up records of three seeds, each changed by ``change(label, record)``."""
 
-    def record(lab: StructureStudy, model: ModelSpec) -> dict[str, Any]:
+    def record(study: StructureStudy, model: ModelSpec) -> dict[str, Any]:
         found = made_up(model.label, model.seed)
         change(model.label, found)
         return found
 
     monkeypatch.setattr(StructureStudy, "record", record)
-    monkeypatch.setattr(StructureStudy, "controls", lambda lab, model: {})
+    monkeypatch.setattr(StructureStudy, "controls", lambda study, model: {})
     monkeypatch.setattr(
-        StructureStudy, "stopped", lambda lab, model: "explosion" if model.label == "IDM, sg on the sum" else None
+        StructureStudy, "stopped", lambda study, model: "explosion" if model.label == "IDM, sg on the sum" else None
     )
     for name in ("load", "subject", "held", "composed_picture"):
         monkeypatch.setattr(StructureStudy, name, lambda *args, **more: Mock())

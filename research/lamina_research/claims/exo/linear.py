@@ -146,13 +146,13 @@ def leakage(experiment: Experiment) -> Outcome:
     as_trained = scores.nmse(model.raw.latents(fit), model.raw.latents(test))[:, 0]
     excess, angle, least = model.excess[:, 0], model.angle[:, 0], loss(model.solved, fit, objective)
     blind = closed_form.blind_loss(fit, sweep.emission, sweep.mdp.states, study.setup.width)
-    price = (blind / least - 1)[:, 0]
+    cost = (blind / least - 1)[:, 0]
 
     leaks, leaks_rise = rises(p, ours["leakage"])
     errors, errors_rise = rises(p, ours["nmse"])
-    meets = bool((excess.abs() < MAX_EXCESS).all() and (angle < MAX_ANGLE).all())
-    # Without switching nothing leaks, and the price is that of using only what all exogenous states have in common.
-    pays = bool((price[:, [i for i, x in enumerate(p) if x > 0]] > price[:, :1]).all())
+    converged = bool((excess.abs() < MAX_EXCESS).all() and (angle < MAX_ANGLE).all())
+    # Without switching nothing leaks, and the cost is that of using only what all exogenous states have in common.
+    costs_more = bool((cost[:, [i for i, x in enumerate(p) if x > 0]] > cost[:, :1]).all())
 
     def ends(values: Tensor) -> list[str]:
         return [f"{values[:, i].mean():.3f}" for i in (0, -1)]
@@ -165,8 +165,8 @@ def leakage(experiment: Experiment) -> Outcome:
         f"(rank correlations {interval(leaks).mean:.2f} and {interval(errors).mean:.2f}); they are largest at {peaks[0]} "
         f"and {peaks[1]}; xi' is least predictable at 1 - 1/n = {1 - 1 / sweep.mdp.states:g}. "
         f"Trained loss at most {excess.max():.2%} above the closed form's, principal angle at most {angle.max():.4f} rad. "
-        f"The best z that does not depend on xi' costs {price[:, 0].mean():.1%} more without any switching, and up to "
-        f"{price.mean(0).max():.1%} with it. Scored on the latents of minimum norm among the equally good; as trained, C depends on its "
+        f"The best z that does not depend on xi' costs {cost[:, 0].mean():.1%} more without any switching, and up to "
+        f"{cost.mean(0).max():.1%} with it. Scored on the latents of minimum norm among the equally good; as trained, C depends on its "
         f"initialisation and the NMSE is {loose[0]} at p = {p[0]:g} and {loose[1]} at p = {p[-1]:g}."
     )
     trained = {"NMSE": ours["nmse"], "variance by xi'": ours["leakage"], "NMSE as trained": as_trained}
@@ -178,7 +178,7 @@ def leakage(experiment: Experiment) -> Outcome:
             "rank correlation of variance": leaks,
         },
         "closed form": points("p", p, solved),
-        "best xi'-independent": points("p", p, {"loss above closed form": price}),
+        "best xi'-independent": points("p", p, {"loss above closed form": cost}),
     }
     curves = {
         f"{name}, {by}": values[name]
@@ -186,7 +186,7 @@ def leakage(experiment: Experiment) -> Outcome:
         for by, values in (("trained", trained), ("closed form", solved))
     }
     curves["NMSE as trained, C not fixed"] = as_trained
-    return Outcome(metrics, leaks_rise and errors_rise and meets and pays, text, leakage_plot(p, curves))
+    return Outcome(metrics, leaks_rise and errors_rise and converged and costs_more, text, leakage_plot(p, curves))
 
 
 def sensitivity(experiment: Experiment) -> Outcome:
@@ -256,9 +256,9 @@ def remedies(experiment: Experiment) -> Outcome:
         f"more consistent: {listed(consistent)}. Trained losses at most {worst_loss:.2%} above the closed form's, principal angles at "
         f"most {worst_angle:.4f} rad."
     )
-    meets = all(bool((model.excess.abs() < MAX_EXCESS).all()) for model in models.values())
+    converged = all(bool((model.excess.abs() < MAX_EXCESS).all()) for model in models.values())
     plots = remedies_plot(p, change, {name: values["context"] for name, values in ours.items()})
-    return Outcome(metrics, better == consistent == auxiliary and meets, text, plots)
+    return Outcome(metrics, better == consistent == auxiliary and converged, text, plots)
 
 
 def cca(experiment: Experiment) -> Outcome:
