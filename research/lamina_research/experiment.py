@@ -50,7 +50,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Experiment:
-    """The scale, seeds and cache of one run of a claim."""
+    """The scale, seeds and cache with which a claim runs."""
 
     scale: str
     seeds: tuple[int, ...]
@@ -75,7 +75,9 @@ class Experiment:
         run = cached(
             self.workdir / "cache", key, [m if isinstance(m, str) else m.__name__ for m in code], counted, self.progress
         )
-        if not built:
+        if built:
+            self._reused[run] = 0.0  # its time is part of this experiment's own
+        elif run not in self._reused:
             self._reused[run] = build_seconds(run)
             self.progress(f"{run}: from the cache")
         return run

@@ -111,11 +111,11 @@ class Study(ABC, Generic[S]):
 
         Training that stops because the latents collapsed or exploded leaves no model, and stopped.txt with the reason.
         """
-        self.experiment.progress(f"{model.name} {dict(model.options)}, seed {model.seed}")
         data = self.data()
         training = replace(self.setup.train, seed=model.seed, resume=True, steps=steps or self.setup.train.steps)
 
         def build(path: Path) -> None:
+            self.experiment.progress(f"{model.name} {dict(model.options)}, seed {model.seed}")
             config, filled = filled_in(model.method.Config(**self.options(model)), data)
             try:
                 pretrain.pretrain(path, recipe(model.name, model.method, config), filled, training, init)

@@ -321,13 +321,16 @@ def test_a_second_run_takes_its_models_from_the_cache(claim: str) -> None:
 
 def test_time_of_cached_runs_counts(tmp_path: Path) -> None:
     modules = (lamina_research.seeds,)
-    run = Experiment("cpu", (0,), tmp_path, lambda line: None).cached({}, modules, Builder())
+    first = Experiment("cpu", (0,), tmp_path, lambda line: None)
+    run = first.cached({}, modules, Builder())
     note = json.loads((run / "cache.json").read_text())
     (run / "cache.json").write_text(json.dumps(note | {"seconds": 120.0}))
     again = Experiment("cpu", (0,), tmp_path, lambda line: None)
     again.cached({}, modules, Builder())
     again.cached({}, modules, Builder())
     assert again.reused_seconds == 120.0
+    first.cached({}, modules, Builder())
+    assert first.reused_seconds == 0.0  # built in this experiment, whose time is measured anyway
 
 
 def test_a_diverged_seed_is_null_in_a_record_that_every_reader_takes(

@@ -189,13 +189,13 @@ class CheetahStudy(Study[CheetahSetup]):
         key = {"cloning": s.options, "data": s.data, "seed": seed, **self.policy_key()}
 
         def compute() -> float:
+            self.experiment.progress(f"behaviour cloning, seed {seed}")
             config = lapo.build(lapo.Config(**s.options))
             train, held = (unencoded(clip) for clip in (self.train_clip, self.held_clip))
             return self.play(
                 behaviour.cloning(config, train, held, self.actions(), self.policy_training(seed), batch=s.parallel), seed
             )  # fmt: skip
 
-        self.experiment.progress(f"behaviour cloning, seed {seed}")
         return self.experiment.cached_value(key, (behaviour, rollout, *self.code(s.data)), compute)
 
 

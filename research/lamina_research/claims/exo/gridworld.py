@@ -57,6 +57,7 @@ def scores(experiment: Experiment, setup: GridSetup, variant: Variant, sigma: fl
     }  # fmt: skip
 
     def build(path: Path) -> None:
+        experiment.progress(f"{variant}, sigma {sigma:g}, seed {seed}")
         clip, labelled = grid_lam.label(grid_lam.transitions(sigma, setup.transitions, 2 * seed), LABELS, seed)
         training = replace(setup.train, seed=seed, resume=True)
         torch.manual_seed(seed)
@@ -73,7 +74,6 @@ def scores(experiment: Experiment, setup: GridSetup, variant: Variant, sigma: fl
         test = grid_lam.transitions(sigma, setup.held_out, 2 * seed + 1)
         write_text(path / "scores.json", json.dumps(grid_lam.score(model, test)) + "\n")
 
-    experiment.progress(f"{variant}, sigma {sigma:g}, seed {seed}")
     run = experiment.cached(key, (grid_lam, loop), build)
     return json.loads((run / "scores.json").read_text())
 

@@ -297,11 +297,11 @@ class FlexLAMStudy(Study[FlexLAMSetup]):
         run = self.run(model)
 
         def build(path: Path) -> None:
+            self.experiment.progress(f"token model of {model.name} {dict(model.options)}, seed {model.seed}")
             shutil.copytree(run / "model", path / "model", dirs_exist_ok=True)
             training = replace(s.policy, seed=model.seed, resume=True)
             train_token_model(path, str(self.dataset()), s.tokens, training)
 
-        self.experiment.progress(f"token model of {model.name} {dict(model.options)}, seed {model.seed}")
         return self.experiment.cached(key, (tokens, model.method), build)
 
     def returns(self, model: ModelSpec, labels: Labels, k: int) -> dict[str, float]:
@@ -314,6 +314,7 @@ class FlexLAMStudy(Study[FlexLAMSetup]):
         folder, (translator, _) = self.policy(model), self.aligned(model, labels)
 
         def compute() -> dict[str, Any]:
+            self.experiment.progress(f"rollouts, {model.name} {dict(model.options)}, k = {k}, seed {model.seed}")
             loaded = LatentActionModel.from_pretrained(str(folder))
             agent = TokenPolicy(
                 loaded, load_token_model(folder / "policy", loaded.lam), align.load_translator(translator)[0],
@@ -323,7 +324,6 @@ class FlexLAMStudy(Study[FlexLAMSetup]):
                 agent, s.worlds, s.episodes, s.parallel, seed=1000 + model.seed, size=loaded.config.image[1:], progress=False
             )  # fmt: skip
 
-        self.experiment.progress(f"rollouts, {model.name} {dict(model.options)}, k = {k}, seed {model.seed}")
         record = self.experiment.cached_value(key, (rollout, latent, model.method), compute)
         return {"above_random": float(record["above_random"]), "percent_of_expert": float(record["normalized"])}
 
