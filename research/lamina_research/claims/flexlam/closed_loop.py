@@ -21,7 +21,7 @@ from lamina_research.figures import BarPlot
 from lamina_research.seeds import below, column, interval, over_seeds, paired_difference
 from lamina_research.text import listed, means, means_of
 
-RETURN = "normalized return (random = 0, expert = 100)"
+RETURN = "normalised return (random = 0, expert = 100)"
 
 
 def matched_budget(experiment: Experiment) -> Outcome:
