@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from lamina.cli import main
+from lamina.errors import LaminaError
 from lamina.losses.reconstruction import squared_error
 from lamina_research.claims import exo as paper
 from lamina_research.claims.exo import grid_lam as practical
@@ -17,6 +18,7 @@ from lamina_research.claims.exo.grid_lam import PracticalLAM
 from lamina_research.experiment import Claim
 from lamina_research.figures import LinePlot, draw
 from lamina_research.linear.analysis import LinearSetting
+from lamina_research.linear.analysis import draw as draw_figure
 from lamina_research.reproduce import reproduce
 
 torch.set_num_threads(1)
@@ -105,6 +107,14 @@ def test_every_figure_is_drawn_from_closed_forms(name: str, tmp_path: Path, monk
     monkeypatch.chdir(tmp_path)
     assert main(["exogenous", "--figure", name, *SMALL]) == 0
     assert (tmp_path / f"{name}.svg").read_text().lstrip().startswith("<?xml")
+
+
+def test_a_figure_of_reconstruction_needs_no_other_objective(tmp_path: Path) -> None:
+    """With d_z above d_a, some latents with an auxiliary loss do not have full rank, so they cannot be measured."""
+    wide = LinearSetting(alpha=2.0, states=4, state=2, observation=12, latent=3, weight=3.0, draws=2)
+    assert draw_figure(wide, "leakage", tmp_path / "x.svg").exists()
+    with pytest.raises(LaminaError, match="rank-deficient"):
+        draw_figure(wide, "remedies", tmp_path / "y.svg")
 
 
 @pytest.mark.parametrize(

@@ -122,7 +122,9 @@ def figure(setting: LinearSetting, name: Figure) -> Sequence[Plot]:
         check_width(setting.latent, sweep.exact)
         found = closed_form.transition_cca(sweep.exact).correlations[:, 0, :, : 2 * setting.latent]
         return cca_plot({f"p_switch = {p:g}": found[:, i] for i, p in enumerate(sweep.p)})
-    measured = {name: sweep.measure(model, sweep.exact, sweep.exact) for name, model in setting.solved(sweep).items()}
+    solved = setting.solved(sweep)
+    needed = list(solved) if name == "remedies" else [PLAIN]
+    measured = {each: sweep.measure(solved[each], sweep.exact, sweep.exact) for each in needed}
     nmse = {name: values["nmse"] for name, values in measured.items()}
     if name == "sensitivity":
         return sensitivity_plot(sweep.alpha, {f"p_switch = {p:g}": nmse[PLAIN][..., i] for i, p in enumerate(sweep.p)})
