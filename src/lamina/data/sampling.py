@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import warnings
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
@@ -18,7 +17,7 @@ from lamina.data.episodes import SPLITS
 from lamina.data.lerobot.reader import open_lerobot
 from lamina.data.paths import is_dataset
 from lamina.data.video import open_folder
-from lamina.errors import LaminaError, LaminaWarning
+from lamina.errors import LaminaError, warn
 from lamina.options import check_options
 from lamina.types import ActionSpec
 
@@ -298,7 +297,7 @@ class SampleIndex:
                     f"{source.name}: '{camera}' does not show {absent} of {len(source.episodes)} episodes; they are left out"
                 )
             for text in warned:
-                warnings.warn(text, LaminaWarning, stacklevel=4)
+                warn(text)
         return {view: missing[view] | missing.get(self.config.paired or "", set()) for view in self.cameras[number]}
 
     def _check_paired(self) -> None:
@@ -387,17 +386,11 @@ class SampleIndex:
             )
             raise LaminaError(f"{where}: {what} holds {need}; use longer video or a shorter gap")
         if short:
-            warnings.warn(
-                f"{source.name}: {short} of {spans} {self.split} episodes are too short for {need} and are left out",
-                LaminaWarning,
-                stacklevel=4,
-            )
+            warn(f"{source.name}: {short} of {spans} {self.split} episodes are too short for {need} and are left out")
         if 1.0 / source.fps > config.gap[1]:
-            warnings.warn(
+            warn(
                 f"{source.name}: at {source.fps:g} frames per second neighbouring frames are {1 / source.fps:.3g} s apart, "
-                f"more than the longest gap, {config.gap[1]:g} s; samples are neighbouring frames",
-                LaminaWarning,
-                stacklevel=4,
+                f"more than the longest gap, {config.gap[1]:g} s; samples are neighbouring frames"
             )
         return np.array(rows, dtype=np.int32)
 

@@ -15,7 +15,6 @@ import json
 import os
 import threading
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -29,7 +28,7 @@ from torch.utils.data import DataLoader
 from lamina.data.dataset import Dataset
 from lamina.data.episodes import DecodeError, Episode, check_classes, task_vector
 from lamina.data.sampling import DataConfig, SampleIndex, Segment, draw_samples
-from lamina.errors import LaminaError, LaminaWarning
+from lamina.errors import LaminaError, warn
 from lamina.records import Malformed, Whole, checked
 from lamina.types import Clip
 
@@ -285,7 +284,7 @@ class _Shard:
             raise error
         if tuple(segment) not in self.bad:
             self.bad.append(tuple(segment))
-            warnings.warn(f"skipped frames {segment.start}-{segment.stop - 1}: {error}", LaminaWarning, stacklevel=2)
+            warn(f"skipped frames {segment.start}-{segment.stop - 1}: {error}")
         if len(self.bad) > self.plan.config.max_bad:
             raise LaminaError(f"{error} (more than {self.plan.config.max_bad} stretches of video cannot be decoded)")
 
@@ -410,7 +409,7 @@ def sample_split(
             decoded = decode_segment(plan, Segment(*segments[v].tolist()), np.random.default_rng([seed, 3, v]), here)
         except DecodeError as error:
             bad.append(error)
-            warnings.warn(f"skipped: {error}", LaminaWarning, stacklevel=2)
+            warn(f"skipped: {error}")
             if len(bad) > config.max_bad:
                 raise LaminaError(
                     f"{error} (more than {config.max_bad} stretches of video cannot be decoded)"

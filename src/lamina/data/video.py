@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import warnings
 from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -22,7 +21,7 @@ from jaxtyping import Float, Int, UInt8
 from lamina.data.dataset import Dataset
 from lamina.data.episodes import DecodeError, Episode, compact_times, split_episodes
 from lamina.data.paths import check_regular, contents, dataset_around, is_dataset, reason, walk
-from lamina.errors import LaminaError, LaminaWarning
+from lamina.errors import LaminaError, warn
 from lamina.images import resize_frames
 
 SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm")
@@ -475,17 +474,13 @@ def find_videos(root: Path) -> list[Path]:
             f"{root}: holds {len(datasets)} LeRobot dataset(s) and is none itself; name them: {named}{more}"
         )
     if datasets:
-        warnings.warn(
-            f"{root}: the LeRobot dataset(s) in it are left out ({len(datasets)}, the first is {datasets[0]}); name them to read them",
-            LaminaWarning,
-            stacklevel=3,
+        warn(
+            f"{root}: the LeRobot dataset(s) in it are left out ({len(datasets)}, the first is {datasets[0]}); name them to read them"
         )
     if others:
-        warnings.warn(
+        warn(
             f"{min(others)}: is not read ({len(others)} such file(s)), only {' '.join(SUFFIXES)} are; "
-            "remux it: ffmpeg -i IN -c copy OUT.mkv",
-            LaminaWarning,
-            stacklevel=3,
+            "remux it: ffmpeg -i IN -c copy OUT.mkv"
         )
     return sorted(once.values(), key=lambda p: p.parts)
 
@@ -509,7 +504,7 @@ def open_folder(root: Path, max_bad: int = 8) -> VideoFolder:
         more = f" (and {len(bad) - 1} more files of {root} are bad)" if len(bad) > 1 else ""
         raise LaminaError(f"{bad[0]}{more}")
     for failure in bad:
-        warnings.warn(f"left out: {failure}", LaminaWarning, stacklevel=2)
+        warn(f"left out: {failure}")
     clocks = tuple(index.clock for _, index in good)
     episodes = [
         Episode(n, str(path), len(index.times), clock.fps, (), clock.stamps, index.keys)

@@ -15,7 +15,6 @@ import inspect
 import os
 import pkgutil
 import sys
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
@@ -23,7 +22,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from lamina.errors import LaminaError, LaminaWarning
+from lamina.errors import LaminaError, warn
 from lamina.files import reason
 from lamina.methods.base import Method, MethodConfig
 
@@ -138,8 +137,7 @@ def _built_in() -> set[str]:
 def _installed() -> dict[str, EntryPoint]:
     points = {point.name: point for point in entry_points(group=GROUP)}
     for name in sorted(points.keys() & _built_in()):
-        text = f"the installed method '{name}' ({points.pop(name).value}) has the name of a built-in one and is ignored"
-        warnings.warn(text, LaminaWarning, stacklevel=3)
+        warn(f"the installed method '{name}' ({points.pop(name).value}) has the name of a built-in one and is ignored")
     return points
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from lamina.data.dataset import Data
 from lamina.data.sampling import ActionsOf, DataConfig, SampleIndex
-from lamina.errors import LaminaError, LaminaWarning
+from lamina.errors import LaminaError, warn
 from lamina.inference.encode import encode_clip, observe
 from lamina.models.config import Side
 from lamina.models.hub import LatentActionModel
@@ -149,8 +148,7 @@ def actions_of(data: DataConfig) -> ActionTarget:
 def warn_multi_action(data: DataConfig, actions: ActionTarget) -> None:
     """Warn where a gap spans several actions and its latent is tied to the first alone."""
     if actions.spanned > 1 and data.actions == "first":
-        text = (
+        warn(
             f"{data.names[0]}: a latent spans {data.gap[0]:g} s, in which {actions.spanned} actions are taken; it is tied to the first of "
             "them. --actions mean or --actions chunk ties it to all"
         )
-        warnings.warn(text, LaminaWarning, stacklevel=3)

@@ -13,7 +13,6 @@ import dataclasses
 import json
 import sys
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -26,7 +25,7 @@ from lamina.data.paired import MIN_TRANSITIONS, same_states
 from lamina.data.sampling import DataConfig, parse_data
 from lamina.data.stream import ClipStream, sample_split
 from lamina.device import autocast, memory, pick_device
-from lamina.errors import LaminaError, LaminaWarning
+from lamina.errors import LaminaError, warn
 from lamina.files import locked, read_json, whole_folder, write_bytes, write_text
 from lamina.losses.reconstruction import total
 from lamina.models.calibration import calibrating, has_statistics
@@ -213,11 +212,10 @@ def _pretrain(
         load_matching_weights(lam, init)
     held = sample_split(data, "validation", limit=256)
     if held.paired is not None and len(held) >= MIN_TRANSITIONS and same_states(held).low <= 0:
-        text = (
+        warn(
             f"{', '.join(data.names)}: {data.paired} does not seem to show the same states: the change in one view tells nothing of the "
             "change in the other, held out"
         )
-        warnings.warn(text, LaminaWarning, stacklevel=2)
     if world.rank == 0:
         if not (run / "config.json").exists():
             write_text(run / "config.json", json.dumps(settings, indent=2) + "\n")

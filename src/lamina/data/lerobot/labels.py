@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import shutil
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
@@ -55,7 +54,7 @@ from lamina.data.lerobot.writer import (
 )
 from lamina.data.paths import belongs, is_dataset, local, reason, walk
 from lamina.data.video import FAILURES, SUFFIXES, VideoFolder, index_video, open_video, video_facts, video_stream
-from lamina.errors import LaminaError, LaminaWarning
+from lamina.errors import LaminaError, warn
 from lamina.files import partial_path, sync
 
 VALID = "latent_action.valid"  # rows where it is False are left out of the other labels' statistics
@@ -144,8 +143,9 @@ def check_shown(source: Dataset, camera: str) -> set[int]:
     if len(missing) == len(source.episodes):
         raise LaminaError(f"{source.name}: '{camera}' shows no episode; name another camera")
     if missing:
-        text = f"{source.name}: '{camera}' does not show {len(missing)} of {len(source.episodes)} episodes; their rows are not valid"
-        warnings.warn(text, LaminaWarning, stacklevel=4)
+        warn(
+            f"{source.name}: '{camera}' does not show {len(missing)} of {len(source.episodes)} episodes; their rows are not valid"
+        )
     return set(missing)
 
 
@@ -342,11 +342,7 @@ def _carry_over(source: LeRobotDataset, partial: Path) -> None:
             (partial / relative).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, partial / relative)
     if outside:
-        warnings.warn(
-            f"{outside[0]}: leads out of the dataset and is not copied ({len(outside)} such link(s))",
-            LaminaWarning,
-            stacklevel=4,
-        )
+        warn(f"{outside[0]}: leads out of the dataset and is not copied ({len(outside)} such link(s))")
 
 
 def link(path: Path, out: Path) -> None:
@@ -373,19 +369,15 @@ def _convert(source: VideoFolder, partial: Path, staging: _Staging) -> None:
             splits[split] = f"{numbers[0]}:{numbers[-1] + 1}"
     uneven = [e.name for e in order if e.stamps is not None]
     if uneven:
-        warnings.warn(
+        warn(
             f"{uneven[0]}: has a varying frame rate ({len(uneven)} such file(s)); its labels keep the real times, but "
-            "LeRobot's own reader needs a constant rate",
-            LaminaWarning,
-            stacklevel=3,
+            "LeRobot's own reader needs a constant rate"
         )
     suffix = video_suffix(source)
     if suffix != ".mp4":
-        warnings.warn(
+        warn(
             f"{source.root}: holds video that no mp4 can hold; all of it is written as {suffix}, whose times are rounded to a thousandth "
-            "of a second: LeRobot's own reader needs a tolerance of 0.001 for it",
-            LaminaWarning,
-            stacklevel=3,
+            "of a second: LeRobot's own reader needs a tolerance of 0.001 for it"
         )
     template = VIDEO_PATH.removesuffix(".mp4") + suffix
     schema = pa.schema([(n, column_type(f)) for n, f in INDEX_FEATURES.items()] + list(staging.schema))
@@ -478,10 +470,8 @@ def _recorded_cameras(source: Dataset) -> dict[str, str]:
     if len(partial) == len(source.cameras):
         raise LaminaError(f"{source.name}: no camera shows every episode; leave out the episodes that it does not show")
     if partial:
-        warnings.warn(
-            f"{source.name}: '{partial[0]}' does not show every episode and is not written ({len(partial)} such camera(s))",
-            LaminaWarning,
-            stacklevel=4,
+        warn(
+            f"{source.name}: '{partial[0]}' does not show every episode and is not written ({len(partial)} such camera(s))"
         )
     prefix = "observation.images."
     return {c: c if c.startswith(prefix) else prefix + c for c in source.cameras if c not in partial}

@@ -7,7 +7,6 @@ opened, and with the frames of a camera when that is used.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -34,7 +33,7 @@ from lamina.data.lerobot.match import Numbers, RowAlignment, VideoSpan, align_ro
 from lamina.data.lerobot.tables import Columns, read_json, read_table, to_numpy
 from lamina.data.paths import check_inside, check_name, check_regular, check_template, contents, local, reason, walk
 from lamina.data.video import FAILURES, FrameClock, decode, decode_picture, index_video, key_distance
-from lamina.errors import LaminaError, LaminaWarning
+from lamina.errors import LaminaError, warn
 from lamina.types import ActionSpec
 
 WIDEST = 2**20  # values of a feature in one row, at most
@@ -225,12 +224,10 @@ class LeRobotDataset(Dataset):
             path = self.shown_in(n, camera)
             assert path is not None
             clock = self._match(camera, path)[0]  # type: ignore[index]
-            warnings.warn(
+            warn(
                 f"{self.root}/meta/episodes: the times of episode {n} (rows at {self.episodes[n].fps:.5g} a second) do not fit its video "
                 f"{path} ({clock.fps:.5g} pictures a second); it has a picture for each row, and so they are "
-                f"paired by number ({len(counted)} such episode(s))",
-                LaminaWarning,
-                stacklevel=3,
+                f"paired by number ({len(counted)} such episode(s))"
             )
         return missing
 
@@ -576,11 +573,7 @@ def _find_rows(root: Path, template: str, places: dict[str, np.ndarray], fps: fl
                 f"{path}: has {len(run.times) if run else 0} rows of episode {n}, and meta/episodes says {length}; one of them is truncated"
             )
     for path, count in unlisted.items():
-        warnings.warn(
-            f"{path}: {count} row(s) are of episodes that meta/episodes does not list; they are not read",
-            LaminaWarning,
-            stacklevel=4,
-        )
+        warn(f"{path}: {count} row(s) are of episodes that meta/episodes does not list; they are not read")
     files = {path: i for i, path in enumerate(dict.fromkeys(found[n].path for n in range(len(lengths))))}
     stamps = {}
     for n, length in enumerate(lengths.tolist()):
