@@ -34,6 +34,7 @@ from lamina.policies.token_training import train_token_model
 from lamina.training import alignment
 from lamina.training.alignment import AlignConfig, load_translator
 from lamina.training.heads import head_training
+from lamina.training.joint import JointObjective
 from lamina.training.pretraining import pretrain
 from lamina.training.recipe import Recipe, filled_in, recipe, recipe_of
 from lamina.training.settings import TrainConfig
@@ -178,16 +179,16 @@ def align_with(
 ) -> Alignment:
     """:func:`align` with its options as dataclasses."""
     run = Path(run)
-    objective: dict[str, Any] = {}
+    objective = None
     if config.joint:
         plan, trained_on = recipe_of(run, method)
         needs: dict[str, Any] = {
             name: trained_on[name] for name in ("frames", "span", "paired", "proprio") if name in trained_on
         }
         needs["targets"] = tuple(trained_on.get("targets", ()))
-        objective = {"losses": plan.losses, "weights": dict(plan.weights), "needs": needs}
-    folder = alignment.align(run, data, config, training, **objective)
-    return Alignment(folder, load_translator(folder)[1]["validation_loss"])
+        objective = JointObjective(plan.losses, plan.weights, needs)
+    folder = alignment.align(run, data, config, training, objective)
+    return Alignment(folder, load_translator(folder)[1].validation_loss)
 
 
 def label(

@@ -6,10 +6,10 @@ The inverse dynamics model (IDM) is the same head on an encoder of its own, with
 
 from lamina.inference.encode import encode_clip, observe
 from lamina.models.heads import ActionHead, Condition, HourglassMLP, InverseDynamics, Translator, TranslatorConfig
-from lamina.training.alignment import AlignConfig, align, load_translator, note_of, save_translator, training_of
+from lamina.training.alignment import AlignConfig, TranslatorNote, align, load_translator, note_of, save_translator
 from lamina.training.checkpoints import BestCheckpoint
 from lamina.training.heads import fit_head, head_training, idm_losses, train_idm, train_translator, translator_losses
-from lamina.training.joint import JointBatch, JointModel, joint_losses, train_joint
+from lamina.training.joint import JointBatch, JointModel, JointObjective, joint_losses, train_joint
 from lamina.training.labelled import (
     ActionTarget,
     LabelledTransitions,
@@ -32,10 +32,12 @@ __all__ = [
     "InverseDynamics",
     "JointBatch",
     "JointModel",
+    "JointObjective",
     "LabelledTransitions",
     "Minibatches",
     "Translator",
     "TranslatorConfig",
+    "TranslatorNote",
     "actions_of",
     "align",
     "encode_clip",
@@ -54,7 +56,6 @@ __all__ = [
     "train_idm",
     "train_joint",
     "train_translator",
-    "training_of",
     "translator_losses",
     "warn_multi_action",
 ]

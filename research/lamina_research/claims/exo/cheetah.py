@@ -150,7 +150,7 @@ class CheetahStudy(Study[Setup]):
             ]
             config = TranslatorConfig(condition="latent")
             translator, _ = align.train_translator(
-                model.lam, *align.split_labels(few, seed), spec, config, align.head_training(s.heads, seed)
+                model.lam.prefix, *align.split_labels(few, seed), spec, config, align.head_training(s.heads, seed)
             )
             policy = behaviour.latent_policy(model.config, train, held, translator, self.heads(seed), batch=s.parallel)
             values = {

@@ -222,8 +222,7 @@ class FlexLAMStudy(Study[FlexLAMSetup]):
                     spec,
                     config,
                     training,
-                    plan.losses,
-                    dict(plan.weights),
+                    align.JointObjective(plan.losses, plan.weights),
                     video,
                     path / "joint",
                 )
@@ -233,7 +232,7 @@ class FlexLAMStudy(Study[FlexLAMSetup]):
             else:
                 train, held = (replace(part, clip=None) for part in (train, held))
                 training = align.head_training(s.heads, labels.draw)
-                translator, validation = align.train_translator(loaded.lam, train, held, spec, config, training)
+                translator, validation = align.train_translator(loaded.lam.prefix, train, held, spec, config, training)
             scores = self.score(translator, loaded, test, validation)
             asked = align.AlignConfig(str(labels.number), labels.joint, config, tasks=labels.tasks)
             side = loaded.config.action_side

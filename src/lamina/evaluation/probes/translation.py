@@ -18,8 +18,6 @@ import copy
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import torch
@@ -128,8 +126,7 @@ def fit_translator(
 ) -> Translator:
     """A translator for cached latents; its labels are divided as :func:`lamina.training.labelled.split_labels` does."""
     train, held = (dataclasses.replace(part, clip=None) for part in split_labels(items, training.seed))
-    lam: Any = SimpleNamespace(prefix=prefix)  # of the LAM only the prefix is read
-    return train_translator(lam, train, held, actions.spec, config, training, run, actions.steps)[0]
+    return train_translator(prefix, train, held, actions.spec, config, training, run, actions.steps)[0]
 
 
 def controls(
