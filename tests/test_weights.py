@@ -35,7 +35,7 @@ from lamina.policies.token_training import load_token_model, train_token_model
 from lamina.policies.windows import WindowStream
 from lamina.rng import Rng
 from lamina.training.alignment import AlignConfig, align, load_translator
-from lamina.training.checkpoints import BestCheckpoint, Checkpoints
+from lamina.training.checkpoints import BestCheckpoint, Checkpoints, TrainingState
 from lamina.training.distributed import Processes
 from lamina.training.labelled import Minibatches
 from lamina.training.loop import _Step, fit
@@ -812,7 +812,7 @@ def checkpoint(run: Path, dataset: Path) -> list[Any]:
     stream = ClipStream(data(dataset), 8, 0)
     checkpoints = Checkpoints(run, 2)
     assert checkpoints.last(4) == 4
-    checkpoints.load(4, Processes(0, 1), step, optimizer, average, stream)
+    checkpoints.load(4, TrainingState(Processes(0, 1), step, optimizer, average, stream))
     moments = {f"{n}.{k}": v for n, kept in enumerate(optimizer.state.values()) for k, v in kept.items()}
     return [lam.state_dict(), average, moments, stream.state_dict()]
 

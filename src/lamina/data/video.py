@@ -20,8 +20,9 @@ from jaxtyping import Float, Int, UInt8
 
 from lamina.data.dataset import Dataset
 from lamina.data.episodes import DecodeError, Episode, compact_times, split_episodes
-from lamina.data.paths import check_regular, contents, dataset_around, is_dataset, reason, walk
+from lamina.data.paths import check_regular, contents, dataset_around, is_dataset, walk
 from lamina.errors import LaminaError, warn
+from lamina.files import reason
 from lamina.images import resize_frames
 
 SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm")

@@ -52,10 +52,10 @@ from lamina.data.lerobot.writer import (
     write_table,
     writing,
 )
-from lamina.data.paths import belongs, is_dataset, local, reason, walk
+from lamina.data.paths import belongs, is_dataset, local, walk
 from lamina.data.video import FAILURES, SUFFIXES, VideoFolder, index_video, open_video, video_facts, video_stream
 from lamina.errors import LaminaError, warn
-from lamina.files import partial_path, sync
+from lamina.files import partial_path, reason, sync, whole_file
 
 VALID = "latent_action.valid"  # rows where it is False are left out of the other labels' statistics
 CAMERA = "observation.images.video"  # what the one camera of plain video is called in a LeRobot dataset
@@ -352,10 +352,8 @@ def link(path: Path, out: Path) -> None:
     try:
         os.link(path.resolve(), out)
     except OSError:
-        copy = partial_path(out)
-        shutil.copyfile(path, copy)
-        sync(copy)
-        os.replace(copy, out)
+        with whole_file(out) as copy:
+            shutil.copyfile(path, copy)
 
 
 def _convert(source: VideoFolder, partial: Path, staging: _Staging) -> None:
@@ -555,10 +553,18 @@ def _place_video(source: VideoFolder, episode: Episode, out: Path) -> float:
         return start
     # Where frames are regular they get their exact times again, which a container may have rounded: LeRobot's own reader looks for those.
     grid = Fraction(episode.fps).limit_denominator(1001) if episode.stamps is None and out.suffix == ".mp4" else None
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = partial_path(out)
+    with whole_file(out) as partial:
+        _remux(path, start, grid, partial, CONTAINERS[out.suffix])
+        index = index_video(partial, quick=True)
+        if len(index.times) != episode.length:
+            raise LaminaError(f"{path}: lost frames on its way into {out.name}; re-encode it: ffmpeg -i IN OUT.mp4")
+    return index.start
+
+
+def _remux(path: Path, start: float, grid: Fraction | None, out: Path, form: str) -> None:
+    """Copy the packets of a video into another container. ``grid``: frames a second, whose exact times they get; None: they keep theirs."""
     try:
-        with open_video(path) as given, av.open(f"file:{partial}", "w", format=CONTAINERS[out.suffix]) as target:
+        with open_video(path) as given, av.open(f"file:{out}", "w", format=form) as target:
             stream = video_stream(given)
             copy = target.add_stream_from_template(stream)
             assert stream.time_base is not None
@@ -580,13 +586,6 @@ def _place_video(source: VideoFolder, episode: Episode, out: Path) -> float:
     except (*FAILURES, TypeError) as error:
         if isinstance(error, LaminaError):
             raise
-        kind = out.suffix.removeprefix(".")
         raise LaminaError(
-            f"{path}: cannot be put into an {kind} ({reason(error)}); re-encode it: ffmpeg -i IN OUT.mp4"
+            f"{path}: cannot be put into an {form} ({reason(error)}); re-encode it: ffmpeg -i IN OUT.mp4"
         ) from error
-    index = index_video(partial, quick=True)
-    if len(index.times) != episode.length:
-        raise LaminaError(f"{path}: lost frames on its way into {out.name}; re-encode it: ffmpeg -i IN OUT.mp4")
-    sync(partial)
-    os.replace(partial, out)
-    return index.start

@@ -31,9 +31,10 @@ from lamina.data.episodes import (
 )
 from lamina.data.lerobot.match import Numbers, RowAlignment, VideoSpan, align_rows, rate_of
 from lamina.data.lerobot.tables import Columns, read_json, read_table, to_numpy
-from lamina.data.paths import check_inside, check_name, check_regular, check_template, contents, local, reason, walk
+from lamina.data.paths import check_inside, check_name, check_regular, check_template, contents, local, walk
 from lamina.data.video import FAILURES, FrameClock, decode, decode_picture, index_video, key_distance
 from lamina.errors import LaminaError, warn
+from lamina.files import reason
 from lamina.types import ActionSpec
 
 WIDEST = 2**20  # values of a feature in one row, at most

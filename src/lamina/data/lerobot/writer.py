@@ -29,7 +29,7 @@ from lamina.data.lerobot.statistics import (
 )
 from lamina.data.paths import check_name, open_arrow
 from lamina.errors import LaminaError
-from lamina.files import disk_errors, partial_path, sync, write_text
+from lamina.files import disk_errors, partial_path, sync, whole_file, write_text
 from lamina.types import ActionSpec
 
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
@@ -69,15 +69,13 @@ def write_json(path: Path, content: Any) -> None:
 
 def write_table(path: Path, tables: Iterable[pa.Table], schema: pa.Schema, durable: bool = True) -> None:
     """Write a parquet file, one row group a table, whole or not at all; but for a loss of power, if it is not to be ``durable``."""
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = partial_path(path)
-        with open_arrow(partial, "wb") as raw, pq.ParquetWriter(raw, schema, write_page_checksum=True) as writer:
-            for table in tables:
-                writer.write_table(table.cast(schema))
-        if durable:
-            sync(partial)
-        os.replace(partial, path)
+    with (
+        whole_file(path, durable) as partial,
+        open_arrow(partial, "wb") as raw,
+        pq.ParquetWriter(raw, schema, write_page_checksum=True) as writer,
+    ):
+        for table in tables:
+            writer.write_table(table.cast(schema))
 
 
 def camera_feature(height: int, width: int) -> dict[str, Any]:
