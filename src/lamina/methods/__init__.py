@@ -25,6 +25,7 @@ from typing import Any
 from lamina.errors import LaminaError, warn
 from lamina.files import reason
 from lamina.methods.base import Method, MethodConfig
+from lamina.options import TRAINING_OPTIONS
 
 GROUP = "lamina.methods"  # of entry points
 
@@ -49,6 +50,17 @@ class MethodFile:
 def names() -> list[str]:
     """Built-in and installed methods."""
     return sorted({*_built_in(), *_installed()})
+
+
+def summaries() -> dict[str, str]:
+    """The first line of the docstring of each method, by name; of one that cannot be used, the reason."""
+    found = {}
+    for name in names():
+        try:
+            found[name] = (load(name).__doc__ or "").partition("\n")[0]
+        except LaminaError as error:
+            found[name] = f"cannot be used: {error}"
+    return found
 
 
 def name_of(method: str | Path) -> str:
@@ -84,8 +96,8 @@ def load(method: str | Path) -> Method:
 def check_method(name: str, found: Any) -> Method:
     """``found``, if it is a method. ``name`` is for the message.
 
-    Raises LaminaError for missing members, a Config that is no frozen dataclass derived from MethodConfig or has options without
-    defaults, and for functions of another signature.
+    Raises LaminaError for missing members, a Config that is no frozen dataclass derived from MethodConfig, has options without defaults
+    or options of the training, and for functions of another signature.
     """
     missing = [member for member in ("Config", "build", "losses", "weights") if not hasattr(found, member)]
     if missing:
@@ -101,6 +113,8 @@ def check_method(name: str, found: Any) -> Method:
     ]
     if needed:
         raise LaminaError(f"{name}: every option of Config needs a default; {', '.join(needed)} has none")
+    if taken := sorted({f.name for f in dataclasses.fields(config)} & TRAINING_OPTIONS):
+        raise LaminaError(f"{name}: Config has '{taken[0]}', which is an option of every training; choose another name")
     for member in ("build", "losses", "weights"):
         _check_arguments(f"{name}.{member}", getattr(found, member), "config")
     return found
