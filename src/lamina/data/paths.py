@@ -129,7 +129,7 @@ def local(name: str) -> str:
     return os.fsdecode(name.encode())
 
 
-def check_name(name: str) -> None:
+def check_folder_name(name: str) -> None:
     """Raises ValueError unless a feature's name can be that of a folder."""
     if "/" in name:
         raise ValueError(f"no folder can be called '{name[:80]}'")

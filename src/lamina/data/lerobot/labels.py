@@ -30,22 +30,21 @@ from lamina.data.lerobot.statistics import (
 from lamina.data.lerobot.tables import open_table, read_json, read_table, to_numpy
 from lamina.data.lerobot.writer import (
     CHUNK_FILES,
-    DATA_MB,
     DATA_PATH,
     EPISODES_PATH,
     INDEX_FEATURES,
     SMALL_PICTURES,
     VIDEO_PATH,
+    DatasetTables,
     LeRobotWriter,
     action_feature,
     as_json,
     camera_feature,
     check_new,
     column_type,
-    dataset_info,
     episode_table,
+    file_name,
     statistics_columns,
-    tasks_table,
     to_arrow,
     video_info,
     write_json,
@@ -244,11 +243,6 @@ class _Staging:
         return table, {n: column_statistics(v if n == VALID else v[valid]) for n, v in values.items()}
 
 
-def _file_name(template: str, number: int, **more: str) -> str:
-    """The usual name of file ``number``. No name that a dataset states is ever written to."""
-    return template.format(chunk_index=number // CHUNK_FILES, file_index=number % CHUNK_FILES, **more)
-
-
 def _extend(source: LeRobotDataset, partial: Path, staging: _Staging) -> None:
     """The same dataset with the new columns: tables rewritten, videos linked, everything else copied."""
     by_file: dict[int, list[Episode]] = {}
@@ -261,14 +255,14 @@ def _extend(source: LeRobotDataset, partial: Path, staging: _Staging) -> None:
         for episode in episodes:
             table, statistics[episode.number] = staging.get(episode)
             labels.append(table)
-        _extend_file(source.rows.files[number], partial / _file_name(DATA_PATH, number), pa.concat_tables(labels))
+        _extend_file(source.rows.files[number], partial / file_name(DATA_PATH, number), pa.concat_tables(labels))
     overall: dict[str, Statistics] = {}
     for n in range(len(source.episodes)):
         overall = {name: merge_statistics(overall.get(name), s) for name, s in statistics[n].items()}
     for number, path in enumerate(sorted(walk(source.root / "meta/episodes"))):
         if path.suffix == ".parquet":
             table = _extend_episodes(source, read_table(path), statistics)
-            write_table(partial / _file_name(EPISODES_PATH, number), [table], table.schema)
+            write_table(partial / file_name(EPISODES_PATH, number), [table], table.schema)
     write_json(partial / "meta/stats.json", {**source.stats, **as_json(overall)})
     videos = _videos(source)
     template = VIDEO_PATH.removesuffix(".mp4") + (_suffix(source) if videos else ".mp4")
@@ -379,15 +373,8 @@ def _convert(source: VideoFolder, partial: Path, staging: _Staging) -> None:
         )
     template = VIDEO_PATH.removesuffix(".mp4") + suffix
     schema = pa.schema([(n, column_type(f)) for n, f in INDEX_FEATURES.items()] + list(staging.schema))
-    overall: dict[str, Statistics] = {}
-    rows: list[dict[str, Any]] = []
-    pending: list[pa.Table] = []
+    tables = DatasetTables(partial, schema)
     sizes = [(0, 0)] * len(source.files)  # as shown
-    files = index = held = 0
-
-    def flush() -> None:
-        write_table(partial / _file_name(DATA_PATH, files), pending, schema)
-
     for number, episode in enumerate(order):
         labels, statistics = staging.get(episode)
         length = episode.length
@@ -395,49 +382,23 @@ def _convert(source: VideoFolder, partial: Path, staging: _Staging) -> None:
             "timestamp": episode.times,
             "frame_index": np.arange(length),
             "episode_index": np.full(length, number),
-            "index": np.arange(index, index + length),
+            "index": np.arange(tables.frames, tables.frames + length),
             "task_index": np.zeros(length),
         }
         statistics |= {n: column_statistics(v[:, None]) for n, v in indices.items()}
-        statistics[CAMERA], size = _pixels(source, episode)
-        sizes[episode.number] = size
+        statistics[CAMERA], sizes[episode.number] = _pixels(source, episode)
         columns = [to_arrow(v, INDEX_FEATURES[n]) for n, v in indices.items()]
-        table = pa.table([*columns, *labels.columns], schema=schema)
-        if pending and held + table.nbytes > DATA_MB * 2**20:
-            flush()
-            pending, files, held = [], files + 1, 0
-        pending.append(table)
-        held += table.nbytes
-        place = {"chunk_index": number // CHUNK_FILES, "file_index": number % CHUNK_FILES}
-        start = _place_video(source, episode, partial / _file_name(template, number, video_key=CAMERA))
-        rows.append(
-            {
-                "episode_index": number,
-                "tasks": [""],
-                "length": length,
-                "data/chunk_index": files // CHUNK_FILES,
-                "data/file_index": files % CHUNK_FILES,
-                "dataset_from_index": index,
-                "dataset_to_index": index + length,
-                **{f"videos/{CAMERA}/{k}": v for k, v in place.items()},
-                f"videos/{CAMERA}/from_timestamp": start,
-                f"videos/{CAMERA}/to_timestamp": start + float(episode.times[-1]) + 1.0 / episode.fps,
-                **statistics_columns(statistics),
-                "meta/episodes/chunk_index": 0,
-                "meta/episodes/file_index": 0,
-            }
-        )
-        overall = {name: merge_statistics(overall.get(name), s) for name, s in statistics.items()}
-        index += length
-    flush()
-    meta = episode_table(rows)
-    write_table(partial / EPISODES_PATH.format(chunk_index=0, file_index=0), [meta], meta.schema)
-    tasks = tasks_table([""])
-    write_table(partial / "meta/tasks.parquet", [tasks], tasks.schema)
-    write_json(partial / "meta/stats.json", as_json(overall))
+        start = _place_video(source, episode, partial / file_name(template, number, video_key=CAMERA))
+        place = {
+            "chunk_index": number // CHUNK_FILES,
+            "file_index": number % CHUNK_FILES,
+            "from_timestamp": start,
+            "to_timestamp": start + float(episode.times[-1]) + 1.0 / episode.fps,
+        }
+        videos = {f"videos/{CAMERA}/{name}": value for name, value in place.items()}
+        tables.add(pa.table([*columns, *labels.columns], schema=schema), [""], videos, statistics)
     features = {CAMERA: _camera_feature(source, sizes), **staging.features}
-    info = dataset_info(source.fps, features, None, len(rows), index, tasks=1, splits=splits)
-    write_json(partial / "meta/info.json", {**info, "video_path": template})
+    tables.finish(source.fps, features, [""], splits, {"video_path": template})
 
 
 def _record(source: Dataset, out: Path, staging: _Staging) -> None:
