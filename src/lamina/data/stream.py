@@ -355,7 +355,8 @@ class ClipStream:
 
     def state_dict(self) -> dict[str, Any]:
         """The stream's position: a few integers for each shard, for JSON. States of several processes can be merged."""
-        return {"data": self._fingerprint, "shards": {str(r): asdict(s.state()) for r, s in self._shards.items()}}
+        shards = {str(r): asdict(shard.state()) for r, shard in self._shards.items()}
+        return json.loads(json.dumps({"data": self._fingerprint, "shards": shards}))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue with the exact next sample. Raises LaminaError if the state is damaged, or of other data or settings."""

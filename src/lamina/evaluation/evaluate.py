@@ -500,10 +500,8 @@ def new_translator(
 ) -> tuple[list[TranslationScore], dict[str, Any]]:
     """A translator trained on ``config.labels`` transitions of the training split with the defaults of `lamina align`, and the controls;
     and the record's parts on labels, budget and curve."""
-    training, heads = (
-        head_training(config.translator_steps, 0, device=config.device, precision=config.precision),
-        TranslatorConfig(),
-    )
+    training = head_training(config.translator_steps, 0, device=config.device, precision=config.precision)
+    heads = TranslatorConfig()
     number = parse_labels(config.labels or "", count_transitions(data, "train"))
     labels = sample_split(
         dataclasses.replace(data, paired=None), "train", number, seed=training.seed, require_action=True

@@ -25,6 +25,7 @@ from typing import Any
 from lamina.errors import LaminaError, warn
 from lamina.files import reason
 from lamina.methods.base import Method, MethodConfig
+from lamina.models.registry import load_entry_point
 from lamina.options import TRAINING_OPTIONS
 
 GROUP = "lamina.methods"  # of entry points
@@ -84,7 +85,7 @@ def load(method: str | Path) -> Method:
     elif method in _built_in():
         found = importlib.import_module(f"{__name__}.{method}")
     elif method in (installed := _installed()):
-        found = _from_package(installed[str(method)])
+        found = load_entry_point("method", installed[str(method)])
     else:
         known = names()
         near = difflib.get_close_matches(str(method), known, n=1)
@@ -153,14 +154,6 @@ def _installed() -> dict[str, EntryPoint]:
     for name in sorted(points.keys() & _built_in()):
         warn(f"the installed method '{name}' ({points.pop(name).value}) has the name of a built-in one and is ignored")
     return points
-
-
-def _from_package(point: EntryPoint) -> Any:
-    try:
-        return point.load()
-    except Exception as error:  # a package may raise anything while it is imported
-        what = f"{type(error).__name__}: {reason(error)}"
-        raise LaminaError(f"method '{point.name}' ({point.value}) cannot be imported: {what}") from error
 
 
 def _from_file(path: Path) -> ModuleType:

@@ -24,6 +24,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from lamina.errors import LaminaError
 from lamina.files import json_of, reason, whole_folder, write_text
 from lamina.records import Malformed, Whole, checked
+from lamina.training.distributed import Processes
 from lamina.weights import Layout, layout, load_weights, not_finite, read_tensors, record_of, save_weights
 
 #: What an optimiser keeps of a parameter: a number of steps ("step"), the rest of the parameter's shape. A group of parameters whose
@@ -55,20 +56,11 @@ class Stream(Protocol):
     def close(self) -> None: ...
 
 
-class Process(Protocol):
-    """This process among the processes of the job."""
-
-    @property
-    def rank(self) -> int: ...
-    @property
-    def size(self) -> int: ...
-
-
 @dataclass(frozen=True)
 class TrainingState:
-    """What a checkpoint keeps. ``average``: the averaged weights, if there are any; ``process``: where the rest belongs to."""
+    """What a checkpoint keeps. ``average``: the averaged weights, if there are any; ``processes``: those that train together."""
 
-    process: Process
+    processes: Processes
     module: nn.Module
     optimizer: torch.optim.Optimizer
     average: Mapping[str, Tensor]
@@ -119,14 +111,14 @@ class Checkpoints:
         weights, optim = get_state_dict(state.module, state.optimizer, options=options)
         averaged = {name: full(value) for name, value in state.average.items()}
         own = (state.stream.state_dict(), not_finite({**weights, **averaged}))
-        gathered: list[Any] = [own] * state.process.size
-        if state.process.size > 1:
+        gathered: list[Any] = [own] * state.processes.size
+        if state.processes.size > 1:
             dist.all_gather_object(gathered, own)
         if bad := next((bad for _, bad in gathered if bad), None):  # known to all processes, so that all of them end
             raise LaminaError(
                 f"{self.run}: '{bad}' is not finite at step {step}; go on from an earlier checkpoint or start again, with a lower --lr"
             )
-        if state.process.rank == 0:
+        if state.processes.rank == 0:
             path = self.path(step)
             if path.is_symlink() or path.is_file():
                 raise LaminaError(f"{path}: a file or a link is where a checkpoint has to go; move it away")
@@ -144,7 +136,7 @@ class Checkpoints:
             # Not those of later steps, which are not this run's.
             for old in [s for s in self.steps() if s <= step][: -self.keep]:
                 shutil.rmtree(self.path(old))
-        if state.process.size > 1:
+        if state.processes.size > 1:
             dist.barrier()
 
     def load(self, step: int, state: TrainingState) -> None:
@@ -163,11 +155,11 @@ class Checkpoints:
                 read_tensors(folder / name, wanted)[0] for name, wanted in zip(TENSORS, expected, strict=True)
             )
             streams = json_of(folder / "streams.json", list)
-            if len(streams) != state.process.size:
+            if len(streams) != state.processes.size:
                 raise LaminaError(
-                    f"{folder}: written by {len(streams)} processes, this job has {state.process.size}; resume with as many"
+                    f"{folder}: written by {len(streams)} processes, this job has {state.processes.size}; resume with as many"
                 )
-            state.stream.load_state_dict(streams[state.process.rank])
+            state.stream.load_state_dict(streams[state.processes.rank])
             kept: dict[str, Any] = {}
             for name, value in moments.items():
                 parameter, moment = name.rsplit(".", 1)

@@ -52,7 +52,16 @@ from lamina.data.lerobot.writer import (
     writing,
 )
 from lamina.data.paths import belongs, is_dataset, local, walk
-from lamina.data.video import FAILURES, SUFFIXES, VideoFolder, index_video, open_video, video_facts, video_stream
+from lamina.data.video import (
+    FAILURES,
+    SUFFIXES,
+    VideoFolder,
+    failures,
+    index_video,
+    open_video,
+    video_facts,
+    video_stream,
+)
 from lamina.errors import LaminaError, warn
 from lamina.files import partial_path, reason, sync, whole_file
 
@@ -171,13 +180,8 @@ def check_writable(source: Dataset, out: Path, features: Features, camera: str) 
             )
         _ = source.stats
         for path in dict.fromkeys(_videos(source).values()):
-            try:
-                with open_video(path) as container:
-                    video_stream(container)
-            except FAILURES as error:
-                if isinstance(error, LaminaError):
-                    raise
-                raise LaminaError(f"{path}: is no video ({reason(error)}); mend the dataset") from error
+            with failures(path, "is no video", "mend the dataset"), open_video(path) as container:
+                video_stream(container)
     else:
         if rates := {e.fps for e in source.episodes} - {source.fps}:
             raise LaminaError(
