@@ -361,15 +361,15 @@ class ClipStream:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue with the exact next sample. Raises LaminaError if the state is damaged, or of other data or settings."""
         saved = checked(_State, state)
-        places = {str(r): saved.shards.get(str(r)) for r in self._shards}
-        if saved.data != self._fingerprint or None in places.values():
+        states = {str(r): saved.shards.get(str(r)) for r in self._shards}
+        if saved.data != self._fingerprint or None in states.values():
             raise LaminaError(
                 f"{', '.join(self.config.names)}: the data or its settings are not those of the run to be resumed; "
                 "use the same ones, or start a new run from this one's weights with --init"
             )
         sources = len(self.plan.sources)
-        if any(place and not len(place.segments) == len(place.samples) == sources for place in places.values()):
-            raise Malformed(f"a shard's place is not one in {sources} source(s)")
+        if any(s and not len(s.segments) == len(s.samples) == sources for s in states.values()):
+            raise Malformed(f"the state of a shard does not fit {sources} source(s)")
         for r, shard in self._shards.items():
             shard.restart(saved.shards[str(r)])
 

@@ -1,4 +1,4 @@
-"""Stage 4: all probes that a model allows on held-out episodes, with controls, and a verdict in plain words -> RUN/evaluation.json."""
+"""Stage 4: all probes that a model allows on held-out episodes, with controls, and a verdict -> RUN/evaluation.json."""
 
 from __future__ import annotations
 
@@ -69,20 +69,19 @@ class EvaluateConfig:
     structure: int = 256
     """test windows for the probes of the latent's structure; 0 leaves them out"""
     environments: tuple[str, ...] = ()
-    """environments beside --data, for the leakage probe: datasets or videos, or DATASET:CAMERA"""
+    """other environments for the leakage probe: datasets or videos, or DATASET:CAMERA"""
     camera: str | None = None
     paired: str | None = None
-    """camera that shows the same states under another exogenous state; default: the one called paired, where there is one"""
+    """camera with the paired view (same states, other exogenous state); default: a camera named "paired", if any"""
     action: str = "action"
     labels: str | None = None
-    """train a translator on so many labelled transitions (120, or 5%), where the model has none yet"""
+    """number (120) or share (5%) of labelled transitions to train a translator on, if the run has none"""
     translator_steps: int = 600
     """training steps of that translator and of its controls"""
     actions: ActionsOf | None = None
-    """of the actions taken in the gap of a latent: first, mean or chunk; default: as the translator was aligned, else the first"""
+    """which of the actions in the gap of a latent are predicted: first, mean or chunk; default: as in the alignment, else the first"""
     scratch_steps: int | None = None
-    """steps of the inverse dynamics model and the observation-only control, which train an encoder of their own; default: as many as
-    the translator had"""
+    """training steps of the inverse dynamics model and the observation-only control; default: as many as the translator's"""
     device: DeviceName = "auto"
     precision: Precision = "fp32"
 

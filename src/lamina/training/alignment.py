@@ -1,4 +1,4 @@
-"""The stage itself: `lamina align` writes RUN/translator, or RUN/joint with the model that moved."""
+"""Stage 2: `lamina align` ties latent actions to real ones with few labels (FlexLAM §4.2, §6.3) and writes RUN/translator or RUN/joint."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ FORMAT = 2  # of translator.json; raised when an old file can no longer be read
 
 @dataclass(frozen=True)
 class AlignConfig:
-    """How latents are tied to actions."""
+    """How the translator from latent to real actions is trained."""
 
     labels: str = "5%"
     """number of labelled transitions (120) or share of the training split (5%); a quarter of them choose the checkpoint"""
@@ -51,9 +51,9 @@ class AlignConfig:
     """let the action loss update encoder and bottleneck too"""
     translator: TranslatorConfig = field(default_factory=TranslatorConfig)
     actions: ActionsOf = "first"
-    """of the actions that are taken in the gap of a latent: the first, their mean, or all of them (a chunk)"""
+    """which of the actions in the gap of a latent are predicted: the first, their mean, or all of them (a chunk)"""
     side: Literal["model", "quantised", "continuous"] = "model"
-    """which side of the quantiser the translator reads; model: the one that the model's config names"""
+    """latents that the translator reads: before (continuous) or after (quantised) the quantiser; model: as the model's config says"""
     tasks: tuple[str, ...] = ()
     """tasks that the labels come from; default: evenly from all"""
     camera: str | None = None

@@ -82,7 +82,7 @@ class Checkpoints:
         return self.folder / f"step-{step:08d}"
 
     def _named(self) -> dict[int, Path]:
-        """What has a checkpoint's name, whatever it is. Copies, and folders of other names, are somebody else's."""
+        """Files and folders with the name of a checkpoint, by step. Copies and other names are not ours."""
         steps = [int(p.name[5:]) for p in self.folder.glob("step-*") if re.fullmatch("step-[0-9]{8,18}", p.name)]
         named = {step: self.path(step) for step in sorted(steps) if step}
         return {step: path for step, path in named.items() if os.path.lexists(path)}
@@ -98,7 +98,7 @@ class Checkpoints:
         """
         for step, path in self._named().items():
             if path.is_symlink() or not path.is_dir():
-                raise LaminaError(f"{path}: is no checkpoint's folder but a file or a link; move it away")
+                raise LaminaError(f"{path}: is a file or a link, not the folder of a checkpoint; move it away")
             if step > steps:
                 raise LaminaError(f"{path}: is of a step beyond this run's {steps}; move it away")
         return max(self.steps(), default=0)

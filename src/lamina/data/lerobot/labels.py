@@ -82,21 +82,20 @@ def write_labels(
     features: Features,
     label: Callable[[Episode, str], Columns],
     provenance: dict[str, Any],
-    meta_name: str = "lamina.json",
     camera: str | None = None,
 ) -> Path:
     """Write ``source`` with new columns as a LeRobotDataset v3.0 at ``out``, which is returned.
 
     ``features`` maps the new columns to {"dtype", "shape": [d], "names"}; ``label(episode, camera)`` gives their values
-    [t, d] (or [t]). ``provenance`` goes to meta/``meta_name``. All ten statistics are written for every new column;
+    [t, d] (or [t]). ``provenance`` goes to meta/lamina.json. All ten statistics are written for every new column;
     those of labels leave out the rows where ``latent_action.valid`` is False.
 
-    A LeRobot dataset keeps its tables and its videos (hard links, copies on another disk); files get the usual names, whatever theirs
-    were. Episodes that ``camera`` does not show get rows of zeros that are not valid, with a warning. Plain video becomes one
-    episode a file and one row a frame with the frame's real time, episodes grouped by split, each file linked, or
-    remuxed without re-encoding where its container is another: to mp4, or all of them to mkv if one has a codec that no mp4 can hold.
-    LeRobot's own reader finds frames by a constant rate, so files whose rate varies are named in a warning. Any other Dataset is
-    written with its columns, its frames encoded as video (:class:`LeRobotWriter`), episodes grouped by split.
+    A LeRobot dataset keeps its tables and its videos (hard links, copies on another disk); files get LeRobot's usual names. Episodes that
+    ``camera`` does not show get rows of zeros that are not valid, with a warning. Plain video becomes one episode a file and one row a
+    frame with the frame's real time, episodes grouped by split; each file is linked, or remuxed without re-encoding where its container is
+    another: to mp4, or all of them to mkv if one has a codec that no mp4 can hold. LeRobot's own reader finds frames by a constant rate, so
+    files whose rate varies are named in a warning. Any other Dataset is written with its columns, its frames encoded as video
+    (:class:`LeRobotWriter`), episodes grouped by split.
 
     Interrupted and run again, it continues after the last whole episode, and the result is the same, byte for byte, as long as
     ``provenance`` and the data are (so keep clock times out of it); otherwise it starts over. :func:`check_writable` is called before
@@ -132,7 +131,7 @@ def write_labels(
             _convert(source, dataset, staging)
         else:
             _record(source, dataset, staging)
-        write_json(dataset / "meta" / meta_name, provenance)
+        write_json(dataset / "meta/lamina.json", provenance)
         os.replace(dataset, out)
         sync(out.parent)
         shutil.rmtree(partial)
@@ -279,7 +278,7 @@ def _extend(source: LeRobotDataset, partial: Path, staging: _Staging) -> None:
 
 
 def _extend_episodes(source: LeRobotDataset, table: pa.Table, statistics: dict[int, dict[str, Statistics]]) -> pa.Table:
-    """Rows of meta/episodes with the statistics of the new columns, and with the place where the rows of each episode are in truth."""
+    """Rows of meta/episodes with the statistics of the new columns and the data file that really holds the rows of each episode."""
     numbers = table["episode_index"].to_pylist()
     files = source.rows.file[np.array(numbers, dtype=int)] if numbers else np.zeros(0, int)
     for name, values in (("data/chunk_index", files // CHUNK_FILES), ("data/file_index", files % CHUNK_FILES)):
@@ -294,7 +293,7 @@ def _extend_episodes(source: LeRobotDataset, table: pa.Table, statistics: dict[i
 
 
 def _videos(source: LeRobotDataset) -> dict[tuple[str, int, int], Path]:
-    """Every place that an episode has pictures at (camera, chunk, file), and the video file there."""
+    """The video files of the episodes, by (camera, chunk, file)."""
     places: dict[tuple[str, int, int], Path] = {}
     for camera in source.cameras:
         if not source.in_table(camera):
@@ -328,7 +327,7 @@ def _extend_file(path: Path, out: Path, labels: pa.Table) -> None:
 
 
 def _carry_over(source: LeRobotDataset, partial: Path) -> None:
-    """What else there is (tasks, README, ...) is copied; but not hidden files, other datasets, and links that lead out of this one."""
+    """Copy the other files (tasks, README, ...), except hidden files, other datasets and links that lead out of this one."""
     outside: list[Path] = []
     for path in sorted(walk(source.root, lambda folder: not is_dataset(folder))):
         relative = path.relative_to(source.root)

@@ -50,14 +50,14 @@ NUMBERS = {
 
 
 class _Feature(BaseModel):
-    """A feature in meta/info.json, as far as every reader needs it; the rest is looked at where it is used."""
+    """A feature in meta/info.json: what is always needed. Other fields are checked where they are used."""
 
     model_config = ConfigDict(extra="allow")
     dtype: str
 
 
 class _Info(BaseModel):
-    """meta/info.json, as far as every reader needs it."""
+    """meta/info.json: what is always needed."""
 
     model_config = ConfigDict(extra="allow", allow_inf_nan=False)
     codebase_version: str
@@ -71,7 +71,7 @@ class _Info(BaseModel):
 
 @dataclass(frozen=True)
 class _Rows:
-    """Where the rows of the episodes are, by episode; found by their episode_index, whatever the episode table says."""
+    """Where the rows of each episode are, by the column episode_index of the rows themselves and not by meta/episodes."""
 
     files: tuple[Path, ...]  # in the order of the episodes
     file: Int[np.ndarray, "e"]  # number of the file
@@ -87,14 +87,13 @@ class LeRobotDataset(Dataset):
 
     root: Path
     info: dict[str, Any]
-    places: dict[
-        str, np.ndarray
-    ]  # one value per episode: where its pictures are said to be (NaN: nowhere), and its task
+    #: By column of meta/episodes, a value for each episode: where its frames are stated to be (NaN: nowhere), and its task.
+    places: dict[str, np.ndarray]
     rows: _Rows
     cameras: tuple[str, ...] = ()  # those with colours first
     columns: tuple[str, ...] = ()
     episodes: tuple[Episode, ...] = ()
-    # What was found so far, by feature, by camera, by camera and file.
+    # Results that are computed when they are first needed: by feature, by camera, by camera and file.
     _specs: dict[str, ActionSpec] = field(init=False, default_factory=dict)
     _missing: dict[str, dict[int, DecodeError | None]] = field(init=False, default_factory=dict)
     _groups: dict[str, dict[Path | None, list[int]]] = field(init=False, default_factory=dict)
@@ -131,7 +130,8 @@ class LeRobotDataset(Dataset):
         dim = width_of(feature)
         stated = feature.get("num_classes")
         if stated is None:
-            classes = self._count_classes(name)
+            whole = np.dtype(feature["dtype"]).kind in "iu"
+            classes = count_classes([self.column(e, name) for e in self.episodes], name, self.name) if whole else ()
         elif isinstance(stated, list):
             classes = tuple(stated)
         else:
@@ -142,12 +142,6 @@ class LeRobotDataset(Dataset):
                 f"{self.root}/meta/info.json: '{name}' states {text} classes in {dim} dimension(s), not 2 to {MAX_CLASSES} each; mend it"
             )
         return ActionSpec(classes, dim - len(classes), feature_names(feature))
-
-    def _count_classes(self, name: str) -> tuple[int, ...]:
-        """Classes of whole numbers where the feature does not state them."""
-        if np.dtype(self.info["features"][name]["dtype"]).kind not in "iu":
-            return ()
-        return count_classes([self.column(e, name) for e in self.episodes], name, str(self.root))
 
     @cached_property
     def stats(self) -> dict[str, Any]:
@@ -290,7 +284,7 @@ class LeRobotDataset(Dataset):
     def _images(
         self, episode: Episode, camera: str, start: int, stop: int, size: tuple[int, int] | None
     ) -> UInt8[np.ndarray, "n h w 3"]:
-        """Pictures out of the table, or out of the files that it names."""
+        """Images that are stored in the table, or in files that it names."""
         path, first = self.data_file(episode.number), int(self.rows.start[episode.number])
         pictures: list[np.ndarray] = []
         for part in self._pictures.parts(path, camera, first + start, first + stop):
@@ -306,7 +300,7 @@ class LeRobotDataset(Dataset):
         return np.stack(pictures)
 
     def _image_bytes(self, stored: Any) -> bytes:
-        """The file that a cell of the table holds or names."""
+        """The content of an image file that a cell of the table holds or names."""
         data, name = (stored.get("bytes"), stored.get("path")) if isinstance(stored, dict) else (stored, None)
         if isinstance(data, str):
             data, name = None, data
@@ -415,7 +409,7 @@ def open_lerobot(root: Path) -> LeRobotDataset:
 
 
 def _is_numeric(feature: dict[str, Any]) -> bool:
-    """Whether a feature is numbers. Others (words, pictures, what a later version thinks of) are carried along, and never in the way."""
+    """Whether a feature holds numbers. Other features (text, images, types of later versions) are ignored here and copied by labelling."""
     try:
         return feature["dtype"] in NUMBERS and width_of(feature) > 0
     except ValueError:
@@ -423,7 +417,7 @@ def _is_numeric(feature: dict[str, Any]) -> bool:
 
 
 def _cameras(info_path: Path, info: dict[str, Any]) -> tuple[str, ...]:
-    """The features that are pictures: video, then pictures in the table, then depth."""
+    """The features that hold images: first video, then images in the table, then depth."""
 
     def order(name: str) -> int:
         feature = info["features"][name]
@@ -450,7 +444,7 @@ def _cameras(info_path: Path, info: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _read_places(root: Path, cameras: Sequence[str]) -> dict[str, np.ndarray]:
-    """What the episode table says of each episode, in the order of episode_index: NaN where it says nothing."""
+    """The columns of meta/episodes that are read, in the order of episode_index; NaN where a value is missing."""
     where = root / "meta/episodes"
     files = _parquet_files(where)
     if not files:
@@ -519,8 +513,8 @@ class _Run:
 def _find_rows(root: Path, template: str, places: dict[str, np.ndarray], fps: float) -> _Rows:
     """The rows of every episode: in the files that the episode table names, or else in any other below their folder.
 
-    Converters are known to leave a file's number one episode behind; the rows themselves say which episode they are of. Raises LaminaError
-    where rows are missing, too many, out of order, or twice there.
+    Some converters write wrong file numbers into meta/episodes, so the episode_index of the rows decides. Raises LaminaError for rows that
+    are missing, too many, out of order or present twice.
     """
     lengths = places["length"].astype(int)
     stated = _stated_files(root, template, places)
