@@ -441,7 +441,6 @@ class VideoFolder(Dataset):
     def frames(
         self, episode: Episode, camera: str, start: int, stop: int, size: tuple[int, int] | None = None
     ) -> UInt8[np.ndarray, "n h w 3"]:
-        """See :meth:`lamina.data.dataset.Dataset.frames`."""
         clock = self.clocks[episode.number]
         times = clock.at(np.arange(start, min(stop, episode.length)))
         return decode(self.files[episode.number], times, size, clock.tolerance)

@@ -184,7 +184,7 @@ class LeRobotDataset(Dataset):
         return contents(self.files)
 
     def missing_episodes(self, camera: str) -> dict[int, DecodeError | None]:
-        """See :meth:`lamina.data.dataset.Dataset.missing_episodes`. Compares the rows with the pictures of every file of the camera."""
+        """Compares the rows with the pictures of every file of the camera."""
         check_name(self, "camera", camera, self.cameras)
         if camera not in self._missing:
             self._missing[camera] = self._find_missing(camera)
@@ -264,7 +264,6 @@ class LeRobotDataset(Dataset):
     def frames(
         self, episode: Episode, camera: str, start: int, stop: int, size: tuple[int, int] | None = None
     ) -> UInt8[np.ndarray, "n h w 3"]:
-        """See :meth:`lamina.data.dataset.Dataset.frames`."""
         check_name(self, "camera", camera, self.cameras)
         stop = min(stop, episode.length)
         if self.in_table(camera):
@@ -314,18 +313,15 @@ class LeRobotDataset(Dataset):
         return path.read_bytes()
 
     def seconds(self, episode: Episode, camera: str) -> float:
-        """See :meth:`lamina.data.dataset.Dataset.seconds`."""
         if self.in_table(camera):
             return float(episode.times[-1]) + 1.0 / episode.fps
         begin, end = (self.places[f"videos/{camera}/{k}_timestamp"][episode.number] for k in ("from", "to"))
         return float(end - begin)
 
     def width(self, name: str) -> int | None:
-        """See :meth:`lamina.data.dataset.Dataset.width`."""
         return width_of(self.info["features"][name]) if name in self.columns else None
 
     def column(self, episode: Episode, name: str) -> Float[np.ndarray, "t d"]:
-        """See :meth:`lamina.data.dataset.Dataset.column`."""
         if name not in self.columns:
             kind = self.info["features"].get(name, {}).get("dtype")
             lacks = "no feature" if kind is None else f"no numbers in its feature (of {kind})"
