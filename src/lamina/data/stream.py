@@ -29,7 +29,7 @@ from lamina.data.dataset import Dataset
 from lamina.data.episodes import DecodeError, Episode, check_classes, task_vector
 from lamina.data.sampling import DataConfig, SampleIndex, Segment, draw_samples
 from lamina.errors import LaminaError, warn
-from lamina.records import Malformed, Whole, checked
+from lamina.records import Malformed, NonNegative, validated
 from lamina.types import Clip
 
 PREFETCH = 4  # segments that each worker decodes ahead
@@ -202,12 +202,12 @@ class ShardState:
     """Where a shard is in the stream, for checkpoints: its :class:`StreamPosition`, the number of samples that have arrived before that,
     (key, number) of the last sample delivered, and the segments that could not be decoded."""
 
-    serial: Whole
-    segments: tuple[Whole, ...]
-    samples: tuple[Whole, ...]
-    arrived: Whole
+    serial: NonNegative
+    segments: tuple[NonNegative, ...]
+    samples: tuple[NonNegative, ...]
+    arrived: NonNegative
     last: tuple[int, int]
-    bad: tuple[tuple[Whole, Whole, Whole, Whole, Whole, Whole, Whole], ...]
+    bad: tuple[tuple[NonNegative, NonNegative, NonNegative, NonNegative, NonNegative, NonNegative, NonNegative], ...]
 
     def __post_init__(self) -> None:
         if sum(self.segments) != self.serial:
@@ -360,7 +360,7 @@ class ClipStream:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue with the exact next sample. Raises LaminaError if the state is damaged, or of other data or settings."""
-        saved = checked(_State, state)
+        saved = validated(_State, state)
         states = {str(r): saved.shards.get(str(r)) for r in self._shards}
         if saved.data != self._fingerprint or None in states.values():
             raise LaminaError(

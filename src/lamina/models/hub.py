@@ -20,11 +20,11 @@ from lamina.files import read_json, write_text
 from lamina.images import resize, to_float, to_uint8
 from lamina.models.config import LAMConfig
 from lamina.models.lam import LAM
-from lamina.records import Count, Seconds, Whole, checked
+from lamina.records import Count, NonNegative, Seconds, validated
 from lamina.rng import Rng
 from lamina.types import Latent
 from lamina.version import __version__
-from lamina.weights import loaded, save_weights
+from lamina.weights import load_module, save_weights
 
 FORMAT = 1  # of config.json and model.safetensors; raised when an old file can no longer be read
 
@@ -37,7 +37,7 @@ class Provenance:
     data: tuple[str, ...] = ()
     gap_seconds: tuple[Seconds, Seconds] = (0.1, 0.2)
     code_version: str = __version__
-    steps: Whole = 0
+    steps: NonNegative = 0
     metrics: dict[str, float] = field(default_factory=dict)
     frames: Count = 2  # that its objective ties together: 2 of a pair, 3 of a triplet, each a gap after the one before
 
@@ -179,7 +179,7 @@ class LatentActionModel(nn.Module, PyTorchModelHubMixin):
                     f"{model_id}: neither a run folder nor a model on the hub ({type(error).__name__})"
                 ) from error
         config, provenance = read_config(config_file)
-        lam = loaded(lambda: LAM(config), config_file, weights, _record(config, provenance))
+        lam = load_module(lambda: LAM(config), config_file, weights, _record(config, provenance))
         return cls(config, provenance, lam).to(map_location).eval()
 
     def _columns(self) -> str:
@@ -257,6 +257,6 @@ def read_config(path: Path) -> tuple[LAMConfig, Provenance]:
         if not isinstance(values.get(name), dict):
             raise LaminaError(f"{path}: is not a saved model's config, '{name}' is missing; has the training finished?")
     try:
-        return LAMConfig.from_dict(values["model"]), checked(Provenance, values["provenance"], "provenance")
+        return LAMConfig.from_dict(values["model"]), validated(Provenance, values["provenance"], "provenance")
     except LaminaError as error:
         raise LaminaError(f"{path}: {error}") from error

@@ -20,7 +20,7 @@ from lamina.files import checkpoint_hash, locked, read_json, write_text
 from lamina.models.config import Side
 from lamina.models.heads import Translator, TranslatorConfig
 from lamina.models.hub import LatentActionModel, model_folder
-from lamina.records import Count, Short, Whole, checked
+from lamina.records import Count, Extent, NonNegative, validated
 from lamina.training.heads import train_translator
 from lamina.training.joint import JointObjective, train_joint
 from lamina.training.labelled import (
@@ -35,7 +35,7 @@ from lamina.training.labelled import (
 )
 from lamina.training.settings import TrainConfig, fixed_options, keep_settings
 from lamina.types import ActionSpec, Clip
-from lamina.weights import loaded, save_weights
+from lamina.weights import load_module, save_weights
 
 LARGEST_ACTION = 65_536  # numbers of a label whose discrete dimensions are one-hot
 FORMAT = 2  # of translator.json; raised when an old file can no longer be read
@@ -135,15 +135,15 @@ class TranslatorNote:
     actions: ActionsOf = "first"
     steps: Count
     tasks: tuple[str, ...] = ()
-    labels: Whole = 0
-    label_episodes: Whole = 0
+    labels: NonNegative = 0
+    label_episodes: NonNegative = 0
     spec: ActionSpec
     config: TranslatorConfig
-    slots: Short
+    slots: Extent
     side: Side
-    latent: Whole
+    latent: NonNegative
     """numbers of a latent"""
-    observation: Whole
+    observation: NonNegative
     """numbers of the features of o_t; 0: the translator does not read them"""
     training: dict[str, Any] = field(default_factory=dict)
     """options of TrainConfig"""
@@ -162,7 +162,7 @@ class TranslatorNote:
         if not self.training:
             raise LaminaError("translator.json: does not say how it was trained; align again")
         try:
-            return checked(TrainConfig, {**self.training, **changes}, "training")
+            return validated(TrainConfig, {**self.training, **changes}, "training")
         except LaminaError as error:
             raise LaminaError(f"translator.json: does not say how it was trained ({error}); align again") from error
 
@@ -221,10 +221,10 @@ def load_translator(folder: Path) -> tuple[Translator, TranslatorNote]:
         raise LaminaError(f"{path}: damaged ({told}); {remedy}")
     known = {f.name for f in dataclasses.fields(TranslatorNote)}
     try:
-        note = checked(TranslatorNote, {name: value for name, value in values.items() if name in known})
+        note = validated(TranslatorNote, {name: value for name, value in values.items() if name in known})
     except LaminaError as error:
         raise LaminaError(f"{path}: damaged ({error}); {remedy}") from error
-    translator = loaded(
+    translator = load_module(
         lambda: Translator(note.latent, note.spec, note.config, note.observation, note.steps),
         path,
         folder / "translator.safetensors",

@@ -23,9 +23,9 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from lamina.errors import LaminaError
 from lamina.files import json_of, reason, whole_folder, write_text
-from lamina.records import Malformed, Whole, checked
+from lamina.records import Malformed, NonNegative, validated
 from lamina.training.distributed import Processes
-from lamina.weights import Layout, layout, load_weights, not_finite, read_tensors, record_of, save_weights
+from lamina.weights import Layout, first_non_finite, layout, load_weights, read_tensors, record_of, save_weights
 
 #: What an optimiser keeps of a parameter: a number of steps ("step"), the rest of the parameter's shape. A group of parameters whose
 #: optimiser keeps something else names it under "moments".
@@ -36,14 +36,14 @@ FILES = (*TENSORS, "streams.json")
 
 @dataclass(frozen=True)
 class _File:
-    size: Whole
+    size: NonNegative
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 @dataclass(frozen=True)
 class _Manifest:
     format: Literal[1]
-    step: Whole
+    step: NonNegative
     files: dict[str, _File]
 
 
@@ -110,7 +110,7 @@ class Checkpoints:
         optim: Any
         weights, optim = get_state_dict(state.module, state.optimizer, options=options)
         averaged = {name: full(value) for name, value in state.average.items()}
-        own = (state.stream.state_dict(), not_finite({**weights, **averaged}))
+        own = (state.stream.state_dict(), first_non_finite({**weights, **averaged}))
         gathered: list[Any] = [own] * state.processes.size
         if state.processes.size > 1:
             dist.all_gather_object(gathered, own)
@@ -204,7 +204,7 @@ def _moments(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> Layo
 def _check_files(folder: Path, step: int) -> None:
     """Raises ValueError or OSError unless a checkpoint's files are, byte for byte, those that its manifest lists."""
     try:
-        manifest = checked(_Manifest, json_of(folder / "manifest.json"), "manifest.json")
+        manifest = validated(_Manifest, json_of(folder / "manifest.json"), "manifest.json")
     except FileNotFoundError as error:
         raise ValueError("no manifest.json: incomplete, or of a version of lamina that wrote none") from error
     if manifest.step != step or manifest.files.keys() != set(FILES):
@@ -230,7 +230,7 @@ class BestCheckpoint:
         if path.exists():
             try:
                 note = record_of(path) or {}
-                self.loss = checked(_Loss, note).loss
+                self.loss = validated(_Loss, note).loss
             except (SafetensorError, OSError, ValueError) as error:
                 raise LaminaError(f"{path}: damaged ({reason(error)}); delete {path.parent} and align again") from error
 

@@ -17,7 +17,7 @@ from lamina.inference.encode import encode_clip, still
 from lamina.models.config import Side
 from lamina.models.hub import LatentActionModel
 from lamina.models.lam import LAM
-from lamina.records import whole
+from lamina.records import non_negative
 from lamina.types import ActionSpec, Clip, TensorRecord
 
 
@@ -67,7 +67,7 @@ class Minibatches:
         return {"drawn": self.drawn}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        self.drawn = whole(state, "drawn")
+        self.drawn = non_negative(state, "drawn")
 
     def close(self) -> None:
         """Nothing is open."""

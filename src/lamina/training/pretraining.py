@@ -32,7 +32,7 @@ from lamina.models.calibration import calibrating, has_statistics
 from lamina.models.config import LAMConfig
 from lamina.models.hub import LatentActionModel, Provenance
 from lamina.models.lam import LAM
-from lamina.records import checked, differences
+from lamina.records import differences, validated
 from lamina.rng import Rng
 from lamina.training.diagnostics import latent_diagnostics
 from lamina.training.distributed import Processes
@@ -213,7 +213,7 @@ def pretrain(run: Path, recipe: Recipe, data: DataConfig, config: TrainConfig, i
         provenance = Provenance(
             recipe.method, data.names, data.gap, __version__, config.steps, frames=recipe.objective_frames
         )
-        checked(Provenance, dataclasses.asdict(provenance))
+        validated(Provenance, dataclasses.asdict(provenance))
         if init is not None:
             load_matching_weights(lam, init)
         held = sample_split(data, "validation", limit=256)
