@@ -107,7 +107,7 @@ def train(
         others=DATA_OPTIONS,
     )
     reading = {option: options[option] for option in DATA_OPTIONS if option in options}
-    sources = _sources(data)
+    sources = [_source(one) for one in ([data] if isinstance(data, str | Path | Dataset) else data)]
     if "workers" not in reading and all(isinstance(source, Dataset) for source in sources):
         reading["workers"] = 0  # frames in memory need no processes that decode them
     plan, read = prepared(name, chosen, config, data_config(config, sources, gap, **reading), training)
@@ -265,11 +265,6 @@ def _method(method: str | Path | Method) -> tuple[str | Path, Method]:
 
 def _source(data: str | Path | Dataset) -> str | Dataset:
     return data if isinstance(data, Dataset) else os.fspath(data)
-
-
-def _sources(data: Data) -> tuple[str | Dataset, ...]:
-    several = [data] if isinstance(data, str | Path | Dataset) else data
-    return tuple(_source(one) for one in several)
 
 
 def _with_options(where: str, options: dict[str, Any], *configs: Any, others: Sequence[str] = ()) -> list[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 
 import numpy as np
 from jaxtyping import UInt8
@@ -35,19 +36,16 @@ class ReadAhead:
             self._thread = ThreadPoolExecutor(1)
             self._parts = self._from(episode)
         for _ in range(0, episode.length, self.chunk):
-            while len(self._ahead) <= self.chunks and (part := next(self._parts, None)) is not None:
-                self._submit(*part)
+            for following, start in islice(self._parts, self.chunks + 1 - len(self._ahead)):
+                stop = min(start + self.chunk, following.length)
+                frames = self._thread.submit(self.source.frames, following, self.camera, start, stop, self.size)
+                self._ahead.append((following.number, start, frames))
             yield self._ahead.popleft()[2].result()
 
     def _from(self, first: Episode) -> Iterator[tuple[Episode, int]]:
         for episode in self.source.episodes[first.number :]:
             if episode.number == first.number or episode.number not in self.missing:
                 yield from ((episode, start) for start in range(0, episode.length, self.chunk))
-
-    def _submit(self, episode: Episode, start: int) -> None:
-        stop = min(start + self.chunk, episode.length)
-        frames = self._thread.submit(self.source.frames, episode, self.camera, start, stop, self.size)
-        self._ahead.append((episode.number, start, frames))
 
     def close(self) -> None:
         """Stop the thread."""

@@ -185,7 +185,7 @@ def _frame_index(
     return FrameIndex(
         start=start,
         times=times,
-        keys=_thin(keys, len(times)),
+        keys=keys.astype(np.int32) if len(keys) * KEY_DISTANCE < len(times) else None,
         rate=float(stream.average_rate) if stream.average_rate else None,
         tick=float(stream.time_base or 1),
         codec=stream.codec_context.codec.canonical_name,
@@ -223,12 +223,6 @@ def key_distance(path: Path) -> int | None:
     keys = np.flatnonzero([p.is_keyframe for p in packets if p.size])
     distance = int(np.median(np.diff(keys))) if len(keys) > 1 else len(packets)
     return distance if distance > KEY_DISTANCE else None
-
-
-def _thin(keys: np.ndarray, length: int) -> np.ndarray | None:
-    if len(keys) * KEY_DISTANCE >= length:
-        return None
-    return keys.astype(np.int32)
 
 
 class _Decoder:
