@@ -71,9 +71,11 @@ class EvaluateConfig:
     environments: tuple[str, ...] = ()
     """other environments for the leakage probe: datasets or videos, or DATASET:CAMERA"""
     camera: str | None = None
+    """camera of a LeRobot dataset; default: the first"""
     paired: str | None = None
     """camera with the paired view (same states, other exogenous state); default: a camera named "paired", if any"""
     action: str = "action"
+    """feature that holds the actions"""
     labels: str | None = None
     """number (120) or share (5%) of labelled transitions to train a translator on, if the run has none"""
     translator_steps: int = 600
@@ -189,9 +191,14 @@ def _evaluate(
     paired = config.paired or next((c for c in source.cameras if c.endswith(".paired") and c != config.camera), None)
     gap = subject.label_gap
     data = DataConfig(
-        (path,), subject.image, gap=(gap, gap), camera=config.camera, action=config.action, actions=actions
+        (path,),
+        subject.image,
+        gap=(gap, gap),
+        camera=config.camera,
+        paired=paired,
+        action=config.action,
+        actions=actions,
     )
-    data = dataclasses.replace(data, paired=paired)
     test = sample_split(data, "test", config.transitions)
     bar = tqdm(total=6, desc="evaluate", unit="probe", dynamic_ncols=True)
     notes = []

@@ -57,7 +57,9 @@ class AlignConfig:
     tasks: tuple[str, ...] = ()
     """tasks that the labels come from; default: evenly from all"""
     camera: str | None = None
+    """camera of a LeRobot dataset; default: the first"""
     action: str = "action"
+    """feature that holds the actions"""
 
 
 def align(
