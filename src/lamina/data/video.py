@@ -406,16 +406,22 @@ def decode_picture(data: bytes, size: tuple[int, int] | None) -> UInt8[np.ndarra
         decoder.close()
 
 
+class VideoFile(NamedTuple):
+    """A video file whose frames are indexed."""
+
+    path: Path
+    clock: FrameClock
+    codec: str
+    format: str  # name of the container
+    cut: bool  # whether packets are in it that an edit list hides
+
+
 @dataclass(frozen=True, eq=False)
 class VideoFolder(Dataset):
     """A folder of video files (searched through all its subfolders), or one file: every file is an episode."""
 
     root: Path
-    files: tuple[Path, ...]
-    clocks: tuple[FrameClock, ...]  # when the pictures of each file show
-    codecs: tuple[str, ...]  # of each file
-    formats: tuple[str, ...]  # of each file: the name of its container
-    cut: tuple[bool, ...]  # of each file: whether packets are in it that an edit list hides
+    files: tuple[VideoFile, ...]
     episodes: tuple[Episode, ...] = ()
     cameras: tuple[str, ...] = ("video",)
 
@@ -430,14 +436,14 @@ class VideoFolder(Dataset):
 
     def fingerprint(self) -> str:
         """:func:`lamina.data.paths.contents` of the files."""
-        return contents(self.files)
+        return contents([file.path for file in self.files])
 
     def frames(
         self, episode: Episode, camera: str, start: int, stop: int, size: tuple[int, int] | None = None
     ) -> UInt8[np.ndarray, "n h w 3"]:
-        clock = self.clocks[episode.number]
+        path, clock, *_ = self.files[episode.number]
         times = clock.at(np.arange(start, min(stop, episode.length)))
-        return decode(self.files[episode.number], times, size, clock.tolerance)
+        return decode(path, times, size, clock.tolerance)
 
     def column(self, episode: Episode, name: str) -> Float[np.ndarray, "t d"]:
         """Raises LaminaError: plain video has no features."""
@@ -492,30 +498,22 @@ def open_folder(root: Path, max_bad: int = 8) -> VideoFolder:
     paths = [root] if root.is_file() else find_videos(root) if root.is_dir() else []
     if not paths:
         raise LaminaError(f"{root}: holds no video ({' '.join(SUFFIXES)}) and no meta/info.json of a LeRobot dataset")
-    good: list[tuple[Path, FrameIndex]] = []
+    files: list[VideoFile] = []
+    episodes: list[Episode] = []
     bad: list[DecodeError] = []
     for path in paths:
         try:
-            good.append((path, index_video(path)))
+            index = index_video(path)
         except DecodeError as error:
             bad.append(error)
-    if len(bad) > max_bad or not good:
+            continue
+        clock = index.clock
+        episodes.append(Episode(len(files), str(path), len(index.times), clock.fps, (), clock.stamps, index.keys))
+        files.append(VideoFile(path, clock, index.codec, index.format, index.cut))
+    if len(bad) > max_bad or not files:
         more = f" (and {len(bad) - 1} more files of {root} are bad)" if len(bad) > 1 else ""
         raise LaminaError(f"{bad[0]}{more}")
     for failure in bad:
         warn(f"left out: {failure}")
-    clocks = tuple(index.clock for _, index in good)
-    episodes = [
-        Episode(n, str(path), len(index.times), clock.fps, (), clock.stamps, index.keys)
-        for n, ((path, index), clock) in enumerate(zip(good, clocks, strict=True))
-    ]
-    names = [p.name if root.is_file() else p.relative_to(root).as_posix() for p, _ in good]
-    return VideoFolder(
-        root=root,
-        files=tuple(p for p, _ in good),
-        clocks=clocks,
-        codecs=tuple(i.codec for _, i in good),
-        formats=tuple(i.format for _, i in good),
-        cut=tuple(i.cut for _, i in good),
-        episodes=split_episodes(episodes, names, root),
-    )
+    names = [path.name if root.is_file() else path.relative_to(root).as_posix() for path, *_ in files]
+    return VideoFolder(root, tuple(files), split_episodes(episodes, names, root))

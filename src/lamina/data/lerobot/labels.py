@@ -55,6 +55,7 @@ from lamina.data.paths import belongs, is_dataset, local, walk
 from lamina.data.video import (
     FAILURES,
     SUFFIXES,
+    VideoFile,
     VideoFolder,
     failures,
     index_video,
@@ -447,7 +448,7 @@ def _all_frames(source: Dataset, episode: Episode, camera: str) -> Iterator[np.n
 def _camera_feature(source: VideoFolder, sizes: Sequence[tuple[int, int]]) -> dict[str, Any]:
     """The feature of plain video: the most frequent size as it is shown, and what a file of that size is like."""
     (height, width), _ = Counter(sizes).most_common(1)[0]
-    codec, pix_fmt, has_audio = video_facts(source.files[sizes.index((height, width))])
+    codec, pix_fmt, has_audio = video_facts(source.files[sizes.index((height, width))].path)
     return camera_feature(height, width) | {"info": video_info(height, width, codec, pix_fmt, source.fps, has_audio)}
 
 
@@ -470,16 +471,15 @@ def video_suffix(source: VideoFolder) -> str:
     Raises LaminaError if neither can hold one of them.
     """
     # By codec, container and suffix: what goes for one such file goes for all of them.
-    files = zip(source.codecs, source.formats, source.cut, source.files, strict=True)
-    like = {(codec, form, cut, path.suffix): path for codec, form, cut, path in reversed(list(files))}
+    like = {(file.codec, file.format, file.cut, file.path.suffix): file for file in reversed(source.files)}
     refusals: dict[str, tuple[Path, str]] = {}
     for suffix, form in CONTAINERS.items():
-        for (_, given, cut, _), path in like.items():
-            refusal = None if suffix == ".mp4" and _is_mp4(path, given) else _refusal(path, form)
-            if suffix == ".mkv" and cut:
+        for file in like.values():
+            refusal = None if suffix == ".mp4" and _is_mp4(file) else _refusal(file.path, form)
+            if suffix == ".mkv" and file.cut:
                 refusal = "no mkv can hide what was cut off its beginning"
             if refusal is not None:
-                refusals[suffix] = path, refusal
+                refusals[suffix] = file.path, refusal
                 break
         else:
             return suffix
@@ -489,9 +489,9 @@ def video_suffix(source: VideoFolder) -> str:
     )
 
 
-def _is_mp4(path: Path, form: str) -> bool:
-    """Whether a file in container ``form`` is an mp4 already, which can be linked."""
-    return "mp4" in form and path.suffix.lower() in (".mp4", ".m4v")
+def _is_mp4(file: VideoFile) -> bool:
+    """Whether a file is an mp4 already, which can be linked."""
+    return "mp4" in file.format and file.path.suffix.lower() in (".mp4", ".m4v")
 
 
 def _refusal(path: Path, form: str) -> str | None:
@@ -511,8 +511,9 @@ def _refusal(path: Path, form: str) -> str | None:
 
 def _place_video(source: VideoFolder, episode: Episode, out: Path) -> float:
     """Link an mp4, remux anything else; returns the time of the first frame in the new file, in seconds."""
-    path, start = source.files[episode.number], source.clocks[episode.number].start
-    if out.suffix == ".mp4" and _is_mp4(path, source.formats[episode.number]):
+    file = source.files[episode.number]
+    path, start = file.path, file.clock.start
+    if out.suffix == ".mp4" and _is_mp4(file):
         link(path, out)
         return start
     # Where frames are regular they get their exact times again, which a container may have rounded: LeRobot's own reader looks for those.

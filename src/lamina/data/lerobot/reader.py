@@ -192,7 +192,7 @@ class LeRobotDataset(Dataset):
 
     def _find_missing(self, camera: str) -> dict[int, DecodeError | None]:
         missing: dict[int, DecodeError | None] = {}
-        counted: list[int] = []
+        counted: dict[int, tuple[Path, FrameClock]] = {}
         for path, episodes in ({} if self.in_table(camera) else self._by_file(camera)).items():
             if path is None:
                 missing |= dict.fromkeys(episodes)
@@ -201,13 +201,12 @@ class LeRobotDataset(Dataset):
             if isinstance(found, DecodeError):
                 missing |= dict.fromkeys(episodes, found)
             else:
-                counted += found[1].counted
-                missing |= {n: self._refusal(n, path, text) for n, text in found[1].refused.items()}
+                clock, matched = found
+                counted |= dict.fromkeys(matched.counted, (path, clock))
+                missing |= {n: self._refusal(n, path, text) for n, text in matched.refused.items()}
         if counted:
             n = min(counted)
-            path = self.shown_in(n, camera)
-            assert path is not None
-            clock = self._match(camera, path)[0]  # type: ignore[index]
+            path, clock = counted[n]
             warn(
                 f"{self.root}/meta/episodes: the times of episode {n} (rows at {self.episodes[n].fps:.5g} a second) do not fit its video "
                 f"{path} ({clock.fps:.5g} pictures a second); it has a picture for each row, and so they are "
