@@ -21,7 +21,7 @@ from lamina.device import DeviceName, Precision, pick_device
 from lamina.errors import LaminaError
 from lamina.evaluation import evaluate as evaluation
 from lamina.evaluation.record import Evaluation
-from lamina.evaluation.report import write_report
+from lamina.evaluation.report.page import write_report
 from lamina.inference.label import label as label_frames
 from lamina.inference.subject import Subject
 from lamina.inference.table import LatentTable
