@@ -1,4 +1,4 @@
-"""Labelled transitions: how many, which, encoded once, and divided by episode."""
+"""Labelled transitions: their number, their encoding, and their division by episode."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def probe_data(
 
 @dataclass(frozen=True)
 class ActionTarget:
-    """What labels hold: ``steps`` actions of ``spec`` each; ``spanned``: how many the gap of a latent spans."""
+    """The content of a label: ``steps`` actions of ``spec``; ``spanned``: number of actions in the gap of a latent."""
 
     spec: ActionSpec
     steps: int
@@ -138,7 +138,7 @@ class ActionTarget:
 
     @property
     def label(self) -> ActionSpec:
-        """What one label holds."""
+        """The layout of one label."""
         return self.spec.chunk(self.steps)
 
 

@@ -19,7 +19,9 @@ from lamina.files import read_json as _read_json
 from lamina.files import reason
 
 CACHE_BYTES = 128 * 2**20  # columns of row groups kept in memory, per process
-ROWS_PER_BYTE = 16  # of a table that is believed; what is written usually takes a byte a row and more
+ROWS_PER_BYTE = (
+    16  # maximum of a table; more is taken for an attack on the memory: usual tables take a byte a row and more
+)
 FAILURES = (pa.ArrowException, OSError, ValueError, KeyError)
 
 

@@ -49,9 +49,8 @@ def reconstruct_horizons(subject: Subject, frames: Frames, seen: int) -> list[Ho
 
 @dataclass(frozen=True)
 class Transfer:
-    """Latents of triplets i < j < k decoded from another start o'. Agreement in dB between the two ways; and where the latent of
-    another triplet leads instead, which is the agreement of two predictions from one start frame that is due to chance.
-    """
+    """Latents of triplets i < j < k decoded from a start frame o' of another episode: agreement of the direct and the composed prediction,
+    and as its chance level the agreement of the direct one with the prediction from another triplet's latent."""
 
     agreement: Float[np.ndarray, "n"]  # PSNR of D(o', z_ik) and D(o', z_ij + z_jk)
     by_chance: Float[np.ndarray, "n"]  # PSNR of D(o', z_ik) and D(o', z_ik of another triplet)
