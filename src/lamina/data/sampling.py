@@ -341,8 +341,8 @@ class SampleIndex:
         return min(counts)
 
     def over_the_gap(self, action: Float[np.ndarray, "t a"], frames: Int[np.ndarray, "n"]) -> Float[np.ndarray, "n a2"]:
-        """The action of the gap that begins at each of ``frames`` (first, mean or chunk: ``config.actions``), from an episode's actions; the
-        last one is repeated where the gap reaches beyond the episode's end."""
+        """The action of the gap that begins at each of ``frames`` (``config.actions``: first, mean or chunk), from an episode's actions;
+        the last one is repeated where the gap reaches beyond the episode's end."""
         if self.config.actions == "first" or self.step is None:
             return action[frames]
         every = action[np.minimum(frames[:, None] + np.arange(self.steps), len(action) - 1)]

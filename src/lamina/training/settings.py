@@ -61,7 +61,7 @@ class TrainConfig:
             raise LaminaError(f"--batch {self.batch} does not split into {parts} equal parts")
 
 
-#: Training options that a resumed run may change: they do not affect the result.
+#: Training options that a resumed run may change: where it runs, and how often it logs, validates and saves.
 RESUMABLE_OPTIONS = {
     "resume", "checkpoint_every", "keep", "tensorboard", "wandb", "compile", "parallel", "device", "log_every", "validate_every"
 }  # fmt: skip
