@@ -19,9 +19,7 @@ from lamina.files import read_json as _read_json
 from lamina.files import reason
 
 CACHE_BYTES = 128 * 2**20  # columns of row groups kept in memory, per process
-ROWS_PER_BYTE = (
-    16  # maximum of a table; more is taken for an attack on the memory: usual tables take a byte a row and more
-)
+ROWS_PER_BYTE = 16  # maximum of a parquet file; usual ones have at most one, and more could fill the memory
 FAILURES = (pa.ArrowException, OSError, ValueError, KeyError)
 
 
