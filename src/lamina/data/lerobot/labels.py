@@ -27,7 +27,7 @@ from lamina.data.lerobot.statistics import (
     pixel_histogram,
     pixel_statistics,
 )
-from lamina.data.lerobot.tables import open_table, read_json, read_table, to_numpy
+from lamina.data.lerobot.tables import open_table, read_metadata, read_table, to_numpy
 from lamina.data.lerobot.writer import (
     CHUNK_FILES,
     DATA_PATH,
@@ -208,7 +208,7 @@ class _Staging:
         """Keep what an interrupted run with the same key left behind, and nothing else."""
         marker = self.folder / "key.json"
         with writing(self.out):
-            if self.partial.exists() and not (marker.exists() and read_json(marker).get("key") == key):
+            if self.partial.exists() and not (marker.exists() and read_metadata(marker).get("key") == key):
                 shutil.rmtree(self.partial)
             self.folder.mkdir(parents=True, exist_ok=True)
             for path in self.folder.glob("*.parquet"):

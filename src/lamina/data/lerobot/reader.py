@@ -30,7 +30,7 @@ from lamina.data.episodes import (
     split_episodes,
 )
 from lamina.data.lerobot.match import Numbers, RowAlignment, VideoSpan, align_rows, rate_of
-from lamina.data.lerobot.tables import Columns, read_json, read_table, to_numpy
+from lamina.data.lerobot.tables import Columns, read_metadata, read_table, to_numpy
 from lamina.data.paths import check_folder_name, check_inside, check_regular, check_template, contents, local, walk
 from lamina.data.video import FAILURES, FrameClock, decode, decode_picture, index_video, key_distance
 from lamina.errors import LaminaError, warn
@@ -147,7 +147,7 @@ class LeRobotDataset(Dataset):
     def stats(self) -> dict[str, Any]:
         """meta/stats.json, empty where there is none."""
         path = self.root / "meta/stats.json"
-        return read_json(path) if path.exists() else {}
+        return read_metadata(path) if path.exists() else {}
 
     def data_file(self, number: int) -> Path:
         """The parquet file with the rows of episode ``number``."""
@@ -360,7 +360,7 @@ def open_lerobot(root: Path) -> LeRobotDataset:
     Raises LaminaError for a dataset of another version, and for one whose tables are damaged or do not agree.
     """
     info_path = root / "meta/info.json"
-    info = read_json(info_path)
+    info = read_metadata(info_path)
     version = str(info.get("codebase_version"))[:20]
     if not version.startswith("v3."):
         raise LaminaError(
