@@ -330,7 +330,7 @@ def test_the_leakage_probe_reads_what_is_there_and_nothing_else() -> None:
     episode = np.arange(400) // 20 * 4 + environment  # 80 episodes, 20 of each environment
     noise = rng.normal(size=(400, 3))
     told = leakage(np.c_[noise, environment + 0.1 * noise[:, 0]], environment, episode)
-    assert told.accuracy.mean > 0.95 and told.unseen is not None and told.unseen.mean > 0.95 and told.chance == 0.25
+    assert told.accuracy.mean > 0.95 and told.unseen is not None and told.unseen.mean > 0.95
     silent = leakage(noise, environment, episode)
     assert silent.accuracy.low < 0.3 and silent.unseen is not None and silent.unseen.low < 0.3
     # A latent that names the episode names the environment of episodes that were seen, and of no other.

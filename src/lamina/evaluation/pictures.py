@@ -20,7 +20,7 @@ matplotlib.use("Agg")
 from matplotlib.figure import Figure
 
 
-def grid(path: Path, columns: list[str], pictures: list[Images], caption: str = "", names: Sequence[str] = ()) -> None:
+def grid(path: Path, columns: list[str], pictures: list[Images], names: Sequence[str] = ()) -> None:
     """A grid of pictures, one column a tensor [rows c h w], as a PNG; ``names`` of the rows, if any."""
     rows, count = len(pictures[0]), len(columns)
     figure = Figure(figsize=(1.25 * count, 1.25 * rows + 0.3), dpi=110, layout="constrained")
@@ -33,8 +33,6 @@ def grid(path: Path, columns: list[str], pictures: list[Images], caption: str = 
             axes[i][j].spines[:].set_visible(False)
     for i, name in enumerate(names):
         axes[i][0].set_ylabel(name, fontsize=8)
-    if caption:
-        figure.supxlabel(caption, fontsize=8)
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path)

@@ -28,7 +28,7 @@ from lamina.errors import LaminaError
 from lamina.files import whole_folder
 from lamina.inference.encode import CHUNK, encode_episode, frame_pairs
 from lamina.models.hub import LatentActionModel
-from lamina.records import whole
+from lamina.records import non_negative
 
 FORMAT = 2
 ENCODED_SPLITS = ("train", "validation")
@@ -133,7 +133,7 @@ class WindowStream:
         return {"drawn": self.drawn}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        self.drawn = whole(state, "drawn")
+        self.drawn = non_negative(state, "drawn")
 
     def close(self) -> None:
         """Nothing is open but memory maps."""
