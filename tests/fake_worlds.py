@@ -32,16 +32,15 @@ class Fake(World):
     def __init__(self, size: ImageSize, special: int = -1):
         self.size, self.special = size, special
 
-    def reset(self, seed: int) -> Observation:
+    def reset(self, seed: int) -> None:
         self.seed, self.steps = seed, 0
-        return self.observe()
 
-    def step(self, action: Action) -> tuple[Observation, float, bool]:
+    def step(self, action: Action) -> tuple[float, bool]:
         reward = float(action[0] == (self.seed % 256 + self.steps) % 3)
         self.steps += 1
         if self.seed == self.special and self.steps == 3:
             self.happen()
-        return self.observe(), reward, self.over()
+        return reward, self.over()
 
     def over(self) -> bool:
         return self.steps == 4 + self.seed % 6
@@ -77,9 +76,9 @@ class Hangs(Fake):
 
 
 class Immeasurable(Fake):
-    def step(self, action: Action) -> tuple[Observation, float, bool]:
-        observation, _, done = super().step(action)
-        return observation, float("nan") if self.seed == self.special else 1.0, done
+    def step(self, action: Action) -> tuple[float, bool]:
+        _, over = super().step(action)
+        return float("nan") if self.seed == self.special else 1.0, over
 
 
 class Endless(Fake):
@@ -88,7 +87,7 @@ class Endless(Fake):
 
 
 class Slow(Fake):
-    def step(self, action: Action) -> tuple[Observation, float, bool]:
+    def step(self, action: Action) -> tuple[float, bool]:
         time.sleep(0.02)
         return super().step(action)
 
@@ -128,7 +127,7 @@ class Engine(Endless):
 
 def returns(world: World, policy: ActionFunction, episodes: int, seed: int = 0) -> np.ndarray:
     """The return of each episode, by the plain loop."""
-    return np.array([sum(s.reward for s in lamina.envs.rollout(world, policy, seed, n)) for n in range(episodes)])
+    return np.array([sum(s.reward for s in lamina.envs.play(world, policy, seed, n)) for n in range(episodes)])
 
 
 def make(world: str, size: ImageSize) -> World:

@@ -18,7 +18,7 @@ from lamina.envs import collect as collecting
 from lamina.envs.base import rollout
 from lamina.envs.collect import collect
 from lamina.envs.grid import Grid
-from lamina.envs.registry import SUITES, make
+from lamina.envs.registry import SUITES, Suite, make
 from lamina.errors import LaminaError
 
 
@@ -119,7 +119,7 @@ def suite(monkeypatch) -> list[Grid]:
         opened.append(world)
         return world
 
-    monkeypatch.setitem(SUITES, "grids", tuple(lengths))
+    monkeypatch.setitem(SUITES, "grids", Suite(tuple(lengths)))
     monkeypatch.setattr(collecting, "make", make_task)
     return opened
 
@@ -139,7 +139,7 @@ def test_a_suite_is_shared_evenly_and_every_task_has_every_split(suite, tmp_path
         assert all(splits[held] >= 1 and abs(splits[held] - len(episodes) / 10) < 1 for held in ("validation", "test"))
     info = json.loads((path / "meta/info.json").read_text())
     assert info["total_frames"] == 1440 and info["total_tasks"] == 3 and info["lamina"]["world"] == "grids"
-    assert info["lamina"]["tasks"] == {f"snake through {name}": name for name in SUITES["grids"]}
+    assert info["lamina"]["tasks"] == {f"snake through {name}": name for name in SUITES["grids"].worlds}
     order = [e.task for e in open_source(path).episodes if e.splits[0][0] == "train"]
     assert len(set(order[:6])) == 3  # they take turns: what is cut off, is so from all of them
     assert suite == []
@@ -148,7 +148,7 @@ def test_a_suite_is_shared_evenly_and_every_task_has_every_split(suite, tmp_path
 def test_a_world_of_a_suite_has_the_episodes_that_it_has_alone(suite, tmp_path):
     together = open_source(collect("grids", tmp_path / "all", episodes=4, seed=3, size=(16, 16), progress=False))
     assert len(together.episodes) == 12
-    for name in SUITES["grids"]:
+    for name in SUITES["grids"].worlds:
         alone = open_source(
             collect(name, tmp_path / name.replace("/", " "), episodes=4, seed=3, size=(16, 16), progress=False)
         )
@@ -169,7 +169,7 @@ def test_few_frames_of_a_suite_are_three_episodes_of_each(suite, tmp_path):
 def test_a_suite_refuses_one_task_for_all_and_worlds_that_differ(suite, tmp_path, monkeypatch):
     with pytest.raises(LaminaError, match="leave out the task"):
         collect("grids", tmp_path / "set", frames=9, task="walk", progress=False)
-    monkeypatch.setitem(SUITES, "grids", ("grid/0", "grid/0"))
+    monkeypatch.setitem(SUITES, "grids", Suite(("grid/0", "grid/0")))
     with pytest.raises(LaminaError, match="a task each"):
         collect("grids", tmp_path / "set", frames=9, progress=False)
     assert os.listdir(tmp_path) == [] and suite == []
@@ -194,7 +194,7 @@ def test_ctrl_c_closes_every_world_of_a_suite(suite, tmp_path, monkeypatch):
 def test_doom_suite_reads_back_task_by_task(tmp_path, monkeypatch):
     pytest.importorskip("vizdoom")
     names = ("basic", "deadly_corridor", "predict_position")
-    monkeypatch.setitem(SUITES, "doom-suite", names)
+    monkeypatch.setitem(SUITES, "doom-suite", Suite(names))
     path = collect("doom-suite", tmp_path / "set", frames=180, size=(48, 48), progress=False)
     source, tasks = open_source(path), by_task(path)
     assert source.action_spec("action").discrete == (9,) and source.fps == 7

@@ -120,7 +120,7 @@ def test_pictures_that_are_none():
     with pytest.raises(LaminaError, match="render_mode is None and not rgb_array"):
         gym.GymWorld(Toy(render_mode=None), "Toy-v0")
     with pytest.raises(LaminaError, match="not one colour picture"):
-        gym.GymWorld(Toy(picture=np.zeros((8, 8), np.uint8)), "Toy-v0").reset(0)
+        gym.GymWorld(Toy(picture=np.zeros((8, 8), np.uint8)), "Toy-v0").observe()
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ import pytest
 
 import fake_worlds
 from lamina import envs as worlds
-from lamina.envs.registry import SUITES, make
+from lamina.envs.registry import SUITES, Suite, make
 from lamina.errors import LaminaError
 from lamina.policies import rollout as module
 from lamina.policies.rollout import check_action, rollout, rollout_worlds, summarize
@@ -58,24 +59,12 @@ def truth(world: str, episodes: int, seed: int = 0) -> list[float]:
     found = []
     with fake_worlds.make(world, SIZE) as place:
         for episode in range(episodes):
-            frames: list[np.ndarray] = []
-            reset, step = place.reset, place.step
+            decisions = count()
 
-            def watched_reset(start: int, reset=reset, frames=frames):
-                frames.append(reset(start).frames[place.cameras[0]])
+            def policy(rng: np.random.Generator, decisions=decisions) -> np.ndarray:
+                return np.array([Adder.act(place.observe().frames[place.cameras[0]], next(decisions))])
 
-            def watched_step(action: np.ndarray, step=step, frames=frames):
-                observation, reward, done = step(action)
-                frames.append(observation.frames[place.cameras[0]])
-                return observation, reward, done
-
-            place.reset, place.step = watched_reset, watched_step  # type: ignore[method-assign, assignment]
-
-            def policy(rng: np.random.Generator, frames=frames) -> np.ndarray:
-                return np.array([Adder.act(frames[-1], len(frames) - 1)])
-
-            found.append(sum(s.reward for s in worlds.rollout(place, policy, seed, episode)))
-            place.reset, place.step = reset, step  # type: ignore[method-assign]
+            found.append(sum(s.reward for s in worlds.play(place, policy, seed, episode)))
     return found
 
 
@@ -408,7 +397,7 @@ def test_the_command(tmp_path, monkeypatch):
         return {"episodes": arguments[0]}
 
     monkeypatch.setattr(module, "rollout_worlds", play_instead)
-    monkeypatch.setitem(SUITES, "two", ("basic", "grid"))
+    monkeypatch.setitem(SUITES, "two", Suite(("basic", "grid")))
     out = tmp_path / "deep" / "record.json"
     record = rollout("expert", ["two", "grid", "cheetah"], episodes=4, parallel=2, seed=5, out=out, progress=False)
     assert played == [("expert", ["basic", "grid", "cheetah"], (4, 2, 5, None, (64, 64), False))]

@@ -50,9 +50,9 @@ def test_grid_moves_exactly_and_walls_hold():
         for column in range(4):
             for action, (down, right) in enumerate(MOVES):
                 world.position = (row, column)
-                observation, reward, _ = world.step(np.array([action]))
+                reward, _ = world.step(np.array([action]))
                 expected = (min(max(row + down, 0), 2), min(max(column + right, 0), 3))
-                assert square(observation.frames["grid"]) == expected
+                assert square(world.observe().frames["grid"]) == expected
                 assert reward == (action == SNAKE[row, column])
 
 
@@ -333,7 +333,7 @@ def test_expert_beats_chance_and_the_seed_decides(name, episodes, steps, tmp_pat
     assert os.listdir(tmp_path) == []  # simulators leave nothing behind
 
 
-SUITE = SUITES["doom-suite"]
+SUITE = SUITES["doom-suite"].worlds
 
 
 @pytest.mark.sim
@@ -426,7 +426,12 @@ def film(name: str, steps: int, seed: int = 3) -> list:
     """Observations under the same random actions, whatever the world draws."""
     with open_world(name) as world:
         rng = np.random.default_rng(0)
-        return [world.reset(seed), *(world.step(world.random(rng))[0] for _ in range(steps))]
+        world.reset(seed)
+        seen = [world.observe()]
+        for _ in range(steps):
+            world.step(world.random(rng))
+            seen.append(world.observe())
+        return seen
 
 
 @pytest.mark.sim
@@ -462,7 +467,8 @@ def test_the_cheetahs_expert_is_a_function_of_its_state_and_its_search_is_repeat
     from lamina_research.gait import Runs, search
 
     with open_world("cheetah") as world:
-        seen = world.reset(5)
+        world.reset(5)
+        seen = world.observe()
         torques = [world.expert(np.random.default_rng(seed)) for seed in (0, 1)]
     np.testing.assert_array_equal(*torques)
     np.testing.assert_allclose(torques[0], np.clip(GAIT @ np.append(seen.proprio, 1), -1, 1), atol=1e-4)

@@ -60,7 +60,7 @@ class Collect:
     """
 
     world: Positional[str]
-    """doom-suite, metaworld-suite (many tasks in one dataset), my_way_home, health_gathering, ..., grid, metaworld/TASK, cheetah, gym/ID"""
+    """doom-suite, metaworld-suite, metaworld-mt15 (many tasks in one dataset), my_way_home, health_gathering, ..., grid, metaworld/TASK, cheetah, gym/ID"""
     out: Path
     """folder of the new dataset"""
     frames: int | None = None
@@ -77,6 +77,10 @@ class Collect:
     """height and width of the frames, pixels"""
     task: str | None = None
     """task description written to the dataset"""
+    max_steps: int | None = None
+    """steps of an episode at most; default: the limit of the suite or world"""
+    successes: bool = False
+    """leave out episodes in which the expert fails"""
 
     def run(self) -> None:
         from lamina.envs.collect import collect

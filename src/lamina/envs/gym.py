@@ -50,15 +50,12 @@ class GymWorld(World):
         self.fps = max(1, round(env.metadata.get("render_fps") or FPS))
         self.max_steps = (env.spec.max_episode_steps if env.spec else None) or MAX_STEPS
 
-    def reset(self, seed: int) -> Observation:
+    def reset(self, seed: int) -> None:
         self._env.reset(seed=seed)
-        self._steps = 0
-        return self._observe()
 
-    def step(self, action: Action) -> tuple[Observation, float, bool]:
+    def step(self, action: Action) -> tuple[float, bool]:
         _, reward, terminated, truncated, _ = self._env.step(self._outward(action))
-        self._steps += 1
-        return self._observe(), float(reward), bool(terminated or truncated or self._steps == self.max_steps)
+        return float(reward), bool(terminated or truncated)
 
     def expert(self, rng: np.random.Generator) -> Action:
         raise LaminaError(f"gym/{self.task} has no scripted expert: play it with an agent or at random")
@@ -89,7 +86,7 @@ class GymWorld(World):
             )
         return outward
 
-    def _observe(self) -> Observation:
+    def observe(self) -> Observation:
         picture = np.asarray(self._env.render())
         if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
             raise LaminaError(f"gym/{self.task}: draws {picture.dtype} of {picture.shape}, not one colour picture")

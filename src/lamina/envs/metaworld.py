@@ -48,7 +48,7 @@ class MetaWorld(World):
         env.model.cam_pos[env.model.cam("corner2").id] = (0.75, 0.075, 0.7)
         self._camera = Camera(env.model, "corner2", size)
 
-    def reset(self, seed: int) -> Observation:
+    def reset(self, seed: int) -> None:
         self._env.seed(seed)
         self._state, _ = self._env.reset()
         for (
@@ -56,13 +56,12 @@ class MetaWorld(World):
         ) in self._env._target_site_config:  # else the goal is drawn in its place from the second picture on only
             self._env._set_pos_site(*site)
         mujoco.mj_forward(self._env.model, self._env.data)
-        self._steps = 0
-        return self._observe()
+        self.success = False
 
-    def step(self, action: Action) -> tuple[Observation, float, bool]:
-        self._state, _, _, _, info = self._env.step(action)
-        self._steps += 1
-        return self._observe(), float(info["success"]), bool(info["success"]) or self._steps == self.max_steps
+    def step(self, action: Action) -> tuple[float, bool]:
+        self._state, _, _, longest, info = self._env.step(action)
+        self.success = bool(info["success"])
+        return float(self.success), self.success or longest
 
     def expert(self, rng: np.random.Generator) -> Action:
         with warnings.catch_warnings():
@@ -76,7 +75,7 @@ class MetaWorld(World):
     def close(self) -> None:
         self._camera.close()
 
-    def _observe(self) -> Observation:
+    def observe(self) -> Observation:
         data = self._env.data
         frames = {
             "corner2": self._camera.picture(data)[::-1, ::-1].copy(),

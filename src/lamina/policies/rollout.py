@@ -21,7 +21,7 @@ from jaxtyping import Shaped, UInt8
 from tqdm import tqdm
 
 from lamina.envs.base import Action
-from lamina.envs.registry import SUITES, make
+from lamina.envs.registry import make, members
 from lamina.errors import LaminaError
 from lamina.files import locked, to_json, write_text
 from lamina.policies.base import Observations, Policy
@@ -152,7 +152,7 @@ def _rollout(
     device: str,
     precision: str,
 ) -> dict[str, Any]:
-    names = list(dict.fromkeys(name for given in worlds for name in SUITES.get(given, (given,))))
+    names = list(dict.fromkeys(name for given in worlds for name in members(given).worlds))
     agent: Any = str(run)
     if agent not in SCRIPTED:
         agent = Policy.from_run(

@@ -23,7 +23,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import islice
 from multiprocessing import connection, forkserver
 from multiprocessing.connection import Connection
 from typing import Any, Self, cast
@@ -31,7 +30,7 @@ from typing import Any, Self, cast
 import numpy as np
 
 import lamina.envs
-from lamina.envs.base import Action, Observation, World
+from lamina.envs.base import Action, World
 from lamina.errors import LaminaError
 from lamina.types import ActionSpec, ImageSize
 
@@ -57,21 +56,6 @@ class WorldInfo:
 
 
 # ------------------------------------------------------------------------------------------------------ in the worker
-
-
-class _Watched:
-    """A world that remembers its last observation: ``rollout`` gives a policy a generator only."""
-
-    def __init__(self, world: World):
-        self._world = world
-
-    def reset(self, seed: int) -> Observation:
-        self.seen = self._world.reset(seed)
-        return self.seen
-
-    def step(self, action: Action) -> tuple[Observation, float, bool]:
-        self.seen, reward, done = self._world.step(action)
-        return self.seen, reward, done
 
 
 class _Link:
@@ -129,12 +113,12 @@ def _play(
     link: _Link, world: World, policy: str | None, seed: int, episode: int, max_steps: int | None
 ) -> tuple[float, int, bool]:
     """One episode: its return, its length, and whether it was truncated."""
-    watched, answered = _Watched(world), time.monotonic()
+    answered = time.monotonic()
     planned: list[Action] = []
 
     def ask(rng: np.random.Generator) -> Action:
         if not planned:
-            link.send("frame", watched.seen.frames[world.cameras[0]])
+            link.send("frame", world.observe().frames[world.cameras[0]])
             planned.extend(link.receive())
         return planned.pop(0)
 
@@ -145,12 +129,10 @@ def _play(
             link.send("busy")
         return getattr(world, cast(str, policy))(rng)
 
-    bound = world.max_steps if max_steps is None else min(world.max_steps, max_steps)
-    total, length, done = 0.0, 0, False
-    steps = lamina.envs.rollout(cast(World, watched), ask if policy is None else decide, seed, episode)
-    for step in islice(steps, bound):
-        total, length, done = total + float(step.reward), length + 1, bool(step.done)
-    return total, length, not done
+    total, length, truncated = 0.0, 0, False
+    for step in lamina.envs.play(world, ask if policy is None else decide, seed, episode, max_steps):
+        total, length, truncated = total + float(step.reward), length + 1, step.truncated
+    return total, length, truncated
 
 
 def _end_after_owner() -> None:

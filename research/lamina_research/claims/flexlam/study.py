@@ -73,7 +73,7 @@ class FlexLAMSetup:
 
 
 #: The worlds of the normalized score: the suite without the source of narrow labels, as in the paper (App. A.2).
-NORMALIZED = tuple(world for world in SUITES["doom-suite"] if world != "deadly_corridor")
+NORMALIZED = tuple(world for world in SUITES["doom-suite"].worlds if world != "deadly_corridor")
 
 #: At cpu scale the decoder is a U-Net: a rectified flow needs more steps than two cores give.
 SETUPS = {
