@@ -81,6 +81,8 @@ class Collect:
     """steps of an episode at most; default: the limit of the suite or world"""
     successes: bool = False
     """leave out episodes in which the expert fails"""
+    parallel: int = 1
+    """processes that play episodes; the data does not depend on it"""
 
     def run(self) -> None:
         from lamina.envs.collect import collect
