@@ -60,7 +60,7 @@ class Collect:
     """
 
     world: Positional[str]
-    """doom-suite, metaworld-suite, metaworld-mt15 (many tasks in one dataset), my_way_home, health_gathering, ..., grid, metaworld/TASK, cheetah, gym/ID"""
+    """my_way_home, ..., grid, metaworld/TASK, cheetah, gym/ID; or a suite of many tasks in one dataset: doom-suite, metaworld-mt15, ..."""
     out: Path
     """folder of the new dataset"""
     frames: int | None = None
