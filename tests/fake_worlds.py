@@ -60,6 +60,32 @@ class Fake(World):
         return rng.integers(3, size=1)
 
 
+class Seeing(Fake):
+    """Shows a second camera and says where its hand is: (seed, step). Its goal is reached in short episodes."""
+
+    cameras = ("fake", "left")
+    proprio = 2
+    tier = "easy"
+
+    def observe(self) -> Observation:
+        left = np.zeros((*self.size, 3), dtype=np.uint8)
+        left[..., 2] = 255
+        return Observation(super().observe().frames | {"left": left}, np.array([self.seed, self.steps], np.float32))
+
+    def over(self) -> bool:
+        self.success = super().over() and self.steps < 6
+        return super().over()
+
+
+class Hard(Seeing):
+    tier = "hard"
+
+    def over(self) -> bool:
+        over = super().over()
+        self.success = False
+        return over
+
+
 class Raises(Fake):
     def happen(self) -> None:
         raise RuntimeError("the simulator\nis in pieces")

@@ -160,8 +160,8 @@ def test_cartpole_in_the_closed_loop():
         frames = next(worlds.rollout(world, world.random, 0)).observation.frames["render"]
         assert frames.shape == (64, 64, 3) and frames.min() < 50 < 200 < frames.max()
     record = rollout_worlds("random", ["CartPole-v1"], 3, parallel=2, make=open_gym, progress=False)
-    assert record["worlds"]["CartPole-v1"]["returns"] == expected
-    assert record["normalized"] is None
+    assert record.worlds["CartPole-v1"].returns == expected
+    assert record.normalized is None
     with pytest.raises(LaminaError, match="gym/CartPole-v1 has no scripted expert"):
         rollout_worlds("expert", ["CartPole-v1"], 3, parallel=1, make=open_gym, progress=False)
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
@@ -20,8 +21,19 @@ import fake_worlds
 from lamina import envs as worlds
 from lamina.envs.registry import SUITES, Suite, make
 from lamina.errors import LaminaError
+from lamina.intervals import proportion
 from lamina.policies import rollout as module
-from lamina.policies.rollout import check_action, rollout, rollout_worlds, summarize
+from lamina.policies.base import Observations, Policy
+from lamina.policies.rollout import (
+    RolloutResult,
+    WorldResult,
+    check_action,
+    mean_success,
+    rollout,
+    rollout_worlds,
+    summarize,
+    table,
+)
 from lamina.policies.workers import Workers
 from lamina.types import ActionSpec
 from processes import in_child
@@ -87,7 +99,7 @@ def loner() -> Iterator[Workers]:
         yield workers
 
 
-def play(agent, names: Sequence[str], episodes: int, workers: Workers, **options) -> dict:
+def play(agent, names: Sequence[str], episodes: int, workers: Workers, **options) -> RolloutResult:
     return rollout_worlds(agent, names, episodes, workers=workers, progress=False, **options)
 
 
@@ -95,21 +107,19 @@ def test_the_record_is_what_plain_loops_say(crew, loner):
     names = ["Fake", "Slow", "grid/0.5"]
     record = play(Adder(3), names, 7, crew)
     for name in names[:2]:
-        assert record["worlds"][name]["returns"] == truth(name, 7)
-        assert record["worlds"][name]["lengths"] == [4 + start(n) % 6 for n in range(7)]
+        assert record.worlds[name].returns == truth(name, 7)
+        assert record.worlds[name].lengths == [4 + start(n) % 6 for n in range(7)]
     alone = play(Adder(1), names, 7, loner)
-    assert {n: w["returns"] for n, w in alone["worlds"].items()} == {
-        n: w["returns"] for n, w in record["worlds"].items()
-    }
-    assert (record["episodes"], record["seed"], record["parallel"], record["agent"]) == (7, 0, 3, "Adder")
-    decisions = sum(sum(w["lengths"]) for w in record["worlds"].values())
-    assert record["decisions_per_second"] == pytest.approx(decisions / record["seconds"])
-    assert record["realtime"] == pytest.approx(decisions / 10 / record["seconds"])
-    mean = np.mean(record["worlds"]["Fake"]["returns"])
-    assert record["worlds"]["Fake"]["above_random"] == pytest.approx(100 * (mean - 2) / 6)
-    assert record["worlds"]["Fake"]["normalized"] == record["worlds"]["Slow"]["normalized"] == record["normalized"]
-    assert record["worlds"]["grid/0.5"]["normalized"] is None  # it publishes no reference: no part of the mean
-    assert json.loads(json.dumps(record, allow_nan=False)) == record
+    assert {n: w.returns for n, w in alone.worlds.items()} == {n: w.returns for n, w in record.worlds.items()}
+    assert (record.episodes, record.seed, record.parallel, record.agent) == (7, 0, 3, "Adder")
+    decisions = sum(sum(w.lengths) for w in record.worlds.values())
+    assert record.decisions_per_second == pytest.approx(decisions / record.seconds)
+    assert record.realtime == pytest.approx(decisions / 10 / record.seconds)
+    mean = np.mean(record.worlds["Fake"].returns)
+    assert record.worlds["Fake"].above_random == pytest.approx(100 * (mean - 2) / 6)
+    assert record.worlds["Fake"].normalized == record.worlds["Slow"].normalized == record.normalized
+    assert record.worlds["grid/0.5"].normalized is None  # it publishes no reference: no part of the mean
+    assert json.loads(json.dumps(record.to_dict(), allow_nan=False)) == record.to_dict()
 
 
 class Planner(Adder):
@@ -129,11 +139,7 @@ def test_an_agent_may_answer_with_several_actions_which_are_carried_out_in_turn(
     record = play(planner, ["Fake", "Slow"], 5, crew)
     for name in ("Fake", "Slow"):
         # Every action is right, though the agent saw every second frame only.
-        assert (
-            record["worlds"][name]["returns"]
-            == record["worlds"][name]["lengths"]
-            == [4 + start(n) % 6 for n in range(5)]
-        )
+        assert record.worlds[name].returns == record.worlds[name].lengths == [4 + start(n) % 6 for n in range(5)]
     steps = {int(frame[0, 0, 1]) for frames in planner.seen for frame in frames}
     assert all(step % 2 == 0 for step in steps)  # a chunk that an episode's end cuts short is not carried over
     slow = Planner(3)
@@ -145,18 +151,18 @@ def test_an_agent_may_answer_with_several_actions_which_are_carried_out_in_turn(
 @pytest.mark.parametrize("policy", ["expert", "random"])
 def test_scripted_policies_are_those_of_the_world(crew, policy):
     record = play(policy, ["grid/0.5", "Fake"], 5, crew, seed=3)
-    assert record["agent"] == policy
+    assert record.agent == policy
     for name in ("grid/0.5", "Fake"):
         with fake_worlds.make(name, SIZE) as place:
             expected = fake_worlds.returns(place, getattr(place, policy), 5, seed=3)
-        assert record["worlds"][name]["returns"] == expected.tolist()
+        assert record.worlds[name].returns == expected.tolist()
 
 
 def test_rows_are_reset_where_their_episode_begins(crew):
     agent = Adder(3)
     record = play(agent, ["Fake"], 8, crew)
     assert agent.begun[0] == {0, 1, 2}
-    left = sorted(record["worlds"]["Fake"]["lengths"])
+    left = sorted(record.worlds["Fake"].lengths)
     idle: set[int] = set()
     for call, frames in enumerate(agent.seen):
         steps = frames[:, 0, 0, 1]
@@ -174,23 +180,130 @@ def test_rows_are_reset_where_their_episode_begins(crew):
     assert idle and sum(len(b) for b in agent.begun) == len(left)
 
 
+class Reader(Policy):
+    """Reads what Seeing shows by two of its names for cameras, proprioception and task; its actions are right while the hand is low."""
+
+    batch, spec, image, cameras, proprio = (
+        3,
+        fake_worlds.Fake.action,
+        (3, *SIZE),
+        ("observation.images.left", "fake"),
+        2,
+    )
+
+    def __init__(self) -> None:
+        self.seen: list[Observations] = []
+
+    def reset(self, rows: Sequence[int] | None = None) -> None:
+        pass
+
+    def act_batch(self, observations):
+        self.seen.append(observations)
+        front = observations.frames["fake"][:, 0, 0].astype(int)
+        high = observations.proprio[:, 1] > 3
+        return ((front[:, 0] + front[:, 1] + high) % 3)[:, None]
+
+
+def test_a_policy_is_sent_what_it_reads(crew):
+    record = play(reader := Reader(), ["Seeing"], 4, crew).worlds["Seeing"]
+    for observed in reader.seen:
+        left, front = observed.frames.values()
+        assert list(observed.frames) == list(Reader.cameras) and observed.proprio.shape == (3, 2)
+        assert (left[..., 2] == 255).all() and (front[..., 2] == 0).all()
+        np.testing.assert_array_equal(observed.proprio[:, 1], front[:, 0, 0, 1])  # the step
+        assert set(observed.task) <= {"add", ""}
+    assert record.returns == [4.0] * 4  # right in steps 0 to 3
+    starts = [start(n) for n in range(4)]
+    assert record.lengths == [4 + s % 6 for s in starts] and record.truncated == 0
+    assert record.success == [s % 6 < 2 for s in starts]
+
+
+@pytest.mark.parametrize(
+    ("claims", "part"),
+    [
+        (
+            {"cameras": ("fake", "wrist")},
+            "world 'Seeing' has no camera 'wrist', which the agent reads; it has fake, left",
+        ),
+        ({"proprio": 3}, "world 'Seeing' has proprioception of 2 numbers, the agent reads 3"),
+    ],
+)
+def test_a_policy_that_reads_what_is_not_there_is_refused(crew, claims, part):
+    reader = Reader()
+    for name, value in claims.items():
+        setattr(reader, name, value)
+    with pytest.raises(LaminaError, match=part):
+        play(reader, ["Seeing"], 1, crew)
+    assert not reader.seen
+
+
+def test_success_is_counted_by_world_and_tier(crew):
+    record = play("expert", ["Seeing", "Seeing:7", "Hard", "Fake"], 6, crew)
+    expected = [start(n) % 6 < 2 for n in range(6)]
+    assert 0 < sum(expected) < 6
+    for name in ("Seeing", "Seeing:7"):
+        world = record.worlds[name]
+        assert world.success == expected and world.tier == "easy" and world.success_rate.mean == np.mean(expected)
+        assert world.success_rate.low < np.mean(expected) < world.success_rate.high
+    assert record.worlds["Hard"].success == [False] * 6 and record.worlds["Hard"].success_rate.low == 0
+    assert record.worlds["Fake"].success is record.worlds["Fake"].success_rate is None
+    assert record.tiers["easy"].mean == pytest.approx(np.mean(expected)) and record.tiers["hard"].mean == 0
+    assert record.success.mean == pytest.approx(np.mean(expected) * 2 / 3)
+    shown = table(record)
+    assert "mean of easy tasks" in shown and f"{record.success.mean:.3f}" in shown and "% expert" in shown
+    assert play("expert", ["Fake"], 2, crew).success is None
+
+
+def test_the_mean_over_worlds_counts_each_world_the_same():
+    def world(*success: bool) -> WorldResult:
+        nothing = dict.fromkeys(
+            ("standard_error", "expert", "random", "normalized", "normalized_standard_error", "above_random")
+        )
+        return WorldResult(
+            returns=[],
+            lengths=[],
+            mean=0.0,
+            success=list(success),
+            success_rate=None,
+            tier="",
+            lost=[],
+            truncated=0,
+            **nothing,
+        )
+
+    assert mean_success([world(True), world(*[False] * 9)]).mean == pytest.approx(0.5)
+    same = mean_success([world(True, False)] * 8)
+    assert same.mean == same.low == same.high == 0.5  # the draw of worlds does not matter, and there are enough of them
+    assert mean_success([]) is None
+
+
+def test_wilsons_interval():
+    rate = proportion([True] * 8 + [False] * 2)  # Wilson 1927: centre (p + z^2 / 2n) / (1 + z^2 / n)
+    z, n, p = 1.959964, 10, 0.8
+    centre, half = (
+        (p + z * z / 2 / n) / (1 + z * z / n),
+        z / (1 + z * z / n) * np.sqrt(p * (1 - p) / n + z * z / 4 / n**2),
+    )
+    assert (rate.mean, rate.low, rate.high) == pytest.approx((p, centre - half, centre + half), abs=1e-6)
+
+
 def test_one_row_more_than_episodes(crew):
     record = play(agent := Adder(3), ["Fake"], 2, crew)
-    assert record["worlds"]["Fake"]["returns"] == truth("Fake", 2)
+    assert record.worlds["Fake"].returns == truth("Fake", 2)
     assert all((frames[2] == 0).all() for frames in agent.seen)
 
 
 def test_a_crash_loses_its_episode_and_no_other(crew):
     names = [f"Raises:{start(1)}", f"Dies:{start(2)}", "Endless", f"Immeasurable:{start(0)}"]
-    record = play(Adder(3), names, 5, crew)["worlds"]
-    assert record[names[0]]["lost"] == ["episode 1: RuntimeError: the simulator"]
-    assert record[names[1]]["lost"] == ["episode 2: its process was killed by SIGKILL"]
-    assert record[names[3]]["lost"] == ["episode 0: its return is nan"]
+    record = play(Adder(3), names, 5, crew).worlds
+    assert record[names[0]].lost == ["episode 1: RuntimeError: the simulator"]
+    assert record[names[1]].lost == ["episode 2: its process was killed by SIGKILL"]
+    assert record[names[3]].lost == ["episode 0: its return is nan"]
     expected = truth("Fake", 5)
     for name, episode in zip(names[:2], (1, 2), strict=True):
-        assert record[name]["returns"] == expected[:episode] + expected[episode + 1 :]
-    assert record["Endless"]["lost"] == [] and record["Endless"]["truncated"] == 5
-    assert record["Endless"]["lengths"] == [20] * 5 and record[names[0]]["truncated"] == 0
+        assert record[name].returns == expected[:episode] + expected[episode + 1 :]
+    assert record["Endless"].lost == [] and record["Endless"].truncated == 5
+    assert record["Endless"].lengths == [20] * 5 and record[names[0]].truncated == 0
 
 
 def test_a_worker_that_does_not_answer_is_given_up(loner):
@@ -198,7 +311,7 @@ def test_a_worker_that_does_not_answer_is_given_up(loner):
     loner.inspect([world])  # it takes a while to start
     loner[0]._patience = 0.5
     record = play("expert", [world], 4, loner)
-    assert record["worlds"][world]["lost"] == ["episode 0: it said nothing for 0.5 s"]
+    assert record.worlds[world].lost == ["episode 0: it said nothing for 0.5 s"]
 
 
 def test_more_than_a_quarter_lost_is_an_error(crew):
@@ -280,7 +393,7 @@ def test_an_agent_that_does_not_fit_is_told_so_before_it_plays(crew, claims, par
 def test_an_agent_that_says_what_is_true_may_play(crew):
     agent = Adder(3)
     agent.decision_seconds, agent.image, agent.spec = 0.12, (3, 8, 8), fake_worlds.Fake.action  # type: ignore[attr-defined]
-    assert play(agent, ["Fake"], 1, crew)["worlds"]["Fake"]["returns"] == truth("Fake", 1)
+    assert play(agent, ["Fake"], 1, crew).worlds["Fake"].returns == truth("Fake", 1)
 
 
 @pytest.mark.parametrize(
@@ -386,22 +499,29 @@ def test_a_killed_fork_server_is_replaced(crew):
     play("random", ["Fake"], 1, crew)
     os.kill(psutil.Process(crew[0].pid).ppid(), signal.SIGKILL)
     crew.end(range(3))
-    assert play("random", ["Fake"], 3, crew)["worlds"]["Fake"]["lost"] == []
+    assert play("random", ["Fake"], 3, crew).worlds["Fake"].lost == []
 
 
-def test_the_command(tmp_path, monkeypatch):
+def test_the_command(tmp_path, monkeypatch, crew):
     played = []
+    result = play("random", ["Fake"], 1, crew)
 
     def play_instead(agent, names, *arguments):
         played.append((agent, names, arguments))
-        return {"episodes": arguments[0]}
+        return replace(result, episodes=arguments[0])
 
     monkeypatch.setattr(module, "rollout_worlds", play_instead)
-    monkeypatch.setitem(SUITES, "two", Suite(("basic", "grid")))
+    monkeypatch.setitem(SUITES, "two", Suite(("basic", "grid"), max_steps=7))
     out = tmp_path / "deep" / "record.json"
-    record = rollout("expert", ["two", "grid", "cheetah"], episodes=4, parallel=2, seed=5, out=out, progress=False)
-    assert played == [("expert", ["basic", "grid", "cheetah"], (4, 2, 5, None, (64, 64), False))]
-    assert record == json.loads(out.read_text()) == {"episodes": 4, "agent": "expert", "k": None, "temperature": 0.0}
+    record = rollout("expert", ["two", "cheetah"], episodes=4, parallel=2, seed=5, out=out, progress=False)
+    limits = {"basic": 7, "grid": 7, "cheetah": None}
+    assert played == [("expert", ["basic", "grid", "cheetah"], (4, 2, 5, limits, (64, 64), False))]
+    assert json.loads(out.read_text()) == record.to_dict()
+    assert (record.episodes, record.agent, record.k, record.temperature) == (4, "expert", None, 0.0)
+    with pytest.raises(LaminaError, match="'grid' is in two suites"):
+        rollout("expert", ["two", "grid"], progress=False)
+    assert rollout("expert", ["two", "grid"], max_steps=9, progress=False).episodes == 50
+    assert played.pop()[2][3] == {"basic": 9, "grid": 9}
     with pytest.raises(LaminaError, match="is a folder"):
         rollout("expert", ["grid"], out=tmp_path)
     (tmp_path / "file").touch()
@@ -419,5 +539,5 @@ def test_doom_plays_as_without_processes_and_leaves_none():
     with place:
         expected = fake_worlds.returns(place, place.expert, 2).tolist()
     record = rollout_worlds("expert", ["basic", "my_way_home"], episodes=2, parallel=2, max_steps=60, progress=False)
-    assert record["worlds"]["basic"]["returns"] == expected
+    assert record.worlds["basic"].returns == expected
     assert not [p for p in psutil.Process().children(recursive=True) if "vizdoom" in p.name()]

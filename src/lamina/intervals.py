@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -48,6 +48,14 @@ def _resampled(statistic: Callable[..., Any], sums: list[Float[np.ndarray, "g"]]
             sums, statistic, n_resamples=RESAMPLES, paired=True, vectorized=True, method="percentile", rng=rng
         )
     return result.bootstrap_distribution
+
+
+def proportion(outcomes: Sequence[bool]) -> Estimate:
+    """The share of True with Wilson's interval (1927). ``outcomes`` must not be empty."""
+    from scipy.stats import binomtest  # slow to import
+
+    interval = binomtest(sum(outcomes), len(outcomes)).proportion_ci(method="wilson")
+    return Estimate(float(np.mean(outcomes)), float(interval.low), float(interval.high))
 
 
 def bootstrap_ratio(

@@ -23,7 +23,14 @@ from jaxtyping import UInt8
 from tqdm import tqdm
 
 from lamina.data.episodes import HELD_OUT, SPLITS
-from lamina.data.lerobot.writer import SMALL_PICTURES, LeRobotWriter, action_feature, camera_feature, check_new
+from lamina.data.lerobot.writer import (
+    CAMERA_PREFIX,
+    SMALL_PICTURES,
+    LeRobotWriter,
+    action_feature,
+    camera_feature,
+    check_new,
+)
 from lamina.envs.base import Action, ActionFunction, Observation, World, play, rollout
 from lamina.envs.registry import SUITES, make, members
 from lamina.errors import LaminaError
@@ -177,13 +184,8 @@ def record(world: World, manner: Manner, number: int) -> Recorded | None:
         columns["expert_action"] = np.stack(wanted)
     if world.proprio:
         columns["observation.state"] = np.array([step.observation.proprio for step in steps])
-    videos = {camera_key(c): [step.observation.frames[c] for step in steps] for c in world.cameras}
+    videos = {CAMERA_PREFIX + c: [step.observation.frames[c] for step in steps] for c in world.cameras}
     return Recorded(columns, videos)
-
-
-def camera_key(camera: str) -> str:
-    """The feature that holds a camera's video."""
-    return f"observation.images.{camera}"
 
 
 Episode = Callable[[], Recorded | None]  # that has been begun: the call waits for its end
@@ -315,7 +317,7 @@ def _next_split(counts: dict[str, int]) -> str:
 
 def _features(world: World, observation: Observation, labelled: bool) -> dict[str, dict[str, Any]]:
     features: dict[str, dict[str, Any]] = {
-        camera_key(camera): camera_feature(*observation.frames[camera].shape[:2]) for camera in world.cameras
+        CAMERA_PREFIX + camera: camera_feature(*observation.frames[camera].shape[:2]) for camera in world.cameras
     }
     if world.proprio:
         features["observation.state"] = {"dtype": "float32", "shape": [world.proprio], "names": None}

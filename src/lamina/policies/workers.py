@@ -6,10 +6,10 @@ of a simulator can be ended with their worker. A worker closes its world and end
 when the owner is killed), at SIGTERM, and on an exception. As with all of multiprocessing, the main script is imported again in each
 worker: a script that opens worlds must do so under ``if __name__ == "__main__":``.
 
-Messages are tuples; each order is answered before the next: ``open NAME`` by ``open WorldInfo``; ``play`` by a ``frame`` for each
-decision (the next actions are sent back) and ``end`` (return, length, truncated). Where the world's own expert or random policy acts,
-there are no frames but, once a second, a ``busy``. Instead of any answer there can be ``mistake`` (an input error, one line) or
-``lost`` (a reason), after which the process ends.
+Messages are tuples; each order is answered before the next: ``open NAME`` by ``open WorldInfo``; ``play`` by an ``observation`` for each
+decision (the next actions are sent back) and ``end Outcome``. Where the world's own expert or random policy acts, nothing is observed
+but, once a second, there is a ``busy``. ``film`` is answered by ``busy``s and ``film`` (the outcome, and whether it was written).
+Instead of any answer there can be ``mistake`` (an input error, one line) or ``lost`` (a reason), after which the process ends.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from multiprocessing import connection, forkserver
 from multiprocessing.connection import Connection
 from typing import Any, Self, cast
@@ -30,7 +30,7 @@ from typing import Any, Self, cast
 import numpy as np
 
 import lamina.envs
-from lamina.envs.base import Action, World
+from lamina.envs.base import Action, Transition, World
 from lamina.errors import LaminaError
 from lamina.types import ActionSpec, ImageSize
 
@@ -53,6 +53,31 @@ class WorldInfo:
     action: ActionSpec
     task: str
     reference: tuple[float, float] | None
+    cameras: tuple[str, ...]
+    proprio: int
+    tier: str
+
+    @classmethod
+    def of(cls, world: World) -> WorldInfo:
+        return cls(**{field.name: getattr(world, field.name) for field in fields(cls)})
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an episode went: its return, what was done, whether it was cut off, and whether its goal was reached (None: not judged)."""
+
+    total: float
+    actions: Sequence[Action]
+    truncated: bool
+    success: bool | None
+
+
+@dataclass(frozen=True)
+class Look:
+    """What is observed for a decision: these cameras (none: the world's first, whatever it is called), and proprioception if asked for."""
+
+    cameras: tuple[str, ...] = ()
+    proprio: bool = False
 
 
 # ------------------------------------------------------------------------------------------------------ in the worker
@@ -95,10 +120,10 @@ def serve(owner: Connection) -> None:
                 if world is not None:
                     world.close()
                 world = make(*arguments, size)
-                link.send("open", WorldInfo(world.fps, world.action, world.task, world.reference))
+                link.send("open", WorldInfo.of(world))
             else:
                 assert world is not None
-                link.send("end", *_play(link, world, *arguments))
+                link.send("end", _play(link, world, *arguments))
     except LaminaError as error:
         link.send("mistake", str(error))
     except Exception as error:  # a simulator may raise anything
@@ -110,15 +135,17 @@ def serve(owner: Connection) -> None:
 
 
 def _play(
-    link: _Link, world: World, policy: str | None, seed: int, episode: int, max_steps: int | None
-) -> tuple[float, int, bool]:
-    """One episode: its return, its length, and whether it was truncated."""
+    link: _Link, world: World, policy: str | None, look: Look, seed: int, episode: int, max_steps: int | None
+) -> Outcome:
+    """One episode."""
     answered = time.monotonic()
     planned: list[Action] = []
+    cameras = look.cameras or world.cameras[:1]
 
     def ask(rng: np.random.Generator) -> Action:
         if not planned:
-            link.send("frame", world.observe().frames[world.cameras[0]])
+            seen = world.observe()
+            link.send("observation", [seen.frames[c] for c in cameras], seen.proprio if look.proprio else None)
             planned.extend(link.receive())
         return planned.pop(0)
 
@@ -129,10 +156,16 @@ def _play(
             link.send("busy")
         return getattr(world, cast(str, policy))(rng)
 
-    total, length, truncated = 0.0, 0, False
-    for step in lamina.envs.play(world, ask if policy is None else decide, seed, episode, max_steps):
-        total, length, truncated = total + float(step.reward), length + 1, step.truncated
-    return total, length, truncated
+    return outcome(world, lamina.envs.play(world, ask if policy is None else decide, seed, episode, max_steps))
+
+
+def outcome(world: World, steps: Iterable[Transition]) -> Outcome:
+    """How the episode of ``world`` that consists of these steps went."""
+    total, actions, truncated = 0.0, [], False
+    for step in steps:
+        total, truncated = total + float(step.reward), step.truncated
+        actions.append(step.action)
+    return Outcome(total, actions, truncated, world.success)
 
 
 def _end_after_owner() -> None:
@@ -186,12 +219,12 @@ class Worker:
         self.world = world
         self._send(("open", world))
 
-    def play(self, policy: str | None, seed: int, episode: int, max_steps: int | None) -> None:
+    def play(self, policy: str | None, look: Look, seed: int, episode: int, max_steps: int | None) -> None:
         """One episode of the open world, by its own ``policy`` (``expert``, ``random``) or by actions that will be sent."""
-        self._send(("play", policy, seed, episode, max_steps))
+        self._send(("play", policy, look, seed, episode, max_steps))
 
     def act(self, planned: Sequence[Action]) -> None:
-        """The next actions, in turn; the next frame follows them."""
+        """The next actions, in turn; the next observation follows them."""
         self._send(planned)
 
     def _send(self, message: Any) -> None:

@@ -344,7 +344,7 @@ class FlexLAMStudy(Study[FlexLAMSetup]):
             record = rollout.rollout_worlds(
                 agent, s.worlds, s.episodes, s.parallel, seed=1000 + model.seed, size=size, progress=False
             )  # fmt: skip
-            write_text(path / "returns.json", json.dumps(record) + "\n")
+            write_text(path / "returns.json", json.dumps(record.to_dict()) + "\n")
 
         self.experiment.progress(f"closed loop, {model.name} {dict(model.options)}, k = {k}, seed {model.seed}")
         return json.loads(

@@ -41,6 +41,7 @@ INDEX_FEATURES = {
     name: {"dtype": "float32" if name == "timestamp" else "int64", "shape": [1], "names": None}
     for name in ("timestamp", "frame_index", "episode_index", "index", "task_index")
 }
+CAMERA_PREFIX = "observation.images."  # of the features that hold cameras
 ENCODERS = {"h264": "libx264", "av1": "libsvtav1"}
 
 
