@@ -86,6 +86,14 @@ class Hard(Seeing):
         return over
 
 
+class Forgetful(Fake):
+    """Its rewards are other ones when it is opened again: larger pictures earn nothing."""
+
+    def step(self, action: Action) -> tuple[float, bool]:
+        _, over = super().step(action)
+        return (1.0 if self.size[0] < 100 else 0.0), over
+
+
 class Raises(Fake):
     def happen(self) -> None:
         raise RuntimeError("the simulator\nis in pieces")

@@ -14,16 +14,19 @@ from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
+import scipy.stats
 
 import fake_worlds
 from lamina import envs as worlds
 from lamina.envs.registry import SUITES, Suite, make
 from lamina.errors import LaminaError
-from lamina.intervals import proportion
+from lamina.intervals import wilson
 from lamina.policies import rollout as module
 from lamina.policies.base import Observations, Policy
+from lamina.policies.films import choose
 from lamina.policies.rollout import (
     RolloutResult,
     WorldResult,
@@ -34,7 +37,7 @@ from lamina.policies.rollout import (
     summarize,
     table,
 )
-from lamina.policies.workers import Workers
+from lamina.policies.workers import Outcome, Workers
 from lamina.types import ActionSpec
 from processes import in_child
 
@@ -245,7 +248,9 @@ def test_success_is_counted_by_world_and_tier(crew):
         world = record.worlds[name]
         assert world.success == expected and world.tier == "easy" and world.success_rate.mean == np.mean(expected)
         assert world.success_rate.low < np.mean(expected) < world.success_rate.high
-    assert record.worlds["Hard"].success == [False] * 6 and record.worlds["Hard"].success_rate.low == 0
+    assert record.worlds["Hard"].success == [False] * 6 and record.worlds["Hard"].success_rate.low == pytest.approx(
+        0, abs=1e-12
+    )
     assert record.worlds["Fake"].success is record.worlds["Fake"].success_rate is None
     assert record.tiers["easy"].mean == pytest.approx(np.mean(expected)) and record.tiers["hard"].mean == 0
     assert record.success.mean == pytest.approx(np.mean(expected) * 2 / 3)
@@ -272,19 +277,54 @@ def test_the_mean_over_worlds_counts_each_world_the_same():
         )
 
     assert mean_success([world(True), world(*[False] * 9)]).mean == pytest.approx(0.5)
-    same = mean_success([world(True, False)] * 8)
-    assert same.mean == same.low == same.high == 0.5  # the draw of worlds does not matter, and there are enough of them
+    sure, unsure = (mean_success([world(*[True, False] * n)] * 8) for n in (50, 2))
+    assert sure.mean == unsure.mean == 0.5 and 0.4 < sure.low < 0.5 < sure.high < 0.6 and unsure.low < 0.35
     assert mean_success([]) is None
 
 
-def test_wilsons_interval():
-    rate = proportion([True] * 8 + [False] * 2)  # Wilson 1927: centre (p + z^2 / 2n) / (1 + z^2 / n)
-    z, n, p = 1.959964, 10, 0.8
-    centre, half = (
-        (p + z * z / 2 / n) / (1 + z * z / n),
-        z / (1 + z * z / n) * np.sqrt(p * (1 - p) / n + z * z / 4 / n**2),
-    )
-    assert (rate.mean, rate.low, rate.high) == pytest.approx((p, centre - half, centre + half), abs=1e-6)
+@pytest.mark.parametrize(("succeeded", "count"), [(8, 10), (0, 5), (3, 3), (17, 40)])
+def test_wilsons_interval_is_scipys(succeeded, count):
+    expected = scipy.stats.binomtest(succeeded, count).proportion_ci(method="wilson")
+    rate = wilson(succeeded / count, count)
+    assert (rate.low, rate.high) == pytest.approx((expected.low, expected.high), abs=1e-6)
+
+
+def outcome(success: bool | None) -> Outcome:
+    return Outcome(0.0, (), False, success)
+
+
+def test_films_are_of_both_kinds_as_far_as_there_are_both():
+    both = {n: outcome(n % 3 == 0) for n in range(9)}
+    assert choose(both, 4) == [0, 1, 2, 3]  # two of each
+    assert choose({n: outcome(n == 5) for n in range(8)}, 4) == [0, 1, 2, 5]
+    assert choose({n: outcome(n != 5) for n in range(8)}, 4) == [0, 1, 2, 5]
+    assert choose({n: outcome(None) for n in range(8)}, 4) == [0, 1, 2, 3]
+    assert choose({2: outcome(True)}, 4) == [2]
+
+
+def test_a_film_shows_the_episode_as_it_was(crew, tmp_path):
+    videos = tmp_path / "films"
+    record = play("expert", ["Seeing", f"Raises:{start(2)}", "Forgetful"], 4, crew, videos=videos)
+    page = (videos / "index.html").read_text()
+    for episode, (length, success) in enumerate(
+        zip(record.worlds["Seeing"].lengths, record.worlds["Seeing"].success, strict=True)
+    ):
+        film = f"Seeing-{episode:03d}.mp4"
+        with av.open(str(videos / film)) as container:
+            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+            assert container.streams.video[0].average_rate == 10
+        assert len(frames) == length and frames[0].shape == (256, 256, 3)
+        red = [frame[..., 0].mean() for frame in frames]
+        assert np.abs(np.subtract(red, start(episode) % 256)).max() < 4
+        verdict = "success" if success else "failure"
+        assert f'src="{film}"' in page and f"Episode {episode}: {verdict}, return {length}, {length} steps." in page
+    raises = page[page.index("Raises") : page.index("Forgetful")]
+    assert "Episode 1: return" in raises and "Episode 2:" not in raises  # that one was lost
+    assert "Not filmed: played again, its return is 0" in page and not list(videos.glob("Forgetful*"))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["films"]
+    with pytest.raises(LaminaError, match="films: exists already"):
+        play(Reader(), ["Seeing"], 1, crew, videos=videos)
+    assert videos.is_dir()
 
 
 def test_one_row_more_than_episodes(crew):
@@ -506,7 +546,7 @@ def test_the_command(tmp_path, monkeypatch, crew):
     played = []
     result = play("random", ["Fake"], 1, crew)
 
-    def play_instead(agent, names, *arguments):
+    def play_instead(agent, names, *arguments, videos):
         played.append((agent, names, arguments))
         return replace(result, episodes=arguments[0])
 

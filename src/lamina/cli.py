@@ -307,6 +307,8 @@ class Rollout:
     """maximum number of decisions per episode; default: the limit of the environment"""
     out: Path | None = None
     """file for the JSON record"""
+    videos: Path | None = None
+    """new folder for films of some episodes of each world, successes and failures, and a page that shows them (index.html)"""
     device: DeviceName = "auto"
     precision: Precision = "fp32"
 
@@ -315,8 +317,9 @@ class Rollout:
 
         options = {k: v for k, v in vars(self).items() if k not in ("agent", "world")}
         print(table(rollout(self.agent, self.world, **options)))
-        if self.out:
-            print(self.out)
+        for made in (self.out, self.videos and self.videos / "index.html"):
+            if made:
+                print(made)
 
 
 def parse_options(command: Any, argv: Sequence[str], **more: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -50,12 +50,12 @@ def _resampled(statistic: Callable[..., Any], sums: list[Float[np.ndarray, "g"]]
     return result.bootstrap_distribution
 
 
-def proportion(outcomes: Sequence[bool]) -> Estimate:
-    """The share of True with Wilson's interval (1927). ``outcomes`` must not be empty."""
-    from scipy.stats import binomtest  # slow to import
-
-    interval = binomtest(sum(outcomes), len(outcomes)).proportion_ci(method="wilson")
-    return Estimate(float(np.mean(outcomes)), float(interval.low), float(interval.high))
+def wilson(share: float, count: int) -> Estimate:
+    """A share of ``count`` independent trials with Wilson's interval (1927), which is not empty where the share is 0 or 1."""
+    z = 1.959964  # 95%
+    centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z / (1 + z**2 / count) * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
+    return Estimate(share, float(max(0.0, centre - half)), float(min(1.0, centre + half)))
 
 
 def bootstrap_ratio(

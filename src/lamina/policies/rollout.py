@@ -20,13 +20,14 @@ import numpy as np
 from jaxtyping import Shaped, UInt8
 from tqdm import tqdm
 
-from lamina.data.lerobot.writer import CAMERA_PREFIX
+from lamina.data.lerobot.writer import CAMERA_PREFIX, check_new
 from lamina.envs.base import Action
 from lamina.envs.registry import make, members
 from lamina.errors import LaminaError
 from lamina.files import locked, to_json, write_text
-from lamina.intervals import Estimate, bootstrap_ratio, proportion
+from lamina.intervals import Estimate, wilson
 from lamina.policies.base import Observations, Policy
+from lamina.policies.films import Scene, film
 from lamina.policies.workers import Look, Make, Outcome, Workers, WorldInfo
 from lamina.types import ActionSpec, ImageSize
 
@@ -114,6 +115,7 @@ def rollout_worlds(
     progress: bool = True,
     make: Make = make,
     workers: Workers | None = None,
+    videos: Path | None = None,
 ) -> RolloutResult:
     """``episodes`` of each world, played by a policy, by the worlds' scripted experts or at random.
 
@@ -123,7 +125,8 @@ def rollout_worlds(
     worlds' tasks; a plain one gets the frames of the first camera alone. A row without an episode gets its last observation again (zeros
     before the first), and its action is ignored. An episode that is not over after ``max_steps`` (for all worlds or by world; default: the
     world's own) is counted as ``truncated``. ``make`` opens a world by name, in the worker. Starting processes costs
-    seconds: to share them between calls give ``workers``, which then determine ``parallel``, ``size`` and ``make``.
+    seconds: to share them between calls give ``workers``, which then determine ``parallel``, ``size`` and ``make``. ``videos`` is a new
+    folder for films of some episodes of each world (``films.py``).
 
     A simulator that raises, dies or does not answer for two minutes loses its episode and is started again; the others continue.
 
@@ -138,6 +141,8 @@ def rollout_worlds(
             raise LaminaError(f"the number of {name} must be at least 1, got {value}")
     if seed < 0:
         raise LaminaError(f"the seed must not be negative, got {seed}")
+    if videos is not None:
+        check_new(videos)
     if not worlds or len(set(worlds)) < len(worlds):
         raise LaminaError(f"name one or more worlds, each once, got {', '.join(worlds) or 'none'}")
     with ExitStack() as stack:
@@ -145,7 +150,14 @@ def rollout_worlds(
         bar = tqdm(total=episodes * len(worlds), unit=" episodes", desc="rollout", disable=not progress)
         evaluation = _Evaluation(agent, tuple(worlds), episodes, seed, limits, workers, stack.enter_context(bar))
         try:
-            return evaluation.run()
+            result = evaluation.run()
+            if videos is not None:
+                scenes = [
+                    Scene(name, w.tier, w.success_rate, evaluation.tallies[name].results)
+                    for name, w in result.worlds.items()
+                ]
+                film(scenes, seed, workers, videos, f"Rollout of {result.agent}", progress)
+            return result
         except BaseException:
             workers.end(evaluation.jobs)  # they are in the middle of an episode
             raise
@@ -164,6 +176,7 @@ def rollout(
     size: ImageSize | None = None,
     device: str = "auto",
     precision: str = "fp32",
+    videos: Path | None = None,
     progress: bool = True,
 ) -> RolloutResult:
     """:func:`rollout_worlds` of the policy in the folder ``run`` (:meth:`Policy.from_run`), or of ``expert`` or ``random``; the result is
@@ -177,7 +190,7 @@ def rollout(
         raise LaminaError(f"{out}: is a folder; name a file for the record, for example {out / 'rollout.json'}")
     with nullcontext() if out is None else locked(out):  # a disk that refuses does so now, not after hours
         record = _rollout(
-            run, worlds, k, episodes, parallel, seed, temperature, max_steps, size, progress, device, precision
+            run, worlds, k, episodes, parallel, seed, temperature, max_steps, size, progress, device, precision, videos
         )
         if out is not None:
             write_text(out, to_json(record.to_dict(), indent=2) + "\n")
@@ -197,6 +210,7 @@ def _rollout(
     progress: bool,
     device: str,
     precision: str,
+    videos: Path | None,
 ) -> RolloutResult:
     limits: dict[str, int | None] = {}
     for suite in map(members, worlds):
@@ -212,7 +226,7 @@ def _rollout(
             run, k=k, batch=parallel, temperature=temperature, seed=seed, device=device, precision=precision
         )
     size = size or getattr(agent, "image", (3, 64, 64))[1:]
-    result = rollout_worlds(agent, list(limits), episodes, parallel, seed, limits, size, progress)
+    result = rollout_worlds(agent, list(limits), episodes, parallel, seed, limits, size, progress, videos=videos)
     return replace(result, agent=str(run), k=k, temperature=temperature)
 
 
@@ -436,7 +450,7 @@ class _Evaluation:
                 lengths=[len(o.actions) for o in results],
                 **summarize([o.total for o in results], self.infos[world].reference),
                 success=judged if len(judged) == len(results) else None,
-                success_rate=proportion(judged) if judged and len(judged) == len(results) else None,
+                success_rate=wilson(float(np.mean(judged)), len(judged)) if len(judged) == len(results) else None,
                 tier=self.infos[world].tier,
                 lost=[f"episode {episode}: {tally.lost[episode]}" for episode in sorted(tally.lost)],
                 truncated=sum(o.truncated for o in results),
@@ -467,15 +481,15 @@ def _so_far(outcomes: Sequence[Outcome]) -> str:
 
 
 def mean_success(worlds: Sequence[WorldResult]) -> Estimate | None:
-    """The mean over worlds of their rates of success, those that judge it, with a bootstrap interval: over worlds if there are five or
-    more, else over episodes, in which case it says nothing about other worlds. None where no world judges success."""
+    """The mean over the worlds that judge success of their rates, None where none does.
+
+    Wilson's interval, for as many trials as there are episodes: a little too wide where worlds differ in difficulty. It says how well the
+    mean of these worlds is known, and nothing about other worlds or other trainings of the agent.
+    """
     judged = [world.success for world in worlds if world.success]
     if not judged:
         return None
-    success = np.concatenate(judged).astype(float)
-    weight = np.concatenate([np.full(len(s), 1 / len(s)) for s in judged])  # each world counts the same
-    world = np.repeat(np.arange(len(judged)), [len(s) for s in judged])
-    return bootstrap_ratio(success * weight, weight, world)
+    return wilson(float(np.mean([np.mean(success) for success in judged])), sum(map(len, judged)))
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

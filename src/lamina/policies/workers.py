@@ -8,7 +8,7 @@ worker: a script that opens worlds must do so under ``if __name__ == "__main__":
 
 Messages are tuples; each order is answered before the next: ``open NAME`` by ``open WorldInfo``; ``play`` by an ``observation`` for each
 decision (the next actions are sent back) and ``end Outcome``. Where the world's own expert or random policy acts, nothing is observed
-but, once a second, there is a ``busy``. ``film`` is answered by ``busy``s and ``film`` (the outcome, and whether it was written).
+but, once a second, there is a ``busy``. ``film`` is answered by ``busy``s and ``film`` (why there is no film of each take, or nothing).
 Instead of any answer there can be ``mistake`` (an input error, one line) or ``lost`` (a reason), after which the process ends.
 """
 
@@ -25,11 +25,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from multiprocessing import connection, forkserver
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, Self, cast
 
 import numpy as np
 
 import lamina.envs
+from lamina.data.lerobot.writer import VideoEncoding, write_video
 from lamina.envs.base import Action, Transition, World
 from lamina.errors import LaminaError
 from lamina.types import ActionSpec, ImageSize
@@ -40,6 +42,7 @@ PATIENCE = (
     120.0  # seconds without an answer until a worker is given up; opening a simulator on a busy machine takes many
 )
 GRACE = 5.0  # seconds that a worker has to close its world
+FILM = VideoEncoding(crf=20, g=30)
 CONTEXT = multiprocessing.get_context("forkserver")
 #: What the fork server imports: what workers need, and the main module of the command line, which each worker imports again.
 PRELOADED = ["lamina.envs.registry", "lamina.policies.workers", "lamina.cli"]
@@ -70,6 +73,15 @@ class Outcome:
     actions: Sequence[Action]
     truncated: bool
     success: bool | None
+
+
+@dataclass(frozen=True)
+class Take:
+    """An episode that has been played and is to be filmed."""
+
+    episode: int
+    outcome: Outcome
+    path: Path  # of the film
 
 
 @dataclass(frozen=True)
@@ -121,6 +133,8 @@ def serve(owner: Connection) -> None:
                     world.close()
                 world = make(*arguments, size)
                 link.send("open", WorldInfo.of(world))
+            elif order == "film":
+                link.send("film", _film(link, make, *arguments))
             else:
                 assert world is not None
                 link.send("end", _play(link, world, *arguments))
@@ -157,6 +171,28 @@ def _play(
         return getattr(world, cast(str, policy))(rng)
 
     return outcome(world, lamina.envs.play(world, ask if policy is None else decide, seed, episode, max_steps))
+
+
+def _film(link: _Link, make: Make, name: str, size: ImageSize, seed: int, takes: Sequence[Take]) -> list[str]:
+    """Plays episodes again and writes what the first camera shows; for each, why it could not be done, or nothing."""
+    reasons = []
+    with make(name, size) as world:
+        for take in takes:
+            frames: list[np.ndarray] = []
+            actions = iter(take.outcome.actions)
+
+            def again(rng: np.random.Generator, frames: list = frames, actions: Iterator[Action] = actions) -> Action:
+                if len(frames) % 10 == 0:
+                    link.send("busy")
+                frames.append(world.observe().frames[world.cameras[0]])
+                return next(actions)
+
+            found = outcome(world, lamina.envs.play(world, again, seed, take.episode, len(take.outcome.actions)))
+            same = (found.total, found.success) == (take.outcome.total, take.outcome.success)
+            if same:
+                write_video(take.path, frames, world.fps, FILM)
+            reasons.append("" if same else f"played again, its return is {found.total:g}")
+    return reasons
 
 
 def outcome(world: World, steps: Iterable[Transition]) -> Outcome:
@@ -226,6 +262,10 @@ class Worker:
     def act(self, planned: Sequence[Action]) -> None:
         """The next actions, in turn; the next observation follows them."""
         self._send(planned)
+
+    def film(self, world: str, size: ImageSize, seed: int, takes: Sequence[Take]) -> None:
+        """Episodes of a world, played again with pictures of ``size`` and filmed."""
+        self._send(("film", world, size, seed, takes))
 
     def _send(self, message: Any) -> None:
         self._answered = time.monotonic()
