@@ -142,7 +142,7 @@ def test_rollout_sends_observations_to_a_policy_and_frames_to_a_plain_one() -> N
             return np.zeros((2, policy.spec.dim))
 
     record = rollout_worlds(policy, worlds, **options)
-    assert rollout_worlds(Plain(), worlds, **options)["worlds"] == record["worlds"]
+    assert rollout_worlds(Plain(), worlds, **options).worlds == record.worlds
     assert len(policy.seen) == len(shown)
     for observed, frames in zip(policy.seen, shown, strict=True):
         assert list(observed.frames) == ["image"] and observed.proprio is None and len(observed.task) == 2

@@ -338,13 +338,16 @@ STEPS_OF_ONE = [
 def test_training_on_views_of_other_states_warns(same, tmp_path, monkeypatch, capsys):
     if not same:
         elsewhere = Grid(size=(16, 16))
-        rng = np.random.default_rng(0)
+        rng = np.random.default_rng(1)
 
         def observe(world: Grid) -> Observation:
             elsewhere._noise, elsewhere.position = rng, tuple(rng.integers((ROWS, GRID_CELLS)))
-            return Observation({"grid": world._picture(), "paired": elsewhere._picture()})
+            elsewhere._draw()
+            return Observation(
+                {"grid": world._picture(world._rows["grid"]), "paired": elsewhere._picture(elsewhere._rows["paired"])}
+            )
 
-        monkeypatch.setattr(Grid, "_observe", observe)
+        monkeypatch.setattr(Grid, "observe", observe)
     data = str(tmp_path / "data")
     assert main(["collect", "grid", "--out", data, "--episodes", "20", "--size", "16", "16"]) == 0
     run = str(tmp_path / "run")

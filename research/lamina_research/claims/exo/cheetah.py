@@ -181,7 +181,9 @@ class CheetahStudy(Study[CheetahSetup]):
         record = rollout.rollout_worlds(
             policy, [s.data.world], s.episodes, s.parallel, seed=1000 + seed, max_steps=s.steps, size=s.options["image"], progress=False
         )  # fmt: skip
-        return float(record["worlds"][s.data.world]["above_random"]) / 100
+        above = record.worlds[s.data.world].above_random
+        assert above is not None, f"{s.data.world} publishes no returns"
+        return above / 100
 
     def cloning(self, seed: int) -> float:
         """The return of behaviour cloning on all actions."""

@@ -74,7 +74,7 @@ class FlexLAMSetup(StudySetup):
 
 
 #: The worlds of the normalised return: the suite without the world of the narrow-source claim, as in the paper (App. A.2).
-NORMALIZED = tuple(world for world in SUITES["doom-suite"] if world != "deadly_corridor")
+NORMALIZED = tuple(world for world in SUITES["doom-suite"].worlds if world != "deadly_corridor")
 
 #: At cpu scale the decoder is a U-Net: a rectified flow needs more steps than two cores give.
 SETUPS = {
@@ -326,9 +326,10 @@ class FlexLAMStudy(Study[FlexLAMSetup]):
                 loaded, load_token_model(folder / "policy", loaded.lam), align.load_translator(translator)[0],
                 k=k, batch=s.parallel, temperature=s.temperature, seed=model.seed,
             )  # fmt: skip
-            return rollout.rollout_worlds(
+            result = rollout.rollout_worlds(
                 agent, s.worlds, s.episodes, s.parallel, seed=1000 + model.seed, size=loaded.config.image[1:], progress=False
             )  # fmt: skip
+            return result.to_dict()
 
         record = self.experiment.cached_value(key, (rollout, latent, model.method), compute)
         return {"above_random": float(record["above_random"]), "percent_of_expert": float(record["normalized"])}

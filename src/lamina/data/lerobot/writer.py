@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -41,6 +41,7 @@ INDEX_FEATURES = {
     name: {"dtype": "float32" if name == "timestamp" else "int64", "shape": [1], "names": None}
     for name in ("timestamp", "frame_index", "episode_index", "index", "task_index")
 }
+CAMERA_PREFIX = "observation.images."  # of the features that hold cameras
 ENCODERS = {"h264": "libx264", "av1": "libsvtav1"}
 
 
@@ -244,6 +245,30 @@ class VideoEncoding:
 SMALL_PICTURES = VideoEncoding(crf=10, pix_fmt="yuv444p")
 
 
+def open_video(
+    path: Path, fps: Fraction, height: int, width: int, encoding: VideoEncoding
+) -> tuple[av.container.OutputContainer, av.VideoStream]:
+    """A new video file, and its stream to encode pictures with."""
+    container = av.open(f"file:{path}", "w")
+    options = {"g": str(encoding.g), "crf": str(encoding.crf), "bf": "0", "forced-idr": "1"}
+    codec = ENCODERS.get(encoding.codec, encoding.codec)
+    stream = cast(av.VideoStream, container.add_stream(codec, rate=fps, options=options))
+    stream.height, stream.width = height, width
+    stream.pix_fmt = encoding.for_size(height, width)
+    return container, stream
+
+
+def write_video(path: Path, frames: Sequence[UInt8[np.ndarray, "h w 3"]], fps: float, encoding: VideoEncoding) -> None:
+    """A video file of its own. Raises LaminaError where it cannot be written."""
+    height, width, _ = frames[0].shape
+    with writing(path):
+        container, stream = open_video(path, Fraction(fps).limit_denominator(1001), height, width, encoding)
+        with container:
+            for frame in frames:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+            container.mux(stream.encode())
+
+
 class _VideoTrack:
     """The files of one camera and one split, in which episodes lie end to end."""
 
@@ -259,13 +284,8 @@ class _VideoTrack:
         height, width, _ = self.shape
         path = self.folder / f"{len(self.files):06d}.mp4"
         self.folder.mkdir(parents=True, exist_ok=True)
-        container = av.open(f"file:{path}", "w")
+        container, self.stream = open_video(path, self.fps, height, width, self.encoding)
         self.files.append(path)
-        options = {"g": str(self.encoding.g), "crf": str(self.encoding.crf), "bf": "0", "forced-idr": "1"}
-        codec = ENCODERS.get(self.encoding.codec, self.encoding.codec)
-        self.stream = cast(av.VideoStream, container.add_stream(codec, rate=self.fps, options=options))
-        self.stream.height, self.stream.width = height, width
-        self.stream.pix_fmt = self.encoding.for_size(height, width)
         self.count = self.size = 0
         return container
 
