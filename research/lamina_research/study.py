@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from lamina.data.sampling import DataConfig
 from lamina.envs import collect
@@ -54,6 +54,7 @@ class ModelSpec:
         return {**options, **dict(self.options)}
 
 
+@runtime_checkable
 class StudySetup(Protocol):
     """What a setup must say."""
 
