@@ -65,8 +65,8 @@ class ActionSpec:
         d, shape = len(self.discrete), actions.shape[:-2]
         return np.concatenate([part.reshape(*shape, -1) for part in (actions[..., :d], actions[..., d:])], axis=-1)
 
-    def unpack(self, packed: Float[np.ndarray, "*b n*a"]) -> Float[np.ndarray, "*b n a"]:
-        """The inverse of :meth:`pack`."""
+    def unpack(self, packed: Float[np.ndarray, "*b c"]) -> Float[np.ndarray, "*b n a"]:
+        """The inverse of :meth:`pack`: c = n a."""
         steps = packed.shape[-1] // self.dim
         parts = np.split(packed, [steps * len(self.discrete)], axis=-1)
         return np.concatenate(
