@@ -11,6 +11,7 @@ import pytest
 #: An int is a float, as type checkers say (PEP 484).
 CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 jaxtyping.install_import_hook(["lamina", "lamina_research"], CHECKER)
+jaxtyping.config.update("jaxtyping_disable", True)  # outside of tests
 
 
 @pytest.hookimpl(tryfirst=True)  # before the fixtures of a module

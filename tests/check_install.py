@@ -68,8 +68,9 @@ without = []
 for name in names:
     try:
         importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        assert error.name.split(".")[0] in SIMULATORS and name.startswith("lamina.envs."), f"{name} needs {error.name}"
+    except (ModuleNotFoundError, lamina.LaminaError) as error:
+        missing = error if isinstance(error, ModuleNotFoundError) else error.__cause__
+        assert missing.name.split(".")[0] in SIMULATORS and name.startswith("lamina.envs."), f"{name} needs {missing.name}"
         without.append(name)
 assert without and len(names) > 100, (without, len(names))
 print(f"imported {len(names) - len(without)} modules; a simulator is missing for {', '.join(without)}")

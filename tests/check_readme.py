@@ -129,12 +129,17 @@ def check_tree(text: str, root: Path) -> list[str]:
     return wrong
 
 
+def pages(root: Path) -> list[Path]:
+    """README.md, and the pages of docs and bench."""
+    return [root / "README.md", *sorted(root.glob("docs/**/*.md")), *sorted(root.glob("bench/*.md"))]
+
+
 def check(root: Path, parse: Parse) -> list[str]:
     """Every lie of the pages under ROOT, one line each."""
     makefile = (root / "Makefile").read_text(encoding="utf-8")
     readme = root / "README.md"
     wrong = []
-    for page in (readme, *sorted(root.glob("docs/**/*.md")), *sorted(root.glob("bench/*.md"))):
+    for page in pages(root):
         text = page.read_text(encoding="utf-8")
         lies = check_commands(text, makefile, parse) + check_links(text, page.parent)
         lies += check_tree(text, root) if page == readme else []

@@ -125,7 +125,9 @@ def test_a_codebook_gives_a_policy_and_no_codebook_is_refused(run, data):
             lamina.train_policy(run, data, **small)
         assert "\n" not in str(caught.value) and not (run.path / "policy" / "config.json").exists()
         return
-    lamina.align(run, data, labels=40, steps=4, device="cpu", layers=1, size="debug", camera=TRAINING["camera"])
+    # Quantised: what a token model predicts, whichever side a method's latent action is.
+    align = {"labels": 40, "steps": 4, "layers": 1, "size": "debug", "side": "quantised"}
+    lamina.align(run, data, device="cpu", camera=TRAINING["camera"], **align)
     src, _, _ = pairs_of_frames(data, 0.1)
     frames = src.permute(0, 2, 3, 1).numpy()[:5]
 
