@@ -26,7 +26,7 @@ demo: $(BIN)/demo-is-here
 	$(BIN)/python demo.py
 
 test: $(BIN)/dev-is-here
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 $(OPTIONS)
 
 lint: $(BIN)/dev-is-here
 	$(BIN)/ruff check .
