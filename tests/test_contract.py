@@ -6,7 +6,6 @@ everything a method can ask for, and used.
 
 from __future__ import annotations
 
-import itertools
 import json
 import shutil
 import signal
@@ -15,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import lamina
 from lamina import methods
@@ -25,7 +23,7 @@ from lamina.models.lam import LAM
 from lamina.policies.base import Policy
 from lamina.training.recipe import recipe_of
 from planted import SIZE, write_complete
-from processes import die, in_child
+from processes import dies_after_step, in_child
 
 torch.set_num_threads(1)
 pytestmark = pytest.mark.typed
@@ -165,8 +163,7 @@ def test_joint_alignment_moves_a_copy_of_the_model(method, run, data):
 
 def test_a_killed_run_resumes_to_the_same_weights(method, run, data, tmp_path):
     def killed() -> None:
-        steps = itertools.count(1)
-        register_optimizer_step_post_hook(lambda *_: die() if next(steps) == 3 else None)
+        dies_after_step(3)
         lamina.train(method, data, out=tmp_path / "run", **TRAINING)
 
     assert in_child(killed) == signal.SIGKILL
