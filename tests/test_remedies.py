@@ -33,6 +33,7 @@ from lamina.types import Clip
 from test_methods import clip, every_method
 
 torch.set_num_threads(1)
+pytestmark = pytest.mark.typed
 SMALL = {"size": "debug", "image": (16, 16), "slots": 4}
 REMEDIES = {
     "cross_exogenous": {"cross_exogenous": 1.0},
