@@ -120,6 +120,7 @@ def test_alam_decodes_one_drawn_pair_beside_paired_views():
         torch.testing.assert_close(one[term].mean(), every[term].mean(), rtol=0.02, atol=0)
 
 
+@pytest.mark.typed(False)
 def test_a_method_that_returns_no_loss_output_is_one_line():
     module = methods.load("lapo")
     options = module.Config(**SMALL)
