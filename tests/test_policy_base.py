@@ -17,6 +17,7 @@ from lamina.policies.rollout import rollout_worlds
 from lamina.policies.token_policy import TokenPolicy
 from lamina.types import ActionSpec
 
+pytestmark = pytest.mark.typed
 FRAMES = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
 
 
@@ -64,6 +65,7 @@ def test_act_is_a_batch_of_one() -> None:
         Mean(2).act(FRAMES[0])
 
 
+@pytest.mark.typed(False)
 @pytest.mark.parametrize("wrong", [FRAMES[:1], FRAMES[0], FRAMES.astype(np.float32), FRAMES[..., :2]])
 def test_frames_of_another_kind_are_refused(wrong: np.ndarray) -> None:
     with pytest.raises(

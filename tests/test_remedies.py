@@ -33,6 +33,7 @@ from lamina.types import Clip
 from test_methods import clip, every_method
 
 torch.set_num_threads(1)
+pytestmark = pytest.mark.typed
 SMALL = {"size": "debug", "image": (16, 16), "slots": 4}
 REMEDIES = {
     "cross_exogenous": {"cross_exogenous": 1.0},
@@ -119,6 +120,7 @@ def test_alam_decodes_one_drawn_pair_beside_paired_views():
         torch.testing.assert_close(one[term].mean(), every[term].mean(), rtol=0.02, atol=0)
 
 
+@pytest.mark.typed(False)
 def test_a_method_that_returns_no_loss_output_is_one_line():
     module = methods.load("lapo")
     options = module.Config(**SMALL)

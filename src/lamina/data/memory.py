@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -26,6 +26,7 @@ from lamina.types import ActionSpec
 CAMERA = "image"  # what the camera of an episode with one array of frames is called
 
 
+@runtime_checkable
 class EpisodeLike(Protocol):
     """One episode of an :class:`InMemoryDataset`: a dataclass, a namedtuple, any object with ``frames``. Optional attributes:
 

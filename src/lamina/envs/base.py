@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Self
 
 import numpy as np
 from jaxtyping import Float, Shaped, UInt8
@@ -83,7 +82,7 @@ class World(ABC):
     def close(self) -> None:  # noqa: B027 (most worlds hold nothing)
         """Frees what the simulator holds. Safe to call twice."""
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> World:
         return self
 
     def __exit__(self, *_: object) -> None:

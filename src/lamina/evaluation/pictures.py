@@ -79,7 +79,8 @@ def swap_picture(scores: Mapping[str, SwapScore], path: Path) -> None:
 def composed_picture(subject: Subject, clip: Clip, path: Path, rows: int = 4) -> None:
     """Triplets: the last frame decoded from its own latent and from the sum of the two short ones, from its own start and from a frame of
     another episode."""
-    chosen = clip[most_changed(Clip(clip.frames[:, [0, 2]], clip.time, clip.index, clip.episode), rows)]
+    ends = Clip(clip.frames[:, [0, 2]], clip.time[:, [0, 2]], clip.index[:, [0, 2]], clip.episode)
+    chosen = clip[most_changed(ends, rows)]
     i, j, k = (chosen.frames[:, n] for n in range(3))
     direct, composed = subject.latents(i, k), subject.latents(i, j) + subject.latents(j, k)
     other = clip.frames[other_episode(clip.episode, chosen.episode), 0]

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Shaped, UInt8
@@ -38,6 +38,7 @@ TIMING_TOLERANCE = 0.25
 CAMERA = "image"  # what the one camera is called in the observations of a policy that names none: the worlds' own names differ
 
 
+@runtime_checkable
 class PlainPolicy(Protocol):
     """Any object with these two methods: a policy of frames alone, without the base class :class:`lamina.policies.base.Policy`.
 

@@ -26,7 +26,7 @@ from dataclasses import dataclass, fields
 from multiprocessing import connection, forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, cast
 
 import numpy as np
 
@@ -389,7 +389,7 @@ class Workers:
         """Ends all workers. Safe to call twice; a later use starts them again."""
         self.end(range(len(self)))
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Workers:
         return self
 
     def __exit__(self, *_: object) -> None:

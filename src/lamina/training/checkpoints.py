@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 import torch
 import torch.distributed as dist
@@ -47,6 +47,7 @@ class _Manifest:
     files: dict[str, _File]
 
 
+@runtime_checkable
 class Stream(Protocol):
     """An endless stream of batches (:class:`Clip` or anything with ``.to(device)``) whose position can be saved and restored."""
 

@@ -26,7 +26,7 @@ class LabelledTransitions(TensorRecord):
     """Labelled transitions with their latents. ``z`` holds all slots, before any prefix is cut; ``clip`` keeps the frames."""
 
     z: Float[Tensor, "n k d"]
-    previous: Float[Tensor, "n a"]
+    previous: Float[Tensor, "n a1"]
     action: Float[Tensor, "n a"]
     episode: Int[Tensor, "n"]
     clip: Clip | None = None
