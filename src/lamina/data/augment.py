@@ -42,3 +42,20 @@ def _through(frames: UInt8[Tensor, "b t c h w"], transform: Float[Tensor, "b 2 3
     grid = F.affine_grid(transform, list(pictures.shape), align_corners=False)
     shown = F.grid_sample(pictures, grid, padding_mode="reflection", align_corners=False)
     return to_uint8(shown).view_as(frames)
+
+
+def shifted(frames: UInt8[Tensor, "b v t c h w"], share: float, draws: Rng) -> UInt8[Tensor, "b v t c h w"]:
+    """Every view of every sample moved by a whole number of pixels, each way at most ``share`` of the longer side (DrQ, Kostrikov et al.
+    2021); the border is repeated. The frames of a view's history move together."""
+    b, v, _, _, height, width = frames.shape
+    most = round(share * max(height, width))
+    by = (draws.uniform(b, v, 2) * (2 * most + 1)).long() - most
+    rows, columns = (
+        (torch.arange(side, device=frames.device) + by[..., n, None]).clamp(0, side - 1)
+        for n, side in enumerate((height, width))
+    )
+    sample, view = torch.arange(b, device=frames.device)[:, None], torch.arange(v, device=frames.device)
+    picked = frames.permute(0, 1, 4, 5, 2, 3)[
+        sample[..., None, None], view[:, None, None], rows[..., :, None], columns[..., None, :]
+    ]  # [b v h w t c]
+    return picked.permute(0, 1, 4, 5, 2, 3)

@@ -1,0 +1,136 @@
+"""Options of the flow policy, and the shapes of what it reads and generates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from lamina.errors import LaminaError
+from lamina.models.config import NETWORK_SIZES, SizeName
+from lamina.options import check_options
+from lamina.records import Count, Image, Seconds, Some
+from lamina.types import ActionSpec
+
+Form = Literal["alam", "villa_x"]
+Generation = Literal["joint", "two_stage"]
+Framework = Literal["flow", "diffusion"]
+Intervention = Literal["none", "freeze", "block", "shuffle"]
+
+
+@dataclass(frozen=True)
+class FlowConfig:
+    """What the policy generates, what it reads, and how large it is."""
+
+    size: SizeName = "tiny"
+    """width, depth and channels of all networks"""
+    form: Form = "alam"
+    """alam: a latent of every view beside every action, in one network; villa_x: two experts, a plan of latents that lie end to end, and
+    attention from the actions to it that is dropped at random in training"""
+    latents: Literal["lam", "none"] = "lam"
+    """lam: generate the LAM's continuous latents with the actions; none: the actions alone"""
+    generation: Generation = "joint"
+    """joint: latents and actions at once; two_stage: first the latents, then actions that see the finished latents"""
+    framework: Framework = "flow"
+    """flow: flow matching, Euler steps; diffusion: noise prediction, DDIM steps (needs the diffusers library)"""
+    chunk: int | None = None
+    """H, actions that a decision generates; default: 8, villa_x 4"""
+    replan: int | None = None
+    """r, actions that are carried out before the next decision; default: half of the chunk"""
+    latent_steps: int | None = None
+    """N, latents that a decision generates; default: one beside every action, villa_x 6"""
+    latent_gap: float | None = None
+    """seconds between the two frames of a latent; default: the LAM's label gap. At a high control rate that is longer than one step"""
+    flow_steps: int = 8
+    """Euler or DDIM steps of a decision"""
+    latent_weight: float = 1.0
+    """weight of the loss of each view's latents"""
+    action_weight: float = 1.0
+    """weight of the loss of the actions"""
+    labels: int | None = None
+    """episodes with actions, for each task; the other episodes train the latents alone. Default: all"""
+    share: float = 0.5
+    """share of labelled rows in a batch, where there are unlabelled episodes and latents"""
+    cameras: tuple[str, ...] = ()
+    """cameras that the policy sees; default: all of the data"""
+    context: int = 1
+    """frames of history of each camera, one a decision"""
+    proprio: str = "auto"
+    """feature with the proprioception; auto: observation.state where the data has it; none"""
+    task: bool = True
+    """read what is to be done, in words"""
+    action: str = "auto"
+    """feature with the actions; auto: expert_action where the data has it (the expert's choice where noise was added), else action"""
+    shift: float = 0.0625
+    """augmentation: largest random shift of the pictures, as a share of their side; 0: none"""
+    backbone: str = "conv"
+    """what reads the pictures: conv, a small network for each camera"""
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        if self.steps_of_latents != self.actions and self.form == "alam":
+            raise LaminaError(
+                f"the alam form has a latent beside every action: --latent-steps {self.latent_steps} is not the chunk's {self.actions}"
+            )
+        if self.executed > self.actions:
+            raise LaminaError(f"--replan {self.executed} is more than the {self.actions} actions of a chunk")
+        if len(set(self.cameras)) < len(self.cameras):
+            raise LaminaError(f"--cameras names one twice: {', '.join(self.cameras)}")
+
+    @property
+    def actions(self) -> int:
+        """H."""
+        return self.chunk or (4 if self.form == "villa_x" else 8)
+
+    @property
+    def executed(self) -> int:
+        """r."""
+        return self.replan or max(1, self.actions // 2)
+
+    @property
+    def steps_of_latents(self) -> int:
+        """N."""
+        return self.latent_steps or (6 if self.form == "villa_x" else self.actions)
+
+    @property
+    def dimensions(self) -> Dimensions:
+        """Those of the size."""
+        size = NETWORK_SIZES[self.size]
+        return Dimensions(size.width, size.heads, 2 * size.layers, 2 * size.channels)
+
+
+@dataclass(frozen=True)
+class Dimensions:
+    """Of the networks."""
+
+    width: int
+    heads: int
+    layers: int
+    channels: int
+
+
+Names = Annotated[tuple[str, ...], Field(max_length=10_000)]
+
+
+@dataclass(frozen=True)
+class FlowShapes:
+    """What a policy was made for. Frames are those of its data, ``fps`` of them a second."""
+
+    image: Image
+    cameras: Names
+    discrete: Annotated[tuple[Count, ...], Field(max_length=1024)]
+    continuous: Some
+    names: Names  # of the action's dimensions
+    proprio: Some  # numbers; 0: none
+    latent: Some  # numbers of one latent; 0: none
+    gap: Count  # frames between the two of a latent
+    stride: Count  # frames from one latent to the next
+    fps: Seconds
+    tasks: Names  # of the training data, in words
+    columns: tuple[str, str]  # features with the actions and the proprioception ("" = none)
+    fingerprint: str  # of the LAM (lamina.policies.encoded.fingerprint)
+
+    @property
+    def spec(self) -> ActionSpec:
+        return ActionSpec(self.discrete, self.continuous, self.names)

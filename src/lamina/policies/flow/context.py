@@ -1,0 +1,105 @@
+"""What a flow policy sees, and the networks that read it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from lamina.data.episodes import task_vector
+from lamina.errors import LaminaError
+from lamina.images import to_float
+from lamina.models.layers import MLP, ConvBlock, group_norm, position_embedding
+from lamina.policies.flow.config import FlowConfig, FlowShapes
+from lamina.types import TASK_WIDTH, TensorRecord
+
+LARGEST_MAP = 6  # side of the convolutional encoder's last feature map, at most
+
+
+@dataclass(frozen=True)
+class Context(TensorRecord):
+    """What is seen in b decisions."""
+
+    frames: UInt8[Tensor, "b v t c h w"]  # v cameras, t frames of history, the latest last
+    proprio: Float[Tensor, "b t p"] | None
+    words: tuple[str, ...]  # the task of each decision ("" = unknown)
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+
+class ObservationEncoder(Protocol):
+    """Reads a context; a module. It sees no time and no noise, so a decision encodes its context once."""
+
+    width: int  # channels of its tokens
+
+    def __call__(self, context: Context) -> Float[Tensor, "b n d"]:
+        """The context as tokens, as many in every row. ``proprio`` is standardised."""
+        ...
+
+
+class CameraEncoder(nn.Module):
+    """Strided convolutions from the stacked frames of one camera to tokens of a small map. [n c h w] -> [n p d]."""
+
+    def __init__(self, channels: int, size: tuple[int, int], first: int, width: int):
+        super().__init__()
+        side, stages = max(size) // 4, 0
+        while side > LARGEST_MAP:
+            side, stages = -(-side // 2), stages + 1
+        stride = 4 * 2**stages
+        if size[0] % stride or size[1] % stride:
+            raise LaminaError(
+                f"image {size[0]}x{size[1]} is not a multiple of {stride}, which the policy's convolutional encoder needs; train the LAM "
+                "at another --image, or choose a --backbone"
+            )
+        layers: list[nn.Module] = [nn.Conv2d(channels, first, 8, stride=4, padding=2)]
+        for _ in range(stages):
+            layers += [group_norm(first), nn.SiLU(), nn.Conv2d(first, 2 * first, 4, stride=2, padding=1)]
+            first *= 2
+        self.net = nn.Sequential(*layers, ConvBlock(first), group_norm(first), nn.SiLU())
+        self.project = nn.Linear(first, width)
+        self.place = position_embedding((size[0] // stride) * (size[1] // stride), width)
+
+    def forward(self, pictures: Float[Tensor, "n c h w"]) -> Float[Tensor, "n p d"]:
+        return self.project(self.net(pictures).flatten(2).transpose(1, 2)) + self.place
+
+
+class ConvObservationEncoder(nn.Module):
+    """A small convolutional network for each camera; one token for the proprioception, one for the task. [b n d].
+
+    The words are read as :func:`lamina.data.episodes.task_vector`, which tells tasks apart and understands none.
+    """
+
+    def __init__(self, config: FlowConfig, shapes: FlowShapes):
+        super().__init__()
+        size = config.dimensions
+        self.width = size.width
+        channels, height, width = shapes.image
+        self.cameras = nn.ModuleList(
+            CameraEncoder(channels * config.context, (height, width), size.channels, size.width) for _ in shapes.cameras
+        )
+        self.proprio = MLP(config.context * shapes.proprio, size.width, size.width) if shapes.proprio else None
+        self.task = MLP(TASK_WIDTH, size.width, size.width) if config.task else None
+        self.norm = nn.LayerNorm(size.width)
+
+    def forward(self, context: Context) -> Float[Tensor, "b n d"]:
+        views = to_float(context.frames).flatten(2, 3).unbind(1)
+        tokens = [camera(view) for camera, view in zip(self.cameras, views, strict=True)]
+        if self.proprio is not None:
+            assert context.proprio is not None
+            tokens.append(self.proprio(context.proprio.flatten(1)).unsqueeze(1))
+        if self.task is not None:
+            vectors = torch.from_numpy(np.stack([task_vector(words) for words in context.words]))
+            tokens.append(self.task(vectors.to(views[0].device)).unsqueeze(1))
+        return self.norm(torch.cat(tokens, dim=1))
+
+
+def make_observation_encoder(config: FlowConfig, shapes: FlowShapes) -> ObservationEncoder:
+    """The encoder that ``config.backbone`` names. Raises LaminaError for an unknown one."""
+    if config.backbone != "conv":
+        raise LaminaError(f"--backbone {config.backbone}: unknown; choose conv")
+    return ConvObservationEncoder(config, shapes)

@@ -1,0 +1,149 @@
+"""The transformer that predicts the velocities of latents and actions.
+
+Tokens are N v latents (v views) and H actions, each with the embedding of its step and of what it is. Which token sees which, beside the
+context, which all see:
+
+    alam      a latent: the latents of its step and of the steps before; an action: those, and the actions up to its own (ALAM §3.3)
+    villa_x   a latent: all latents; an action: all latents and all actions (block-wise causal, villa-X §3.2)
+
+So no latent depends on an action, and the order [z_1, u_1, z_2, u_2, ...] of the papers is in the mask, not in the layout. Latents and
+actions have one set of weights in alam and one each (two experts) in villa_x.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from lamina.models.decoders.flow import timestep_embedding
+from lamina.models.layers import MLP, AdaLNBlock, attend, position_embedding
+from lamina.policies.flow.config import FlowConfig, FlowShapes, Form
+
+Memory = list[Float[Tensor, "b n 2d"]]  # keys and values of the context, by layer
+
+
+def structure(form: Form, latent_steps: int, views: int, actions: int) -> Bool[Tensor, "n n"]:
+    """Which of the N v latents (step after step) and H actions each of them sees: the table above."""
+    step = torch.cat([torch.arange(latent_steps).repeat_interleave(views), torch.arange(actions)])
+    is_action = torch.arange(len(step)) >= latent_steps * views
+    seen = ~is_action[None, :] | is_action[:, None]  # nothing but an action sees an action
+    return seen if form == "villa_x" else seen & (step[None, :] <= step[:, None])
+
+
+class FlowLayer(nn.Module):
+    """One layer: every expert's tokens attend to the context and to one another."""
+
+    def __init__(self, width: int, heads: int, context: int, experts: int):
+        super().__init__()
+        self.heads = heads
+        self.memory = nn.Linear(context, 2 * width)
+        self.experts = nn.ModuleList(AdaLNBlock(width, heads) for _ in range(experts))
+
+    def forward(
+        self,
+        groups: list[Float[Tensor, "b n d"]],
+        condition: Float[Tensor, "#b d"],
+        memory: Float[Tensor, "b m 2d"],
+        mask: Bool[Tensor, "#b n k"],
+    ) -> list[Float[Tensor, "b n d"]]:
+        """``groups``: the tokens of each expert."""
+        experts: list[AdaLNBlock] = list(self.experts)[: len(groups)]  # type: ignore[arg-type]
+        parts = [block.modulate(condition) for block in experts]
+        projected = [
+            block.attention.qkv(block.before(x, part)) for block, x, part in zip(experts, groups, parts, strict=True)
+        ]
+        q, k, v = torch.cat(projected, dim=1).chunk(3, dim=-1)
+        seen_k, seen_v = memory.chunk(2, dim=-1)
+        out = attend(q, torch.cat([seen_k, k], 1), torch.cat([seen_v, v], 1), self.heads, mask)
+        attended = out.split([x.shape[1] for x in groups], dim=1)
+        return [
+            block.after(x, block.attention.out(y), part)
+            for block, x, y, part in zip(experts, groups, attended, parts, strict=True)
+        ]
+
+
+class FlowNetwork(nn.Module):
+    """Noised latents and actions at a time, and the context -> their velocities (or their noise: see lamina.policies.flow.framework)."""
+
+    seen: Tensor
+
+    def __init__(self, config: FlowConfig, shapes: FlowShapes, context: int):
+        super().__init__()
+        size, self.views = config.dimensions, len(shapes.cameras) if shapes.latent else 0
+        self.width, steps, width = size.width, config.steps_of_latents if self.views else 0, size.width
+        self.apart = config.form == "villa_x" and self.views > 0  # latents and actions have an expert each
+        self.action_in, self.action_out = nn.Linear(shapes.spec.width, width), nn.Linear(width, shapes.spec.width)
+        self.latent_in = nn.ModuleList(nn.Linear(shapes.latent, width) for _ in range(self.views))
+        self.latent_out = nn.ModuleList(nn.Linear(width, shapes.latent) for _ in range(self.views))
+        self.action_place = position_embedding(config.actions, width)
+        self.latent_place = nn.Parameter(0.02 * torch.randn(steps, self.views, width))
+        two_stage = bool(self.views) and config.generation == "two_stage"
+        self.finished = nn.Parameter(0.02 * torch.randn(width)) if two_stage else None
+        self.time = MLP(width, width)
+        self.layers = nn.ModuleList(FlowLayer(width, size.heads, context, 1 + self.apart) for _ in range(size.layers))
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.modulation = nn.Linear(width, 2 * width)
+        for layer in (self.modulation, self.action_out, *self.latent_out):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        self.register_buffer("seen", structure(config.form, steps, self.views, config.actions), persistent=False)
+
+    def memory(self, context: Float[Tensor, "b n d"]) -> Memory:
+        """Keys and values of the context's tokens; they depend on nothing else, so a decision computes them once."""
+        return [layer.memory(context) for layer in self.layers]  # type: ignore[operator]
+
+    def forward(
+        self,
+        memory: Memory,
+        time: Float[Tensor, "#b"],
+        latents: Float[Tensor, "b n v l"] | None,
+        actions: Float[Tensor, "b h e"] | None,
+        valid: Bool[Tensor, "#b k"] | None = None,
+        visible: Bool[Tensor, "#b n v"] | None = None,
+        finished: bool = False,
+    ) -> tuple[Float[Tensor, "b n v l"] | None, Float[Tensor, "b h e"] | None]:
+        """The velocities of what is given; a policy of latents may leave out the actions, on which no latent depends.
+
+        ``valid``: which of all tokens, latents first, may be seen at all (None: each); ``visible``: which latents the actions may see (None:
+        each); ``finished``: the latents are as they will be, not noised (the second stage of two).
+        """
+        groups = []
+        if latents is not None:
+            x = torch.stack([layer(latents[:, :, i]) for i, layer in enumerate(self.latent_in)], dim=2)
+            x = x + self.latent_place if not finished else x + self.latent_place + self.finished
+            groups.append(x.flatten(1, 2))
+        if actions is not None:
+            groups.append(self.action_in(actions) + self.action_place)
+        lengths = [group.shape[1] for group in groups]
+        mask = self._mask(memory[0].shape[1], sum(lengths), valid, visible)
+        condition = self.time(timestep_embedding(time, self.width))
+        if not self.apart:
+            groups = [torch.cat(groups, dim=1)]
+        for layer, kept in zip(self.layers, memory, strict=True):
+            groups = layer(groups, condition, kept, mask)
+        shift, scale = self.modulation(F.silu(condition)).unsqueeze(1).chunk(2, dim=-1)
+        out = list((self.norm(torch.cat(groups, dim=1)) * (1 + scale) + shift).split(lengths, dim=1))
+        u = self.action_out(out.pop()) if actions is not None else None
+        if latents is None:
+            return None, u
+        y = out[0].unflatten(1, latents.shape[1:3])
+        return torch.stack([layer(y[:, :, i]) for i, layer in enumerate(self.latent_out)], dim=2), u
+
+    def _mask(
+        self,
+        context: int,
+        tokens: int,
+        valid: Bool[Tensor, "#b k"] | None,
+        visible: Bool[Tensor, "#b n v"] | None,
+    ) -> Bool[Tensor, "#b k m"]:
+        """Which of the context and the ``tokens`` each token sees."""
+        seen = self.seen[None, :tokens, :tokens]
+        if valid is not None:
+            seen = seen & valid[:, None, :tokens]
+        if visible is not None:
+            hidden = F.pad(~visible.flatten(1), (0, tokens - visible[0].numel()))  # never an action
+            is_action = torch.arange(tokens, device=seen.device) >= visible[0].numel()
+            seen = seen & ~(hidden[:, None, :] & is_action[:, None])
+        return F.pad(seen, (context, 0), value=True)
