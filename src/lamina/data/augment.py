@@ -49,13 +49,10 @@ def shifted(frames: UInt8[Tensor, "b v t c h w"], share: float, draws: Rng) -> U
     2021); the border is repeated. The frames of a view's history move together."""
     b, v, _, _, height, width = frames.shape
     most = round(share * max(height, width))
-    by = (draws.uniform(b, v, 2) * (2 * most + 1)).long() - most
     rows, columns = (
-        (torch.arange(side, device=frames.device) + by[..., n, None]).clamp(0, side - 1)
-        for n, side in enumerate((height, width))
+        torch.arange(-most, side + most, device=frames.device).clamp(0, side - 1) for side in (height, width)
     )
+    places = frames[..., rows, :][..., columns].unfold(-2, height, 1).unfold(-2, width, 1)  # [b v t c y x h w]
+    y, x = (draws.uniform(b, v, 2) * (2 * most + 1)).long().unbind(-1)
     sample, view = torch.arange(b, device=frames.device)[:, None], torch.arange(v, device=frames.device)
-    picked = frames.permute(0, 1, 4, 5, 2, 3)[
-        sample[..., None, None], view[:, None, None], rows[..., :, None], columns[..., None, :]
-    ]  # [b v h w t c]
-    return picked.permute(0, 1, 4, 5, 2, 3)
+    return places[sample, view, :, :, y, x]

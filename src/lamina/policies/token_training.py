@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import shutil
 import time
@@ -25,6 +24,7 @@ from lamina.files import disk_errors, locked, read_json, write_text
 from lamina.models.bottlenecks.fsq import FSQ
 from lamina.models.hub import LatentActionModel
 from lamina.models.lam import LAM
+from lamina.policies.encoded import fingerprint
 from lamina.policies.token_model import TokenConfig, TokenModel
 from lamina.policies.windows import Window, WindowStream, encode_windows, fixed_windows, open_steps
 from lamina.records import Codes, Image, Seconds, Short, checked
@@ -62,22 +62,6 @@ def token_diagnostics(windows: Window, batch: int = 8) -> Any:
         return {"codes": float(nats.mean()), "first_slot": float(nats[0])}, []
 
     return validate
-
-
-def fingerprint(lam: LAM) -> str:
-    """sha256 of everything that determines the codes of a transition and which of them are the latent action: weights and configs of the
-    modules from pixels to codes (:meth:`LAM.embed`, :meth:`LAM.pair`).
-
-    Decoder and null latent do not count. Joint alignment changes the encoder, and so the fingerprint.
-    """
-    config = lam.config.to_dict()
-    names = ("image", "slots", "encoder", "bottleneck", "whiten", "space", "action_slots")
-    digest = hashlib.sha256(json.dumps([config.get(name) for name in names]).encode())
-    for part in (lam.space, lam.encoder, lam.whiten, lam.bottleneck):
-        for name, value in sorted(part.state_dict().items()):
-            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def check_codebook(model: LatentActionModel) -> int:

@@ -8,7 +8,6 @@ RUN/policy/tokens/SPLIT.codes.npy         int [n k]
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,12 +25,12 @@ from lamina.data.stream import evenly_spaced
 from lamina.device import autocast
 from lamina.errors import LaminaError
 from lamina.files import whole_folder
-from lamina.inference.encode import CHUNK, encode_episode, frame_pairs
+from lamina.inference.encode import frame_pairs
 from lamina.models.hub import LatentActionModel
+from lamina.policies.encoded import ENCODED_SPLITS, encode_stretch, index_of, open_arrays, reserve
 from lamina.records import whole
 
 FORMAT = 2
-ENCODED_SPLITS = ("train", "validation")
 
 
 def strided_sequences(times: Float[np.ndarray, "t"], gap: float) -> list[Int[np.ndarray, "n"]]:
@@ -178,15 +177,6 @@ def _plan(source: Dataset, camera: str, split: str, gap: float) -> tuple[list[_S
     return stretches, lengths, seconds
 
 
-def _reserve(path: Path, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """A new memory map whose room on the disk is taken at once: a full disk is then an OSError here, not a bus error later."""
-    array = np.lib.format.open_memmap(path, "w+", dtype, shape)
-    if hasattr(os, "posix_fallocate"):
-        with path.open("r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-    return array
-
-
 def encode_windows(
     model: LatentActionModel,
     source: Dataset,
@@ -213,9 +203,7 @@ def encode_windows(
         "precision": precision,
         "splits": [[episode.length, *episode.splits] for episode in source.episodes],
     }
-    made_from = json.loads(json.dumps(made_from))  # as it will be read back
-    index = read_index(folder)
-    if index is not None and all(index.get(name) == value for name, value in made_from.items()):
+    if (index := index_of(folder, made_from)) is not None:
         return index
     plans = {split: _plan(source, camera, split, gap) for split in ENCODED_SPLITS}
     for split, (_, lengths, _) in plans.items():
@@ -235,14 +223,14 @@ def encode_windows(
         tqdm(total=frames_total, unit="frame", desc="tokenize", dynamic_ncols=True) as bar,
     ):
         for split, (stretches, lengths, _) in plans.items():
-            frames = _reserve(partial / f"{split}.frames.npy", (sum(lengths), *size, 3), np.uint8)
-            codes = _reserve(partial / f"{split}.codes.npy", (sum(lengths), slots), dtype)
+            frames = reserve(partial / f"{split}.frames.npy", (sum(lengths), *size, 3), np.uint8)
+            codes = reserve(partial / f"{split}.codes.npy", (sum(lengths), slots), dtype)
             for stretch in stretches:
                 with autocast(model.device, precision):
                     _encode(model, source, camera, stretch, gap, frames, codes)
                 bar.update(stretch.stop - stretch.first)
-            frames.flush()  # type: ignore[attr-defined]
-            codes.flush()  # type: ignore[attr-defined]
+            frames.flush()
+            codes.flush()
         (partial / "index.json").write_text(json.dumps(index))
     return index
 
@@ -256,42 +244,20 @@ def _encode(
     frames: np.ndarray,
     codes: np.ndarray,
 ) -> None:
+    place = stretch.place
+
+    def keep(start: int, chunk: UInt8[np.ndarray, "n h w 3"]) -> None:
+        here = place[start : start + len(chunk)]
+        frames[here[here >= 0]] = chunk[here >= 0]
+
     episode = source.episodes[stretch.episode]
-    place, size = stretch.place, model.config.image[1:]
-
-    def read() -> Iterator[UInt8[np.ndarray, "n h w 3"]]:
-        for start in range(0, len(place), CHUNK):
-            here = place[start : start + CHUNK]
-            first = stretch.first + start
-            chunk = source.frames(episode, camera, first, first + len(here), size)
-            frames[here[here >= 0]] = chunk[here >= 0]
-            yield chunk
-
-    partner, _ = frame_pairs(episode.times[stretch.first : stretch.stop], gap)
-    index = model.lam.action_index(encode_episode(model, read(), partner))
+    latent = encode_stretch(model, source, camera, episode, stretch.first, stretch.stop, gap, keep)
+    index = model.lam.action_index(latent)
     assert index is not None
     codes[place[place >= 0]] = index.numpy()[place >= 0]
 
 
-def read_index(folder: Path) -> dict[str, Any] | None:
-    """What a folder of tokens was made from; None if there is none that can be read."""
-    try:
-        index = json.loads((folder / "index.json").read_text())
-    except (OSError, ValueError):
-        return None
-    return index if isinstance(index, dict) else None
-
-
 def open_steps(folder: Path, split: str) -> Steps:
     """The steps of a tokenized split, as memory maps. Raises LaminaError if they are damaged."""
-    try:
-        frames, codes = (np.load(folder / f"{split}.{name}.npy", mmap_mode="r") for name in ("frames", "codes"))
-        index = read_index(folder)
-        if index is None:
-            raise ValueError("no index.json")
-        bounds = np.concatenate([[0], np.cumsum(index["episodes"][split])])
-        if len(frames) != bounds[-1] or len(codes) != bounds[-1]:
-            raise ValueError(f"{len(frames)} frames, {len(codes)} codes, {bounds[-1]} steps")
-    except (OSError, ValueError, KeyError) as error:
-        raise LaminaError(f"{folder}: damaged ({error}); delete this folder, it will be made again") from error
-    return Steps(frames, codes, bounds)
+    index, frames, codes = open_arrays(folder, split, ("frames", "codes"), lambda index: sum(index["episodes"][split]))
+    return Steps(frames, codes, np.concatenate([[0], np.cumsum(index["episodes"][split])]))

@@ -21,6 +21,8 @@ from lamina.models.decoders.flow import timestep_embedding
 from lamina.models.layers import MLP, AdaLNBlock, attend, position_embedding
 from lamina.policies.flow.config import FlowConfig, FlowShapes, Form
 
+EXPANSION = 2  # of the experts' MLPs: twice the usual width costs a third more time
+
 Memory = list[Float[Tensor, "b n 2d"]]  # keys and values of the context, by layer
 
 
@@ -39,7 +41,7 @@ class FlowLayer(nn.Module):
         super().__init__()
         self.heads = heads
         self.memory = nn.Linear(context, 2 * width)
-        self.experts = nn.ModuleList(AdaLNBlock(width, heads) for _ in range(experts))
+        self.experts = nn.ModuleList(AdaLNBlock(width, heads, EXPANSION) for _ in range(experts))
 
     def forward(
         self,
