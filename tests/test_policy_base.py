@@ -11,7 +11,7 @@ import pytest
 import fake_worlds
 import lamina.policies.base
 from lamina.errors import LaminaError
-from lamina.policies.base import Observations, Policy
+from lamina.policies.base import Observations, Policy, PolicyKind
 from lamina.policies.cloning import FramePolicy
 from lamina.policies.rollout import rollout_worlds
 from lamina.policies.token_policy import TokenPolicy
@@ -43,6 +43,9 @@ class Mean(Policy):
         policy = cls(options["batch"])
         policy.options = options
         return policy
+
+
+KIND = PolicyKind("acts by the mean", dict, {}, lambda run, *_: run, Mean)
 
 
 def test_frames_alone_are_those_of_the_one_camera() -> None:
@@ -81,7 +84,7 @@ def test_observations_without_frames_are_refused() -> None:
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setitem(lamina.policies.base.KINDS, "mean", f"{__name__}:Mean")
+    monkeypatch.setitem(lamina.policies.base.KINDS, "mean", __name__)
     (tmp_path / "policy").mkdir()
     (tmp_path / "policy/config.json").write_text(json.dumps({"kind": "mean"}))
     return tmp_path
@@ -102,11 +105,12 @@ def test_the_kind_of_a_run_decides(run: Path) -> None:
         FramePolicy.from_run(run)
 
 
-@pytest.mark.parametrize("kind", ["flow", 3, ["tokens"]])
+@pytest.mark.parametrize("kind", ["telepathy", 3, ["tokens"]])
 def test_an_unknown_kind_is_named(run: Path, kind: object) -> None:
     (run / "policy/config.json").write_text(json.dumps({"kind": kind}))
     with pytest.raises(
-        LaminaError, match=r"policy/config.json: a policy of kind .*; this version of lamina knows tokens, mean"
+        LaminaError,
+        match=r"policy/config.json: there is no policy of kind .*; this version of lamina knows tokens,.* mean",
     ):
         Policy.from_run(run)
 

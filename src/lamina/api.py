@@ -28,9 +28,7 @@ from lamina.inference.table import LatentTable
 from lamina.methods.base import Method, with_decoder
 from lamina.models.heads import Translator, TranslatorConfig
 from lamina.models.hub import LatentActionModel
-from lamina.policies.base import Policy
-from lamina.policies.token_model import TokenConfig
-from lamina.policies.token_training import train_token_model
+from lamina.policies.base import Policy, policy_kind
 from lamina.training import alignment
 from lamina.training.alignment import AlignConfig, load_translator
 from lamina.training.heads import head_training
@@ -243,21 +241,26 @@ def evaluate(
 
 def train_policy(
     run: Run | str | os.PathLike[str],
-    data: str | Path | Dataset,
+    data: Data,
     *,
-    steps: int = 2000,
-    camera: str | None = None,
+    kind: str = "tokens",
+    camera: str | Sequence[str] = (),
     resume: bool = False,
     **options: Any,
 ) -> Policy:
-    """Train the token model that predicts a run's next latent action from frames alone -> RUN/policy, and return the policy.
+    """Train a policy on the latent actions of a run -> RUN/policy, and return it.
 
-    The policy acts where the run was aligned. ``options``: fields of TokenConfig and TrainConfig.
-    Raises LaminaError for a LAM without a codebook, a policy that is there already, data that cannot be read.
+    ``kind``: "tokens", a sequence model of the codes, which acts where the run was aligned; the other kinds, their options and
+    defaults: ``lamina policy --kind KIND --help``. ``camera``: the one or those that it reads, default: the kind's own choice.
+    ``options``: fields of the kind's config and of TrainConfig.
+    Raises LaminaError for a LAM without what the kind needs, a policy that is there already, data that cannot be read.
     """
-    defaults = {"steps": steps, "batch": 16, "lr": 1e-3}
-    config, training, _ = _split(options, "train_policy()", (TokenConfig, {}), (TrainConfig, defaults), ())
-    train_token_model(Path(run), _source(data), config, dataclasses.replace(training, resume=resume), camera)
+    chosen = policy_kind(kind)
+    config, training, _ = _split(
+        options, f"train_policy({kind!r})", (chosen.config, {}), (TrainConfig, dict(chosen.training)), ()
+    )
+    cameras = (camera,) if isinstance(camera, str) else tuple(camera)
+    chosen.train(Path(run), _sources(data), config, dataclasses.replace(training, resume=resume), cameras)
     return Policy.from_run(Path(run), device=training.device)
 
 

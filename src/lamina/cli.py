@@ -237,31 +237,43 @@ def evaluate(argv: Sequence[str], parse_only: bool = False) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
-    """Train a token model that predicts the next latent action from frames alone -> RUN/policy.
+    """Train a policy on the latent actions of a run -> RUN/policy.
 
     Example: lamina policy runs/mine --data data/doom --steps 2000
     """
 
     run: Positional[Path]
     """folder of the run"""
-    data: str
-    """video folder or LeRobot dataset; actions are not read"""
-    camera: str | None = None
-    """camera of a LeRobot dataset; default: the first"""
+    data: UseAppendAction[tuple[str, ...]]
+    """video folder or LeRobot dataset; repeat for more, where the kind takes several"""
+    kind: str = "tokens"
+    """kind of policy; `lamina policy --help` lists them, and `lamina policy --kind KIND --help` shows the options of one"""
+    camera: UseAppendAction[tuple[str, ...]] = ()
+    """camera of a LeRobot dataset; repeat for more, where the kind reads several; default: the kind's own choice"""
 
 
 def policy(argv: Sequence[str], parse_only: bool = False) -> None:
-    """``lamina policy RUN``."""
-    from lamina.policies.token_model import TokenConfig
+    """``lamina policy RUN``: the options are those of the kind of policy and the training loop."""
+    from lamina.policies.base import KINDS, policy_kind
     from lamina.training.settings import TrainConfig
 
-    command = with_options(Policy, tokens=TokenConfig(), train=TrainConfig(steps=2000, batch=16, lr=1e-3))
-    args = parse_options(command, argv, prog="lamina policy")
+    chosen = policy_kind(option_value(argv, "--kind") or "tokens")
+    kinds = "".join(f"\n  {name:<8} {policy_kind(name).title}" for name in KINDS)
+    command = with_options(Policy, policy=chosen.config(), train=TrainConfig(**chosen.training))
+    args = parse_options(command, argv, prog="lamina policy", description=f"{Policy.__doc__}\n\nKinds:{kinds}")
     if parse_only:
         return
-    from lamina.policies.token_training import train_token_model
+    print(chosen.train(args.run, args.data, args.policy, args.train, args.camera))
 
-    print(train_token_model(args.run, args.data, args.tokens, args.train, args.camera))
+
+def option_value(argv: Sequence[str], option: str) -> str | None:
+    """The value of an option that decides which other options there are; None where ``argv`` doesn't have it."""
+    for number, part in enumerate(argv):
+        if part.startswith(f"{option}="):
+            return part.partition("=")[2]
+        if part == option and number + 1 < len(argv):
+            return argv[number + 1]
+    return None
 
 
 @dataclass(frozen=True)

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Float, Shaped, UInt8
 
+from lamina.data.dataset import Data
 from lamina.errors import LaminaError
 from lamina.files import json_of
+from lamina.training.settings import TrainConfig
 from lamina.types import ActionSpec
 
-#: Kinds of policies that a run folder may hold, by what RUN/policy/config.json calls them.
-KINDS = {"tokens": "lamina.policies.token_policy:TokenPolicy"}
+T = TypeVar("T")
+
+#: The kinds of policies: ``--kind``, and what RUN/policy/config.json calls them. Each module defines ``KIND``, a :class:`PolicyKind`.
+KINDS = {"tokens": "lamina.policies.token_policy"}
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,35 @@ class Observations:
     task: tuple[str, ...] = ()  # what is to be done in each episode, in words; empty = unknown
 
 
+@dataclass(frozen=True)
+class PolicyKind:
+    """One kind of policy: the options of its training, what trains it into RUN/policy, and the class that plays it."""
+
+    title: str  # one line for --help
+    config: type  # dataclass of its options
+    training: Mapping[str, Any]  # fields of TrainConfig whose defaults differ for it
+    #: (run, sources, config, training, cameras) -> RUN/policy, where no cameras leave the choice to the kind
+    train: Callable[[Path, Sequence[Data], Any, TrainConfig, tuple[str, ...]], Path]
+    policy: type[Policy]
+
+
+def only_one(values: Sequence[T], what: str) -> T:
+    """The one of ``values``, for a kind of policy that takes no more. Raises LaminaError for several."""
+    if len(values) == 0:
+        raise LaminaError(f"a policy is trained on data: give a {what}")
+    if len(values) > 1:
+        raise LaminaError(f"this kind of policy is trained on one {what}, got {len(values)}")
+    return values[0]
+
+
+def policy_kind(name: str) -> PolicyKind:
+    """The kind called ``name``. Raises LaminaError if there is none."""
+    if name not in KINDS:
+        raise LaminaError(f"there is no policy of kind {name!r:.60}; this version of lamina knows {', '.join(KINDS)}")
+    found: PolicyKind = import_module(KINDS[name]).KIND
+    return found
+
+
 class Policy(ABC):
     """Chooses actions from observations, for ``batch`` episodes at once."""
 
@@ -39,6 +72,8 @@ class Policy(ABC):
     batch: int
     decision_seconds: float | None = None  # between two decisions in the data that it was trained on; None = unknown
     chunk: int = 1  # actions of a decision
+    cameras: tuple[str, ...] = ()  # that it reads; none = the first camera, whatever its name
+    proprio: int = 0  # width of the proprioception that it reads, 0 = none
 
     @abstractmethod
     def reset(self, rows: Sequence[int] | None = None) -> None:
@@ -102,10 +137,10 @@ class Policy(ABC):
         if path.exists():
             with suppress(OSError, ValueError):  # the kind's own loader says what is wrong with the file
                 kind = json_of(path).get("kind", kind)
-        if not isinstance(kind, str) or kind not in KINDS:
-            raise LaminaError(f"{path}: a policy of kind {kind!r:.60}; this version of lamina knows {', '.join(KINDS)}")
-        module, name = KINDS[kind].split(":")
-        found: type[Policy] = getattr(import_module(module), name)
+        try:
+            found = policy_kind(str(kind)).policy
+        except LaminaError as error:
+            raise LaminaError(f"{path}: {error}") from error
         if not issubclass(found, cls):
             raise LaminaError(f"{path}: is a {found.__name__} (kind {kind!r}), no {cls.__name__}")
         return found.from_run(

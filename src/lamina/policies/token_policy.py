@@ -25,18 +25,20 @@ import torch.nn.functional as F
 from jaxtyping import Complex, Float, Int, Shaped, UInt8
 from torch import Tensor
 
+from lamina.data.dataset import Data
 from lamina.device import autocast, pick_device
 from lamina.errors import LaminaError
 from lamina.images import resize_frames
 from lamina.models.heads import Translator
 from lamina.models.hub import LatentActionModel
 from lamina.models.lam import FrameFeatures
-from lamina.policies.base import Observations, Policy
+from lamina.policies.base import Observations, Policy, PolicyKind, only_one
 from lamina.policies.decoding import TokenDecoder
 from lamina.policies.kv_cache import KeyValueCache
-from lamina.policies.token_model import TokenModel
-from lamina.policies.token_training import check_lam, load_token_model
+from lamina.policies.token_model import TokenConfig, TokenModel
+from lamina.policies.token_training import check_lam, load_token_model, train_token_model
 from lamina.training.alignment import load_translator
+from lamina.training.settings import TrainConfig
 from lamina.types import ImageSize
 
 
@@ -283,3 +285,21 @@ class TokenPolicy(Policy):
             return logits.argmax(-1)
         share = (logits.float() / self.temperature).softmax(-1)
         return torch.multinomial(share, 1, generator=self.generator).squeeze(1)
+
+
+def train_on(
+    run: Path, sources: Sequence[Data], config: TokenConfig, training: TrainConfig, cameras: tuple[str, ...]
+) -> Path:
+    """:func:`train_token_model`, which takes one dataset and one camera, as a kind of policy is trained."""
+    return train_token_model(
+        run, only_one(sources, "dataset"), config, training, only_one(cameras, "camera") if cameras else None
+    )
+
+
+KIND = PolicyKind(
+    title="a sequence model predicts the codes of the next latent action (FlexLAM, App. B.2), the translator reads them",
+    config=TokenConfig,
+    training={"steps": 2000, "batch": 16, "lr": 1e-3},
+    train=train_on,
+    policy=TokenPolicy,
+)
