@@ -147,7 +147,7 @@ def test_align_says_that_a_gap_spans_several_actions_and_evaluate_follows_the_ch
         said = capsys.readouterr().err
         assert ("3 actions are taken; it is tied to the first of them" in said) == (actions == "first")
         translator, note = load_translator(folder / "translator")
-        assert note["actions"] == actions and translator.action.spec.dim == width and translator.spec.dim == 2
+        assert note.actions == actions and translator.action.spec.dim == width and translator.spec.dim == 2
         assert main(["evaluate", str(folder), "--data", str(dataset), *FEW]) == 0
         record = json.loads((folder / "evaluation.json").read_text())
         which = "the first of them" if actions == "first" else "all of them"

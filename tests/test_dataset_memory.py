@@ -32,9 +32,10 @@ from lamina.evaluation.evaluate import EvaluateConfig, evaluate
 from lamina.files import read_json
 from lamina.images import resize_frames
 from lamina.inference.label import label
+from lamina.models.heads import TranslatorConfig
 from lamina.policies.token_model import TokenConfig
 from lamina.policies.token_training import train_token_model
-from lamina.training import AlignConfig, TranslatorConfig, align
+from lamina.training.alignment import AlignConfig, align
 from lamina.training.heads import head_training
 from lamina.training.log import read_log
 from lamina.training.pretraining import fixed_settings, pretrain

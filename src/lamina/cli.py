@@ -117,8 +117,8 @@ def train(argv: Sequence[str], parse_only: bool = False) -> None:
         print(
             "lamina train METHOD --data PATH --out RUN\n\nMethods (lamina train METHOD --help shows the options of one):"
         )
-        for name in methods.names():
-            print(f"  {name:<10} {(methods.load(name).__doc__ or '').splitlines()[0]}")
+        for name, summary in methods.summaries().items():
+            print(f"  {name:<10} {printable(summary)}")
         print("\nExample: lamina train flexlam --data videos/ --out runs/mine")
         return
     method = methods.load(argv[0])

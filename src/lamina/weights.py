@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lamina.errors import LaminaError
-from lamina.files import check_regular, disk_errors, partial_path, reason, sync
+from lamina.files import check_regular, reason, whole_file
 from lamina.records import differences
 
 M = TypeVar("M", bound=nn.Module)
@@ -46,7 +46,7 @@ def layout(state: Mapping[str, Tensor]) -> Layout:
     return {name: (TYPES[value.dtype], tuple(value.shape)) for name, value in state.items()}
 
 
-def infinite(state: Mapping[str, Tensor]) -> str | None:
+def not_finite(state: Mapping[str, Tensor]) -> str | None:
     """Name of the first tensor with NaN or infinity; None if all are finite."""
     return next((n for n, v in state.items() if v.is_floating_point() and not bool(v.isfinite().all())), None)
 
@@ -66,19 +66,11 @@ def save_weights(path: Path, state: Mapping[str, Tensor], record: Mapping[str, A
     Raises LaminaError if a tensor contains NaN or infinity, or if the file system reports an error.
     """
     whole = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
-    if bad := infinite(whole):
+    if bad := not_finite(whole):
         raise LaminaError(f"{path}: not saved, '{bad}' is not finite; train again with a lower --lr")
     note = json.dumps({"record": record, "sha256": digest(whole, json.loads(json.dumps(record)))}, sort_keys=True)
-    partial = partial_path(path)
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            save_file(whole, partial, metadata={KEY: note})
-            sync(partial)
-            partial.replace(path)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
+    with whole_file(path) as partial:
+        save_file(whole, partial, metadata={KEY: note})
 
 
 @contextmanager
@@ -119,7 +111,7 @@ def read_tensors(path: Path, expected: Layout) -> tuple[dict[str, Tensor], dict[
         _check_layout(file, expected)
         tensors = {name: file.get_tensor(name) for name in expected}
         metadata = file.metadata() or {}
-    if bad := infinite(tensors):
+    if bad := not_finite(tensors):
         raise ValueError(f"'{bad}' is not finite")
     return tensors, metadata
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -60,6 +59,7 @@ class InMemoryDataset(Dataset):
         self, episodes: Iterable[EpisodeLike], name: str = "memory", fps: float = 10.0, action: ActionSpec | None = None
     ) -> None:
         self.name = name
+        self._specs: dict[str, ActionSpec] = {}
         given = list(episodes)
         if not given:
             raise LaminaError(f"{name}: has no episode")
@@ -116,10 +116,6 @@ class InMemoryDataset(Dataset):
             classes = count_classes(every, name, self.name) if discrete else ()
             self._specs[name] = ActionSpec(classes, every[0].shape[1] - len(classes))
         return self._specs[name]
-
-    @cached_property
-    def _specs(self) -> dict[str, ActionSpec]:
-        return {}
 
     def _state_action(self, spec: ActionSpec) -> None:
         if self.width("action") != spec.dim:

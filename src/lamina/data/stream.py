@@ -15,9 +15,8 @@ import json
 import os
 import threading
 import time
-import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,7 +28,7 @@ from torch.utils.data import DataLoader
 from lamina.data.dataset import Dataset
 from lamina.data.episodes import DecodeError, Episode, check_classes, task_vector
 from lamina.data.sampling import DataConfig, SampleIndex, Segment, draw_samples
-from lamina.errors import LaminaError, LaminaWarning
+from lamina.errors import LaminaError, warn
 from lamina.records import Malformed, Whole, checked
 from lamina.types import Clip
 
@@ -198,40 +197,46 @@ class _Held:
     waiting: int = 0
 
 
+@dataclass(frozen=True)
+class ShardState:
+    """Where a shard is in the stream, for checkpoints: its :class:`StreamPosition`, the number of samples that have arrived before that,
+    (key, number) of the last sample delivered, and the segments that could not be decoded."""
+
+    serial: Whole
+    segments: tuple[Whole, ...]
+    samples: tuple[Whole, ...]
+    arrived: Whole
+    last: tuple[int, int]
+    bad: tuple[tuple[Whole, Whole, Whole, Whole, Whole, Whole, Whole], ...]
+
+    def __post_init__(self) -> None:
+        if sum(self.segments) != self.serial:
+            raise LaminaError(f"{self.segments} segments of the sources are not {self.serial} together")
+
+
 class _Shard:
     """One stream of samples over every ``shards``-th segment of the schedule."""
 
     def __init__(self, plan: SampleIndex, seed: int, shard: int, shards: int) -> None:
         self.plan, self.seed, self.shard, self.shards = plan, seed, shard, shards
-        none = (0,) * len(plan.sources)
         self.arrivals: Iterator[Any] | None = None
-        self.restart(StreamPosition(0, none, none), arrived=0, last=(-1, -1), bad=[])
+        none = (0,) * len(plan.sources)
+        self.restart(ShardState(0, none, none, arrived=0, last=(-1, -1), bad=()))
 
-    def restart(self, turn: StreamPosition, arrived: int, last: tuple[int, int], bad: list[tuple[int, ...]]) -> None:
+    def restart(self, state: ShardState) -> None:
+        """Go on from ``state``."""
         self.close()
-        self.turn = turn  # the next segment to arrive is this one or a later one
-        self.arrived = arrived  # samples that have arrived
-        self.last = last  # (key, number) of the last sample delivered; those at or below it are skipped after a resume
-        self.bad = bad
+        # The next segment to arrive is this one or a later one. Samples at or below the last one delivered are skipped.
+        self.turn = StreamPosition(state.serial, state.segments, state.samples)
+        self.arrived, self.last, self.bad = state.arrived, state.last, [Segment(*numbers) for numbers in state.bad]
         self.empty_segments = 0  # segments without a sample since the last one with any
         self.held: dict[int, _Held] = {}
         self.queue: list[tuple[int, int, int]] = []  # heap of (key, number, serial)
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> ShardState:
         oldest = next(iter(self.held.values()), None)
         turn, arrived = (self.turn, self.arrived) if oldest is None else (oldest.turn, oldest.first)
-        return {
-            "serial": turn.serial,
-            "segments": list(turn.segments),
-            "samples": list(turn.samples),
-            "arrived": arrived,
-            "last": list(self.last),
-            "bad": [list(b) for b in self.bad],
-        }
-
-    def load(self, state: dict[str, Any]) -> None:
-        turn = StreamPosition(state["serial"], tuple(state["segments"]), tuple(state["samples"]))
-        self.restart(turn, state["arrived"], tuple(state["last"]), [tuple(b) for b in state["bad"]])
+        return ShardState(*turn, arrived, self.last, tuple(self.bad))
 
     def draw(self) -> tuple[DecodedSegment, int]:
         """The next sample: (decoded segment, number of the sample in it)."""
@@ -283,9 +288,9 @@ class _Shard:
         """Count a stretch of video that cannot be decoded; anything else that is wrong is an error at once."""
         if not isinstance(error, DecodeError):
             raise error
-        if tuple(segment) not in self.bad:
-            self.bad.append(tuple(segment))
-            warnings.warn(f"skipped frames {segment.start}-{segment.stop - 1}: {error}", LaminaWarning, stacklevel=2)
+        if segment not in self.bad:
+            self.bad.append(segment)
+            warn(f"skipped frames {segment.start}-{segment.stop - 1}: {error}")
         if len(self.bad) > self.plan.config.max_bad:
             raise LaminaError(f"{error} (more than {self.plan.config.max_bad} stretches of video cannot be decoded)")
 
@@ -310,25 +315,9 @@ class _Shard:
 
 
 @dataclass(frozen=True)
-class _Place:
-    """The state of a shard, as :meth:`_Shard.state` writes it."""
-
-    serial: Whole
-    segments: tuple[Whole, ...]
-    samples: tuple[Whole, ...]
-    arrived: Whole
-    last: tuple[int, int]
-    bad: tuple[tuple[Whole, Whole, Whole, Whole, Whole, Whole, Whole], ...]
-
-    def __post_init__(self) -> None:
-        if sum(self.segments) != self.serial:
-            raise LaminaError(f"{self.segments} segments of the sources are not {self.serial} together")
-
-
-@dataclass(frozen=True)
 class _State:
     data: str
-    shards: dict[str, _Place]
+    shards: dict[str, ShardState]
 
 
 class ClipStream:
@@ -366,7 +355,8 @@ class ClipStream:
 
     def state_dict(self) -> dict[str, Any]:
         """The stream's position: a few integers for each shard, for JSON. States of several processes can be merged."""
-        return {"data": self._fingerprint, "shards": {str(r): s.state() for r, s in self._shards.items()}}
+        shards = {str(r): asdict(shard.state()) for r, shard in self._shards.items()}
+        return json.loads(json.dumps({"data": self._fingerprint, "shards": shards}))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue with the exact next sample. Raises LaminaError if the state is damaged, or of other data or settings."""
@@ -381,7 +371,7 @@ class ClipStream:
         if any(place and not len(place.segments) == len(place.samples) == sources for place in places.values()):
             raise Malformed(f"a shard's place is not one in {sources} source(s)")
         for r, shard in self._shards.items():
-            shard.load(state["shards"][str(r)])
+            shard.restart(saved.shards[str(r)])
 
     def close(self) -> None:
         """Stop the worker processes; drawing from the stream again restarts them."""
@@ -410,7 +400,7 @@ def sample_split(
             decoded = decode_segment(plan, Segment(*segments[v].tolist()), np.random.default_rng([seed, 3, v]), here)
         except DecodeError as error:
             bad.append(error)
-            warnings.warn(f"skipped: {error}", LaminaWarning, stacklevel=2)
+            warn(f"skipped: {error}")
             if len(bad) > config.max_bad:
                 raise LaminaError(
                     f"{error} (more than {config.max_bad} stretches of video cannot be decoded)"

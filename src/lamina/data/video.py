@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import gc
 import os
-import warnings
 from collections import Counter, OrderedDict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from io import BytesIO
 from itertools import chain, islice
@@ -21,8 +21,9 @@ from jaxtyping import Float, Int, UInt8
 
 from lamina.data.dataset import Dataset
 from lamina.data.episodes import DecodeError, Episode, compact_times, split_episodes
-from lamina.data.paths import check_regular, contents, dataset_around, is_dataset, reason, walk
-from lamina.errors import LaminaError, LaminaWarning
+from lamina.data.paths import check_regular, contents, dataset_around, is_dataset, walk
+from lamina.errors import LaminaError, warn
+from lamina.files import reason
 from lamina.images import resize_frames
 
 SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm")
@@ -71,6 +72,17 @@ class FrameIndex:
         return FrameClock(self.start, fps, stamps, 0.25 * (1.0 / fps if stamps is None else np.diff(stamps).min()))
 
 
+@contextmanager
+def failures(path: Path, what: str, remedy: str = "remove or re-encode it") -> Iterator[None]:
+    """Convert an error of the video library, or of the file system, into a DecodeError: the file, ``what`` failed, why, the ``remedy``."""
+    try:
+        yield
+    except FAILURES as error:
+        if isinstance(error, LaminaError):
+            raise
+        raise DecodeError(f"{path}: {what} ({reason(error)}); {remedy}") from error
+
+
 def open_video(file: Path | BytesIO, formats: str = CONTAINERS) -> av.container.InputContainer:
     """Open a video, or a picture. A name is never read as an address, and a play list is no video. Raises FAILURES, or DecodeError."""
     if isinstance(file, Path):
@@ -104,12 +116,8 @@ def index_video(path: Path, quick: bool = False) -> FrameIndex:
     level = av.logging.get_level()
     av.logging.set_level(av.logging.ERROR)
     try:
-        with av.logging.Capture() as messages, open_video(path) as container:
+        with failures(path, "cannot be read as video"), av.logging.Capture() as messages, open_video(path) as container:
             index = (_skim(container, path) if quick else None) or _index(container, path)
-    except FAILURES as error:
-        if isinstance(error, LaminaError):
-            raise
-        raise DecodeError(f"{path}: cannot be read as video ({reason(error)}); remove or re-encode it") from error
     finally:
         av.logging.set_level(level)
     # The Matroska demuxer steps over damage and goes on; all it does is to complain.
@@ -382,16 +390,13 @@ def decode(
     """
     status = check_regular(path, DecodeError)
     key = (path, status.st_ino, status.st_size, status.st_mtime_ns)  # a file that was replaced is another one
-    decoder = _decoders.pop(key, None)
-    try:
-        decoder = decoder or _Decoder(path)
-        frames = decoder.read(times, size, tolerance)
-    except FAILURES as error:
-        if decoder is not None:
+    with failures(path, "cannot be decoded"):
+        decoder = _decoders.pop(key, None) or _Decoder(path)
+        try:
+            frames = decoder.read(times, size, tolerance)
+        except BaseException:
             decoder.close()
-        if isinstance(error, LaminaError):
             raise
-        raise DecodeError(f"{path}: cannot be decoded ({reason(error)}); remove or re-encode it") from error
     _decoders[key] = decoder
     while len(_decoders) > OPEN_FILES:
         _decoders.popitem(last=False)[1].close()
@@ -475,17 +480,13 @@ def find_videos(root: Path) -> list[Path]:
             f"{root}: holds {len(datasets)} LeRobot dataset(s) and is none itself; name them: {named}{more}"
         )
     if datasets:
-        warnings.warn(
-            f"{root}: the LeRobot dataset(s) in it are left out ({len(datasets)}, the first is {datasets[0]}); name them to read them",
-            LaminaWarning,
-            stacklevel=3,
+        warn(
+            f"{root}: the LeRobot dataset(s) in it are left out ({len(datasets)}, the first is {datasets[0]}); name them to read them"
         )
     if others:
-        warnings.warn(
+        warn(
             f"{min(others)}: is not read ({len(others)} such file(s)), only {' '.join(SUFFIXES)} are; "
-            "remux it: ffmpeg -i IN -c copy OUT.mkv",
-            LaminaWarning,
-            stacklevel=3,
+            "remux it: ffmpeg -i IN -c copy OUT.mkv"
         )
     return sorted(once.values(), key=lambda p: p.parts)
 
@@ -509,7 +510,7 @@ def open_folder(root: Path, max_bad: int = 8) -> VideoFolder:
         more = f" (and {len(bad) - 1} more files of {root} are bad)" if len(bad) > 1 else ""
         raise LaminaError(f"{bad[0]}{more}")
     for failure in bad:
-        warnings.warn(f"left out: {failure}", LaminaWarning, stacklevel=2)
+        warn(f"left out: {failure}")
     clocks = tuple(index.clock for _, index in good)
     episodes = [
         Episode(n, str(path), len(index.times), clock.fps, (), clock.stamps, index.keys)

@@ -47,7 +47,7 @@ from lamina.models import code_usage as codes
 from lamina.models.heads import ActionHead, Translator, TranslatorConfig
 from lamina.models.hub import LatentActionModel, model_folder
 from lamina.options import check_options
-from lamina.training.alignment import load_translator, training_of
+from lamina.training.alignment import TranslatorNote, load_translator
 from lamina.training.heads import head_training
 from lamina.training.labelled import ActionTarget, actions_of, parse_labels, probe_data, warn_multi_action
 from lamina.training.log import read_log
@@ -184,9 +184,7 @@ def _evaluate(
 ) -> tuple[dict[str, Any], dict[str, float]]:
     """The record, with pictures in the folder ``drawn``; and the headline figures of the model card. ``run``: of a model of ours."""
     aligned = _aligned(run.path if run else None, config)
-    actions = config.actions or (aligned[1]["actions"] if aligned else "first")
-    if aligned and aligned[1]["data"] == name_of(path):
-        aligned[1]["data"] = path  # the labels of a Dataset cannot be opened by its name
+    actions = config.actions or (aligned[1].actions if aligned else "first")
     prefixes = prefixes_of(subject.slots) if subject.prefix else (subject.slots,)
     source = open_source(path)
     paired = config.paired or next((c for c in source.cameras if c.endswith(".paired") and c != config.camera), None)
@@ -254,8 +252,8 @@ def _evaluate(
         linear = linear_probes(subject, sample_split(data, "train", config.linear), test, target.label, filling)
         bar.update()
         if aligned and run:
-            translation, budget = run_translators(run, test, target, aligned, config, filling)
-            record |= {"labels": aligned[1]["labels"], "label_episodes": aligned[1]["label_episodes"], "budget": budget}
+            translation, budget = run_translators(run, path, test, target, aligned, config, filling)
+            record |= {"labels": aligned[1].labels, "label_episodes": aligned[1].label_episodes, "budget": budget}
             record["translator_curve"] = translator_curve(run.path / "translator" / "training" / "log.jsonl")
         elif config.labels:
             translation, trained = new_translator(subject, data, test, target, config, filling)
@@ -291,17 +289,17 @@ def _evaluate(
     return record, headline(reconstruction, translation)
 
 
-def _aligned(run: Path | None, config: EvaluateConfig) -> tuple[Translator, dict[str, Any]] | None:
-    """RUN's translator and its record, where there is one. Raises LaminaError for options that do not fit it."""
+def _aligned(run: Path | None, config: EvaluateConfig) -> tuple[Translator, TranslatorNote] | None:
+    """RUN's translator and its note, where there is one. Raises LaminaError for options that do not fit it."""
     folder = run / "translator" if run else None
     if folder is None or not (folder / "translator.json").exists():
         return None
     translator, note = load_translator(folder)
     if config.labels:
         raise LaminaError(f"{folder}: is trained already; leave out --labels, or delete that folder")
-    if config.actions not in (None, note["actions"]):
+    if config.actions not in (None, note.actions):
         raise LaminaError(
-            f"{folder}: was aligned to the {note['actions']} of a gap's actions; leave out --actions, or align again"
+            f"{folder}: was aligned to the {note.actions} of a gap's actions; leave out --actions, or align again"
         )
     return translator, note
 
@@ -455,9 +453,10 @@ def linear_probes(
 
 def run_translators(
     run: _Run,
+    path: Data,
     test: Clip,
     actions: ActionTarget,
-    aligned: tuple[Translator, dict[str, Any]],
+    aligned: tuple[Translator, TranslatorNote],
     config: EvaluateConfig,
     filling: Clip,
 ) -> tuple[list[TranslationScore], dict[str, Any]]:
@@ -468,27 +467,26 @@ def run_translators(
         raise LaminaError(
             f"{run.path / 'translator'}: was trained for other actions than this dataset has; align again on it"
         )
-    subject = subject_of(run.model, note["side"])
+    subject = subject_of(run.model, note.side)
 
-    def scores_of(translator: Translator, read: Subject, note: dict[str, Any], name: str) -> list[TranslationScore]:
-        items = encode_labels(read, test, bool(note["observation"]))
+    def scores_of(translator: Translator, read: Subject, note: TranslatorNote, name: str) -> list[TranslationScore]:
+        items = encode_labels(read, test, bool(note.observation))
         prefix = prefix_of(read, items.z)
-        return score_translator(translator, prefix, items, prefixes_of(note["slots"]), name, "model")
+        return score_translator(translator, prefix, items, prefixes_of(note.slots), name, "model")
 
     scores = scores_of(translator, subject, note, subject.name)
     if (run.path / "joint" / "translator.json").exists():
         joint = LatentActionModel.from_pretrained(str(run.path / "joint" / "model")).to(run.model.device)
         head, joint_note = load_translator(run.path / "joint")
         if (head.spec, head.steps) == (translator.spec, translator.steps):
-            read = subject_of(joint, joint_note["side"])
+            read = subject_of(joint, joint_note.side)
             scores += scores_of(head, read, joint_note, f"{subject.name}, joint")
-    labelled_data = probe_data(run.model, note["data"], note["camera"], note["action"], note["actions"])
-    labelled_data = dataclasses.replace(labelled_data, tasks=tuple(note["tasks"]))
-    training = training_of(note, device=config.device, precision=config.precision)
-    labels = sample_split(labelled_data, "train", note["labels"], seed=training.seed, require_action=True)
-    rest, budget = with_controls(
-        subject, labels, test, actions, TranslatorConfig(**note["config"]), training, config, filling
-    )
+    source = path if name_of(path) == note.data else note.data  # a Dataset cannot be opened by its name
+    labelled_data = probe_data(run.model, source, note.camera, note.action, note.actions)
+    labelled_data = dataclasses.replace(labelled_data, tasks=note.tasks)
+    training = note.train_config(device=config.device, precision=config.precision)
+    labels = sample_split(labelled_data, "train", note.labels, seed=training.seed, require_action=True)
+    rest, budget = with_controls(subject, labels, test, actions, note.config, training, config, filling)
     return scores + rest, budget
 
 
@@ -502,10 +500,8 @@ def new_translator(
 ) -> tuple[list[TranslationScore], dict[str, Any]]:
     """A translator trained on ``config.labels`` transitions of the training split with the defaults of `lamina align`, and the controls;
     and the record's parts on labels, budget and curve."""
-    training, heads = (
-        head_training(config.translator_steps, 0, device=config.device, precision=config.precision),
-        TranslatorConfig(),
-    )
+    training = head_training(config.translator_steps, 0, device=config.device, precision=config.precision)
+    heads = TranslatorConfig()
     number = parse_labels(config.labels or "", count_transitions(data, "train"))
     labels = sample_split(
         dataclasses.replace(data, paired=None), "train", number, seed=training.seed, require_action=True

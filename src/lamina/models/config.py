@@ -34,15 +34,16 @@ class LAMConfig:
     prefix: PrefixDistribution = "full"
     whiten: Whitening = "none"
     space: SpaceName = "pixels"
-    state: Some = (
-        0  # size of the proprioception that follows from the latent; 0: there is no proprioceptive forward model
-    )
-    target: Some = 0  # numbers that a linear head reads off the latent in training; 0: no head
-    task: Some = 0  # slots that an instruction vector replaces; 0: none
-    action_slots: tuple[Some, Count] | None = (
-        None  # first slot of the latent action, and the one after its last; None: all
-    )
-    action_side: Side = "quantised"  # the latent action is what comes out of the quantiser, or what goes into it
+    #: Size of the proprioception that follows from the latent; 0: there is no proprioceptive forward model.
+    state: Some = 0
+    #: Numbers that a linear head reads off the latent in training; 0: no head.
+    target: Some = 0
+    #: Slots that an instruction vector replaces; 0: none.
+    task: Some = 0
+    #: First slot of the latent action, and the one after its last; None: all.
+    action_slots: tuple[Some, Count] | None = None
+    #: The latent action is what comes out of the quantiser, or what goes into it.
+    action_side: Side = "quantised"
 
     @property
     def latent_action(self) -> slice:

@@ -118,7 +118,7 @@ class TokenPolicy(Policy):
         tokens = load_token_model(run / "policy", model.lam).to(device)
         inside = (run / "translator.json").is_file()
         translator, note = load_translator(run if inside else run / "translator")
-        if note["side"] != "quantised":
+        if note.side != "quantised":
             raise LaminaError(
                 f"{run}: its translator reads latents from before the quantiser, and a token model predicts what comes after it; align "
                 "again with --side quantised"

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +12,8 @@ from torch import Tensor
 
 from lamina.data.dataset import Data
 from lamina.data.sampling import ActionsOf, DataConfig, SampleIndex
-from lamina.errors import LaminaError, LaminaWarning
-from lamina.inference.encode import encode_clip, observe
+from lamina.errors import LaminaError, warn
+from lamina.inference.encode import encode_clip, still
 from lamina.models.config import Side
 from lamina.models.hub import LatentActionModel
 from lamina.models.lam import LAM
@@ -35,6 +34,17 @@ class LabelledTransitions(TensorRecord):
 
     def __len__(self) -> int:
         return len(self.z)
+
+    @classmethod
+    def encoded(
+        cls, clip: Clip, encode: Callable[[Clip], Float[Tensor, "n k d"]], observed: bool = False
+    ) -> LabelledTransitions:
+        """A clip with actions, encoded once for all translators that are trained on it; ``observed``: with features of o_t too, which are
+        the latent of o_t paired with itself. Raises LaminaError without actions."""
+        if clip.action is None or clip.previous_action is None:
+            raise LaminaError("this data has no actions: --data must be a LeRobot dataset with an action feature")
+        observation = encode(still(clip)).flatten(1) if observed else None
+        return cls(encode(clip), clip.previous_action[:, 0], clip.action[:, 0], clip.episode, clip, observation)
 
 
 class Minibatches:
@@ -78,14 +88,8 @@ def parse_labels(text: str, transitions: int) -> int:
 
 
 def encode_labels(lam: LAM, clip: Clip, side: Side | None = None, observed: bool = False) -> LabelledTransitions:
-    """Encode a clip with actions once, for all the translators that will be trained on it; ``observed``: o_t too.
-
-    Raises LaminaError without actions.
-    """
-    if clip.action is None or clip.previous_action is None:
-        raise LaminaError("this data has no actions: --data must be a LeRobot dataset with an action feature")
-    z, observation = encode_clip(lam, clip, side), observe(lam, clip, side) if observed else None
-    return LabelledTransitions(z, clip.previous_action[:, 0], clip.action[:, 0], clip.episode, clip, observation)
+    """:meth:`LabelledTransitions.encoded` by a LAM."""
+    return LabelledTransitions.encoded(clip, lambda given: encode_clip(lam, given, side), observed)
 
 
 def split_labels(
@@ -149,8 +153,7 @@ def actions_of(data: DataConfig) -> ActionTarget:
 def warn_multi_action(data: DataConfig, actions: ActionTarget) -> None:
     """Warn where a gap spans several actions and its latent is tied to the first alone."""
     if actions.spanned > 1 and data.actions == "first":
-        text = (
+        warn(
             f"{data.names[0]}: a latent spans {data.gap[0]:g} s, in which {actions.spanned} actions are taken; it is tied to the first of "
             "them. --actions mean or --actions chunk ties it to all"
         )
-        warnings.warn(text, LaminaWarning, stacklevel=3)

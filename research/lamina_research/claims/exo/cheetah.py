@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from lamina import training as align
 from lamina.data.sampling import DataConfig
 from lamina.data.stream import sample_split
 from lamina.evaluation.pictures import swap_picture
@@ -32,7 +31,8 @@ from lamina.models.heads import TranslatorConfig
 from lamina.models.hub import LatentActionModel
 from lamina.policies import cloning as behaviour
 from lamina.policies import rollout
-from lamina.training.labelled import LabelledTransitions
+from lamina.training.heads import head_training, train_translator
+from lamina.training.labelled import LabelledTransitions, actions_of, encode_labels, split_labels
 from lamina.training.settings import TrainConfig
 from lamina.types import Clip
 from lamina_research.experiment import Experiment, Outcome
@@ -137,10 +137,8 @@ class CheetahStudy(Study[Setup]):
 
         def build(path: Path) -> None:
             model = LatentActionModel.from_pretrained(str(run))
-            train, held, test = (
-                align.encode_labels(model.lam, x) for x in (self.train_clip, self.held_clip, self.test_clip)
-            )
-            spec = align.actions_of(DataConfig((str(self.dataset()),))).spec
+            train, held, test = (encode_labels(model.lam, x) for x in (self.train_clip, self.held_clip, self.test_clip))
+            spec = actions_of(DataConfig((str(self.dataset()),))).spec
             nmse = linear_probe(
                 train.z.flatten(1), train.action, test.z.flatten(1), test.action, test.episode, spec
             ).nmse.mean  # fmt: skip
@@ -149,8 +147,8 @@ class CheetahStudy(Study[Setup]):
                 label_mask(self.train_clip.episode, self.train_clip.index[:, 0], lapo.Config(target_share=s.labels))
             ]
             config = TranslatorConfig(condition="latent")
-            translator, _ = align.train_translator(
-                model.lam, *align.split_labels(few, seed), spec, config, align.head_training(s.heads, seed)
+            translator, _ = train_translator(
+                model.lam.prefix, *split_labels(few, seed), spec, config, head_training(s.heads, seed)
             )
             policy = behaviour.latent_policy(model.config, train, held, translator, self.heads(seed), batch=s.parallel)
             values = {
@@ -161,7 +159,7 @@ class CheetahStudy(Study[Setup]):
             }
             write_text(path / "scores.json", json.dumps(values) + "\n")
 
-        code = (align, behaviour, rollout, exogenous, linear, lapo, *self.code(s.data))
+        code = ("lamina.training.heads", behaviour, rollout, exogenous, linear, lapo, *self.code(s.data))
         return json.loads((self.experiment.cached(key, code, build) / "scores.json").read_text())
 
     def acting(self) -> dict[str, Any]:
@@ -171,7 +169,7 @@ class CheetahStudy(Study[Setup]):
 
     def heads(self, seed: int) -> TrainConfig:
         steps = self.setup.policy
-        return replace(align.head_training(steps, seed, lr=1e-3), validate_every=max(1, steps // 10))
+        return replace(head_training(steps, seed, lr=1e-3), validate_every=max(1, steps // 10))
 
     def play(self, policy: behaviour.FramePolicy, seed: int) -> float:
         s = self.setup
@@ -187,7 +185,7 @@ class CheetahStudy(Study[Setup]):
 
         def build(path: Path) -> None:
             config = lapo.build(lapo.Config(**s.options))
-            spec = align.actions_of(DataConfig((str(self.dataset()),))).spec
+            spec = actions_of(DataConfig((str(self.dataset()),))).spec
             train, held = (unencoded(clip) for clip in (self.train_clip, self.held_clip))
             policy = behaviour.cloning(config, train, held, spec, self.heads(seed), batch=s.parallel)
             write_text(path / "return.json", json.dumps(self.play(policy, seed)) + "\n")

@@ -19,13 +19,13 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from lamina import training as align
 from lamina.data.sampling import DataConfig, open_source
 from lamina.data.stream import sample_split
 from lamina.envs.registry import SUITES
 from lamina.evaluation.probes import structure as structural
 from lamina.evaluation.probes import translation
 from lamina.files import write_text
+from lamina.inference.encode import observe
 from lamina.inference.subject import subject_of
 from lamina.methods import fixed_k, flexlam
 from lamina.models.heads import Condition, Translator, TranslatorConfig
@@ -36,7 +36,10 @@ from lamina.policies import token_policy as latent
 from lamina.policies.token_model import TokenConfig
 from lamina.policies.token_policy import TokenPolicy
 from lamina.policies.token_training import load_token_model, train_token_model
-from lamina.training.labelled import LabelledTransitions
+from lamina.training import alignment as align
+from lamina.training.heads import head_training, train_idm, train_translator
+from lamina.training.joint import JointObjective, train_joint
+from lamina.training.labelled import LabelledTransitions, actions_of, encode_labels, probe_data, split_labels
 from lamina.training.recipe import recipe
 from lamina.training.settings import TrainConfig
 from lamina.types import Clip
@@ -165,7 +168,7 @@ class FlexLAMStudy(Study[FlexLAMSetup]):
         return DataConfig((str(self.dataset()),), self.setup.options["image"])
 
     def config(self, model: LatentActionModel) -> DataConfig:
-        return align.probe_data(model, str(self.dataset()))
+        return probe_data(model, str(self.dataset()))
 
     def transitions(self, model: LatentActionModel, split: str) -> Clip:
         """Every transition of a split, at the model's label gap (the same for all models of a setup)."""
@@ -183,7 +186,7 @@ class FlexLAMStudy(Study[FlexLAMSetup]):
         run = self.run(model)
         if (str(run), split) not in self._latents:
             loaded = LatentActionModel.from_pretrained(str(run))
-            self._latents[str(run), split] = align.encode_labels(loaded.lam, self.transitions(loaded, split))
+            self._latents[str(run), split] = encode_labels(loaded.lam, self.transitions(loaded, split))
         return self._latents[str(run), split]
 
     # --------------------------------------------------------------------------------------------------- translators
@@ -206,34 +209,33 @@ class FlexLAMStudy(Study[FlexLAMSetup]):
             loaded = LatentActionModel.from_pretrained(str(run))
             few, test = self.draw(self.latents(model, "train"), labels, model.seed), self.latents(model, s.split)
             data = self.config(loaded)
-            actions, config = align.actions_of(data), TranslatorConfig(condition=labels.condition)
+            actions, config = actions_of(data), TranslatorConfig(condition=labels.condition)
             spec = actions.spec
             if "observation" in labels.condition:
-                few, test = (replace(x, observation=align.observe(loaded.lam, x.clip)) for x in (few, test))  # type: ignore[arg-type]
-            train, held = align.split_labels(few, labels.draw)
+                few, test = (replace(x, observation=observe(loaded.lam, x.clip)) for x in (few, test))  # type: ignore[arg-type]
+            train, held = split_labels(few, labels.draw)
             if labels.joint:
                 plan = recipe(model.name, model.method, model.method.Config(**model.within(s.options)))
                 training = replace(s.joint, seed=labels.draw, resume=True)
                 video = replace(data, gap=loaded.provenance.gap_seconds, action=None)
-                translator, validation = align.train_joint(
+                translator, validation = train_joint(
                     loaded.lam,
                     train,
                     held,
                     spec,
                     config,
                     training,
-                    plan.losses,
-                    dict(plan.weights),
+                    JointObjective(plan.losses, plan.weights),
                     video,
                     path / "joint",
                 )
                 loaded.lam.eval()
                 assert test.clip is not None
-                test = align.encode_labels(loaded.lam, test.clip)  # the encoder has changed
+                test = encode_labels(loaded.lam, test.clip)  # the encoder has changed
             else:
                 train, held = (replace(part, clip=None) for part in (train, held))
-                training = align.head_training(s.heads, labels.draw)
-                translator, validation = align.train_translator(loaded.lam, train, held, spec, config, training)
+                training = head_training(s.heads, labels.draw)
+                translator, validation = train_translator(loaded.lam.prefix, train, held, spec, config, training)
             scores = self.score(translator, loaded, test, validation)
             asked = align.AlignConfig(str(labels.number), labels.joint, config, tasks=labels.tasks)
             side = loaded.config.action_side
@@ -275,11 +277,11 @@ class FlexLAMStudy(Study[FlexLAMSetup]):
                 self.draw(self.latents(model, "train"), labels, model.seed),
                 self.latents(model, self.setup.split),
             )
-            actions = align.actions_of(self.config(loaded))
+            actions = actions_of(self.config(loaded))
             tasks = np.array(self.task_of(test))
             assert few.clip is not None and test.clip is not None
             scores = translation.controls(
-                subject_of(loaded), few.clip, test.clip, actions, TranslatorConfig(), align.head_training(self.setup.heads, labels.draw),
+                subject_of(loaded), few.clip, test.clip, actions, TranslatorConfig(), head_training(self.setup.heads, labels.draw),
                 structural.unlabelled(self.data()),
             )  # fmt: skip
             losses = {s.name: float(np.mean([s.loss[tasks == t].mean() for t in dict.fromkeys(tasks)])) for s in scores}
@@ -296,12 +298,10 @@ class FlexLAMStudy(Study[FlexLAMSetup]):
         def build(path: Path) -> None:
             loaded = LatentActionModel.from_pretrained(str(run))
             pool, test = self.latents(flexlam_spec(0), "train"), self.latents(flexlam_spec(0), s.split)
-            every, held = align.split_labels(pool, seed, held=0.05)
-            training = replace(
-                align.head_training(s.supervised, seed, lr=1e-3), validate_every=max(1, s.supervised // 8)
-            )
-            spec = align.actions_of(self.config(loaded)).spec
-            module, _ = align.train_idm(loaded.lam.config, every, held, spec, training)
+            every, held = split_labels(pool, seed, held=0.05)
+            training = replace(head_training(s.supervised, seed, lr=1e-3), validate_every=max(1, s.supervised // 8))
+            spec = actions_of(self.config(loaded)).spec
+            module, _ = train_idm(loaded.lam.config, every, held, spec, training)
             score = translation.score_idm(module, test, "", "reference")
             tasks = np.array(self.task_of(test))
             loss = float(np.mean([score.loss[tasks == t].mean() for t in dict.fromkeys(tasks)]))

@@ -7,9 +7,8 @@ opened, and with the frames of a camera when that is used.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -20,7 +19,7 @@ import pyarrow as pa
 from jaxtyping import Float, Int, UInt8
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from lamina.data.dataset import Dataset
+from lamina.data.dataset import Dataset, check_name
 from lamina.data.episodes import (
     MAX_CLASSES,
     DecodeError,
@@ -32,9 +31,10 @@ from lamina.data.episodes import (
 )
 from lamina.data.lerobot.match import Numbers, RowAlignment, VideoSpan, align_rows, rate_of
 from lamina.data.lerobot.tables import Columns, read_json, read_table, to_numpy
-from lamina.data.paths import check_inside, check_name, check_regular, check_template, contents, local, reason, walk
+from lamina.data.paths import check_folder_name, check_inside, check_regular, check_template, contents, local, walk
 from lamina.data.video import FAILURES, FrameClock, decode, decode_picture, index_video, key_distance
-from lamina.errors import LaminaError, LaminaWarning
+from lamina.errors import LaminaError, warn
+from lamina.files import reason
 from lamina.types import ActionSpec
 
 WIDEST = 2**20  # values of a feature in one row, at most
@@ -94,6 +94,15 @@ class LeRobotDataset(Dataset):
     cameras: tuple[str, ...] = ()  # those with colours first
     columns: tuple[str, ...] = ()
     episodes: tuple[Episode, ...] = ()
+    # What was found so far, by feature, by camera, by camera and file.
+    _specs: dict[str, ActionSpec] = field(init=False, default_factory=dict)
+    _missing: dict[str, dict[int, DecodeError | None]] = field(init=False, default_factory=dict)
+    _groups: dict[str, dict[Path | None, list[int]]] = field(init=False, default_factory=dict)
+    _matched: dict[tuple[str, Path], tuple[FrameClock, RowAlignment] | DecodeError] = field(
+        init=False, default_factory=dict
+    )
+    _numbers: Columns = field(init=False, default_factory=Columns)
+    _pictures: Columns = field(init=False, default_factory=Columns)
 
     @property
     def name(self) -> str:
@@ -141,26 +150,10 @@ class LeRobotDataset(Dataset):
         return count_classes([self.column(e, name) for e in self.episodes], name, str(self.root))
 
     @cached_property
-    def _specs(self) -> dict[str, ActionSpec]:
-        return {}
-
-    @cached_property
     def stats(self) -> dict[str, Any]:
         """meta/stats.json, empty where there is none."""
         path = self.root / "meta/stats.json"
         return read_json(path) if path.exists() else {}
-
-    @cached_property
-    def _cache(self) -> Columns:
-        return Columns()
-
-    @cached_property
-    def _pictures(self) -> Columns:
-        return Columns()
-
-    @cached_property
-    def _matched(self) -> dict[tuple[str, Path], tuple[FrameClock, RowAlignment] | DecodeError]:
-        return {}
 
     def data_file(self, number: int) -> Path:
         """The parquet file with the rows of episode ``number``."""
@@ -198,14 +191,10 @@ class LeRobotDataset(Dataset):
 
     def missing_episodes(self, camera: str) -> dict[int, DecodeError | None]:
         """See :meth:`lamina.data.dataset.Dataset.missing_episodes`. Compares the rows with the pictures of every file of the camera."""
-        self._check_camera(camera)
+        check_name(self, "camera", camera, self.cameras)
         if camera not in self._missing:
             self._missing[camera] = self._find_missing(camera)
         return self._missing[camera]
-
-    @cached_property
-    def _missing(self) -> dict[str, dict[int, DecodeError | None]]:
-        return {}
 
     def _find_missing(self, camera: str) -> dict[int, DecodeError | None]:
         missing: dict[int, DecodeError | None] = {}
@@ -225,12 +214,10 @@ class LeRobotDataset(Dataset):
             path = self.shown_in(n, camera)
             assert path is not None
             clock = self._match(camera, path)[0]  # type: ignore[index]
-            warnings.warn(
+            warn(
                 f"{self.root}/meta/episodes: the times of episode {n} (rows at {self.episodes[n].fps:.5g} a second) do not fit its video "
                 f"{path} ({clock.fps:.5g} pictures a second); it has a picture for each row, and so they are "
-                f"paired by number ({len(counted)} such episode(s))",
-                LaminaWarning,
-                stacklevel=3,
+                f"paired by number ({len(counted)} such episode(s))"
             )
         return missing
 
@@ -241,10 +228,6 @@ class LeRobotDataset(Dataset):
             for n in range(len(self.episodes)):
                 groups.setdefault(self.shown_in(n, camera), []).append(n)
         return self._groups[camera]
-
-    @cached_property
-    def _groups(self) -> dict[str, dict[Path | None, list[int]]]:
-        return {}
 
     def partly_seen(self) -> set[int]:
         """The episodes that some camera does not show, by the episode table; if those are most of them, that the first camera does not."""
@@ -284,15 +267,11 @@ class LeRobotDataset(Dataset):
             "belongs to which row is not known: mend one of them, or leave out the episode"
         )
 
-    def _check_camera(self, camera: str) -> None:
-        if camera not in self.cameras:
-            raise LaminaError(f"{self.root}: has no camera '{camera}'; it has: {', '.join(self.cameras) or 'none'}")
-
     def frames(
         self, episode: Episode, camera: str, start: int, stop: int, size: tuple[int, int] | None = None
     ) -> UInt8[np.ndarray, "n h w 3"]:
         """See :meth:`lamina.data.dataset.Dataset.frames`."""
-        self._check_camera(camera)
+        check_name(self, "camera", camera, self.cameras)
         stop = min(stop, episode.length)
         if self.in_table(camera):
             return self._images(episode, camera, start, stop, size)
@@ -361,7 +340,7 @@ class LeRobotDataset(Dataset):
         start = int(self.rows.start[episode.number])
         width = width_of(self.info["features"][name])
         with np.errstate(over="ignore"):
-            values = self._cache.rows(path, name, start, start + episode.length, width).astype(np.float32)
+            values = self._numbers.rows(path, name, start, start + episode.length, width).astype(np.float32)
         remedy = "mend it, or do without the feature"
         check_finite(values, name, str(path), f"episode {episode.number}, ", remedy)
         return values
@@ -461,7 +440,7 @@ def _cameras(info_path: Path, info: dict[str, Any]) -> tuple[str, ...]:
     videos = [name for name in cameras if info["features"][name]["dtype"] == "video"]
     try:
         for name in videos:
-            check_name(name)
+            check_folder_name(name)
         if videos:
             check_template(info.get("video_path"), {"video_key", "chunk_index", "file_index"})
             info["video_path"].format(video_key="", chunk_index=0, file_index=0)
@@ -576,11 +555,7 @@ def _find_rows(root: Path, template: str, places: dict[str, np.ndarray], fps: fl
                 f"{path}: has {len(run.times) if run else 0} rows of episode {n}, and meta/episodes says {length}; one of them is truncated"
             )
     for path, count in unlisted.items():
-        warnings.warn(
-            f"{path}: {count} row(s) are of episodes that meta/episodes does not list; they are not read",
-            LaminaWarning,
-            stacklevel=4,
-        )
+        warn(f"{path}: {count} row(s) are of episodes that meta/episodes does not list; they are not read")
     files = {path: i for i, path in enumerate(dict.fromkeys(found[n].path for n in range(len(lengths))))}
     stamps = {}
     for n, length in enumerate(lengths.tolist()):

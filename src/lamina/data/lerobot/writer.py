@@ -27,9 +27,9 @@ from lamina.data.lerobot.statistics import (
     pixel_histogram,
     pixel_statistics,
 )
-from lamina.data.paths import check_name, open_arrow
+from lamina.data.paths import check_folder_name, open_arrow
 from lamina.errors import LaminaError
-from lamina.files import disk_errors, partial_path, sync, write_text
+from lamina.files import disk_errors, partial_path, sync, whole_file, write_text
 from lamina.types import ActionSpec
 
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
@@ -69,15 +69,18 @@ def write_json(path: Path, content: Any) -> None:
 
 def write_table(path: Path, tables: Iterable[pa.Table], schema: pa.Schema, durable: bool = True) -> None:
     """Write a parquet file, one row group a table, whole or not at all; but for a loss of power, if it is not to be ``durable``."""
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = partial_path(path)
-        with open_arrow(partial, "wb") as raw, pq.ParquetWriter(raw, schema, write_page_checksum=True) as writer:
-            for table in tables:
-                writer.write_table(table.cast(schema))
-        if durable:
-            sync(partial)
-        os.replace(partial, path)
+    with (
+        whole_file(path, durable) as partial,
+        open_arrow(partial, "wb") as raw,
+        pq.ParquetWriter(raw, schema, write_page_checksum=True) as writer,
+    ):
+        for table in tables:
+            writer.write_table(table.cast(schema))
+
+
+def file_name(template: str, number: int, **more: str) -> str:
+    """The usual name of file ``number``. No name that a dataset states is ever written to."""
+    return template.format(chunk_index=number // CHUNK_FILES, file_index=number % CHUNK_FILES, **more)
 
 
 def camera_feature(height: int, width: int) -> dict[str, Any]:
@@ -128,6 +131,72 @@ def episode_table(rows: list[dict[str, Any]]) -> pa.Table:
 def statistics_columns(statistics: dict[str, Statistics]) -> dict[str, np.ndarray]:
     """Statistics of features as columns of meta/episodes."""
     return {f"stats/{name}/{s}": v for name, values in statistics.items() for s, v in values.items()}
+
+
+class DatasetTables:
+    """The tables of a new dataset at ``root``: the rows of its episodes, in files of about DATA_MB, and meta/."""
+
+    def __init__(self, root: Path, schema: pa.Schema) -> None:
+        self.root, self.schema = root, schema
+        self.episodes: list[dict[str, Any]] = []  # rows of meta/episodes
+        self.frames = 0  # of the episodes so far
+        self._statistics: dict[str, Statistics] = {}
+        self._pending: list[pa.Table] = []
+        self._file = self._size = 0  # number of the data file that the pending tables will be in, and their bytes
+
+    def add(self, table: pa.Table, tasks: list[str], videos: dict[str, Any], statistics: dict[str, Statistics]) -> None:
+        """Append an episode: its rows, its tasks, its ``videos/...`` columns in meta/episodes, its statistics."""
+        if self._pending and self._size + table.nbytes > DATA_MB * 2**20:
+            self._write_data()
+            self._pending, self._file, self._size = [], self._file + 1, 0
+        self._pending.append(table)
+        self._size += table.nbytes
+        self.episodes.append(
+            {
+                "episode_index": len(self.episodes),
+                "tasks": tasks,
+                "length": len(table),
+                "data/chunk_index": self._file // CHUNK_FILES,
+                "data/file_index": self._file % CHUNK_FILES,
+                "dataset_from_index": self.frames,
+                "dataset_to_index": self.frames + len(table),
+                **videos,
+                **statistics_columns(statistics),
+                "meta/episodes/chunk_index": 0,
+                "meta/episodes/file_index": 0,
+            }
+        )
+        self.frames += len(table)
+        self._statistics = {n: merge_statistics(self._statistics.get(n), s) for n, s in statistics.items()}
+
+    def _write_data(self) -> None:
+        write_table(self.root / file_name(DATA_PATH, self._file), self._pending, self.schema)
+
+    def finish(
+        self, fps: float, features: dict[str, Any], tasks: list[str], splits: dict[str, str], info: dict[str, Any]
+    ) -> None:
+        """Write what is left of the rows, and meta/. ``info``: further entries of meta/info.json, which may replace the usual ones."""
+        self._write_data()
+        described = episode_table(self.episodes), tasks_table(tasks)
+        for name, table in zip((file_name(EPISODES_PATH, 0), "meta/tasks.parquet"), described, strict=True):
+            write_table(self.root / name, [table], table.schema)
+        write_json(self.root / "meta/stats.json", as_json(self._statistics))
+        usual = {
+            "codebase_version": "v3.0",
+            "robot_type": None,
+            "total_episodes": len(self.episodes),
+            "total_frames": self.frames,
+            "total_tasks": len(tasks),
+            "chunks_size": CHUNK_FILES,
+            "data_files_size_in_mb": DATA_MB,
+            "video_files_size_in_mb": VIDEO_MB,
+            "fps": as_fps(fps),
+            "splits": splits,
+            "data_path": DATA_PATH,
+            "video_path": VIDEO_PATH,
+            "features": {**features, **INDEX_FEATURES},
+        }
+        write_json(self.root / "meta/info.json", usual | info)
 
 
 def tasks_table(tasks: list[str]) -> pa.Table:
@@ -265,7 +334,7 @@ class LeRobotWriter:
         self.robot_type, self.video, self.extra_info = robot_type, video, extra_info or {}
         for name in features:
             try:
-                check_name(name)
+                check_folder_name(name)
                 taken = name in INDEX_FEATURES
             except ValueError:
                 taken = True
@@ -395,60 +464,29 @@ class LeRobotWriter:
         for staging in self._staged.values():
             staging.close()
         video_files = self._place_videos()
-        overall: dict[str, Statistics] = {}
-        rows: list[dict[str, Any]] = []
-        tables: list[pa.Table] = []
-        splits, files, size, index = {}, 0, 0, 0
-        for split in SPLITS:
-            episodes = self._episodes[split]
-            if episodes:
-                splits[split] = f"{len(rows)}:{len(rows) + len(episodes)}"
-                staging = pq.ParquetFile(self.partial / f"{split}.parquet")
+        tables, splits = DatasetTables(self.partial, self._schema), {}
+        for split, episodes in self._episodes.items():
+            if not episodes:
+                continue
+            splits[split] = f"{len(tables.episodes)}:{len(tables.episodes) + len(episodes)}"
+            staged = pq.ParquetFile(self.partial / f"{split}.parquet")
             for group, episode in enumerate(episodes):
-                table = staging.read_row_group(group)
-                if tables and size + table.nbytes > DATA_MB * 2**20:
-                    self._write_data(files, tables)
-                    tables, size, files = [], 0, files + 1
-                length = episode["length"]
-                number, place = len(rows), np.arange(index, index + length)
-                for name, values in (("episode_index", np.full(length, number)), ("index", place)):
+                table = staged.read_row_group(group)
+                numbers = {
+                    "episode_index": np.full(len(table), len(tables.episodes)),
+                    "index": np.arange(tables.frames, tables.frames + len(table)),
+                }
+                for name, values in numbers.items():
                     table = table.set_column(table.schema.get_field_index(name), name, pa.array(values))
                     episode["statistics"][name] = column_statistics(values[:, None])
-                tables.append(table)
-                size += table.nbytes
-                statistics = episode["statistics"]
-                overall = {n: merge_statistics(overall.get(n), s) for n, s in statistics.items()}
-                rows.append(
-                    {
-                        "episode_index": number,
-                        "tasks": episode["tasks"],
-                        "length": length,
-                        "data/chunk_index": files // CHUNK_FILES,
-                        "data/file_index": files % CHUNK_FILES,
-                        "dataset_from_index": index,
-                        "dataset_to_index": index + length,
-                        **self._video_columns(split, episode, video_files),
-                        **statistics_columns(statistics),
-                        "meta/episodes/chunk_index": 0,
-                        "meta/episodes/file_index": 0,
-                    }
-                )
-                index += length
-        self._write_data(files, tables)
+                videos = self._video_columns(split, episode, video_files)
+                tables.add(table, episode["tasks"], videos, episode["statistics"])
         for split in self._staged:
             (self.partial / f"{split}.parquet").unlink()
-        meta = episode_table(rows)
-        write_table(self.partial / EPISODES_PATH.format(chunk_index=0, file_index=0), [meta], meta.schema)
-        tasks = tasks_table(list(self.tasks))
-        write_table(self.partial / "meta/tasks.parquet", [tasks], tasks.schema)
-        write_json(self.partial / "meta/stats.json", as_json(overall))
-        write_json(self.partial / "meta/info.json", self._info(len(rows), index, splits))
+        info = {"robot_type": self.robot_type, **self.extra_info}
+        tables.finish(self.fps, self._described_features(), list(self.tasks), splits, info)
         os.replace(self.partial, self.root)
         sync(self.root.parent)
-
-    def _write_data(self, number: int, tables: list[pa.Table]) -> None:
-        name = DATA_PATH.format(chunk_index=number // CHUNK_FILES, file_index=number % CHUNK_FILES)
-        write_table(self.partial / name, tables, self._schema)
 
     def _place_videos(self) -> dict[tuple[str, str], int]:
         """Give the encoded files their numbers: (split, camera) -> number of its first file."""
@@ -462,9 +500,7 @@ class LeRobotWriter:
                 track.close()
                 first[split, camera] = number
                 for path in track.files:
-                    place = self.partial / VIDEO_PATH.format(
-                        video_key=camera, chunk_index=number // CHUNK_FILES, file_index=number % CHUNK_FILES
-                    )
+                    place = self.partial / file_name(VIDEO_PATH, number, video_key=camera)
                     place.parent.mkdir(parents=True, exist_ok=True)
                     os.replace(path, place)
                     number += 1
@@ -481,7 +517,8 @@ class LeRobotWriter:
                 columns[f"videos/{camera}/{key}"] = episode[f"videos/{camera}/{key}"]
         return columns
 
-    def _info(self, episodes: int, frames: int, splits: dict[str, str]) -> dict[str, Any]:
+    def _described_features(self) -> dict[str, Any]:
+        """The features as meta/info.json states them: with the encoding of each camera."""
         features = {name: dict(feature) for name, feature in self.features.items()}
         for feature in features.values():
             if feature["dtype"] == "video":
@@ -489,10 +526,7 @@ class LeRobotWriter:
                 feature["info"] = video_info(
                     height, width, self.video.codec, self.video.for_size(height, width), self.fps
                 )
-        return {
-            **dataset_info(self.fps, features, self.robot_type, episodes, frames, len(self.tasks), splits),
-            **self.extra_info,
-        }
+        return features
 
     def abort(self) -> None:
         """Remove everything that was written."""
@@ -531,33 +565,6 @@ def video_info(
         "video.fps": as_fps(fps),
         "video.channels": 3,
         "has_audio": has_audio,
-    }
-
-
-def dataset_info(
-    fps: float,
-    features: dict[str, Any],
-    robot_type: str | None,
-    episodes: int,
-    frames: int,
-    tasks: int,
-    splits: dict[str, str],
-) -> dict[str, Any]:
-    """meta/info.json of a new dataset."""
-    return {
-        "codebase_version": "v3.0",
-        "robot_type": robot_type,
-        "total_episodes": episodes,
-        "total_frames": frames,
-        "total_tasks": tasks,
-        "chunks_size": CHUNK_FILES,
-        "data_files_size_in_mb": DATA_MB,
-        "video_files_size_in_mb": VIDEO_MB,
-        "fps": as_fps(fps),
-        "splits": splits,
-        "data_path": DATA_PATH,
-        "video_path": VIDEO_PATH,
-        "features": {**features, **INDEX_FEATURES},
     }
 
 
