@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +12,6 @@ import torch
 
 from lamina import methods
 from lamina.data.memory import InMemoryDataset
-from lamina.errors import LaminaError
 from lamina.models.hub import LatentActionModel, Provenance
 from lamina.policies.base import Observations
 from lamina.policies.flow.config import FlowConfig

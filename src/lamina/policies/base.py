@@ -23,7 +23,10 @@ from lamina.types import ActionSpec
 T = TypeVar("T")
 
 #: The kinds of policies: ``--kind``, and what RUN/policy/config.json calls them. Each module defines ``KIND``, a :class:`PolicyKind`.
-KINDS = {"tokens": "lamina.policies.token_policy"}
+KINDS = {
+    "tokens": "lamina.policies.token_policy",
+    "latent": "lamina.policies.latent",
+}
 
 
 @dataclass(frozen=True)

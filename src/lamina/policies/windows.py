@@ -1,8 +1,8 @@
-"""The token model's data: each frame and the codes of the transition after it, encoded once, and windows drawn from them.
+"""Data of the policies that decide once a transition: each frame and the latent action after it, encoded once, and windows of codes.
 
 RUN/policy/tokens/index.json              what they were made from; written with the rest, whole or not at all
 RUN/policy/tokens/SPLIT.frames.npy        uint8 [n h w 3], step after step, episode after episode
-RUN/policy/tokens/SPLIT.codes.npy         int [n k]
+RUN/policy/tokens/SPLIT.codes.npy         int [n k]; or, of continuous latents, SPLIT.latents.npy, float32 [n k*d]
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, Shaped, UInt8
 from torch import Tensor
 from tqdm import tqdm
 
@@ -26,11 +26,13 @@ from lamina.device import autocast
 from lamina.errors import LaminaError
 from lamina.files import whole_folder
 from lamina.inference.encode import frame_pairs
+from lamina.models.config import Side
 from lamina.models.hub import LatentActionModel
 from lamina.policies.encoded import ENCODED_SPLITS, encode_stretch, index_of, open_arrays, reserve
 from lamina.records import whole
 
-FORMAT = 2
+FORMAT = 3
+CODES, LATENTS = "codes", "latents"
 
 
 def strided_sequences(times: Float[np.ndarray, "t"], gap: float) -> list[Int[np.ndarray, "n"]]:
@@ -54,14 +56,17 @@ def strided_sequences(times: Float[np.ndarray, "t"], gap: float) -> list[Int[np.
 
 @dataclass(frozen=True)
 class Steps:
-    """Frames and codes of all steps of a split. Episode e (a strided sequence of decisions) is steps bounds[e] .. bounds[e+1]-1."""
+    """Frames and latent actions of all steps of a split: codes [n k], or the latents' numbers [n k*d].
+
+    Episode e (a strided sequence of decisions) is steps bounds[e] .. bounds[e+1]-1.
+    """
 
     frames: UInt8[np.ndarray, "n h w 3"]
-    codes: Int[np.ndarray, "n k"]
+    actions: Shaped[np.ndarray, "n k"]
     bounds: Int[np.ndarray, "m"]
 
     def __len__(self) -> int:
-        return len(self.codes)
+        return len(self.actions)
 
 
 @dataclass(frozen=True)
@@ -83,14 +88,14 @@ def windows_at(steps: Steps, starts: Sequence[tuple[int, int]], length: int) -> 
     """The windows that begin at (episode, step)."""
     b = len(starts)
     frames = np.zeros((b, length, *steps.frames.shape[1:]), np.uint8)
-    codes = np.zeros((b, length, steps.codes.shape[1]), np.int64)
+    codes = np.zeros((b, length, steps.actions.shape[1]), np.int64)
     valid = np.zeros((b, length), bool)
     for row, (episode, start) in enumerate(starts):
         first = int(steps.bounds[episode]) + start
         n = min(length, int(steps.bounds[episode + 1]) - first)
         frames[row, :n], codes[row, :n], valid[row, :n] = (
             steps.frames[first : first + n],
-            steps.codes[first : first + n],
+            steps.actions[first : first + n],
             1,
         )
     return Window(torch.from_numpy(frames), torch.from_numpy(codes), torch.from_numpy(valid))
@@ -184,9 +189,11 @@ def encode_windows(
     fingerprint: str,
     camera: str | None = None,
     precision: str = "fp32",
+    side: Side | None = None,
 ) -> dict[str, Any]:
     """Encode the training and the validation split of ``source`` once into ``folder``; returns its index.
 
+    ``side``: the latents themselves, on this side of the quantiser; None: their codes.
     What is there already is used again if it was made by the same encoder, from the same data. Decisions are as far apart as the
     model's label gap: longer than a frame, each episode gives several sequences. Raises LaminaError for a camera that is not there, a split
     without a single transition, video that cannot be decoded, a disk that refuses.
@@ -202,6 +209,7 @@ def encode_windows(
         "image": list(model.config.image),
         "precision": precision,
         "splits": [[episode.length, *episode.splits] for episode in source.episodes],
+        "side": side,
     }
     if (index := index_of(folder, made_from)) is not None:
         return index
@@ -210,7 +218,12 @@ def encode_windows(
         if not lengths:
             raise LaminaError(f"{source.name}: no {split} episode has two frames {gap:g} s apart; use longer episodes")
     size, slots = model.config.image[1:], model.config.action_length
-    dtype = np.int16 if model.lam.bottleneck.codebook_size <= 2**15 else np.int32  # type: ignore[operator]
+    if side:
+        name, width, dtype = LATENTS, slots * model.lam.dim, "float32"
+    else:
+        most = model.lam.bottleneck.codebook_size
+        assert most is not None
+        name, width, dtype = CODES, slots, "int16" if most <= 2**15 else "int32"
     frames_total = sum(s.stop - s.first for stretches, _, _ in plans.values() for s in stretches)
     seconds = float(np.median([s for _, _, every in plans.values() for s in every] or [gap]))
     index = made_from | {
@@ -224,13 +237,13 @@ def encode_windows(
     ):
         for split, (stretches, lengths, _) in plans.items():
             frames = reserve(partial / f"{split}.frames.npy", (sum(lengths), *size, 3), np.uint8)
-            codes = reserve(partial / f"{split}.codes.npy", (sum(lengths), slots), dtype)
+            actions = reserve(partial / f"{split}.{name}.npy", (sum(lengths), width), dtype)
             for stretch in stretches:
                 with autocast(model.device, precision):
-                    _encode(model, source, camera, stretch, gap, frames, codes)
+                    _encode(model, source, camera, stretch, gap, side, frames, actions)
                 bar.update(stretch.stop - stretch.first)
             frames.flush()
-            codes.flush()
+            actions.flush()
         (partial / "index.json").write_text(json.dumps(index))
     return index
 
@@ -241,8 +254,9 @@ def _encode(
     camera: str,
     stretch: _Stretch,
     gap: float,
+    side: Side | None,
     frames: np.ndarray,
-    codes: np.ndarray,
+    actions: np.ndarray,
 ) -> None:
     place = stretch.place
 
@@ -252,12 +266,12 @@ def _encode(
 
     episode = source.episodes[stretch.episode]
     latent = encode_stretch(model, source, camera, episode, stretch.first, stretch.stop, gap, keep)
-    index = model.lam.action_index(latent)
-    assert index is not None
-    codes[place[place >= 0]] = index.numpy()[place >= 0]
+    found = model.lam.action(latent, side).flatten(1) if side else model.lam.action_index(latent)
+    assert found is not None
+    actions[place[place >= 0]] = found.numpy()[place >= 0]
 
 
-def open_steps(folder: Path, split: str) -> Steps:
-    """The steps of a tokenized split, as memory maps. Raises LaminaError if they are damaged."""
-    index, frames, codes = open_arrays(folder, split, ("frames", "codes"), lambda index: sum(index["episodes"][split]))
-    return Steps(frames, codes, np.concatenate([[0], np.cumsum(index["episodes"][split])]))
+def open_steps(folder: Path, split: str, name: str = CODES) -> Steps:
+    """The steps of an encoded split, with their ``codes`` or ``latents``, as memory maps. Raises LaminaError if they are damaged."""
+    index, frames, actions = open_arrays(folder, split, ("frames", name), lambda index: sum(index["episodes"][split]))
+    return Steps(frames, actions, np.concatenate([[0], np.cumsum(index["episodes"][split])]))
