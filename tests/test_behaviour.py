@@ -119,6 +119,8 @@ def test_continuous_actions_stay_in_bounds_and_previous_ones_are_remembered():
     "frames", [np.zeros((1, 16, 16, 3), np.uint8), np.zeros((2, 16, 16, 4), np.uint8), np.zeros((2, 16, 16, 3))]
 )
 def test_other_frames_are_refused(frames: np.ndarray):
-    policy = FramePolicy(FramePairRegressor(CONFIG, 2), lambda o, p, present: o, ActionSpec(continuous=2), (3, 16, 16), batch=2)
+    policy = FramePolicy(
+        FramePairRegressor(CONFIG, 2), lambda o, p, present: o, ActionSpec(continuous=2), (3, 16, 16), batch=2
+    )
     with pytest.raises(LaminaError, match="reads uint8 frames"):
         policy.act_batch(frames)

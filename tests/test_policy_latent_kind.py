@@ -34,7 +34,9 @@ def grid(tmp_path_factory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("grid")
     collect("grid/0.3", folder / "data", episodes=16, size=SIZE, progress=False)
     options = {"size": "debug", "slots": 2, "decoder": "unet", "device": "cpu", "warmup": 20}
-    run = lamina.train("fixed_k", folder / "data", out=folder / "run", steps=300, lr=3e-3, image=SIZE, batch=32, **options)
+    run = lamina.train(
+        "fixed_k", folder / "data", out=folder / "run", steps=300, lr=3e-3, image=SIZE, batch=32, **options
+    )
     lamina.align(run, folder / "data", labels="50%", steps=200, device="cpu")
     return folder / "data", folder / "run"
 

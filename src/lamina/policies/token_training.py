@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from lamina.data.augment import shifted
 from lamina.data.dataset import Data, name_of
 from lamina.data.sampling import open_source
 from lamina.device import pick_device
@@ -41,6 +43,10 @@ FORMAT = 3  # of config.json and model.safetensors; raised when an old file can 
 
 def token_losses(model: TokenModel, batch: Window, draws: Rng) -> dict[str, Float[Tensor, "b"]]:
     """Cross-entropy of the codes (App. B.2), one term a window, scaled so that every code of the batch has the same weight."""
+    if model.training and model.config.shift:
+        frames = rearrange(batch.frames, "b t h w c -> b 1 t c h w")
+        moved = shifted(frames, model.config.shift, draws)
+        batch = dataclasses.replace(batch, frames=rearrange(moved, "b 1 t c h w -> b t h w c"))
     nats = model.cross_entropy(batch).sum((1, 2))
     return {"codes": nats * (len(batch) / (batch.valid.sum() * model.slots))}
 
