@@ -19,7 +19,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-import lamina.training.loop
 from lamina import methods
 from lamina.data.sampling import open_source
 from lamina.data.stream import sample_split
@@ -49,7 +48,7 @@ from lamina.training.settings import TrainConfig
 from lamina.types import ActionSpec
 from parallel import options
 from planted import write_planted
-from processes import dies_in, in_child
+from processes import dies_before_step, dies_in, in_child
 
 torch.set_num_threads(1)
 
@@ -440,7 +439,7 @@ def test_a_killed_alignment_resumes_bit_for_bit(step, joint, run, dataset, tmp_p
 
     def dying() -> None:
         # the translator that joint training starts from takes five steps of its own
-        dies_in(lamina.training.loop, "total", step + 5 * joint)
+        dies_before_step(1 + step + 5 * joint)
         work(run, resume=False)
 
     assert in_child(dying) == signal.SIGKILL
@@ -470,7 +469,7 @@ def test_files_of_an_unfinished_alignment_do_not_affect_a_new_one(run, dataset, 
     wide = AlignConfig("60", translator=TranslatorConfig(width=48, narrow=16, layers=1))
 
     def dying() -> None:
-        dies_in(lamina.training.loop, "total", 15)
+        dies_before_step(16)
         align(run, str(dataset), wide, training())
 
     assert in_child(dying) == signal.SIGKILL

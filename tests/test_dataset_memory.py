@@ -205,6 +205,12 @@ BAD = {
 }  # fmt: skip
 
 
+def test_a_warning_names_the_line_that_called_the_library() -> None:
+    with pytest.warns(LaminaWarning, match="too few to split") as caught:
+        InMemoryDataset(recordings([np.zeros(4)]))
+    assert {warning.filename for warning in caught} == {__file__}
+
+
 @pytest.mark.parametrize("case", BAD)
 def test_what_is_wrong_is_said_in_one_line(case: str) -> None:
     episodes, message = BAD[case]

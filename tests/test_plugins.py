@@ -224,7 +224,9 @@ def distribution(folder: Path, group: str, entry: str) -> None:
     (info / "entry_points.txt").write_text(f"[{group}]\n{entry}\n")
 
 
-def test_a_method_of_an_installed_package_is_found_by_name(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_method_of_an_installed_package_is_found_by_name(
+    mine: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     distribution(mine.parent, "lamina.methods", "sized = my_method")
     monkeypatch.syspath_prepend(str(mine.parent))
     try:
@@ -240,6 +242,10 @@ def test_a_method_of_an_installed_package_is_found_by_name(mine: Path, monkeypat
             methods.load("broken")
         listed = methods.summaries()
         assert listed["broken"].startswith("cannot be used: method 'broken'") and listed["lapo"].startswith("LAPO: ")
+        assert main(["train", "--help"]) == 0
+        shown = capsys.readouterr().out.splitlines()
+        assert any(line.startswith("  broken     cannot be used: ") for line in shown)
+        assert any(line.startswith("  villa_x    ") for line in shown)
     finally:
         sys.modules.pop("my_method", None)
 

@@ -21,7 +21,7 @@ from lamina.device import DeviceName, Precision, pick_device
 from lamina.errors import LaminaError
 from lamina.evaluation import evaluate as evaluation
 from lamina.evaluation.record import Evaluation
-from lamina.evaluation.report import write_report
+from lamina.evaluation.report.page import write_report
 from lamina.inference.label import label as label_frames
 from lamina.inference.subject import Subject
 from lamina.inference.table import LatentTable
@@ -265,13 +265,12 @@ def _method(method: str | Path | Method) -> tuple[str | Path, Method]:
     return name, methods.check_method(name, method)
 
 
+def _sources(data: Data) -> list[str | Dataset]:
+    return [_source(one) for one in ([data] if isinstance(data, str | Path | Dataset) else data)]
+
+
 def _source(data: str | Path | Dataset) -> str | Dataset:
     return data if isinstance(data, Dataset) else os.fspath(data)
-
-
-def _sources(data: Data) -> tuple[str | Dataset, ...]:
-    several = [data] if isinstance(data, str | Path | Dataset) else data
-    return tuple(_source(one) for one in several)
 
 
 def _with_options(where: str, options: dict[str, Any], *configs: Any, others: Sequence[str] = ()) -> list[Any]:

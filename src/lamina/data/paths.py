@@ -21,7 +21,7 @@ from lamina import files
 from lamina.errors import LaminaError
 
 DATASET_MARKS = ("info.json", "episodes", "episodes.jsonl", "tasks.parquet", "tasks.jsonl")
-# Where systems keep what was deleted, and pictures and shadows of what is there.
+# Folders of operating systems and network storage: recycle bins, thumbnails, metadata.
 SYSTEM_FOLDERS = {"$recycle.bin", "#recycle", "@eadir", "__macosx", "lost+found", "system volume information"}
 
 
@@ -72,7 +72,7 @@ def check_regular(path: Path, kind: type[LaminaError] = LaminaError) -> os.stat_
 
 
 def check_template(template: Any, fields: Collection[str]) -> None:
-    """Raises ValueError unless ``template`` is a path below a dataset's root whose only blanks are ``fields``, in few digits.
+    """Raises ValueError unless ``template`` is a path below a dataset's root whose only placeholders are ``fields``, of at most 99 digits.
 
     Templates come from untrusted metadata: as format strings they could name any file, read attributes, or ask for a billion digits.
     """
@@ -122,10 +122,7 @@ def open_arrow(path: Path, mode: str = "rb") -> pa.OSFile:
 
 
 def local(name: str) -> str:
-    """A name that a dataset states, in UTF-8 like all of its words, as this machine's file system is asked for it.
-
-    They differ where the system's own encoding is another one, in a bare container for instance.
-    """
+    """A name from a dataset's metadata, which is UTF-8, in the encoding of this machine's file system (another one in a bare container)."""
     return os.fsdecode(name.encode())
 
 

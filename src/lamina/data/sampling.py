@@ -47,8 +47,8 @@ class DataConfig:
     action: str | None = "action"
     """Feature that holds the actions, where there is one."""
     actions: ActionsOf = "first"
-    """Which of the actions from one frame of a sample to the next, where a gap spans several, stand for it: the first, their mean, or all
-    of them (a chunk: that many actions as one; round(gap * fps), so the gap must not be a range)."""
+    """Action of a gap that spans several: the first, their mean, or all of them (a chunk of round(gap * fps) actions as one). For mean and
+    chunk the gap must not be a range."""
     span: float | None = None
     """Longest time from the first frame of a sample to its last, seconds; None: as the gaps allow."""
     proprio: str | None = None
@@ -62,7 +62,7 @@ class DataConfig:
     workers: int = 1
     """Processes that decode ahead, per shard; 0 decodes in the training process."""
     max_bad: int = 8
-    """Stretches of video that may fail to decode before it is an error; each one is named in a warning."""
+    """Segments of video that may fail to decode, each with a warning, before it is an error."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -341,8 +341,8 @@ class SampleIndex:
         return min(counts)
 
     def over_the_gap(self, action: Float[np.ndarray, "t a"], frames: Int[np.ndarray, "n"]) -> Float[np.ndarray, "n a2"]:
-        """What stands for the gap that begins at each of ``frames`` (``config.actions``), from an episode's actions; at the episode's end
-        the last action stands in for those that are not there."""
+        """The action of the gap that begins at each of ``frames`` (``config.actions``: first, mean or chunk), from an episode's actions;
+        the last one is repeated where the gap reaches beyond the episode's end."""
         if self.config.actions == "first" or self.step is None:
             return action[frames]
         every = action[np.minimum(frames[:, None] + np.arange(self.steps), len(action) - 1)]

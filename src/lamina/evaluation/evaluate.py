@@ -1,4 +1,4 @@
-"""Stage 4: all probes that a model allows on held-out episodes, with controls, and a verdict in plain words -> RUN/evaluation.json."""
+"""Stage 4: all probes that a model allows on held-out episodes, with controls, and a verdict -> RUN/evaluation.json."""
 
 from __future__ import annotations
 
@@ -69,20 +69,21 @@ class EvaluateConfig:
     structure: int = 256
     """test windows for the probes of the latent's structure; 0 leaves them out"""
     environments: tuple[str, ...] = ()
-    """environments beside --data, for the leakage probe: datasets or videos, or DATASET:CAMERA"""
+    """other environments for the leakage probe: datasets or videos, or DATASET:CAMERA"""
     camera: str | None = None
+    """camera of a LeRobot dataset; default: the first"""
     paired: str | None = None
-    """camera that shows the same states under another exogenous state; default: the one called paired, where there is one"""
+    """camera with the paired view (same states, other exogenous state); default: a camera named "paired", if any"""
     action: str = "action"
+    """feature that holds the actions"""
     labels: str | None = None
-    """train a translator on so many labelled transitions (120, or 5%), where the model has none yet"""
+    """number (120) or share (5%) of labelled transitions to train a translator on, if the run has none"""
     translator_steps: int = 600
     """training steps of that translator and of its controls"""
     actions: ActionsOf | None = None
-    """of the actions taken in the gap of a latent: first, mean or chunk; default: as the translator was aligned, else the first"""
+    """which of the actions in the gap of a latent are predicted: first, mean or chunk; default: as in the alignment, else the first"""
     scratch_steps: int | None = None
-    """steps of the inverse dynamics model and the observation-only control, which train an encoder of their own; default: as many as
-    the translator had"""
+    """training steps of the inverse dynamics model and the observation-only control; default: as many as the translator's"""
     device: DeviceName = "auto"
     precision: Precision = "fp32"
 
@@ -190,9 +191,14 @@ def _evaluate(
     paired = config.paired or next((c for c in source.cameras if c.endswith(".paired") and c != config.camera), None)
     gap = subject.label_gap
     data = DataConfig(
-        (path,), subject.image, gap=(gap, gap), camera=config.camera, action=config.action, actions=actions
+        (path,),
+        subject.image,
+        gap=(gap, gap),
+        camera=config.camera,
+        paired=paired,
+        action=config.action,
+        actions=actions,
     )
-    data = dataclasses.replace(data, paired=paired)
     test = sample_split(data, "test", config.transitions)
     bar = tqdm(total=6, desc="evaluate", unit="probe", dynamic_ncols=True)
     notes = []
@@ -251,17 +257,19 @@ def _evaluate(
         filling = unlabelled(data)
         linear = linear_probes(subject, sample_split(data, "train", config.linear), test, target.label, filling)
         bar.update()
+        trained = None
         if aligned and run:
-            translation, budget = run_translators(run, path, test, target, aligned, config, filling)
-            record |= {"labels": aligned[1].labels, "label_episodes": aligned[1].label_episodes, "budget": budget}
-            record["translator_curve"] = translator_curve(run.path / "translator" / "training" / "log.jsonl")
+            trained = aligned_translators(run, path, test, target, aligned, config)
         elif config.labels:
-            translation, trained = new_translator(subject, data, test, target, config, filling)
-            record |= trained
+            trained = new_translator(subject, data, test, target, config)
         elif run:
             notes.append(f"No translator yet: run lamina align {run.path} --data DATASET, then evaluate again.")
         else:
             notes.append("No translator: evaluate again with --labels 120, or another number of labelled transitions.")
+        if trained:
+            scores, record["budget"] = score_controls(trained, test, target, config, filling)
+            translation = trained.scores + scores
+            record |= trained.record
     bar.update(6 - bar.n)
     bar.close()
     record["translator"] = [_translation_row(s, test) for s in translation]
@@ -451,16 +459,30 @@ def linear_probes(
     return rows
 
 
-def run_translators(
+@dataclass(frozen=True)
+class TrainedTranslators:
+    """The scores of a model's translators on the test split, and all that it takes to train controls in the same way.
+
+    ``record``: the number of labels and the training curve, for evaluation.json.
+    """
+
+    subject: Subject
+    scores: list[TranslationScore]
+    labels: Clip
+    heads: TranslatorConfig
+    training: TrainConfig
+    record: dict[str, Any]
+
+
+def aligned_translators(
     run: _Run,
     path: Data,
     test: Clip,
     actions: ActionTarget,
     aligned: tuple[Translator, TranslatorNote],
     config: EvaluateConfig,
-    filling: Clip,
-) -> tuple[list[TranslationScore], dict[str, Any]]:
-    """RUN's translators on the test split, frozen and joint, and the controls, trained on the same labels; and their training budgets."""
+) -> TrainedTranslators:
+    """RUN's translators, frozen and joint."""
     translator, note = aligned
     expected = (actions.spec.discrete, actions.spec.continuous, actions.steps)
     if (translator.spec.discrete, translator.spec.continuous, translator.steps) != expected:
@@ -482,56 +504,43 @@ def run_translators(
             read = subject_of(joint, joint_note.side)
             scores += scores_of(head, read, joint_note, f"{subject.name}, joint")
     source = path if name_of(path) == note.data else note.data  # a Dataset cannot be opened by its name
-    labelled_data = probe_data(run.model, source, note.camera, note.action, note.actions)
-    labelled_data = dataclasses.replace(labelled_data, tasks=note.tasks)
+    data = probe_data(run.model, source, note.camera, note.action, note.actions)
+    data = dataclasses.replace(data, tasks=note.tasks)
     training = note.train_config(device=config.device, precision=config.precision)
-    labels = sample_split(labelled_data, "train", note.labels, seed=training.seed, require_action=True)
-    rest, budget = with_controls(subject, labels, test, actions, note.config, training, config, filling)
-    return scores + rest, budget
+    labels = sample_split(data, "train", note.labels, seed=training.seed, require_action=True)
+    curve = translator_curve(run.path / "translator" / "training" / "log.jsonl")
+    record = {"labels": note.labels, "label_episodes": note.label_episodes, "translator_curve": curve}
+    return TrainedTranslators(subject, scores, labels, note.config, training, record)
 
 
 def new_translator(
-    subject: Subject,
-    data: DataConfig,
-    test: Clip,
-    actions: ActionTarget,
-    config: EvaluateConfig,
-    filling: Clip,
-) -> tuple[list[TranslationScore], dict[str, Any]]:
-    """A translator trained on ``config.labels`` transitions of the training split with the defaults of `lamina align`, and the controls;
-    and the record's parts on labels, budget and curve."""
+    subject: Subject, data: DataConfig, test: Clip, actions: ActionTarget, config: EvaluateConfig
+) -> TrainedTranslators:
+    """A translator trained on ``config.labels`` transitions of the training split with the defaults of `lamina align`."""
     training = head_training(config.translator_steps, 0, device=config.device, precision=config.precision)
     heads = TranslatorConfig()
     number = parse_labels(config.labels or "", count_transitions(data, "train"))
-    labels = sample_split(
-        dataclasses.replace(data, paired=None), "train", number, seed=training.seed, require_action=True
-    )
-    items, held_out_items = encode_labels(subject, labels), encode_labels(subject, test)
+    data = dataclasses.replace(data, paired=None)
+    labels = sample_split(data, "train", number, seed=training.seed, require_action=True)
+    items, test_items = encode_labels(subject, labels), encode_labels(subject, test)
     prefix = prefix_of(subject, items.z)
     with Scratch() as scratch:
         translator = fit_translator(prefix, items, actions, heads, training, Path(scratch))
         curve = translator_curve(Path(scratch) / "log.jsonl")
     lengths = prefixes_of(prefix.slots) if subject.prefix else (items.z.shape[1],)
-    scores = score_translator(translator, prefix, held_out_items, lengths, subject.name, "model")
-    rest, budget = with_controls(subject, labels, test, actions, heads, training, config, filling)
-    counts = {"labels": len(labels), "label_episodes": len(labels.episode.unique())}
-    return scores + rest, {**counts, "budget": budget, "translator_curve": curve}
+    scores = score_translator(translator, prefix, test_items, lengths, subject.name, "model")
+    record = {"labels": len(labels), "label_episodes": len(labels.episode.unique()), "translator_curve": curve}
+    return TrainedTranslators(subject, scores, labels, heads, training, record)
 
 
-def with_controls(
-    subject: Subject,
-    labels: Clip,
-    test: Clip,
-    actions: ActionTarget,
-    heads: TranslatorConfig,
-    training: TrainConfig,
-    config: EvaluateConfig,
-    filling: Clip,
+def score_controls(
+    trained: TrainedTranslators, test: Clip, actions: ActionTarget, config: EvaluateConfig, filling: Clip
 ) -> tuple[list[TranslationScore], dict[str, Any]]:
     """The controls of a translator, trained as it was, and the training budget of all."""
+    training, heads = trained.training, trained.heads
     steps = config.scratch_steps or training.steps
     scratch = dataclasses.replace(training, steps=steps, checkpoint_every=steps)
-    scores = controls(subject, labels, test, actions, heads, training, filling, scratch)
+    scores = controls(trained.subject, trained.labels, test, actions, heads, training, filling, scratch)
     shared = {"batch": training.batch, "lr": training.lr, "validate_every": training.validate_every}
     return scores, {"steps": training.steps, "scratch_steps": steps, "condition": heads.condition, **shared}
 

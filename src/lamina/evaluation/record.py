@@ -12,7 +12,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from lamina.files import to_json
-from lamina.records import checked
+from lamina.records import validated
 
 Role = Literal["model", "reference", "control"]
 Steps = tuple[int, ...] | None
@@ -252,7 +252,7 @@ class Evaluation(Part):
     @classmethod
     def from_dict(cls, values: Any) -> Evaluation:
         """A record as JSON has it. Raises LaminaError, which names the first field that is wrong."""
-        return checked(cls, values)
+        return validated(cls, values)
 
     def to_json(self) -> str:
         """The record as JSON, its fields in the order of their definition; what is not a finite number is null."""

@@ -40,13 +40,13 @@ from lamina.policies.base import PolicyKind, only_one
 from lamina.policies.cloning import FramePairRegressor, FramePairs, FramePolicy
 from lamina.policies.encoded import fingerprint
 from lamina.policies.windows import LATENTS, Steps, encode_windows, open_steps
-from lamina.records import Seconds, checked
+from lamina.records import Seconds, validated
 from lamina.rng import Rng
 from lamina.training.alignment import load_translator
 from lamina.training.heads import fit_head
 from lamina.training.settings import TrainConfig, fixed_options, keep_settings
 from lamina.version import __version__
-from lamina.weights import loaded, save_weights
+from lamina.weights import load_module, save_weights
 
 FORMAT = 1  # of config.json and model.safetensors; raised when an old file can no longer be read
 NAME = "latent"
@@ -192,7 +192,7 @@ class LatentPolicy(FramePolicy):
             )
         names = [field.name for field in dataclasses.fields(_Note)]
         try:
-            note = checked(_Note, {name: values[name] for name in names if name in values})
+            note = validated(_Note, {name: values[name] for name in names if name in values})
         except LaminaError as error:
             raise LaminaError(f"{path}: damaged ({error}); {remedy}") from error
         if note.lam != fingerprint(model.lam):
@@ -203,7 +203,7 @@ class LatentPolicy(FramePolicy):
                 f"{path.parent}: predicts {note.outputs} numbers of {note.side} latents, and the run's translator reads {width} of "
                 f"{aligned.side} ones; train the policy again"
             )
-        regressor = loaded(
+        regressor = load_module(
             lambda: FramePairRegressor(model.config, note.outputs),
             path,
             path.with_name("model.safetensors"),

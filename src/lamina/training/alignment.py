@@ -1,4 +1,4 @@
-"""The stage itself: `lamina align` writes RUN/translator, or RUN/joint with the model that moved."""
+"""Stage 2: `lamina align` ties latent actions to real ones with few labels (FlexLAM §4.2, §6.3) and writes RUN/translator or RUN/joint."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lamina.files import checkpoint_hash, locked, read_json, write_text
 from lamina.models.config import Side
 from lamina.models.heads import Translator, TranslatorConfig
 from lamina.models.hub import LatentActionModel, model_folder
-from lamina.records import Count, Short, Whole, checked
+from lamina.records import Count, Extent, NonNegative, validated
 from lamina.training.heads import train_translator
 from lamina.training.joint import JointObjective, train_joint
 from lamina.training.labelled import (
@@ -35,7 +35,7 @@ from lamina.training.labelled import (
 )
 from lamina.training.settings import TrainConfig, fixed_options, keep_settings
 from lamina.types import ActionSpec, Clip
-from lamina.weights import loaded, save_weights
+from lamina.weights import load_module, save_weights
 
 LARGEST_ACTION = 65_536  # numbers of a label whose discrete dimensions are one-hot
 FORMAT = 2  # of translator.json; raised when an old file can no longer be read
@@ -43,7 +43,7 @@ FORMAT = 2  # of translator.json; raised when an old file can no longer be read
 
 @dataclass(frozen=True)
 class AlignConfig:
-    """How latents are tied to actions."""
+    """How the translator from latent to real actions is trained."""
 
     labels: str = "5%"
     """number of labelled transitions (120) or share of the training split (5%); a quarter of them choose the checkpoint"""
@@ -51,13 +51,15 @@ class AlignConfig:
     """let the action loss update encoder and bottleneck too"""
     translator: TranslatorConfig = field(default_factory=TranslatorConfig)
     actions: ActionsOf = "first"
-    """of the actions that are taken in the gap of a latent: the first, their mean, or all of them (a chunk)"""
+    """which of the actions in the gap of a latent are predicted: the first, their mean, or all of them (a chunk)"""
     side: Literal["model", "quantised", "continuous"] = "model"
-    """which side of the quantiser the translator reads; model: the one that the model's config names"""
+    """latents that the translator reads: before (continuous) or after (quantised) the quantiser; model: as the model's config says"""
     tasks: tuple[str, ...] = ()
     """tasks that the labels come from; default: evenly from all"""
     camera: str | None = None
+    """camera of a LeRobot dataset; default: the first"""
     action: str = "action"
+    """feature that holds the actions"""
 
 
 def align(
@@ -135,15 +137,15 @@ class TranslatorNote:
     actions: ActionsOf = "first"
     steps: Count
     tasks: tuple[str, ...] = ()
-    labels: Whole = 0
-    label_episodes: Whole = 0
+    labels: NonNegative = 0
+    label_episodes: NonNegative = 0
     spec: ActionSpec
     config: TranslatorConfig
-    slots: Short
+    slots: Extent
     side: Side
-    latent: Whole
+    latent: NonNegative
     """numbers of a latent"""
-    observation: Whole
+    observation: NonNegative
     """numbers of the features of o_t; 0: the translator does not read them"""
     training: dict[str, Any] = field(default_factory=dict)
     """options of TrainConfig"""
@@ -162,7 +164,7 @@ class TranslatorNote:
         if not self.training:
             raise LaminaError("translator.json: does not say how it was trained; align again")
         try:
-            return checked(TrainConfig, {**self.training, **changes}, "training")
+            return validated(TrainConfig, {**self.training, **changes}, "training")
         except LaminaError as error:
             raise LaminaError(f"translator.json: does not say how it was trained ({error}); align again") from error
 
@@ -221,10 +223,10 @@ def load_translator(folder: Path) -> tuple[Translator, TranslatorNote]:
         raise LaminaError(f"{path}: damaged ({told}); {remedy}")
     known = {f.name for f in dataclasses.fields(TranslatorNote)}
     try:
-        note = checked(TranslatorNote, {name: value for name, value in values.items() if name in known})
+        note = validated(TranslatorNote, {name: value for name, value in values.items() if name in known})
     except LaminaError as error:
         raise LaminaError(f"{path}: damaged ({error}); {remedy}") from error
-    translator = loaded(
+    translator = load_module(
         lambda: Translator(note.latent, note.spec, note.config, note.observation, note.steps),
         path,
         folder / "translator.safetensors",

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 import torch
 import torch.distributed as dist
@@ -23,9 +23,9 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from lamina.errors import LaminaError
 from lamina.files import json_of, reason, whole_folder, write_text
-from lamina.records import Malformed, Whole, checked
+from lamina.records import Malformed, NonNegative, validated
 from lamina.training.distributed import Processes
-from lamina.weights import Layout, layout, load_weights, not_finite, read_tensors, record_of, save_weights
+from lamina.weights import Layout, first_non_finite, layout, load_weights, read_tensors, record_of, save_weights
 
 #: What an optimiser keeps of a parameter: a number of steps ("step"), the rest of the parameter's shape. A group of parameters whose
 #: optimiser keeps something else names it under "moments".
@@ -36,17 +36,18 @@ FILES = (*TENSORS, "streams.json")
 
 @dataclass(frozen=True)
 class _File:
-    size: Whole
+    size: NonNegative
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 @dataclass(frozen=True)
 class _Manifest:
     format: Literal[1]
-    step: Whole
+    step: NonNegative
     files: dict[str, _File]
 
 
+@runtime_checkable
 class Stream(Protocol):
     """An endless stream of batches (:class:`Clip` or anything with ``.to(device)``) whose position can be saved and restored."""
 
@@ -82,7 +83,7 @@ class Checkpoints:
         return self.folder / f"step-{step:08d}"
 
     def _named(self) -> dict[int, Path]:
-        """What has a checkpoint's name, whatever it is. Copies, and folders of other names, are somebody else's."""
+        """Files and folders with the name of a checkpoint, by step. Copies and other names are not ours."""
         steps = [int(p.name[5:]) for p in self.folder.glob("step-*") if re.fullmatch("step-[0-9]{8,18}", p.name)]
         named = {step: self.path(step) for step in sorted(steps) if step}
         return {step: path for step, path in named.items() if os.path.lexists(path)}
@@ -98,7 +99,7 @@ class Checkpoints:
         """
         for step, path in self._named().items():
             if path.is_symlink() or not path.is_dir():
-                raise LaminaError(f"{path}: is no checkpoint's folder but a file or a link; move it away")
+                raise LaminaError(f"{path}: is a file or a link, not the folder of a checkpoint; move it away")
             if step > steps:
                 raise LaminaError(f"{path}: is of a step beyond this run's {steps}; move it away")
         return max(self.steps(), default=0)
@@ -110,7 +111,7 @@ class Checkpoints:
         optim: Any
         weights, optim = get_state_dict(state.module, state.optimizer, options=options)
         averaged = {name: full(value) for name, value in state.average.items()}
-        own = (state.stream.state_dict(), not_finite({**weights, **averaged}))
+        own = (state.stream.state_dict(), first_non_finite({**weights, **averaged}))
         gathered: list[Any] = [own] * state.processes.size
         if state.processes.size > 1:
             dist.all_gather_object(gathered, own)
@@ -204,7 +205,7 @@ def _moments(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> Layo
 def _check_files(folder: Path, step: int) -> None:
     """Raises ValueError or OSError unless a checkpoint's files are, byte for byte, those that its manifest lists."""
     try:
-        manifest = checked(_Manifest, json_of(folder / "manifest.json"), "manifest.json")
+        manifest = validated(_Manifest, json_of(folder / "manifest.json"), "manifest.json")
     except FileNotFoundError as error:
         raise ValueError("no manifest.json: incomplete, or of a version of lamina that wrote none") from error
     if manifest.step != step or manifest.files.keys() != set(FILES):
@@ -230,7 +231,7 @@ class BestCheckpoint:
         if path.exists():
             try:
                 note = record_of(path) or {}
-                self.loss = checked(_Loss, note).loss
+                self.loss = validated(_Loss, note).loss
             except (SafetensorError, OSError, ValueError) as error:
                 raise LaminaError(f"{path}: damaged ({reason(error)}); delete {path.parent} and align again") from error
 

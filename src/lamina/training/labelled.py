@@ -1,4 +1,4 @@
-"""Labelled transitions: how many, which, encoded once, and divided by episode."""
+"""Labelled transitions: their number, their encoding, and their division by episode."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lamina.inference.encode import encode_clip, still
 from lamina.models.config import Side
 from lamina.models.hub import LatentActionModel
 from lamina.models.lam import LAM
-from lamina.records import whole
+from lamina.records import non_negative
 from lamina.types import ActionSpec, Clip, TensorRecord
 
 
@@ -26,7 +26,7 @@ class LabelledTransitions(TensorRecord):
     """Labelled transitions with their latents. ``z`` holds all slots, before any prefix is cut; ``clip`` keeps the frames."""
 
     z: Float[Tensor, "n k d"]
-    previous: Float[Tensor, "n a"]
+    previous: Float[Tensor, "n a1"]
     action: Float[Tensor, "n a"]
     episode: Int[Tensor, "n"]
     clip: Clip | None = None
@@ -67,7 +67,7 @@ class Minibatches:
         return {"drawn": self.drawn}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        self.drawn = whole(state, "drawn")
+        self.drawn = non_negative(state, "drawn")
 
     def close(self) -> None:
         """Nothing is open."""
@@ -130,7 +130,7 @@ def probe_data(
 
 @dataclass(frozen=True)
 class ActionTarget:
-    """What labels hold: ``steps`` actions of ``spec`` each; ``spanned``: how many the gap of a latent spans."""
+    """The content of a label: ``steps`` actions of ``spec``; ``spanned``: number of actions in the gap of a latent."""
 
     spec: ActionSpec
     steps: int
@@ -138,7 +138,7 @@ class ActionTarget:
 
     @property
     def label(self) -> ActionSpec:
-        """What one label holds."""
+        """The layout of one label."""
         return self.spec.chunk(self.steps)
 
 

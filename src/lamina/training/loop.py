@@ -31,7 +31,7 @@ from lamina.training.distributed import Processes, replicate, shard, unsynchroni
 from lamina.training.log import Log
 from lamina.training.muon import MOMENTS, Muon, matrices
 from lamina.training.settings import TrainConfig
-from lamina.weights import not_finite
+from lamina.weights import first_non_finite
 
 #: What a validation returns: figures for the log, and warnings for the user.
 Validation = tuple[dict[str, float], list[str]]
@@ -233,6 +233,6 @@ def _final_weights(run: Path, module: nn.Module, recalibrate: Callable[[Any], No
     with as_saved(module, recalibrate) as current:
         buffers = {name: value.clone() for name, value in current.named_buffers()}
     final = {name: full(buffers.get(name, value)).clone() for name, value in state_of(module).items()}
-    if bad := not_finite(final):
+    if bad := first_non_finite(final):
         raise LaminaError(f"{run}: '{bad}' is not finite at the end; start again with a lower --lr")
     return final

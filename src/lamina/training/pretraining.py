@@ -32,7 +32,7 @@ from lamina.models.calibration import calibrating, has_statistics
 from lamina.models.config import LAMConfig
 from lamina.models.hub import LatentActionModel, Provenance
 from lamina.models.lam import LAM
-from lamina.records import checked, differences
+from lamina.records import differences, validated
 from lamina.rng import Rng
 from lamina.training.diagnostics import latent_diagnostics
 from lamina.training.distributed import Processes
@@ -44,15 +44,13 @@ from lamina.version import __version__
 
 #: Sections of a run's settings that may not change.
 FIXED = ("method", "options", "weights", "data", "train")
-
-
-#: What may lie in a folder that is no run yet: the lock of this one, and a first write that was killed.
-FIRST = {".model.lock", ".config.json.partial"}
+#: Files that a folder may hold before it is a run: its lock, and a first write that was interrupted.
+TEMPORARY = {".model.lock", ".config.json.partial"}
 
 
 def fixed_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that may not change when a run is resumed. Where its data lies may, and who decodes it; the stream itself compares
-    what the data is."""
+    """The settings that may not change when a run is resumed. Paths of data and the number of workers may change; the stream compares the
+    content of the data."""
     kept = {name: settings[name] for name in FIXED if name in settings}
     data = {name: value for name, value in kept["data"].items() if name not in ("data", "workers")}
     shares = [parse_data(text)[1] for text in kept["data"]["data"]]
@@ -66,7 +64,7 @@ def check_run(run: Path, settings: dict[str, Any], resume: bool) -> None:
     """Raises LaminaError if there is a run (or anything else) at ``run`` and ``resume`` is off, or its settings differ."""
     path = run / "config.json"
     if not path.exists():
-        if run.exists() and {entry.name for entry in run.iterdir()} - FIRST:
+        if run.exists() and {entry.name for entry in run.iterdir()} - TEMPORARY:
             raise LaminaError(f"{run}: not empty and not a run of lamina; choose another --out")
         return
     if not resume:
@@ -109,11 +107,11 @@ def recalibration(recipe: Recipe, data: DataConfig, config: TrainConfig) -> Call
     return recalibrate
 
 
-COPIES = 5  # of every weight while it is trained: itself, its gradient, two moments and the average
+COPIES = 5  # values kept for each weight in training: itself, its gradient, two moments and the average
 
 
 def check_memory(lam: LAMConfig, config: TrainConfig) -> None:
-    """Raises LaminaError for a LAM that this machine cannot hold while it is trained, before any of it is allocated."""
+    """Raises LaminaError, before anything is allocated, for a LAM whose training needs more memory than this machine has."""
     try:
         with torch.device("meta"):
             needed = COPIES * sum(value.numel() * value.element_size() for value in LAM(lam).parameters())
@@ -215,7 +213,7 @@ def pretrain(run: Path, recipe: Recipe, data: DataConfig, config: TrainConfig, i
         provenance = Provenance(
             recipe.method, data.names, data.gap, __version__, config.steps, frames=recipe.objective_frames
         )
-        checked(Provenance, dataclasses.asdict(provenance))
+        validated(Provenance, dataclasses.asdict(provenance))
         if init is not None:
             load_matching_weights(lam, init)
         held = sample_split(data, "validation", limit=256)

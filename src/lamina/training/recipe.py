@@ -74,7 +74,7 @@ def recipe_of(run: Path, method: str | Path | None = None) -> tuple[Recipe, dict
     """The recipe that a run was trained with, and the settings of its data.
 
     ``method``: the method's file, for a run that was trained from one. RUN/method.py is a record and is never executed. A file that has
-    changed since is a LaminaWarning. Raises LaminaError if RUN/config.json cannot be read, or the method is not to be had.
+    changed since is a LaminaWarning. Raises LaminaError if RUN/config.json cannot be read, or the method cannot be loaded.
     """
     path = run / "config.json"
     settings = read_json(path, "it does not say how this run was trained")

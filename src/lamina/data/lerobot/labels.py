@@ -27,7 +27,7 @@ from lamina.data.lerobot.statistics import (
     pixel_histogram,
     pixel_statistics,
 )
-from lamina.data.lerobot.tables import open_table, read_json, read_table, to_numpy
+from lamina.data.lerobot.tables import open_table, read_metadata, read_table, to_numpy
 from lamina.data.lerobot.writer import (
     CHUNK_FILES,
     DATA_PATH,
@@ -55,6 +55,7 @@ from lamina.data.paths import belongs, is_dataset, local, walk
 from lamina.data.video import (
     FAILURES,
     SUFFIXES,
+    VideoFile,
     VideoFolder,
     failures,
     index_video,
@@ -82,21 +83,20 @@ def write_labels(
     features: Features,
     label: Callable[[Episode, str], Columns],
     provenance: dict[str, Any],
-    meta_name: str = "lamina.json",
     camera: str | None = None,
 ) -> Path:
     """Write ``source`` with new columns as a LeRobotDataset v3.0 at ``out``, which is returned.
 
     ``features`` maps the new columns to {"dtype", "shape": [d], "names"}; ``label(episode, camera)`` gives their values
-    [t, d] (or [t]). ``provenance`` goes to meta/``meta_name``. All ten statistics are written for every new column;
+    [t, d] (or [t]). ``provenance`` goes to meta/lamina.json. All ten statistics are written for every new column;
     those of labels leave out the rows where ``latent_action.valid`` is False.
 
-    A LeRobot dataset keeps its tables and its videos (hard links, copies on another disk); files get the usual names, whatever theirs
-    were. Episodes that ``camera`` does not show get rows of zeros that are not valid, with a warning. Plain video becomes one
-    episode a file and one row a frame with the frame's real time, episodes grouped by split, each file linked, or
-    remuxed without re-encoding where its container is another: to mp4, or all of them to mkv if one has a codec that no mp4 can hold.
-    LeRobot's own reader finds frames by a constant rate, so files whose rate varies are named in a warning. Any other Dataset is
-    written with its columns, its frames encoded as video (:class:`LeRobotWriter`), episodes grouped by split.
+    A LeRobot dataset keeps its tables and its videos (hard links, copies on another disk); files get LeRobot's usual names. Episodes that
+    ``camera`` does not show get rows of zeros that are not valid, with a warning. Plain video becomes one episode a file and one row a
+    frame with the frame's real time, episodes grouped by split; each file is linked, or remuxed without re-encoding where its container is
+    another: to mp4, or all of them to mkv if one has a codec that no mp4 can hold. LeRobot's own reader finds frames by a constant rate, so
+    files whose rate varies are named in a warning. Any other Dataset is written with its columns, its frames encoded as video
+    (:class:`LeRobotWriter`), episodes grouped by split.
 
     Interrupted and run again, it continues after the last whole episode, and the result is the same, byte for byte, as long as
     ``provenance`` and the data are (so keep clock times out of it); otherwise it starts over. :func:`check_writable` is called before
@@ -132,7 +132,7 @@ def write_labels(
             _convert(source, dataset, staging)
         else:
             _record(source, dataset, staging)
-        write_json(dataset / "meta" / meta_name, provenance)
+        write_json(dataset / "meta/lamina.json", provenance)
         os.replace(dataset, out)
         sync(out.parent)
         shutil.rmtree(partial)
@@ -208,7 +208,7 @@ class _Staging:
         """Keep what an interrupted run with the same key left behind, and nothing else."""
         marker = self.folder / "key.json"
         with writing(self.out):
-            if self.partial.exists() and not (marker.exists() and read_json(marker).get("key") == key):
+            if self.partial.exists() and not (marker.exists() and read_metadata(marker).get("key") == key):
                 shutil.rmtree(self.partial)
             self.folder.mkdir(parents=True, exist_ok=True)
             for path in self.folder.glob("*.parquet"):
@@ -279,7 +279,7 @@ def _extend(source: LeRobotDataset, partial: Path, staging: _Staging) -> None:
 
 
 def _extend_episodes(source: LeRobotDataset, table: pa.Table, statistics: dict[int, dict[str, Statistics]]) -> pa.Table:
-    """Rows of meta/episodes with the statistics of the new columns, and with the place where the rows of each episode are in truth."""
+    """Rows of meta/episodes with the statistics of the new columns and the data file that really holds the rows of each episode."""
     numbers = table["episode_index"].to_pylist()
     files = source.rows.file[np.array(numbers, dtype=int)] if numbers else np.zeros(0, int)
     for name, values in (("data/chunk_index", files // CHUNK_FILES), ("data/file_index", files % CHUNK_FILES)):
@@ -294,7 +294,7 @@ def _extend_episodes(source: LeRobotDataset, table: pa.Table, statistics: dict[i
 
 
 def _videos(source: LeRobotDataset) -> dict[tuple[str, int, int], Path]:
-    """Every place that an episode has pictures at (camera, chunk, file), and the video file there."""
+    """The video files of the episodes, by (camera, chunk, file)."""
     places: dict[tuple[str, int, int], Path] = {}
     for camera in source.cameras:
         if not source.in_table(camera):
@@ -328,7 +328,7 @@ def _extend_file(path: Path, out: Path, labels: pa.Table) -> None:
 
 
 def _carry_over(source: LeRobotDataset, partial: Path) -> None:
-    """What else there is (tasks, README, ...) is copied; but not hidden files, other datasets, and links that lead out of this one."""
+    """Copy the other files (tasks, README, ...), except hidden files, other datasets and links that lead out of this one."""
     outside: list[Path] = []
     for path in sorted(walk(source.root, lambda folder: not is_dataset(folder))):
         relative = path.relative_to(source.root)
@@ -448,7 +448,7 @@ def _all_frames(source: Dataset, episode: Episode, camera: str) -> Iterator[np.n
 def _camera_feature(source: VideoFolder, sizes: Sequence[tuple[int, int]]) -> dict[str, Any]:
     """The feature of plain video: the most frequent size as it is shown, and what a file of that size is like."""
     (height, width), _ = Counter(sizes).most_common(1)[0]
-    codec, pix_fmt, has_audio = video_facts(source.files[sizes.index((height, width))])
+    codec, pix_fmt, has_audio = video_facts(source.files[sizes.index((height, width))].path)
     return camera_feature(height, width) | {"info": video_info(height, width, codec, pix_fmt, source.fps, has_audio)}
 
 
@@ -471,16 +471,15 @@ def video_suffix(source: VideoFolder) -> str:
     Raises LaminaError if neither can hold one of them.
     """
     # By codec, container and suffix: what goes for one such file goes for all of them.
-    files = zip(source.codecs, source.formats, source.cut, source.files, strict=True)
-    like = {(codec, form, cut, path.suffix): path for codec, form, cut, path in reversed(list(files))}
+    like = {(file.codec, file.format, file.cut, file.path.suffix): file for file in reversed(source.files)}
     refusals: dict[str, tuple[Path, str]] = {}
     for suffix, form in CONTAINERS.items():
-        for (_, given, cut, _), path in like.items():
-            refusal = None if suffix == ".mp4" and _is_mp4(path, given) else _refusal(path, form)
-            if suffix == ".mkv" and cut:
+        for file in like.values():
+            refusal = None if suffix == ".mp4" and _is_mp4(file) else _refusal(file.path, form)
+            if suffix == ".mkv" and file.cut:
                 refusal = "no mkv can hide what was cut off its beginning"
             if refusal is not None:
-                refusals[suffix] = path, refusal
+                refusals[suffix] = file.path, refusal
                 break
         else:
             return suffix
@@ -490,9 +489,9 @@ def video_suffix(source: VideoFolder) -> str:
     )
 
 
-def _is_mp4(path: Path, form: str) -> bool:
-    """Whether a file in container ``form`` is an mp4 already, which can be linked."""
-    return "mp4" in form and path.suffix.lower() in (".mp4", ".m4v")
+def _is_mp4(file: VideoFile) -> bool:
+    """Whether a file is an mp4 already, which can be linked."""
+    return "mp4" in file.format and file.path.suffix.lower() in (".mp4", ".m4v")
 
 
 def _refusal(path: Path, form: str) -> str | None:
@@ -512,8 +511,9 @@ def _refusal(path: Path, form: str) -> str | None:
 
 def _place_video(source: VideoFolder, episode: Episode, out: Path) -> float:
     """Link an mp4, remux anything else; returns the time of the first frame in the new file, in seconds."""
-    path, start = source.files[episode.number], source.clocks[episode.number].start
-    if out.suffix == ".mp4" and _is_mp4(path, source.formats[episode.number]):
+    file = source.files[episode.number]
+    path, start = file.path, file.clock.start
+    if out.suffix == ".mp4" and _is_mp4(file):
         link(path, out)
         return start
     # Where frames are regular they get their exact times again, which a container may have rounded: LeRobot's own reader looks for those.

@@ -15,17 +15,16 @@ import pyarrow.parquet as pq
 
 from lamina.data.paths import check_regular, open_arrow
 from lamina.errors import LaminaError
-from lamina.files import read_json as _read_json
-from lamina.files import reason
+from lamina.files import read_json, reason
 
 CACHE_BYTES = 128 * 2**20  # columns of row groups kept in memory, per process
-ROWS_PER_BYTE = 16  # of a table that is believed; what is written usually takes a byte a row and more
+ROWS_PER_BYTE = 16  # maximum of a parquet file; usual ones have at most one, and more could fill the memory
 FAILURES = (pa.ArrowException, OSError, ValueError, KeyError)
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_metadata(path: Path) -> dict[str, Any]:
     """A JSON object of a dataset. Raises LaminaError if it is missing or damaged."""
-    return _read_json(path, "the dataset is incomplete or damaged")
+    return read_json(path, "the dataset is incomplete or damaged")
 
 
 @contextmanager

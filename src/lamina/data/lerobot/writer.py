@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -41,6 +41,7 @@ INDEX_FEATURES = {
     name: {"dtype": "float32" if name == "timestamp" else "int64", "shape": [1], "names": None}
     for name in ("timestamp", "frame_index", "episode_index", "index", "task_index")
 }
+CAMERA_PREFIX = "observation.images."  # of the features that hold cameras
 ENCODERS = {"h264": "libx264", "av1": "libsvtav1"}
 
 
@@ -244,6 +245,30 @@ class VideoEncoding:
 SMALL_PICTURES = VideoEncoding(crf=10, pix_fmt="yuv444p")
 
 
+def open_video(
+    path: Path, fps: Fraction, height: int, width: int, encoding: VideoEncoding
+) -> tuple[av.container.OutputContainer, av.VideoStream]:
+    """A new video file, and its stream to encode pictures with."""
+    container = av.open(f"file:{path}", "w")
+    options = {"g": str(encoding.g), "crf": str(encoding.crf), "bf": "0", "forced-idr": "1"}
+    codec = ENCODERS.get(encoding.codec, encoding.codec)
+    stream = cast(av.VideoStream, container.add_stream(codec, rate=fps, options=options))
+    stream.height, stream.width = height, width
+    stream.pix_fmt = encoding.for_size(height, width)
+    return container, stream
+
+
+def write_video(path: Path, frames: Sequence[UInt8[np.ndarray, "h w 3"]], fps: float, encoding: VideoEncoding) -> None:
+    """A video file of its own. Raises LaminaError where it cannot be written."""
+    height, width, _ = frames[0].shape
+    with writing(path):
+        container, stream = open_video(path, Fraction(fps).limit_denominator(1001), height, width, encoding)
+        with container:
+            for frame in frames:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+            container.mux(stream.encode())
+
+
 class _VideoTrack:
     """The files of one camera and one split, in which episodes lie end to end."""
 
@@ -259,13 +284,8 @@ class _VideoTrack:
         height, width, _ = self.shape
         path = self.folder / f"{len(self.files):06d}.mp4"
         self.folder.mkdir(parents=True, exist_ok=True)
-        container = av.open(f"file:{path}", "w")
+        container, self.stream = open_video(path, self.fps, height, width, self.encoding)
         self.files.append(path)
-        options = {"g": str(self.encoding.g), "crf": str(self.encoding.crf), "bf": "0", "forced-idr": "1"}
-        codec = ENCODERS.get(self.encoding.codec, self.encoding.codec)
-        self.stream = cast(av.VideoStream, container.add_stream(codec, rate=self.fps, options=options))
-        self.stream.height, self.stream.width = height, width
-        self.stream.pix_fmt = self.encoding.for_size(height, width)
         self.count = self.size = 0
         return container
 
@@ -331,6 +351,7 @@ class LeRobotWriter:
         self.root = Path(root)
         self.fps = fps
         self.features = {name: dict(feature) for name, feature in features.items()}
+        self.cameras = [name for name, feature in features.items() if feature["dtype"] == "video"]
         self.robot_type, self.video, self.extra_info = robot_type, video, extra_info or {}
         for name in features:
             try:
@@ -366,17 +387,47 @@ class LeRobotWriter:
 
         ``statistics``: of the features whose statistics are not to be taken over all rows.
         """
-        cameras = {n for n, f in self.features.items() if f["dtype"] == "video"}
         if split not in SPLITS:
             raise LaminaError(f"{self.root}: no split '{split}'; there are: {', '.join(SPLITS)}")
-        if columns.keys() | videos.keys() != self.features.keys() or videos.keys() != cameras:
+        if columns.keys() | videos.keys() != self.features.keys() or videos.keys() != set(self.cameras):
             raise LaminaError(f"{self.root}: an episode has {sorted({*columns, *videos})}, not {sorted(self.features)}")
         arrays = {n: self._checked(n, values) for n, values in columns.items()}
-        try:
-            self._add(arrays, videos, task, split, statistics)
-        except BaseException:
-            self.abort()
-            raise
+        with self._aborting():
+            found: dict[str, Statistics] = {}
+            row: dict[str, Any] = {"tasks": [task]}
+            lengths = {len(a) for a in arrays.values()}
+            for camera, frames in videos.items():
+                track = self._track(split, camera)
+                file, first, length, found[camera] = track.add(frames)
+                lengths.add(length)
+                row[f"videos/{camera}/file"] = file
+                row[f"videos/{camera}/from_timestamp"] = float(first / track.fps)
+                row[f"videos/{camera}/to_timestamp"] = float((first + length) / track.fps)
+            if len(lengths) != 1:
+                raise LaminaError(
+                    f"{self.root}: the parts of an episode have {sorted(lengths)} frames; they must agree"
+                )
+            length = row["length"] = lengths.pop()
+            if length == 0:
+                raise LaminaError(f"{self.root}: an episode has no frame")
+            number = self.tasks.setdefault(task, len(self.tasks))
+            arrays = {
+                **arrays,
+                "timestamp": np.arange(length) / self.fps,
+                "frame_index": np.arange(length),
+                "episode_index": np.zeros(length, np.int64),  # known when all are counted, as is the index
+                "index": np.zeros(length, np.int64),
+                "task_index": np.full(length, number),
+            }
+            for name, values in arrays.items():
+                found[name] = statistics.get(name) or column_statistics(values.reshape(length, -1))
+            row["statistics"] = found
+            stored = [to_arrow(arrays[n], INDEX_FEATURES.get(n) or self.features[n]) for n in self._schema.names]
+            with writing(self.root):
+                if split not in self._staged:
+                    self._staged[split] = pq.ParquetWriter(self.partial / f"{split}.parquet", self._schema)
+                self._staged[split].write_table(pa.table(stored, schema=self._schema))
+            self._episodes[split].append(row)
 
     def _checked(self, name: str, values: np.ndarray) -> np.ndarray:
         feature = self.features[name]
@@ -394,51 +445,6 @@ class LeRobotWriter:
             )
         return array.astype(feature["dtype"])
 
-    def _add(
-        self,
-        arrays: dict[str, np.ndarray],
-        videos: Mapping[str, Any],
-        task: str,
-        split: str,
-        given: Mapping[str, Statistics],
-    ) -> None:
-        statistics: dict[str, Statistics] = {}
-        row: dict[str, Any] = {"tasks": [task]}
-        lengths = {len(a) for a in arrays.values()}
-        for camera, frames in videos.items():
-            track = self._track(split, camera)
-            file, first, length, statistics[camera] = track.add(frames)
-            lengths.add(length)
-            row[f"videos/{camera}/file"] = file
-            row[f"videos/{camera}/from_timestamp"] = float(first / track.fps)
-            row[f"videos/{camera}/to_timestamp"] = float((first + length) / track.fps)
-        if len(lengths) != 1:
-            raise LaminaError(f"{self.root}: the parts of an episode have {sorted(lengths)} frames; they must agree")
-        length = row["length"] = lengths.pop()
-        if length == 0:
-            raise LaminaError(f"{self.root}: an episode has no frame")
-        number = self.tasks.setdefault(task, len(self.tasks))
-        arrays = {
-            **arrays,
-            "timestamp": np.arange(length) / self.fps,
-            "frame_index": np.arange(length),
-            "episode_index": np.zeros(length, np.int64),  # known when all are counted, as is the index
-            "index": np.zeros(length, np.int64),
-            "task_index": np.full(length, number),
-        }
-        for name, values in arrays.items():
-            statistics[name] = given[name] if name in given else column_statistics(values.reshape(length, -1))
-        row["statistics"] = statistics
-        columns = [to_arrow(arrays[n], self._feature(n)) for n in self._schema.names]
-        with writing(self.root):
-            if split not in self._staged:
-                self._staged[split] = pq.ParquetWriter(self.partial / f"{split}.parquet", self._schema)
-            self._staged[split].write_table(pa.table(columns, schema=self._schema))
-        self._episodes[split].append(row)
-
-    def _feature(self, name: str) -> dict[str, Any]:
-        return INDEX_FEATURES.get(name) or self.features[name]
-
     def _track(self, split: str, camera: str) -> _VideoTrack:
         if (split, camera) not in self._tracks:
             shape = tuple(int(n) for n in self.features[camera]["shape"])
@@ -449,49 +455,41 @@ class LeRobotWriter:
 
     def finish(self) -> Path:
         """Put the files in their places and rename the folder to its final name, which is returned."""
-        if not any(self._episodes.values()):
-            self.abort()
-            raise LaminaError(f"{self.root}: no episode was added; there is nothing to write")
-        try:
-            with writing(self.root):
-                self._finish()
-        except BaseException:
-            self.abort()
-            raise
+        with self._aborting(), writing(self.root):
+            if not any(self._episodes.values()):
+                raise LaminaError(f"{self.root}: no episode was added; there is nothing to write")
+            for staging in self._staged.values():
+                staging.close()
+            video_files = self._place_videos()
+            tables, splits = DatasetTables(self.partial, self._schema), {}
+            for split, episodes in self._episodes.items():
+                if not episodes:
+                    continue
+                splits[split] = f"{len(tables.episodes)}:{len(tables.episodes) + len(episodes)}"
+                staged = pq.ParquetFile(self.partial / f"{split}.parquet")
+                for group, episode in enumerate(episodes):
+                    table = staged.read_row_group(group)
+                    numbers = {
+                        "episode_index": np.full(len(table), len(tables.episodes)),
+                        "index": np.arange(tables.frames, tables.frames + len(table)),
+                    }
+                    for name, values in numbers.items():
+                        table = table.set_column(table.schema.get_field_index(name), name, pa.array(values))
+                        episode["statistics"][name] = column_statistics(values[:, None])
+                    videos = self._video_columns(split, episode, video_files)
+                    tables.add(table, episode["tasks"], videos, episode["statistics"])
+            for split in self._staged:
+                (self.partial / f"{split}.parquet").unlink()
+            info = {"robot_type": self.robot_type, **self.extra_info}
+            tables.finish(self.fps, self._described_features(), list(self.tasks), splits, info)
+            os.replace(self.partial, self.root)
+            sync(self.root.parent)
         return self.root
-
-    def _finish(self) -> None:
-        for staging in self._staged.values():
-            staging.close()
-        video_files = self._place_videos()
-        tables, splits = DatasetTables(self.partial, self._schema), {}
-        for split, episodes in self._episodes.items():
-            if not episodes:
-                continue
-            splits[split] = f"{len(tables.episodes)}:{len(tables.episodes) + len(episodes)}"
-            staged = pq.ParquetFile(self.partial / f"{split}.parquet")
-            for group, episode in enumerate(episodes):
-                table = staged.read_row_group(group)
-                numbers = {
-                    "episode_index": np.full(len(table), len(tables.episodes)),
-                    "index": np.arange(tables.frames, tables.frames + len(table)),
-                }
-                for name, values in numbers.items():
-                    table = table.set_column(table.schema.get_field_index(name), name, pa.array(values))
-                    episode["statistics"][name] = column_statistics(values[:, None])
-                videos = self._video_columns(split, episode, video_files)
-                tables.add(table, episode["tasks"], videos, episode["statistics"])
-        for split in self._staged:
-            (self.partial / f"{split}.parquet").unlink()
-        info = {"robot_type": self.robot_type, **self.extra_info}
-        tables.finish(self.fps, self._described_features(), list(self.tasks), splits, info)
-        os.replace(self.partial, self.root)
-        sync(self.root.parent)
 
     def _place_videos(self) -> dict[tuple[str, str], int]:
         """Give the encoded files their numbers: (split, camera) -> number of its first file."""
         first: dict[tuple[str, str], int] = {}
-        for camera in (n for n, f in self.features.items() if f["dtype"] == "video"):
+        for camera in self.cameras:
             number = 0
             for split in SPLITS:
                 track = self._tracks.get((split, camera))
@@ -509,7 +507,7 @@ class LeRobotWriter:
 
     def _video_columns(self, split: str, episode: dict[str, Any], first: dict[tuple[str, str], int]) -> dict[str, Any]:
         columns: dict[str, Any] = {}
-        for camera in (n for n, f in self.features.items() if f["dtype"] == "video"):
+        for camera in self.cameras:
             number = first[split, camera] + episode[f"videos/{camera}/file"]
             columns[f"videos/{camera}/chunk_index"] = number // CHUNK_FILES
             columns[f"videos/{camera}/file_index"] = number % CHUNK_FILES
@@ -520,13 +518,19 @@ class LeRobotWriter:
     def _described_features(self) -> dict[str, Any]:
         """The features as meta/info.json states them: with the encoding of each camera."""
         features = {name: dict(feature) for name, feature in self.features.items()}
-        for feature in features.values():
-            if feature["dtype"] == "video":
-                height, width, _ = feature["shape"]
-                feature["info"] = video_info(
-                    height, width, self.video.codec, self.video.for_size(height, width), self.fps
-                )
+        for camera in self.cameras:
+            height, width, _ = features[camera]["shape"]
+            pixels = self.video.for_size(height, width)
+            features[camera]["info"] = video_info(height, width, self.video.codec, pixels, self.fps)
         return features
+
+    @contextmanager
+    def _aborting(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self.abort()
+            raise
 
     def abort(self) -> None:
         """Remove everything that was written."""
