@@ -16,6 +16,7 @@ from lamina.types import ActionSpec
 Form = Literal["alam", "villa_x"]
 Generation = Literal["joint", "two_stage"]
 Framework = Literal["flow", "diffusion"]
+Tune = Literal["frozen", "lora", "whole"]
 Intervention = Literal["none", "freeze", "block", "shuffle"]
 
 
@@ -65,7 +66,12 @@ class FlowConfig:
     shift: float = 0.0625
     """augmentation: largest random shift of the pictures, as a share of their side; 0: none"""
     backbone: str = "conv"
-    """what reads the pictures: conv, a small network for each camera"""
+    """what reads the pictures: conv, a small network for each camera; or a vision-language model, the folder or hub id of a transformers
+    model that reads pictures and words (PaliGemma, SmolVLM)"""
+    tune: Tune = "frozen"
+    """what of the vision-language model is trained. frozen: nothing; lora: low-rank adapters of its linear layers; whole: all of it"""
+    lora_rank: int = 16
+    """rank of the adapters of --tune lora"""
 
     def __post_init__(self) -> None:
         check_options(self)

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
 from lamina.data.episodes import task_vector
@@ -37,8 +37,11 @@ class ObservationEncoder(Protocol):
 
     width: int  # channels of its tokens
 
-    def __call__(self, context: Context) -> Float[Tensor, "b n d"]:
-        """The context as tokens, as many in every row. ``proprio`` is standardised."""
+    def __call__(self, context: Context) -> tuple[Float[Tensor, "b n d"], Bool[Tensor, "b n"] | None]:
+        """The context as tokens, and which of them are real, the rest being filler that nothing may see (None: all are).
+
+        ``proprio`` is standardised.
+        """
         ...
 
 
@@ -86,7 +89,8 @@ class ConvObservationEncoder(nn.Module):
         self.task = MLP(TASK_WIDTH, size.width, size.width) if config.task else None
         self.norm = nn.LayerNorm(size.width)
 
-    def forward(self, context: Context) -> Float[Tensor, "b n d"]:
+    def forward(self, context: Context) -> tuple[Float[Tensor, "b n d"], None]:
+        """See :class:`ObservationEncoder`."""
         views = to_float(context.frames).flatten(2, 3).unbind(1)
         tokens = [camera(view) for camera, view in zip(self.cameras, views, strict=True)]
         if self.proprio is not None:
@@ -95,11 +99,13 @@ class ConvObservationEncoder(nn.Module):
         if self.task is not None:
             vectors = torch.from_numpy(np.stack([task_vector(words) for words in context.words]))
             tokens.append(self.task(vectors.to(views[0].device)).unsqueeze(1))
-        return self.norm(torch.cat(tokens, dim=1))
+        return self.norm(torch.cat(tokens, dim=1)), None
 
 
 def make_observation_encoder(config: FlowConfig, shapes: FlowShapes) -> ObservationEncoder:
-    """The encoder that ``config.backbone`` names. Raises LaminaError for an unknown one."""
-    if config.backbone != "conv":
-        raise LaminaError(f"--backbone {config.backbone}: unknown; choose conv")
-    return ConvObservationEncoder(config, shapes)
+    """The encoder that ``config.backbone`` names. Raises LaminaError for one that cannot be opened."""
+    if config.backbone == "conv":
+        return ConvObservationEncoder(config, shapes)
+    from lamina.policies.flow.backbone import VisionLanguageEncoder  # which reads contexts
+
+    return VisionLanguageEncoder(config, shapes)

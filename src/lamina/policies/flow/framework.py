@@ -53,9 +53,14 @@ class Diffusion:
         try:
             from diffusers import DDIMScheduler
         except ImportError as error:
-            raise LaminaError("--framework diffusion needs the diffusers library: pip install lamina[diffusion]") from error
+            raise LaminaError(
+                "--framework diffusion needs the diffusers library: pip install lamina[diffusion]"
+            ) from error
         self.scheduler: Any = DDIMScheduler(
-            num_train_timesteps=self.TIMES, beta_schedule="squaredcos_cap_v2", prediction_type="epsilon", clip_sample=False
+            num_train_timesteps=self.TIMES,
+            beta_schedule="squaredcos_cap_v2",
+            prediction_type="epsilon",
+            clip_sample=False,
         )
 
     def time(self, draws: Rng, batch: int) -> Float[Tensor, "b"]:

@@ -104,7 +104,7 @@ class FlowModel(nn.Module):
         if context.proprio is not None:
             standard = (context.proprio - self.proprio_mean) / self.proprio_std
             context = Context(context.frames, standard, context.words)
-        return self.network.memory(self.encoder(context))
+        return self.network.memory(*self.encoder(context))
 
     # ------------------------------------------------------------------------------------------- training
 
@@ -209,7 +209,10 @@ class FlowModel(nn.Module):
         def both(x: Tensor, time: Tensor) -> Tensor:
             z, u = x[:, :numbers].unflatten(1, z_shape), x[:, numbers:].unflatten(1, u_shape)
             z_velocity, u_velocity = self.network(memory, time[:1], z, u, visible=visible)
-            if intervention in ("freeze", "shuffle"):  # no latent depends on an action: only the actions see other latents
+            if intervention in (
+                "freeze",
+                "shuffle",
+            ):  # no latent depends on an action: only the actions see other latents
                 u_velocity = self.network(memory, time[:1], shown(z), u)[1]
             return torch.cat([z_velocity.flatten(1), u_velocity.flatten(1)], dim=1).float()
 

@@ -12,6 +12,8 @@ actions have one set of weights in alam and one each (two experts) in villa_x.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
@@ -23,7 +25,13 @@ from lamina.policies.flow.config import FlowConfig, FlowShapes, Form
 
 EXPANSION = 2  # of the experts' MLPs: twice the usual width costs a third more time
 
-Memory = list[Float[Tensor, "b n 2d"]]  # keys and values of the context, by layer
+
+@dataclass(frozen=True)
+class Memory:
+    """The context as the network's layers read it."""
+
+    layers: list[Float[Tensor, "b m 2d"]]  # keys and values of its tokens
+    valid: Bool[Tensor, "#b m"]  # which tokens may be seen
 
 
 def structure(form: Form, latent_steps: int, views: int, actions: int) -> Bool[Tensor, "n n"]:
@@ -92,9 +100,14 @@ class FlowNetwork(nn.Module):
             nn.init.zeros_(layer.bias)
         self.register_buffer("seen", structure(config.form, steps, self.views, config.actions), persistent=False)
 
-    def memory(self, context: Float[Tensor, "b n d"]) -> Memory:
-        """Keys and values of the context's tokens; they depend on nothing else, so a decision computes them once."""
-        return [layer.memory(context) for layer in self.layers]  # type: ignore[operator]
+    def memory(self, context: Float[Tensor, "b m d"], valid: Bool[Tensor, "b m"] | None = None) -> Memory:
+        """Keys and values of the context's tokens; they depend on nothing else, so a decision computes them once.
+
+        ``valid``: which tokens may be seen (None: all).
+        """
+        if valid is None:
+            valid = torch.ones_like(context[:1, :, 0], dtype=torch.bool)
+        return Memory([layer.memory(context) for layer in self.layers], valid)  # type: ignore[operator]
 
     def forward(
         self,
@@ -119,11 +132,11 @@ class FlowNetwork(nn.Module):
         if actions is not None:
             groups.append(self.action_in(actions) + self.action_place)
         lengths = [group.shape[1] for group in groups]
-        mask = self._mask(memory[0].shape[1], sum(lengths), valid, visible)
+        mask = self._mask(memory.valid, sum(lengths), valid, visible)
         condition = self.time(timestep_embedding(time, self.width))
         if not self.apart:
             groups = [torch.cat(groups, dim=1)]
-        for layer, kept in zip(self.layers, memory, strict=True):
+        for layer, kept in zip(self.layers, memory.layers, strict=True):
             groups = layer(groups, condition, kept, mask)
         shift, scale = self.modulation(F.silu(condition)).unsqueeze(1).chunk(2, dim=-1)
         out = list((self.norm(torch.cat(groups, dim=1)) * (1 + scale) + shift).split(lengths, dim=1))
@@ -135,7 +148,7 @@ class FlowNetwork(nn.Module):
 
     def _mask(
         self,
-        context: int,
+        context: Bool[Tensor, "#b m"],
         tokens: int,
         valid: Bool[Tensor, "#b k"] | None,
         visible: Bool[Tensor, "#b n v"] | None,
@@ -148,4 +161,6 @@ class FlowNetwork(nn.Module):
             hidden = F.pad(~visible.flatten(1), (0, tokens - visible[0].numel()))  # never an action
             is_action = torch.arange(tokens, device=seen.device) >= visible[0].numel()
             seen = seen & ~(hidden[:, None, :] & is_action[:, None])
-        return F.pad(seen, (context, 0), value=True)
+        batch = max(len(context), len(seen))
+        shown = context[:, None, :].expand(batch, tokens, -1)
+        return torch.cat([shown, seen.expand(batch, -1, -1)], dim=2)
