@@ -46,7 +46,7 @@ def fingerprint(lam: LAM) -> str:
 def read_frames(
     model: LatentActionModel, source: Dataset, camera: str, episode: Episode, first: int, stop: int
 ) -> Iterator[tuple[int, UInt8[np.ndarray, "n h w 3"]]]:
-    """Frames first .. stop-1 of an episode at the model's size, in chunks, each with the place of its first frame counted from ``first``."""
+    """Frames first .. stop-1 of an episode at the model's size, in chunks with the place of their first frame, counted from ``first``."""
     _, *size = model.config.image
     for start in range(first, stop, CHUNK):
         yield start - first, source.frames(episode, camera, start, min(start + CHUNK, stop), (size[0], size[1]))

@@ -53,8 +53,6 @@ class FlowConfig:
     """episodes with actions, for each task; the other episodes train the latents alone. Default: all"""
     share: float = 0.5
     """share of labelled rows in a batch, where there are unlabelled episodes and latents"""
-    cameras: tuple[str, ...] = ()
-    """cameras that the policy sees; default: all of the data"""
     context: int = 1
     """frames of history of each camera, one a decision"""
     proprio: str = "auto"
@@ -81,8 +79,6 @@ class FlowConfig:
             )
         if self.executed > self.actions:
             raise LaminaError(f"--replan {self.executed} is more than the {self.actions} actions of a chunk")
-        if len(set(self.cameras)) < len(self.cameras):
-            raise LaminaError(f"--cameras names one twice: {', '.join(self.cameras)}")
 
     @property
     def actions(self) -> int:

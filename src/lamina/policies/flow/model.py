@@ -176,8 +176,8 @@ class FlowModel(nn.Module):
     ) -> tuple[Float[Tensor, "b n v l"] | None, Float[Tensor, "b h a"]]:
         """Latents and actions from noise, in the data's units.
 
-        ``intervention`` on the latents that the actions see (ALAM App. F): freeze leaves them at their noise; block hides them; shuffle permutes
-        their steps, in the order of ``order``'s numbers.
+        ``intervention`` on the latents that the actions see (ALAM App. F): freeze leaves them at their noise; block hides them; shuffle
+        permutes their steps, in the order of ``order``'s numbers.
         """
         memory, steps = self.observe(context), self.config.flow_steps
         u_shape = u_noise.shape[1:]
@@ -230,6 +230,19 @@ class FlowModel(nn.Module):
 
             u = self.framework.sample(then, u_noise.flatten(1), steps).unflatten(1, u_shape)
         return z * self.latent_std + self.latent_mean, self.read_action(u)
+
+    def noise(self, draws: Rng, batch: int) -> tuple[Float[Tensor, "b n v l"] | None, Float[Tensor, "b h e"]]:
+        """What :meth:`sample` begins with."""
+        config, views = self.config, self.network.views
+        u = draws.normal(batch, config.actions, self.shapes.spec.width)
+        z = draws.normal(batch, config.steps_of_latents, views, self.shapes.latent) if views else None
+        return z, u
+
+    def action_error(self, batch: FlowBatch, draws: Rng) -> float:
+        """Mean squared error of sampled actions where they are known: numbers in units of their variance, classes one-hot."""
+        _, actions = self.sample(batch.context, *self.noise(draws, len(batch)))
+        error = (self.embed_action(actions) - self.embed_action(batch.action)).square().mean(-1)
+        return float(error[batch.action_valid].mean())
 
 
 def flow_losses(model: FlowModel, batch: FlowBatch, draws: Rng) -> dict[str, Float[Tensor, "b"]]:

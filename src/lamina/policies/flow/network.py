@@ -13,6 +13,7 @@ actions have one set of weights in alam and one each (two experts) in villa_x.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -59,7 +60,7 @@ class FlowLayer(nn.Module):
         mask: Bool[Tensor, "#b n k"],
     ) -> list[Float[Tensor, "b n d"]]:
         """``groups``: the tokens of each expert."""
-        experts: list[AdaLNBlock] = list(self.experts)[: len(groups)]  # type: ignore[arg-type]
+        experts: list[Any] = list(self.experts)[: len(groups)]
         parts = [block.modulate(condition) for block in experts]
         projected = [
             block.attention.qkv(block.before(x, part)) for block, x, part in zip(experts, groups, parts, strict=True)
@@ -121,13 +122,16 @@ class FlowNetwork(nn.Module):
     ) -> tuple[Float[Tensor, "b n v l"] | None, Float[Tensor, "b h e"] | None]:
         """The velocities of what is given; a policy of latents may leave out the actions, on which no latent depends.
 
-        ``valid``: which of all tokens, latents first, may be seen at all (None: each); ``visible``: which latents the actions may see (None:
-        each); ``finished``: the latents are as they will be, not noised (the second stage of two).
+        ``valid``: which of all tokens, latents first, may be seen at all (None: each); ``visible``: which latents the actions may see
+        (None: each); ``finished``: the latents are as they will be, not noised (the second stage of two).
         """
         groups = []
         if latents is not None:
             x = torch.stack([layer(latents[:, :, i]) for i, layer in enumerate(self.latent_in)], dim=2)
-            x = x + self.latent_place if not finished else x + self.latent_place + self.finished
+            x = x + self.latent_place
+            if finished:
+                assert self.finished is not None
+                x = x + self.finished
             groups.append(x.flatten(1, 2))
         if actions is not None:
             groups.append(self.action_in(actions) + self.action_place)
