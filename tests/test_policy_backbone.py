@@ -74,8 +74,9 @@ def context_of(words: tuple[str, ...] = TASKS, seed: int = 0) -> Context:
 def model_of(folder: Path, **options: Any) -> FlowModel:
     torch.manual_seed(0)
     model = FlowModel(config_of(folder, **options), shapes_of()).eval()
-    for layer in (model.network.modulation, model.network.action_out, *model.network.latent_out):
-        torch.nn.init.normal_(layer.weight, std=0.3)  # zero at the start: nothing would reach the actions
+    for value in model.network.parameters():
+        if not value.any():  # gates that are zero at the start: nothing of the context would reach the actions
+            torch.nn.init.normal_(value, std=0.3)
     model.low.fill_(-100)
     model.high.fill_(100)
     return model
@@ -153,6 +154,7 @@ def test_filler_changes_nothing(saved: Callable[..., Path], kind: str) -> None:
     """Neither the neighbours in a batch nor the length that prompts are filled up to reach the actions."""
     model, context = model_of(saved(kind)), context_of()
     actions = actions_of(model, context)
+    assert (actions_of(model, context_of(seed=1)) - actions).abs().max() > 0.1
     model.encoder.length += 9
     assert model.encoder(context)[0].shape[1] == model.encoder.length + 1
     torch.testing.assert_close(actions_of(model, context), actions, atol=1e-4, rtol=1e-4)

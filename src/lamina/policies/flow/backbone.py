@@ -9,8 +9,8 @@ others alike. A model of another kind (tiles, patches of the picture's own size)
     tokens     the last hidden states of the language model, and one projected token for the proprioception
 
 ``tune`` says what is trained: nothing of the model (frozen), low-rank adapters of all its linear layers (lora: Hu et al. 2021; all layers
-as in QLoRA, Dettmers et al. 2023), or all of it (whole). Weights that are not trained are in no checkpoint: it has their fingerprint, and is
-refused where another model lies in their place.
+as in QLoRA, Dettmers et al. 2023), or all of it (whole). Weights that are not trained are in no checkpoint: it has their fingerprint,
+and is refused where another model lies in their place.
 """
 
 from __future__ import annotations
@@ -228,9 +228,10 @@ class VisionLanguageEncoder(nn.Module):
         with _opening(self.name):
             from transformers import AutoModelForImageTextToText
 
-            model, told = AutoModelForImageTextToText.from_pretrained(
+            opened: Any = AutoModelForImageTextToText.from_pretrained(
                 self.name, dtype=kind, use_safetensors=True, output_loading_info=True
             )
+        model, told = opened
         if lost := sorted(told["missing_keys"]) or sorted(str(key) for key in told["mismatched_keys"]):
             raise LaminaError(f"--backbone {self.name}: its weights are not those of its config: '{lost[0]}'")
         return model.model
@@ -269,7 +270,7 @@ class VisionLanguageEncoder(nn.Module):
         words = context.words if self.reads_task else ("",) * len(context)
         tokens, valid = self.prompts.padded(words, self.length)
         frames = context.frames.flatten(0, 2)
-        pixels = self.prompts.pixels(frames).to(self.model.dtype)
+        pixels = self.prompts.pixels(frames).to(next(self.model.parameters()).dtype)
         if self.prompts.nested:
             pixels = pixels.unflatten(0, (len(context), -1))
         place = frames.device
@@ -293,7 +294,7 @@ def _config_file(name: str) -> str:
     with _opening(name):
         from transformers.utils import cached_file
 
-        return Path(cached_file(name, "config.json")).read_text()
+        return Path(str(cached_file(name, "config.json"))).read_text()
 
 
 def _leave_out(encoder: VisionLanguageEncoder, state: dict[str, Any], prefix: str, metadata: Any) -> None:
