@@ -80,7 +80,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def test_learns_a_function_of_two_pictures_and_the_task(name, tmp_path):
     """The task decides the sign, so a policy that ignores one camera or the words fails."""
     run = write_run(tmp_path / "run")
-    data = InMemoryDataset(episodes(24), fps=FPS)
+    data = InMemoryDataset(episodes(120), fps=FPS)
     config = FlowConfig(size="debug", chunk=2, replan=1, proprio="none", shift=0.0, flow_steps=4, **VARIANTS[name])
     train_flow_policy(run, [data], config, training(steps=500, batch=32, lr=3e-3, ema=0.98, validate_every=500))
     policy, errors, spread = FlowPolicy.from_run(run), [], []
