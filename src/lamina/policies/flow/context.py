@@ -28,6 +28,10 @@ class Context(TensorRecord):
     proprio: Float[Tensor, "b t p"] | None
     words: tuple[str, ...]  # the task of each decision ("" = unknown)
 
+    def __post_init__(self) -> None:
+        if len(self.words) != len(self.frames):
+            raise ValueError(f"{len(self.words)} tasks for {len(self.frames)} decisions")
+
     def __len__(self) -> int:
         return len(self.frames)
 

@@ -28,7 +28,6 @@ from lamina.policies.flow.model import FlowModel
 from lamina.policies.flow.training import load_flow_policy, train_flow_policy
 from lamina.rng import Rng
 
-
 PREFIX = "observation.images."  # of a LeRobot dataset's cameras, whose names in a world begin after it
 
 
