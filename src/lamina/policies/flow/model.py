@@ -72,8 +72,8 @@ class FlowModel(nn.Module):
         ):  # fmt: skip
             self.register_buffer(f"{name}_mean", torch.zeros(size))
             self.register_buffer(f"{name}_std", torch.ones(size))
-        self.register_buffer("low", torch.zeros(shapes.spec.dim))
-        self.register_buffer("high", torch.zeros(shapes.spec.dim))
+        self.register_buffer("low", torch.zeros(shapes.continuous))
+        self.register_buffer("high", torch.zeros(shapes.continuous))
 
     @property
     def place(self) -> Tensor:
@@ -83,8 +83,9 @@ class FlowModel(nn.Module):
     def calibrate(self, statistics: Statistics) -> None:
         """Take units and ranges from the training data."""
         self.action.calibrate(statistics.action)
-        self.low.copy_(statistics.action.amin(0))
-        self.high.copy_(statistics.action.amax(0))
+        numbers = statistics.action[:, len(self.shapes.discrete) :]
+        self.low.copy_(numbers.amin(0))
+        self.high.copy_(numbers.amax(0))
         for name in ("latent", "proprio"):
             getattr(self, f"{name}_mean").copy_(getattr(statistics, f"{name}_mean"))
             getattr(self, f"{name}_std").copy_(getattr(statistics, f"{name}_std").clamp_min(SMALLEST_DEVIATION))
@@ -97,7 +98,8 @@ class FlowModel(nn.Module):
     def read_action(self, output: Float[Tensor, "b h e"]) -> Float[Tensor, "b h a"]:
         """The actions of a sample: the largest class, and numbers within the range of the data."""
         action = self.action.read(output.flatten(0, 1)).unflatten(0, output.shape[:2])
-        return torch.minimum(torch.maximum(action, self.low), self.high)
+        classes, numbers = action.tensor_split([len(self.shapes.discrete)], dim=-1)
+        return torch.cat([classes, torch.minimum(torch.maximum(numbers, self.low), self.high)], dim=-1)
 
     def observe(self, context: Context) -> Memory:
         """The context as the network reads it, in every layer."""

@@ -89,7 +89,7 @@ class FlowNetwork(nn.Module):
         self.latent_in = nn.ModuleList(nn.Linear(shapes.latent, width) for _ in range(self.views))
         self.latent_out = nn.ModuleList(nn.Linear(width, shapes.latent) for _ in range(self.views))
         self.action_place = position_embedding(config.actions, width)
-        self.latent_place = nn.Parameter(0.02 * torch.randn(steps, self.views, width))
+        self.latent_place = nn.Parameter(0.02 * torch.randn(steps, self.views, width)) if self.views else None
         two_stage = bool(self.views) and config.generation == "two_stage"
         self.finished = nn.Parameter(0.02 * torch.randn(width)) if two_stage else None
         self.time = MLP(width, width)
@@ -128,6 +128,7 @@ class FlowNetwork(nn.Module):
         groups = []
         if latents is not None:
             x = torch.stack([layer(latents[:, :, i]) for i, layer in enumerate(self.latent_in)], dim=2)
+            assert self.latent_place is not None
             x = x + self.latent_place
             if finished:
                 assert self.finished is not None
