@@ -220,7 +220,8 @@ class VisionLanguageEncoder(nn.Module):
         with _opening(self.name):
             from transformers import AutoModelForImageTextToText
 
-            return AutoModelForImageTextToText.from_config(self.settings).model
+            kind = torch.float32 if self.tune == "whole" else self.settings.dtype or torch.float32
+            return AutoModelForImageTextToText.from_config(self.settings, dtype=kind).model
 
     def _opened(self) -> nn.Module:
         """The model without its head. Weights that are trained are float32, others stay as they are stored."""
@@ -242,6 +243,9 @@ class VisionLanguageEncoder(nn.Module):
         except ImportError as error:
             raise LaminaError("--tune lora needs the peft library: pip install lamina[vla]") from error
         inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules="all-linear"), self.model)
+        for value in self.model.parameters():
+            if value.requires_grad:
+                value.data = value.data.float()  # they take the type of the layers that they adapt
 
     @property
     def parts(self) -> dict[Part, list[nn.Module]]:

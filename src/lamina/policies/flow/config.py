@@ -24,8 +24,8 @@ Intervention = Literal["none", "freeze", "block", "shuffle"]
 class FlowConfig:
     """What the policy generates, what it reads, and how large it is."""
 
-    size: SizeName = "tiny"
-    """width, depth and channels of all networks"""
+    size: Literal[SizeName, "paper"] = "tiny"
+    """width, depth and channels of all networks; paper: an expert of 300 million parameters, as ALAM's and pi0's"""
     form: Form = "alam"
     """alam: a latent of every view beside every action, in one network; villa_x: two experts, a plan of latents that lie end to end, and
     attention from the actions to it that is dropped at random in training"""
@@ -98,6 +98,10 @@ class FlowConfig:
     @property
     def dimensions(self) -> Dimensions:
         """Those of the size."""
+        if self.size == "paper":
+            # pi0's width. Its 18 layers would be 415 million here, where every layer is modulated by the time and has its own keys and
+            # values of the context; 13 layers are the 300 million of the papers.
+            return Dimensions(1024, 8, 13, 128)
         size = NETWORK_SIZES[self.size]
         return Dimensions(size.width, size.heads, 2 * size.layers, 2 * size.channels)
 
