@@ -17,11 +17,14 @@ import torch
 from torch import Tensor
 
 import tiny_backbones
+from lamina.data.memory import InMemoryDataset
 from lamina.errors import LaminaError
 from lamina.policies.flow.backbone import VisionLanguageEncoder
 from lamina.policies.flow.config import FlowConfig, FlowShapes
 from lamina.policies.flow.context import Context
 from lamina.policies.flow.model import FlowBatch, FlowModel
+from lamina.policies.flow.policy import FlowPolicy
+from lamina.policies.flow.training import load_flow_policy, train_flow_policy
 from lamina.rng import Rng
 from lamina.weights import loaded, save_weights
 
@@ -288,14 +291,58 @@ def test_checkpoints_of_training(saved: Callable[..., Path], tune: str) -> None:
 
 def test_plans_without_weights(saved: Callable[..., Path]) -> None:
     """On the meta device, the same tensors."""
+    folder = saved("idefics3")
     for tune in ("frozen", "whole"):
         with torch.device("meta"):
-            plan = FlowModel(config_of(saved("idefics3"), tune=tune), shapes_of())
-        real = model_of(saved("idefics3"), tune=tune)
+            plan = FlowModel(config_of(folder, tune=tune), shapes_of())
+        real = model_of(folder, tune=tune)
         assert all(value.is_meta for value in plan.encoder.model.parameters())
         assert {n: (v.shape, v.dtype) for n, v in plan.state_dict().items()} == {
             n: (v.shape, v.dtype) for n, v in real.state_dict().items()
         }
+
+
+@pytest.mark.parametrize("tune", ["frozen", LORA])
+def test_stored_weights_keep_their_type(saved: Callable[..., Path], tmp_path: Path, tune: str) -> None:
+    """A bfloat16 model stays one; what is trained is float32, and so are the tokens."""
+    from transformers import AutoModelForImageTextToText
+
+    shutil.copytree(saved("idefics3"), tmp_path / "half")
+    AutoModelForImageTextToText.from_pretrained(saved("idefics3")).bfloat16().save_pretrained(tmp_path / "half")
+    model, whole = model_of(tmp_path / "half", tune=tune), model_of(saved("idefics3"))
+    types = {value.dtype for value in model.encoder.model.parameters() if not value.requires_grad}
+    assert types == {torch.bfloat16}
+    assert {value.dtype for value in model.parameters() if value.requires_grad} == {torch.float32}
+    states, valid = model.encoder.read(context_of())
+    assert states.dtype == torch.float32
+    wanted = whole.encoder.read(context_of())[0]
+    assert 0 < (states - wanted)[valid].abs().mean() < 0.05 * wanted.abs().mean()
+    losses_of(model, context_of()).backward()
+    with torch.device("meta"):
+        plan = FlowModel(model.config, model.shapes)
+    assert {n: v.dtype for n, v in plan.state_dict().items()} == {n: v.dtype for n, v in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("tune", ["frozen", LORA])
+def test_trained_resumed_and_at_work(saved: Callable[..., Path], tmp_path: Path, tune: str) -> None:
+    """Through the training loop: a run that was cut ends with the same weights, and its policy acts on pictures and words."""
+    from test_policy_flow import FPS, episodes, observations, training, write_run
+
+    data = [InMemoryDataset(episodes(12), fps=FPS)]
+    config = config_of(saved("idefics3"), tune=tune, chunk=4, replan=2, flow_steps=2)
+    whole, cut = write_run(tmp_path / "whole"), write_run(tmp_path / "cut")
+    for run in (whole, cut):
+        train_flow_policy(run, data, config, training())
+    (cut / "policy" / "config.json").unlink()
+    for file in (cut / "policy" / "checkpoints").glob("*4*"):
+        shutil.rmtree(file)
+    train_flow_policy(cut, data, config, training(resume=True))
+    a, b = (load_flow_policy(run / "policy").state_dict() for run in (whole, cut))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    policies = [FlowPolicy.from_run(run) for run in (whole, cut)]
+    item = episodes(1)[0]
+    actions = [policy.act(observations(item, 0)) for policy in policies]
+    assert actions[0].shape == (2, 2) and np.array_equal(actions[0], actions[1])
 
 
 def broken(folder: Path, how: str) -> str:

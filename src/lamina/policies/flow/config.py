@@ -99,9 +99,9 @@ class FlowConfig:
     def dimensions(self) -> Dimensions:
         """Those of the size."""
         if self.size == "paper":
-            # pi0's width. Its 18 layers would be 415 million here, where every layer is modulated by the time and has its own keys and
-            # values of the context; 13 layers are the 300 million of the papers.
-            return Dimensions(1024, 8, 13, 128)
+            # pi0's width and MLPs. Its 18 layers would be 420 million here, where every layer is modulated by the time and has its own keys
+            # and values of the context; 13 layers are the 300 million of the papers.
+            return Dimensions(1024, 8, 13, 128, expansion=4)
         size = NETWORK_SIZES[self.size]
         return Dimensions(size.width, size.heads, 2 * size.layers, 2 * size.channels)
 
@@ -114,6 +114,7 @@ class Dimensions:
     heads: int
     layers: int
     channels: int
+    expansion: int = 2  # of the experts' MLPs: twice that costs a third more time in small networks
 
 
 Names = Annotated[tuple[str, ...], Field(max_length=10_000)]

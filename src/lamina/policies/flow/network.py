@@ -22,9 +22,7 @@ from torch import Tensor, nn
 
 from lamina.models.decoders.flow import timestep_embedding
 from lamina.models.layers import MLP, AdaLNBlock, attend, position_embedding
-from lamina.policies.flow.config import FlowConfig, FlowShapes, Form
-
-EXPANSION = 2  # of the experts' MLPs: twice the usual width costs a third more time
+from lamina.policies.flow.config import Dimensions, FlowConfig, FlowShapes, Form
 
 
 @dataclass(frozen=True)
@@ -46,11 +44,11 @@ def structure(form: Form, latent_steps: int, views: int, actions: int) -> Bool[T
 class FlowLayer(nn.Module):
     """One layer: every expert's tokens attend to the context and to one another."""
 
-    def __init__(self, width: int, heads: int, context: int, experts: int):
+    def __init__(self, size: Dimensions, context: int, experts: int):
         super().__init__()
-        self.heads = heads
-        self.memory = nn.Linear(context, 2 * width)
-        self.experts = nn.ModuleList(AdaLNBlock(width, heads, EXPANSION) for _ in range(experts))
+        self.heads = size.heads
+        self.memory = nn.Linear(context, 2 * size.width)
+        self.experts = nn.ModuleList(AdaLNBlock(size.width, size.heads, size.expansion) for _ in range(experts))
 
     def forward(
         self,
@@ -93,7 +91,7 @@ class FlowNetwork(nn.Module):
         two_stage = bool(self.views) and config.generation == "two_stage"
         self.finished = nn.Parameter(0.02 * torch.randn(width)) if two_stage else None
         self.time = MLP(width, width)
-        self.layers = nn.ModuleList(FlowLayer(width, size.heads, context, 1 + self.apart) for _ in range(size.layers))
+        self.layers = nn.ModuleList(FlowLayer(size, context, 1 + self.apart) for _ in range(size.layers))
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.modulation = nn.Linear(width, 2 * width)
         for layer in (self.modulation, self.action_out, *self.latent_out):

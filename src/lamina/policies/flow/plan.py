@@ -1,8 +1,8 @@
 """What a flow policy would cost: parameters, FLOPs, memory and days, before any of it is built.
 
-The policy is laid out on the meta device, where tensors have shapes and no content, and its parts are run there on one observation. FLOPs are
-those of torch's counter (matrix products, convolutions and attention; a multiplication and an addition are 2), activations the tensors
-that autograd keeps, at 2 bytes a number. A real attention kernel keeps less.
+The policy is laid out on the meta device, where tensors have shapes and no content, and its parts are run there on one observation. torch
+counts the FLOPs of matrix products, convolutions and attention (a multiplication and an addition are 2). Activations are the tensors that
+autograd keeps, at 2 bytes a number; a fused attention keeps less.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
@@ -196,7 +195,7 @@ def _expert(model: FlowModel, tokens: int) -> list[Part]:
     ]
 
 
-def told(found: Plan, training: TrainConfig, gpus: int = 8) -> str:
+def told_plan(found: Plan, training: TrainConfig, gpus: int = 8) -> str:
     """The plan as text, for training on one GPU and on ``gpus``."""
     head = f"{'part':<18}{'parameters':>14}{'trained':>14}{'forward':>12}{'backward':>12}{'activations':>14}"
     rows = [*found.parts, Part("total", found.parameters, found.trained, found.cost)]
@@ -211,8 +210,8 @@ def told(found: Plan, training: TrainConfig, gpus: int = 8) -> str:
     memory = found.training_bytes(at_once, training.ema > 0)
     lines += [
         "",
-        f"FLOPs, activations: of one observation, whose context is {found.tokens} tokens. The expert reads the last layer of the encoder; pi0's "
-        "reads every layer.",
+        "FLOPs and activations are those of one observation.",
+        f"The expert reads {found.tokens} tokens: the encoder's last layer (in pi0, every layer).",
         f"a decision ({found.flow_steps} Euler steps): {found.decision / 1e12:.3f} TFLOP; memory in bfloat16: "
         f"{2 * found.parameters / GIGA:.1f} GB of weights",
         f"a training step of {training.batch} observations: {step / 1e12:,.1f} TFLOP; {training.steps:,} steps: "

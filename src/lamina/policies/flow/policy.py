@@ -25,7 +25,7 @@ from lamina.policies.base import Observations, Policy, PolicyKind
 from lamina.policies.flow.config import FlowConfig, Intervention
 from lamina.policies.flow.context import Context
 from lamina.policies.flow.model import FlowModel
-from lamina.policies.flow.training import load_flow_policy, train_flow_policy
+from lamina.policies.flow.training import load_flow_policy, plan_flow_policy, train_flow_policy
 from lamina.rng import Rng
 
 PREFIX = "observation.images."  # of a LeRobot dataset's cameras, whose names in a world begin after it
@@ -191,5 +191,6 @@ KIND = PolicyKind(
     config=FlowConfig,
     training={"steps": 5000, "batch": 64, "lr": 1e-3, "ema": 0.999},
     train=train_flow_policy,
+    plan=plan_flow_policy,
     policy=FlowPolicy,
 )
