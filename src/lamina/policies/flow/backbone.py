@@ -89,7 +89,7 @@ def read_settings(name: str) -> Any:
 
         if name in PUBLISHED and not Path(name).is_dir():
             return AutoConfig.for_model(**PUBLISHED[name])
-        settings = AutoConfig.from_pretrained(name)
+        settings = AutoConfig.from_pretrained(name, trust_remote_code=False)
     if not hasattr(settings, "vision_config") or not hasattr(settings, "text_config"):
         raise LaminaError(f"--backbone {name}: a {settings.model_type} model does not read pictures and words")
     return settings
@@ -108,7 +108,7 @@ class Prompts:
         with _opening(name):
             from transformers import AutoProcessor
 
-            self.processor = AutoProcessor.from_pretrained(name)
+            self.processor = AutoProcessor.from_pretrained(name, trust_remote_code=False)
         self.name, self.size, self.views = name, size, views
         pictures = self.processor.image_processor
         # One picture a frame, as in SmolVLA (Shukor et al. 2025, §3.1): no tiles of an enlarged picture.
@@ -230,7 +230,7 @@ class VisionLanguageEncoder(nn.Module):
             from transformers import AutoModelForImageTextToText
 
             opened: Any = AutoModelForImageTextToText.from_pretrained(
-                self.name, dtype=kind, use_safetensors=True, output_loading_info=True
+                self.name, dtype=kind, use_safetensors=True, trust_remote_code=False, output_loading_info=True
             )
         model, told = opened
         if lost := sorted(told["missing_keys"]) or sorted(str(key) for key in told["mismatched_keys"]):
