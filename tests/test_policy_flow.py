@@ -164,7 +164,7 @@ def test_a_token_depends_on_what_it_sees_and_on_nothing_else(name):
 
     def outputs(z: torch.Tensor, u: torch.Tensor) -> list[torch.Tensor]:
         with torch.no_grad():
-            vz, vu = network(memory, torch.tensor([0.3]), z, u)
+            vz, vu = network(memory, torch.tensor([0.3]), z, u, network.mask(memory))
         return [*vz[0].flatten(0, 1), *vu[0]]
 
     before, seen = outputs(z, u), structure(config.form, n, 2, h)
@@ -407,7 +407,7 @@ def test_learns_a_function_of_two_pictures_and_the_task(name, tmp_path):
     config = variant(name, proprio="none", shift=0.0)
     run = write_run(tmp_path / "run")
     data = InMemoryDataset(episodes(120), fps=FPS)
-    train_flow_policy(run, [data], config, training(steps=250, batch=32, lr=3e-3, ema=0.98, validate_every=250))
+    train_flow_policy(run, [data], config, training(steps=200, batch=32, lr=3e-3, ema=0.98, validate_every=200))
     policy, errors, truth = FlowPolicy.from_run(run), [], []
     for item in episodes(6, seed=1):
         policy.reset()
@@ -425,7 +425,7 @@ def test_discrete_actions_are_chosen_by_the_largest_class(tmp_path):
         run,
         [InMemoryDataset(episodes(120, discrete=True), fps=FPS)],
         config,
-        training(steps=250, batch=32, lr=3e-3, ema=0.98, validate_every=250),
+        training(steps=200, batch=32, lr=3e-3, ema=0.98, validate_every=200),
     )
     policy, right = FlowPolicy.from_run(run), []
     for item in episodes(6, seed=1, discrete=True):

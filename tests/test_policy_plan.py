@@ -88,7 +88,9 @@ def test_what_a_real_policy_computes(
     assert found.trained == sum(value.numel() for value in model.parameters() if value.requires_grad)
     assert found.tokens == model.encoder.length + 1
     with counted() as forward:
-        z, u = model.network(model.observe(context), torch.zeros(2), torch.zeros(2, 2, 2, 5), torch.zeros(2, 2, 3))
+        memory = model.observe(context)
+        mask = model.network.mask(memory)
+        z, u = model.network(memory, torch.zeros(2), torch.zeros(2, 2, 2, 5), torch.zeros(2, 2, 3), mask)
     with counted() as backward:
         (z.sum() + u.sum()).backward()
     assert forward.get_total_flops() == pytest.approx(2 * found.cost.forward, rel=0.02)

@@ -76,7 +76,8 @@ def _opening(name: str) -> Iterator[None]:
     except ImportError as error:
         raise LaminaError(f"--backbone {name}: {reason(error)}: pip install lamina[vla]") from error
     except Exception as error:  # transformers raises many types for a missing or damaged model
-        raise LaminaError(f"--backbone {name}: cannot be opened: {reason(error)}") from error
+        where = "cannot be opened" if Path(name).is_dir() else "no such folder, and not to be had from the hub"
+        raise LaminaError(f"--backbone {name}: {where}: {reason(error)}") from error
     finally:
         if shown:
             logging.enable_progress_bar()

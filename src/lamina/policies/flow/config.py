@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -79,6 +80,10 @@ class FlowConfig:
             )
         if self.executed > self.actions:
             raise LaminaError(f"--replan {self.executed} is more than the {self.actions} actions of a chunk")
+        if self.backbone == "conv" and self.tune != "frozen":
+            raise LaminaError(f"--tune {self.tune} is for a vision-language model: choose a --backbone")
+        if self.backbone != "conv" and Path(self.backbone).is_dir():  # a policy is loaded in any working folder
+            object.__setattr__(self, "backbone", str(Path(self.backbone).resolve()))
 
     @property
     def actions(self) -> int:

@@ -112,12 +112,3 @@ class ConvObservationEncoder(nn.Module):
             assert context.proprio is not None
             tokens.append(self.proprio(context.proprio.flatten(1)).unsqueeze(1))
         return self.norm(torch.cat([*tokens, self.task(task).unsqueeze(1)], dim=1)), None
-
-
-def make_observation_encoder(config: FlowConfig, shapes: FlowShapes) -> ObservationEncoder:
-    """The encoder that ``config.backbone`` names. Raises LaminaError for one that cannot be opened."""
-    if config.backbone == "conv":
-        return ConvObservationEncoder(config, shapes)
-    from lamina.policies.flow.backbone import VisionLanguageEncoder  # which reads contexts
-
-    return VisionLanguageEncoder(config, shapes)

@@ -13,7 +13,7 @@ actions have one set of weights in alam and one each (two experts) in villa_x.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,8 @@ from torch import Tensor, nn
 from lamina.models.decoders.flow import timestep_embedding
 from lamina.models.layers import MLP, AdaLNBlock, attend, position_embedding
 from lamina.policies.flow.config import Dimensions, FlowConfig, FlowShapes, Form
+
+Stage = Literal["joint", "latents"]
 
 
 @dataclass(frozen=True)
@@ -108,25 +110,46 @@ class FlowNetwork(nn.Module):
             valid = torch.ones_like(context[:1, :, 0], dtype=torch.bool)
         return Memory([layer.memory(context) for layer in self.layers], valid)  # type: ignore[operator]
 
+    def mask(
+        self,
+        memory: Memory,
+        stage: Stage = "joint",
+        valid: Bool[Tensor, "#b k"] | None = None,
+        visible: Bool[Tensor, "#b n v"] | None = None,
+    ) -> Bool[Tensor, "#b k m"]:
+        """Which of the context and the tokens each token sees; "latents": without the actions, on which no latent depends.
+
+        ``valid``: which of all tokens, latents first, may be seen at all (None: each); ``visible``: which latents the actions may see
+        (None: each).
+        """
+        latents = 0 if self.latent_place is None else self.latent_place.shape[0] * self.views
+        tokens = latents if stage == "latents" else len(self.seen)
+        seen = self.seen[None, :tokens, :tokens]
+        if valid is not None:
+            seen = seen & valid[:, None, :tokens]
+        if visible is not None:
+            shown = F.pad(visible.flatten(1), (0, tokens - latents), value=True)  # every action
+            is_latent = torch.arange(tokens, device=seen.device) < latents
+            seen = seen & (shown[:, None, :] | is_latent[:, None])
+        batch = max(len(memory.valid), len(seen))
+        of_context = memory.valid[:, None, :].expand(batch, tokens, -1)
+        return torch.cat([of_context, seen.expand(batch, -1, -1)], dim=2)
+
     def forward(
         self,
         memory: Memory,
         time: Float[Tensor, "#b"],
         latents: Float[Tensor, "b n v l"] | None,
         actions: Float[Tensor, "b h e"] | None,
-        valid: Bool[Tensor, "#b k"] | None = None,
-        visible: Bool[Tensor, "#b n v"] | None = None,
+        mask: Bool[Tensor, "#b k m"],
         finished: bool = False,
     ) -> tuple[Float[Tensor, "b n v l"] | None, Float[Tensor, "b h e"] | None]:
-        """The velocities of what is given; a policy of latents may leave out the actions, on which no latent depends.
-
-        ``valid``: which of all tokens, latents first, may be seen at all (None: each); ``visible``: which latents the actions may see
-        (None: each); ``finished``: the latents are as they will be, not noised (the second stage of two).
-        """
+        """The velocities of what is given. ``mask``: of :meth:`mask`; ``finished``: the latents are as they will be, not noised (the second
+        stage of two)."""
         groups = []
         if latents is not None:
-            x = torch.stack([layer(latents[:, :, i]) for i, layer in enumerate(self.latent_in)], dim=2)
             assert self.latent_place is not None
+            x = torch.stack([layer(latents[:, :, i]) for i, layer in enumerate(self.latent_in)], dim=2)
             x = x + self.latent_place
             if finished:
                 assert self.finished is not None
@@ -135,7 +158,6 @@ class FlowNetwork(nn.Module):
         if actions is not None:
             groups.append(self.action_in(actions) + self.action_place)
         lengths = [group.shape[1] for group in groups]
-        mask = self._mask(memory.valid, sum(lengths), valid, visible)
         condition = self.time(timestep_embedding(time, self.width))
         if not self.apart:
             groups = [torch.cat(groups, dim=1)]
@@ -148,22 +170,3 @@ class FlowNetwork(nn.Module):
             return None, u
         y = out[0].unflatten(1, latents.shape[1:3])
         return torch.stack([layer(y[:, :, i]) for i, layer in enumerate(self.latent_out)], dim=2), u
-
-    def _mask(
-        self,
-        context: Bool[Tensor, "#b m"],
-        tokens: int,
-        valid: Bool[Tensor, "#b k"] | None,
-        visible: Bool[Tensor, "#b n v"] | None,
-    ) -> Bool[Tensor, "#b k m"]:
-        """Which of the context and the ``tokens`` each token sees."""
-        seen = self.seen[None, :tokens, :tokens]
-        if valid is not None:
-            seen = seen & valid[:, None, :tokens]
-        if visible is not None:
-            hidden = F.pad(~visible.flatten(1), (0, tokens - visible[0].numel()))  # never an action
-            is_action = torch.arange(tokens, device=seen.device) >= visible[0].numel()
-            seen = seen & ~(hidden[:, None, :] & is_action[:, None])
-        batch = max(len(context), len(seen))
-        shown = context[:, None, :].expand(batch, tokens, -1)
-        return torch.cat([shown, seen.expand(batch, -1, -1)], dim=2)

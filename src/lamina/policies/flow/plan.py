@@ -182,7 +182,8 @@ def _expert(model: FlowModel, tokens: int) -> list[Part]:
     z = torch.zeros(1, config.steps_of_latents, network.views, shapes.latent) if network.views else None
 
     def run(actions: Tensor | None) -> Tensor:
-        return sum(out.sum() for out in network(memory, time, z, actions) if out is not None)  # type: ignore[return-value]
+        mask = network.mask(memory, "joint" if actions is not None else "latents")
+        return sum(out.sum() for out in network(memory, time, z, actions, mask) if out is not None)  # type: ignore[return-value]
 
     passes = [u] if z is None or config.generation == "joint" else [None, u]
     cost = sum((measured(lambda given=given: run(given))[0] for given in passes), Cost())  # type: ignore[misc]
