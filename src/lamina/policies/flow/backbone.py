@@ -313,7 +313,7 @@ def _put_back(encoder: VisionLanguageEncoder, state: dict[str, Any], prefix: str
     mark = state.get(f"{prefix}fingerprint")
     if mark is not None and not torch.equal(mark.cpu(), encoder.fingerprint.cpu()):
         raise LaminaError(
-            f"--backbone {encoder.name}: is not the model that this policy was trained with (its weights, config or prompts differ)"
+            f"the backbone {encoder.name} is not the model that this policy was trained with (its weights, config or prompts differ)"
         )
     here = {
         **dict(encoder.named_parameters(remove_duplicate=False)),

@@ -99,7 +99,7 @@ def plan(config: FlowConfig, shapes: FlowShapes) -> Plan:
         if isinstance(model.encoder, VisionLanguageEncoder):
             parts, tokens = _vision_language(model.encoder, config.context * len(shapes.cameras))
             rest = nn.ModuleList([module for module in (model.encoder.proprio, model.encoder.norm) if module])
-            parts.append(_part("proprioception", [rest], Cost()))
+            parts.append(_part("proprio, norm", [rest], Cost()))
             tokens += model.encoder.proprio is not None
         else:
             shape = (1, len(shapes.cameras), config.context, *shapes.image)
