@@ -23,7 +23,7 @@ from lamina.types import ActionSpec
 T = TypeVar("T")
 
 #: The kinds of policies: ``--kind``, and what RUN/policy/config.json calls them. Each module defines ``KIND``, a :class:`PolicyKind`.
-KINDS = {"tokens": "lamina.policies.token_policy"}
+KINDS = {"tokens": "lamina.policies.token_policy", "flow": "lamina.policies.flow.policy"}
 
 
 @dataclass(frozen=True)
