@@ -74,6 +74,9 @@ class FlowConfig:
 
     def __post_init__(self) -> None:
         check_options(self)
+
+    def check(self) -> None:
+        """Raises LaminaError for options that do not go together."""
         if self.steps_of_latents != self.actions and self.form == "alam":
             raise LaminaError(
                 f"the alam form has a latent beside every action: --latent-steps {self.latent_steps} is not the chunk's {self.actions}"

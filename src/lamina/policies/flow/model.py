@@ -51,7 +51,8 @@ class Statistics(TensorRecord):
 class FlowModel(nn.Module):
     """Context -> N v latents and H actions, generated together or one after the other.
 
-    Inside, proprioception, latents and actions are standardised (classes one-hot); what comes in and goes out is as in the data.
+    Inside, proprioception, latents and actions are standardised (classes one-hot); what comes in and goes out is as in the data. Raises
+    LaminaError for options that do not go together, a picture that the encoder cannot read, and diffusion without its library.
     """
 
     latent_mean: Tensor
@@ -63,6 +64,7 @@ class FlowModel(nn.Module):
 
     def __init__(self, config: FlowConfig, shapes: FlowShapes):
         super().__init__()
+        config.check()
         self.config, self.shapes = config, shapes
         self.framework = framework_of(config)
         encoder = ConvObservationEncoder if config.backbone == "conv" else VisionLanguageEncoder
