@@ -26,7 +26,7 @@ class FlowConfig:
     """What the policy generates, what it reads, and how large it is."""
 
     size: Literal[SizeName, "paper"] = "tiny"
-    """width, depth and channels of all networks; paper: an expert of 300 million parameters, as ALAM's and pi0's"""
+    """width, depth and channels of all networks; paper: 300 million parameters beside the encoder, as in pi0 and ALAM"""
     form: Form = "alam"
     """alam: a latent of every view beside every action, in one network; villa_x: two experts, a plan of latents that lie end to end, and
     attention from the actions to it that is dropped at random in training"""

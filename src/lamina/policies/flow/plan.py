@@ -60,7 +60,7 @@ class Plan:
     """What a policy would cost."""
 
     parts: tuple[Part, ...]
-    tokens: int  # of the context, which the expert reads
+    tokens: int  # of the context, which the action expert reads
     flow_steps: int
 
     @property
@@ -78,7 +78,7 @@ class Plan:
 
     @property
     def decision(self) -> float:
-        """FLOPs of one decision: the context is encoded once, the expert runs at every Euler step."""
+        """FLOPs of one decision: the context is encoded once, the action expert runs at every Euler step."""
         return sum(part.cost.forward + (self.flow_steps - 1) * part.repeated for part in self.parts)
 
     def training_bytes(self, rows: int, average: bool) -> dict[str, float]:
@@ -173,7 +173,7 @@ def _vision_language(encoder: VisionLanguageEncoder, views: int) -> tuple[list[P
 
 
 def _expert(model: FlowModel, tokens: int) -> list[Part]:
-    """The network that generates latents and actions: what it makes of the context, and the rest."""
+    """The network that generates latents and actions: each layer's keys and values of the context, and the rest."""
     config, shapes, network = model.config, model.shapes, model.network
     context = torch.zeros(1, tokens, model.encoder.width, requires_grad=True)
     of_context, layers = measured(lambda: torch.stack(network.memory(context).layers))
@@ -191,18 +191,18 @@ def _expert(model: FlowModel, tokens: int) -> list[Part]:
     mine = {id(value) for value in reads.parameters()}
     count = sum(value.numel() for value in network.parameters() if id(value) not in mine)
     return [
-        _part("expert: context", [reads], of_context),
-        Part("expert", count, count, cost, cost.forward),
+        _part("context projections", [reads], of_context),
+        Part("action expert", count, count, cost, cost.forward),
     ]
 
 
 def told_plan(found: Plan, training: TrainConfig, gpus: int = 8) -> str:
     """The plan as text, for training on one GPU and on ``gpus``."""
-    head = f"{'part':<18}{'parameters':>14}{'trained':>14}{'forward':>12}{'backward':>12}{'activations':>14}"
+    head = f"{'part':<22}{'parameters':>14}{'trained':>14}{'forward':>12}{'backward':>12}{'activations':>14}"
     rows = [*found.parts, Part("total", found.parameters, found.trained, found.cost)]
-    lines = [f"{head}\n{'':<18}{'million':>14}{'million':>14}{'GFLOP':>12}{'GFLOP':>12}{'MB':>14}"]
+    lines = [f"{head}\n{'':<22}{'million':>14}{'million':>14}{'GFLOP':>12}{'GFLOP':>12}{'MB':>14}"]
     lines += [
-        f"{row.name:<18}{row.parameters / 1e6:>14,.1f}{row.trained / 1e6:>14,.1f}{row.cost.forward / GIGA:>12,.1f}"
+        f"{row.name:<22}{row.parameters / 1e6:>14,.1f}{row.trained / 1e6:>14,.1f}{row.cost.forward / GIGA:>12,.1f}"
         f"{row.cost.backward / GIGA:>12,.1f}{row.cost.kept / 1e6:>14,.1f}"
         for row in rows
     ]
@@ -212,7 +212,7 @@ def told_plan(found: Plan, training: TrainConfig, gpus: int = 8) -> str:
     lines += [
         "",
         "FLOPs and activations are those of one observation.",
-        f"The expert reads {found.tokens} tokens: the encoder's last layer (in pi0, every layer).",
+        f"The action expert reads {found.tokens} tokens: the encoder's last layer (in pi0, every layer).",
         f"a decision ({found.flow_steps} Euler steps): {found.decision / 1e12:.3f} TFLOP; memory in bfloat16: "
         f"{2 * found.parameters / GIGA:.1f} GB of weights",
         f"a training step of {training.batch} observations: {step / 1e12:,.1f} TFLOP; {training.steps:,} steps: "
