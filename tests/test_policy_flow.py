@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+import lamina.policies.encoded
 from lamina import methods
 from lamina.data.memory import InMemoryDataset
 from lamina.errors import LaminaError, LaminaWarning
@@ -38,6 +40,7 @@ from lamina.policies.flow.policy import FlowPolicy
 from lamina.policies.flow.training import load_flow_policy, train_flow_policy
 from lamina.rng import Rng
 from lamina.training.settings import TrainConfig
+from processes import dies_in, in_child
 
 torch.set_num_threads(1)
 
@@ -384,6 +387,20 @@ def test_data_are_encoded_once_and_again_for_another_lam(tmp_path):
         next(model.lam.encoder.parameters()).add_(0.1)
     assert encode() > before
     assert not np.allclose(np.load(path), latents)
+
+
+def test_encoding_that_is_killed_leaves_nothing_that_is_believed(tmp_path):
+    def work() -> None:
+        dies_in(lamina.policies.encoded, "encode_episode", 4)
+        encoded(tmp_path, episodes(6))
+
+    assert in_child(work) == signal.SIGKILL
+    assert not (tmp_path / "frames").exists()
+    _, source, data, _ = encoded(tmp_path, episodes(6))
+    assert len(data) == 20 * sum(e.splits[0][0] == "train" for e in source.episodes)
+    (tmp_path / "frames" / "train.latents.npy").write_bytes(b"\x93NUMPY")
+    with pytest.raises(LaminaError, match="damaged"):
+        open_data(tmp_path / "frames", "train")
 
 
 def test_the_experts_clean_actions_come_first(tmp_path):
