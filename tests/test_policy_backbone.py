@@ -356,6 +356,10 @@ def broken(folder: Path, how: str) -> str:
             (folder / "model.safetensors").unlink()
         case "words alone":
             (folder / "config.json").write_text(json.dumps({"model_type": "llama", "hidden_size": 32}))
+        case "any size":
+            (folder / "config.json").write_text(json.dumps({"model_type": "qwen2_vl"}))
+        case "no processor":
+            (folder / "processor_config.json").unlink()
         case "lost tensor":
             from safetensors.torch import load_file, save_file
 
@@ -380,6 +384,8 @@ def broken(folder: Path, how: str) -> str:
         ("no config", "cannot be opened"),
         ("no weights", "cannot be opened"),
         ("words alone", "a llama model does not read pictures and words"),
+        ("any size", "a qwen2_vl model has no fixed size of pictures"),
+        ("no processor", "cannot be opened"),
         ("lost tensor", "its weights are not those of its config: '.*q_proj"),
         ("pickle", "cannot be opened"),
         ("other size", "its processor does more than normalise one picture of 28x28"),

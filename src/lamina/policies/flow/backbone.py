@@ -19,7 +19,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,8 +54,6 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "projection_dim": 2048, "hidden_size": 2048, "vocab_size": 257216,
     },
 }  # fmt: skip
-
-Part = Literal["vision", "connector", "language"]
 
 
 @contextmanager
@@ -97,8 +95,12 @@ def read_settings(name: str) -> Any:
 
 
 def picture_size(settings: Any) -> tuple[int, int]:
-    """Height and width of the pictures that a model reads."""
-    size = settings.vision_config.image_size
+    """Height and width of the pictures that a model reads. Raises LaminaError for a model of pictures of any size."""
+    size = getattr(settings.vision_config, "image_size", None)
+    if size is None:
+        raise LaminaError(
+            f"--backbone {settings.name_or_path}: a {settings.model_type} model has no fixed size of pictures, which is needed here"
+        )
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
@@ -109,17 +111,17 @@ class Prompts:
         with _opening(name):
             from transformers import AutoProcessor
 
+            self.name, self.size, self.views = name, size, views
+            self.known: dict[str, dict[str, Int[Tensor, "n"]]] = {}
             self.processor = AutoProcessor.from_pretrained(name, trust_remote_code=False)
-        self.name, self.size, self.views = name, size, views
-        pictures = self.processor.image_processor
-        # One picture a frame, as in SmolVLA (Shukor et al. 2025, §3.1): no tiles of an enlarged picture.
-        tiles = {"do_image_splitting": False, "size": {"longest_edge": max(size)}}
-        self.options = tiles if hasattr(pictures, "do_image_splitting") else {}
-        self.scale = float(pictures.rescale_factor) if pictures.do_rescale else 1.0
-        mean, std = (pictures.image_mean, pictures.image_std) if pictures.do_normalize else (0.0, 1.0)
-        self.mean, self.std = torch.tensor(mean).reshape(-1, 1, 1), torch.tensor(std).reshape(-1, 1, 1)
-        self.known: dict[str, dict[str, Int[Tensor, "n"]]] = {}
-        self._check()
+            pictures = self.processor.image_processor
+            # One picture a frame, as in SmolVLA (Shukor et al. 2025, §3.1): no tiles of an enlarged picture.
+            tiles = {"do_image_splitting": False, "size": {"longest_edge": max(size)}}
+            self.options = tiles if hasattr(pictures, "do_image_splitting") else {}
+            self.scale = float(pictures.rescale_factor) if pictures.do_rescale else 1.0
+            mean, std = (pictures.image_mean, pictures.image_std) if pictures.do_normalize else (0.0, 1.0)
+            self.mean, self.std = torch.tensor(mean).reshape(-1, 1, 1), torch.tensor(std).reshape(-1, 1, 1)
+            self._check()
 
     def __call__(self, words: str) -> dict[str, Int[Tensor, "n"]]:
         """The prompt's tokens, unpadded: what the model takes by the name of its argument."""
@@ -249,9 +251,9 @@ class VisionLanguageEncoder(nn.Module):
                 value.data = value.data.float()  # they take the type of the layers that they adapt
 
     @property
-    def parts(self) -> dict[Part, list[nn.Module]]:
+    def parts(self) -> dict[str, list[nn.Module]]:
         """The model's modules, by what they are for."""
-        parts: dict[Part, list[nn.Module]] = {"vision": [], "connector": [], "language": []}
+        parts: dict[str, list[nn.Module]] = {"vision": [], "connector": [], "language": []}
         for name, child in self.model.named_children():
             parts["vision" if "vision" in name else "language" if child is self.language else "connector"].append(child)
         return parts

@@ -169,7 +169,7 @@ def _vision_language(encoder: VisionLanguageEncoder, views: int) -> tuple[list[P
             raise LaminaError(
                 f"--plan knows no cost of {encoder.name}: a {encoder.settings.model_type} model has other parts"
             ) from error
-    return [_part(name, encoder.parts[name], cost) for name, cost in zip(modules, stages, strict=True)], n  # type: ignore[index]
+    return [_part(name, encoder.parts[name], cost) for name, cost in zip(modules, stages, strict=True)], n
 
 
 def _expert(model: FlowModel, tokens: int) -> list[Part]:
