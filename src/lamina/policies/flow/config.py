@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -94,9 +95,9 @@ class FlowConfig:
 
     @property
     def dimensions(self) -> Dimensions:
-        """Those of the size."""
+        """Those of the size: twice the layers of a LAM's networks, and half as many channels again, in multiples of 8."""
         size = NETWORK_SIZES[self.size]
-        return Dimensions(size.width, size.heads, 2 * size.layers, 2 * size.channels)
+        return Dimensions(size.width, size.heads, 2 * size.layers, 8 * math.ceil(1.5 * size.channels / 8))
 
 
 @dataclass(frozen=True)

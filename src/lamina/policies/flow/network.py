@@ -40,10 +40,9 @@ def structure(form: Form, latent_steps: int, views: int, actions: int) -> Bool[T
 class FlowLayer(nn.Module):
     """One layer: every expert's tokens attend to the context and to one another."""
 
-    def __init__(self, width: int, heads: int, context: int, experts: int):
+    def __init__(self, width: int, heads: int, experts: int):
         super().__init__()
         self.heads = heads
-        self.memory = nn.Linear(context, 2 * width)
         self.experts = nn.ModuleList(AdaLNBlock(width, heads, EXPANSION) for _ in range(experts))
 
     def forward(
@@ -86,8 +85,9 @@ class FlowNetwork(nn.Module):
         self.latent_place = nn.Parameter(0.02 * torch.randn(steps, self.views, width)) if self.views else None
         two_stage = bool(self.views) and config.generation == "two_stage"
         self.finished = nn.Parameter(0.02 * torch.randn(width)) if two_stage else None
+        self.context = nn.Linear(context, size.layers * 2 * width)
         self.time = MLP(width, width)
-        self.layers = nn.ModuleList(FlowLayer(width, size.heads, context, 1 + self.apart) for _ in range(size.layers))
+        self.layers = nn.ModuleList(FlowLayer(width, size.heads, 1 + self.apart) for _ in range(size.layers))
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.modulation = nn.Linear(width, 2 * width)
         for layer in (self.modulation, self.action_out, *self.latent_out):
@@ -97,7 +97,7 @@ class FlowNetwork(nn.Module):
 
     def memory(self, context: Float[Tensor, "b n d"]) -> Memory:
         """Keys and values of the context's tokens; they depend on nothing else, so a decision computes them once."""
-        return [layer.memory(context) for layer in self.layers]  # type: ignore[operator]
+        return list(self.context(context).chunk(len(self.layers), dim=-1))
 
     def mask(
         self,
