@@ -51,7 +51,7 @@ def test_the_size_of_the_papers(paper: Plan) -> None:
     assert found["vision"] == pytest.approx(412e6, rel=0.01)
     assert found["language"] == pytest.approx(1_981_884_416 + 257_216 * 2048, rel=0.001)
     assert sum(found[name] for name in ("vision", "connector", "language")) == pytest.approx(2.92e9, rel=0.01)
-    assert found["action expert"] + found["context projections"] == pytest.approx(300e6, rel=0.02)
+    assert found["action expert"] + found["context projection"] == pytest.approx(300e6, rel=0.02)
     assert paper.parameters == paper.trained == pytest.approx(3.22e9, rel=0.01)
 
 
@@ -68,7 +68,7 @@ def test_flops_of_the_papers_size_by_formula(paper: Plan) -> None:
     language = 2 * n * language + 18 * 4 * n**2 * 2048
     assert found["language"].forward == pytest.approx(language, rel=0.001)
     assert found["language"].backward == pytest.approx(2 * language, rel=0.001)
-    assert found["context projections"].forward == 2 * (n + 1) * 13 * 2048 * 2048
+    assert found["context projection"].forward == 2 * (n + 1) * 13 * 2048 * 2048
     steps = paper.flow_steps
     assert paper.decision == pytest.approx(paper.cost.forward + (steps - 1) * found["action expert"].forward)
 
@@ -102,7 +102,7 @@ def test_the_small_encoder_and_every_form(options: dict[str, str]) -> None:
     config = FlowConfig(**{"size": "debug", "chunk": 2, "latent_steps": 2, **options})  # type: ignore[arg-type]
     given = shapes_of(image=(3, 32, 32), latent=0 if options.get("latents") == "none" else 5)
     found, model = plan(config, given), FlowModel(config, given)
-    assert [part.name for part in found.parts] == ["encoder", "context projections", "action expert"]
+    assert [part.name for part in found.parts] == ["encoder", "context projection", "action expert"]
     assert found.parameters == found.trained == sum(value.numel() for value in model.parameters())
     draws = torch.Generator().manual_seed(0)
     z = torch.randn(1, 2, 2, 5, generator=draws) if model.network.views else None

@@ -1,7 +1,7 @@
 """Cache of training runs, keyed by configuration, data recipe and code; interrupted runs resume.
 
-A run's folder is named by a hash of three things: its configuration, its data recipe, and the source code of the
-Lamina modules it uses. Change any of them and the run is made anew; change a comment and it is not.
+A run's folder is named by a hash of its configuration, its data recipe, and the source code of the Lamina modules that it uses. If one
+of them changes, the run is built again; comments do not count.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 import lamina
 from lamina.files import locked, write_text
 
-#: The packages whose code decides what a run is.
+#: The packages whose code counts.
 PACKAGES = (Path(lamina.__file__).parent, Path(__file__).parent)
 NOTE = "cache.json"
 
@@ -49,7 +49,7 @@ def _imported(tree: ast.Module, module: str, is_package: bool) -> Iterator[str]:
 
 
 def _statements(tree: ast.Module) -> list[str]:
-    """The top-level statements as text, without imports, docstrings, comments and layout: where code stands changes nothing that runs."""
+    """The top-level statements as text, without imports, docstrings, comments and layout."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             first = node.body[0] if node.body else None
@@ -63,7 +63,7 @@ def _statements(tree: ast.Module) -> list[str]:
 
 @cache
 def _read(path: Path, module: str, changed: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """What a module imports, and its statements; ``changed``: when the file was, so that many runs read it once."""
+    """The imports and statements of a module; ``changed``: the file's modification time, so that an unchanged file is parsed once."""
     tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
     return tuple(_imported(tree, module, path.name == "__init__.py")), tuple(_statements(tree))
 
@@ -71,10 +71,9 @@ def _read(path: Path, module: str, changed: int) -> tuple[tuple[str, ...], tuple
 def code_digest(modules: Iterable[str], packages: Sequence[Path] = PACKAGES) -> str:
     """SHA-256 (hex) of the code of ``modules`` and of all modules of ``packages`` that they import, directly or not.
 
-    Names of modules do not count: code that moves to another file keeps its runs. Imports are read from the source, so a module that is
-    imported by a computed name must be named in ``modules``. A parent package counts only where it is itself imported, and the root of
-    a package never: who asks it for the version would be tied to everything that it offers. Raises ValueError for a name that is no
-    module of the packages.
+    Names of modules do not count: code can move to another file. Imports are read from the source, so a module that is imported by a
+    computed name must be named in ``modules``. A parent package counts only if it is itself imported. The root of a package never counts,
+    because it imports everything. Raises ValueError for a name that is not a module of the packages.
     """
     done: set[str] = set()
     statements: list[str] = []
@@ -110,11 +109,11 @@ def cached(
     progress: Callable[[str], None] = lambda line: None,
     packages: Sequence[Path] = PACKAGES,
 ) -> Path:
-    """The folder that ``build`` fills for ``key``; built on the first call, found on every later one.
+    """The folder of the run with this ``key``, which ``build`` fills on the first call.
 
-    ``build(path)`` works in a partial folder, which is renamed when it returns. After an interruption the next call
-    gives ``build`` the same partial folder, with what is in it: it should go on from there. Of several processes that
-    ask for the same run one builds and the others wait. Raises LaminaError where ``folder`` can't be written.
+    ``build(path)`` writes to a partial folder, which is renamed when it returns. After an interruption, the next call passes the same
+    partial folder, from which ``build`` should resume. If several processes ask for the same run, one builds it and the others wait.
+    Raises LaminaError if ``folder`` cannot be written.
     """
     text = json.dumps(key, sort_keys=True, default=_plain)
     code_hash = code_digest(code, packages)
@@ -122,8 +121,8 @@ def cached(
     done, partial = folder / digest, folder / f"{digest}.partial"
     if done.is_dir():
         return done
-    with locked(done, lambda: progress(f"{done}: another process builds it; waiting")):
-        if not done.is_dir():  # else the other process finished it while this one waited
+    with locked(done, lambda: progress(f"{done}: waiting for another process that builds it")):
+        if not done.is_dir():  # otherwise another process has built it meanwhile
             partial.mkdir(exist_ok=True)
             started = time.monotonic()
             build(partial)
@@ -134,5 +133,5 @@ def cached(
 
 
 def build_seconds(run: Path) -> float:
-    """Seconds that building a cached run took (of the attempt that finished it, if there were several)."""
+    """Seconds in which a cached run was built (only the last attempt, if there were several)."""
     return float(json.loads((run / NOTE).read_text(encoding="utf-8"))["seconds"])

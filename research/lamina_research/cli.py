@@ -1,4 +1,4 @@
-"""The commands ``lamina reproduce`` and ``lamina exogenous``, which the command line of lamina finds as entry points."""
+"""The commands ``lamina reproduce`` and ``lamina exogenous``."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ from lamina.errors import LaminaError
 
 @dataclass(frozen=True)
 class Reproduce:
-    """Test a paper's claim, at a scale that fits this machine, and write one JSON record.
+    """Test a paper's claim at one scale, and write its record (JSON) and figure.
 
     Example: lamina reproduce flexlam/prefix-scaling --scale smoke --out record.json
     """
 
     claim: Positional[str | None] = None
     scale: str = "cpu"
-    """smoke, cpu, gpu or paper"""
+    """smoke (shows that the code runs), cpu, gpu, or paper (the paper's own configuration)"""
     out: Path | None = None
-    """where the record goes; default: results/PAPER/CLAIM-SCALE.json"""
+    """file of the record; default: results/PAPER/CLAIM-SCALE.json"""
     seeds: tuple[int, ...] | None = None
+    """default: those of the claim at this scale"""
     workdir: Path = Path("runs/claims")
-    """where trained models are kept and found again"""
+    """folder of the trained models; a model that is already there is not trained again"""
     list: bool = False
-    """show every claim and its state"""
+    """show all claims with the scales they run at and their results"""
 
     def run(self) -> None:
         from lamina_research.reproduce import list_claims, reproduce
@@ -44,7 +45,7 @@ class Reproduce:
 
 @dataclass(frozen=True, kw_only=True)
 class Exogenous:
-    """Closed-form analysis of leakage: the exogenous share of the latent of a linear LAM, for each training objective.
+    """Closed-form analysis of leakage: the exogenous share of a linear LAM's latent, for each training objective.
 
     Example: lamina exogenous --p-switch 0.4 --alpha 2 --figure remedies --out remedies.svg
     """
@@ -52,22 +53,22 @@ class Exogenous:
     figure: Literal["leakage", "sensitivity", "remedies", "cca"] | None = None
     """draw this figure instead of printing the table"""
     out: Path | None = None
-    """where the figure goes; default: FIGURE.svg"""
+    """file of the figure; default: FIGURE.svg"""
 
 
 def exogenous(argv: Sequence[str], parse_only: bool = False) -> None:
     """``lamina exogenous``: the closed forms of the linear LAM."""
     from lamina_research.linear.analysis import LinearSetting, draw, leakage_table
 
-    args = parse_options(with_options(Exogenous, question=LinearSetting()), argv, prog="lamina exogenous")
+    args = parse_options(with_options(Exogenous, setting=LinearSetting()), argv, prog="lamina exogenous")
     if parse_only:
         return
     if args.figure is None and args.out is not None:
         raise LaminaError("--out is for a figure: name one with --figure")
     if args.figure is None:
-        print(leakage_table(args.question))
+        print(leakage_table(args.setting))
     else:
-        print(draw(args.question, args.figure, args.out or Path(f"{args.figure}.svg")))
+        print(draw(args.setting, args.figure, args.out or Path(f"{args.figure}.svg")))
 
 
 reproduce = plain_command(Reproduce, "reproduce")

@@ -1,56 +1,56 @@
-"""What a claim is, what its experiment is given, and what it gives back."""
+"""Claims, their experiments and the outcomes of experiments."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from lamina.files import write_text
 from lamina_research.cache import build_seconds, cached
 from lamina_research.figures import Plot
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How large an experiment is, and what its outcome may decide."""
+    """The size of an experiment, and whether its outcome decides anything."""
 
-    name: str
-    meaning: str
     seeds: tuple[int, ...]  # the default
-    enough: int | None  # seeds from which it decides anything; None: never
+    enough: int | None  # how many seeds decide a claim; None: no number does
 
 
 SCALES = {
-    scale.name: scale
-    for scale in (
-        Scale("smoke", "under 60 s on 2 CPU cores; shows that the code runs, decides nothing", (0,), None),
-        Scale("cpu", "under 2 hours on 2 CPU cores, 3 seeds or more; decides the direction", (0, 1, 2), 3),
-        Scale("gpu", "minutes on one GPU, 3 seeds or more; decides direction and size", (0, 1, 2), 3),
-        Scale("paper", "the paper's own configuration", (0, 1, 2), 3),
-    )
+    "smoke": Scale((0,), None),  # under 60 s on 2 CPU cores; shows that the code runs
+    "cpu": Scale((0, 1, 2), 3),  # under 2 hours on 2 CPU cores; decides the direction of an effect
+    "gpu": Scale((0, 1, 2), 3),  # minutes on one GPU; decides direction and size
+    "paper": Scale((0, 1, 2), 3),  # the paper's own configuration
 }
+
+
+VALUE = "value.json"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an experiment measured: ``metrics[method][metric]`` holds one value per seed, in the order of the seeds.
+    """The result of an experiment: ``metrics[method][metric]`` holds one value per seed, in the order of the seeds.
 
-    ``holds`` is the answer by the rule that the claim's ``decides`` states; ``explanation`` tells it in plain words,
-    with the numbers. A scale that decides nothing drops the answer. ``picture`` is a PNG that the experiment made.
+    ``holds`` says whether the rule in the claim's ``decides`` is met (a scale that decides nothing ignores it), ``explanation``
+    gives the numbers behind that. ``picture`` is a PNG file that the experiment wrote.
     """
 
     metrics: Mapping[str, Mapping[str, Sequence[float]]]
     holds: bool
     explanation: str
-    plot: Plot | None = None
+    plots: Sequence[Plot] = ()  # drawn side by side
     picture: Path | None = None
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """What an experiment's function is given."""
+    """The scale, seeds and cache with which a claim runs."""
 
     scale: str
     seeds: tuple[int, ...]
@@ -61,10 +61,10 @@ class Experiment:
     def cached(self, key: dict[str, Any], code: tuple[ModuleType | str, ...], build: Callable[[Path], None]) -> Path:
         """The folder that ``build(path)`` fills, built at most once for this ``key`` and this code.
 
-        ``key``: every value that the result depends on (method, config, data recipe, seed); ``code``: the modules
-        (or their names) whose code it depends on (what they import is found), among them any that is imported by a computed name.
-        ``build`` may be called on a folder that an interrupted run left: it resumes. Name data in ``key`` by its
-        recipe, not by its path, or another work folder would train everything again.
+        ``key``: every value that the result depends on (method, config, data recipe, seed). ``code``: the modules (or their names)
+        whose code the result depends on; the modules that these import are found, except those imported by a computed name.
+        ``build`` may be called on a folder that an interrupted run left, and should resume. Name data in ``key`` by its
+        recipe, not by its path: with paths, another work folder would train everything again.
         """
         built: list[Path] = []
 
@@ -75,14 +75,24 @@ class Experiment:
         run = cached(
             self.workdir / "cache", key, [m if isinstance(m, str) else m.__name__ for m in code], counted, self.progress
         )
-        if not built:
+        if built:
+            self._reused[run] = 0.0  # its time is part of this experiment's own
+        elif run not in self._reused:
             self._reused[run] = build_seconds(run)
             self.progress(f"{run}: from the cache")
         return run
 
+    def cached_value(self, key: dict[str, Any], code: tuple[ModuleType | str, ...], compute: Callable[[], Any]) -> Any:
+        """What ``compute()`` returns, a JSON value, computed at most once; ``key`` and ``code`` as in :meth:`cached`."""
+
+        def build(path: Path) -> None:
+            write_text(path / VALUE, json.dumps(compute()) + "\n")
+
+        return json.loads((self.cached(key, code, build) / VALUE).read_text())
+
     @property
     def reused_seconds(self) -> float:
-        """Seconds that the runs which were found in the cache took when they were built."""
+        """Seconds that it took to build the runs that were found in the cache."""
         return sum(self._reused.values())
 
 
@@ -92,11 +102,11 @@ class Claim:
 
     id: str  # paper/claim
     statement: str
-    paper: str  # the paper's figure for it
-    decides: str  # what decides it here
+    paper: str  # where the paper makes it, and the paper's numbers
+    decides: str  # the rule by which it holds here
     run: Callable[[Experiment], Outcome] | None = None
-    scales: tuple[str, ...] = ()  # those that ``run`` is built for
-    seeds: tuple[int, ...] = ()  # the default where a scale decides something; empty: the scale's own
+    scales: tuple[str, ...] = ("smoke", "cpu", "gpu")  # those that ``run`` is built for
+    seeds: tuple[int, ...] = ()  # the default at scales that decide something; empty: the scale's own
 
     def default_seeds(self, scale: str) -> tuple[int, ...]:
         """The seeds of a run that names none."""

@@ -1,9 +1,9 @@
-"""How the cheetah runs: torques that depend on its state alone, and the search that found them.
+"""The search for the cheetah's gait, the linear expert of :mod:`lamina.envs.cheetah`.
 
     python -m lamina_research.gait --minutes 10
 
-Augmented random search (Mania et al. 2018, V2-t) over one matrix: a = clip(G [s, 1], -1, 1), s the suite's observation. An expert that
-is a function of the state can be cloned; a planner's torques can't: next to what its noise decides, the state told 1% of their variance.
+Augmented random search (Mania et al. 2018, V2-t) over the matrix G of a = clip(G [s, 1], -1, 1), where s is the suite's observation. An
+expert that is a function of the state can be cloned. A planner's torques cannot: the state explains 1% of their variance, noise the rest.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ REPORT = 20  # iterations
 
 
 class Runs:
-    """Many runs at once, from ``STARTS`` states of the suite that no collected episode starts in."""
+    """Simulates many gaits at once, from ``STARTS`` states of the suite in which no collected episode starts."""
 
     def __init__(self) -> None:
         world = Cheetah((16, 16))
@@ -40,14 +40,14 @@ class Runs:
     def __call__(
         self, gaits: Float[np.ndarray, "n a s"], starts: list[int]
     ) -> tuple[Float[np.ndarray, "n"], Float[np.ndarray, "m s"]]:
-        """The return of each gait from its start, and every state seen on the way (with a 1 at its end)."""
+        """The return of each gait from its start, and all states on the way (each with a 1 appended)."""
         state, total, seen = self._starts[starts], np.zeros(len(gaits)), []
         positions, velocities = self._model.nq, self._model.nv
         for _ in range(Cheetah.max_steps):
-            # The state begins with the time; the observation leaves out how far the cheetah has come.
-            told = np.c_[state[:, 2 : 1 + positions + velocities], np.ones(len(state))]
-            seen.append(told)
-            torques = np.clip(np.einsum("nas,ns->na", gaits, told), -1, 1)
+            # The state begins with the time; the observation does not contain the horizontal position.
+            observed = np.c_[state[:, 2 : 1 + positions + velocities], np.ones(len(state))]
+            seen.append(observed)
+            torques = np.clip(np.einsum("nas,ns->na", gaits, observed), -1, 1)
             states, sensors = rollout.rollout(
                 self._model, self._scratch, state, np.repeat(torques[:, None], REPEAT, axis=1)
             )
@@ -57,14 +57,14 @@ class Runs:
 
 
 def search(minutes: float, seed: int = 0) -> Float[np.ndarray, "a s"]:
-    """The best gait found in so many minutes."""
+    """The best gait that is found within ``minutes``."""
     runs, rng, deadline = Runs(), np.random.default_rng(seed), time.monotonic() + 60 * minutes
     actions, width = Cheetah.action.dim, Cheetah.proprio
     gait, best = np.zeros((actions, width)), (-1.0, np.zeros((actions, width + 1)))
     number, mean, spread = 0, np.zeros(width), np.zeros(width)
 
     def in_units(gaits: Float[np.ndarray, "n a s"]) -> Float[np.ndarray, "n a t"]:
-        """Gaits of the standardised state as gaits of the state itself."""
+        """Gaits for the standardised state, converted to gaits for the state."""
         scaled = gaits / (np.sqrt(spread / number) + 1e-2 if number else np.ones(width))
         return np.concatenate([scaled, -(scaled @ mean)[..., None]], axis=-1)
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,15 +13,11 @@ from typing import Any
 import torch
 
 from lamina.errors import LaminaError
-from lamina.files import write_text
+from lamina.files import read_json, to_json, write_text
 from lamina.version import __version__
 from lamina_research.cache import PACKAGES
 from lamina_research.experiment import SCALES, Claim, Experiment, Outcome
 from lamina_research.seeds import interval
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
 
 
 def _device() -> str:
@@ -32,8 +27,7 @@ def _device() -> str:
 
 
 def code_version() -> str:
-    """The commit of the source checkout that this package runs from, and whether it was changed since; without a
-    checkout, the version of the package."""
+    """The commit of this source checkout, and whether there are changes since; without a checkout, the version of the package."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(PACKAGES[0]), *arguments]
@@ -50,28 +44,22 @@ def code_version() -> str:
 
 
 def make_record(claim: Claim, experiment: Experiment, outcome: Outcome, seconds: float) -> dict[str, Any]:
-    """The record of ``outcome``; JSON has no NaN, so a value that is not finite is null.
+    """The record of an outcome.
 
-    What is found to be wrong with a record afterwards is written into it by hand: ``outdated``, why its numbers are to be made again, and
-    ``withdrawn``, rows that were taken out of it, each with the reason.
-
-    ``wall_seconds`` counts runs that came from the cache with the time they took when they were built. ``holds`` is
-    null where the scale, or the number of seeds, decides nothing. Raises ValueError unless every metric has one value
-    per seed.
+    ``holds`` is None if the scale or the number of seeds decides nothing. ``wall_seconds`` includes the time in which runs from the cache
+    were built. Errors that are found later are added to the file by hand: ``outdated``, the reason why the claim must be run again, and
+    ``withdrawn``, the rows that were removed, each with the reason. Raises ValueError unless every metric has one value per seed.
     """
-    metrics: dict[str, dict[str, Any]] = {}
-    for method, values_of in outcome.metrics.items():
-        metrics[method] = {}
-        for name, values in values_of.items():
-            if len(values) != len(experiment.seeds):
-                raise ValueError(f"{claim.id}: {method}, {name}: {len(values)} values, {len(experiment.seeds)} seeds")
-            over = interval(values)
-            metrics[method][name] = {
-                "values": [_finite(v) for v in values],
-                "mean": _finite(over.mean),
-                "low": over.low,
-                "high": over.high,
-            }
+
+    def summary(method: str, name: str, values: Sequence[float]) -> dict[str, Any]:
+        if len(values) != len(experiment.seeds):
+            raise ValueError(f"{claim.id}: {method}, {name}: {len(values)} values, {len(experiment.seeds)} seeds")
+        return {"values": values, **interval(values).to_dict()}
+
+    metrics = {
+        method: {name: summary(method, name, values) for name, values in row.items()}
+        for method, row in outcome.metrics.items()
+    }
     enough = SCALES[experiment.scale].enough
     explanation = outcome.explanation
     if enough is None:
@@ -98,15 +86,12 @@ def make_record(claim: Claim, experiment: Experiment, outcome: Outcome, seconds:
 
 def write_record(path: Path, record: dict[str, Any]) -> Path:
     """Writes the record whole or not at all. Raises LaminaError when the file can't be written."""
-    return write_text(path, json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    return write_text(path, to_json(record, indent=1) + "\n")
 
 
 def read_record(path: Path) -> dict[str, Any]:
     """A record that was written before. Raises LaminaError, naming the file, when it is not one."""
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise LaminaError(f"{path}: not a readable record ({error}); run the claim again") from error
-    if not isinstance(record, dict) or not {"claim", "scale", "seeds", "metrics", "holds"} <= record.keys():
+    record = read_json(path, "run the claim again")
+    if not {"claim", "scale", "seeds", "metrics", "holds"} <= record.keys():
         raise LaminaError(f"{path}: not the record of a claim; run the claim again")
     return record

@@ -1,7 +1,4 @@
-"""Statements of the papers as experiments that anyone can run: ``lamina reproduce CLAIM --scale smoke``.
-
-One file per paper. ``reproduce`` runs a claim and writes its record; ``list_claims`` shows them all with their state.
-"""
+"""``lamina reproduce``: runs the experiment of a claim and writes its record; lists the claims of all papers."""
 
 from __future__ import annotations
 
@@ -14,13 +11,12 @@ from pathlib import Path
 from lamina.errors import LaminaError
 from lamina.files import locked, write_bytes
 from lamina_research.cache import PACKAGES
-from lamina_research.claims import ac_lam, alam, exo, flexlam
-from lamina_research.claims import ours as lamina_own
+from lamina_research.claims import ac_lam, alam, exo, flexlam, ours
 from lamina_research.experiment import SCALES, Claim, Experiment
 from lamina_research.figures import save
 from lamina_research.record import make_record, read_record, write_record
 
-PAPERS = (flexlam, alam, ac_lam, exo, lamina_own)
+PAPERS = (flexlam, alam, ac_lam, exo, ours)
 CLAIMS: dict[str, Claim] = {claim.id: claim for paper in PAPERS for claim in paper.CLAIMS}
 RESULTS = Path("results")
 
@@ -37,7 +33,7 @@ def find_claim(claim_id: str) -> Claim:
 
 
 def record_path(claim: Claim, scale: str) -> Path:
-    """Where a claim's record lies, from the folder of the results: PAPER/CLAIM-SCALE.json."""
+    """The path of a claim's record in the results folder: PAPER/CLAIM-SCALE.json."""
     return Path(f"{claim.id}-{scale}.json")
 
 
@@ -51,10 +47,10 @@ def reproduce(
 ) -> Path:
     """Runs the experiment of a claim and returns the path of its record.
 
-    The record goes to ``out``, by default ``results/PAPER/CLAIM-SCALE.json``; a figure, where the claim has one, lies
-    beside a given ``out`` and otherwise in ``results/figures``. What the experiment trains is kept in ``workdir`` and
-    used again. Raises LaminaError for an unknown claim or scale, for a claim that is planned or not built for
-    the scale, for repeated seeds, and where the record can't be written (before anything is trained).
+    The record is ``out``, by default ``results/PAPER/CLAIM-SCALE.json``. The figure of the claim, if it has one, is written next to a given
+    ``out``, and otherwise to ``results/figures``. Models are kept in ``workdir`` and used again. Raises LaminaError for an unknown claim
+    or scale, for a planned claim, for a scale that the claim does not have, for repeated seeds, and (before training) if the record cannot
+    be written.
     """
     claim = find_claim(claim_id)
     if scale not in SCALES:
@@ -62,9 +58,9 @@ def reproduce(
         hint = f"did you mean {near[0]}? " if near else ""
         raise LaminaError(f"unknown scale {scale!r}; {hint}the scales are {', '.join(SCALES)}")
     if claim.run is None:
-        raise LaminaError(f"{claim.id} is planned, its experiment is not built yet; see `lamina reproduce --list`")
+        raise LaminaError(f"{claim.id} is planned: there is no experiment yet; see `lamina reproduce --list`")
     if scale not in claim.scales:
-        raise LaminaError(f"{claim.id} is not built for scale {scale}; it runs at {', '.join(claim.scales)}")
+        raise LaminaError(f"{claim.id} does not have the scale {scale}; it runs at {', '.join(claim.scales)}")
     chosen = tuple(claim.default_seeds(scale) if seeds is None else seeds)
     if not chosen or len(set(chosen)) < len(chosen):
         raise LaminaError(f"seeds {list(chosen)}: give at least one, and each of them once")
@@ -77,51 +73,55 @@ def reproduce(
         raise LaminaError(f"{out}: is a folder; choose another --out")
 
     started = time.monotonic()
-    with locked(out):  # a disk that refuses does so now, not after hours
+    with locked(out):  # fails now, and not after hours of training, if the folder cannot be written
         experiment = Experiment(scale, chosen, workdir, progress)
         outcome = claim.run(experiment)
-        if outcome.plot is not None:
-            save(outcome.plot, figure)
+        if outcome.plots:
+            save(outcome.plots, figure)
         if outcome.picture is not None:
             write_bytes(figure.with_suffix(".png"), outcome.picture.read_bytes())
         return write_record(out, make_record(claim, experiment, outcome, time.monotonic() - started))
 
 
 def results_folders() -> tuple[Path, ...]:
-    """Where records are looked for: ``results`` here, then in the source checkout that this package runs from."""
+    """Where records are searched: ``results`` in the working directory, then in the checkout of this package."""
     return (RESULTS, PACKAGES[1].parent.parent / "results")
 
 
-def _verdicts(claim: Claim, folders: Sequence[Path]) -> str:
-    """What the records of a claim say, scale by scale, where they decide anything."""
-    said = []
+def _result(path: Path, scale: str) -> str:
+    """The result in a record, in words; empty if it decides nothing."""
+    try:
+        record = read_record(path)
+    except LaminaError as error:
+        return str(error)
+    if record["holds"] is None:
+        return ""
+    rows = [row for part in record.get("withdrawn", ()) for row in part["rows"]]
+    withdrawn = f"; withdrawn: {', '.join(rows)}" if rows else ""
+    outdated = "; outdated, to be run again" if record.get("outdated") else ""
+    return (
+        f"{'held' if record['holds'] else 'did not hold'} ({scale}, {len(record['seeds'])} seeds{outdated}{withdrawn})"
+    )
+
+
+def _results(claim: Claim, folders: Sequence[Path]) -> str:
+    """The results of a claim at all scales, each from the first folder that has its record."""
+    found = []
     for scale in SCALES:
-        path = next((f / record_path(claim, scale) for f in folders if (f / record_path(claim, scale)).is_file()), None)
-        if path is None:
-            continue
-        try:
-            record = read_record(path)
-        except LaminaError as error:
-            said.append(str(error))
-            continue
-        if record["holds"] is not None:
-            rows = [row for part in record.get("withdrawn", ()) for row in part["rows"]]
-            withdrawn = f"; withdrawn: {', '.join(rows)}" if rows else ""
-            outdated = "; outdated, to be run again" if record.get("outdated") else ""
-            verdict = "held" if record["holds"] else "did not hold"
-            said.append(f"{verdict} ({scale}, {len(record['seeds'])} seeds{outdated}{withdrawn})")
-    return "; ".join(said)
+        paths = [path for folder in folders if (path := folder / record_path(claim, scale)).is_file()]
+        found += [_result(path, scale) for path in paths[:1]]
+    return "; ".join(filter(None, found))
 
 
 def list_claims(folders: Sequence[Path] | None = None) -> str:
-    """Every claim with its state, whether it held (from the records in ``folders``), and its statement; plain text."""
+    """All claims with their scales, results (from the records in ``folders``) and statements, in plain text."""
     folders = results_folders() if folders is None else folders
-    wide, state = max(map(len, CLAIMS)) + 2, max(len(claim.state) for claim in CLAIMS.values()) + 2
+    width, state = max(map(len, CLAIMS)) + 2, max(len(claim.state) for claim in CLAIMS.values()) + 2
     lines = []
     for paper in PAPERS:
         lines.append(paper.PAPER)
         for claim in paper.CLAIMS:
-            lines.append(f"  {claim.id:{wide}}{claim.state:{state}}{_verdicts(claim, folders)}".rstrip())
+            lines.append(f"  {claim.id:{width}}{claim.state:{state}}{_results(claim, folders)}".rstrip())
             lines += textwrap.wrap(claim.statement, 100, initial_indent="      ", subsequent_indent="      ")
         lines.append("")
     runnable = sum(claim.run is not None for claim in CLAIMS.values())

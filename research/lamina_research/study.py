@@ -1,18 +1,19 @@
-"""What experiments on trained LAMs share: data and models that are made at most once, and found again."""
+"""What experiments on trained LAMs share: datasets and models, each made at most once and found again."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from lamina.data.sampling import DataConfig
 from lamina.envs import collect
 from lamina.envs.registry import module_of
 from lamina.files import write_text
+from lamina.models.config import Side
 from lamina.models.hub import LatentActionModel
 from lamina.training import pretraining as pretrain
 from lamina.training.diagnostics import DegenerateLatents
@@ -26,110 +27,107 @@ STOPPED = "stopped.txt"
 
 @dataclass(frozen=True)
 class Collection:
-    """Episodes of scripted experts to collect: so many frames, or so many episodes."""
+    """The recipe of a dataset: arguments of :func:`lamina.envs.collect.collect`. Give either ``frames`` or ``episodes``."""
 
     world: str
     frames: int | None = None
     episodes: int | None = None
     noise: float = 0.15  # share of random actions
-    hold: int = 1  # steps a random action is held
+    hold: int = 1  # steps for which a random action is held
     size: ImageSize = (64, 64)
     seed: int = 7
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Which LAM: a method, the options that differ from the setup's, a seed."""
+    """A LAM of a study: its method, seed, and the options that differ from the setup's."""
 
     method: ModuleType
     seed: int
-    options: tuple[tuple[str, Any], ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    label: str = ""  # its name in tables and figures
+    side: Side = "quantised"  # the latent that probes read
 
     @property
     def name(self) -> str:
         return self.method.__name__.rpartition(".")[2]
 
-    def within(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """All its options, given the setup's."""
-        return {**options, **dict(self.options)}
 
+@dataclass(frozen=True)
+class StudySetup:
+    """What every study needs at a scale; studies add their own fields."""
 
-class StudySetup(Protocol):
-    """What a setup must say."""
-
-    @property
-    def data(self) -> Collection: ...
-    @property
-    def options(self) -> dict[str, Any]: ...  # of every LAM
-    @property
-    def train(self) -> TrainConfig: ...  # of every LAM
+    data: Collection
+    options: dict[str, Any]  # of every LAM
+    train: TrainConfig  # of every LAM
 
 
 S = TypeVar("S", bound=StudySetup)
 
 
 class Study(ABC, Generic[S]):
-    """An experiment with its setup."""
+    """Datasets and models of an experiment at one scale."""
 
-    def __init__(self, experiment: Experiment, setup: S):
+    setups: ClassVar[Mapping[str, Any]]  # by scale
+
+    def __init__(self, experiment: Experiment, setup: S | None = None):
         self.experiment = experiment
-        self.setup = setup
+        self.setup: S = setup or self.setups[experiment.scale]
 
     def dataset(self, recipe: Collection | None = None) -> Path:
-        """Episodes (the setup's, if no recipe is given), collected once."""
+        """The folder of a dataset (default: the setup's)."""
         recipe = recipe or self.setup.data
 
         def build(path: Path) -> None:
-            collect.collect(
-                recipe.world, path / "data", frames=recipe.frames, episodes=recipe.episodes, noise=recipe.noise, size=recipe.size,
-                seed=recipe.seed, hold=recipe.hold, progress=False,
-            )  # fmt: skip
+            collect.collect(out=path / "data", **asdict(recipe), progress=False)
 
         return self.experiment.cached({"collected": recipe}, self.code(recipe), build) / "data"
 
     def code(self, recipe: Collection) -> tuple[ModuleType | str, ...]:
-        """The modules that collected episodes depend on; worlds are imported by a computed name."""
+        """The modules that a dataset depends on; the world's is imported by a computed name."""
         return collect, module_of(recipe.world)
-
-    def key(self, model: ModelSpec) -> dict[str, Any]:
-        """All that a model depends on."""
-        s = self.setup
-        return {
-            "method": model.name, "options": model.within(s.options), "train": s.train, "seed": model.seed, "data": s.data
-        }  # fmt: skip
-
-    def trained(
-        self,
-        model: ModelSpec,
-        options: dict[str, Any],
-        data: DataConfig,
-        key: dict[str, Any],
-        init: Path | None = None,
-        steps: int | None = None,
-    ) -> Path:
-        """The run folder of a LAM with these options (what data and method need is filled in), trained once for ``key``.
-
-        One whose latents collapsed or exploded has no model: it says so in stopped.txt.
-        """
-        training = replace(self.setup.train, seed=model.seed, resume=True, steps=steps or self.setup.train.steps)
-
-        def build(path: Path) -> None:
-            known, asked = filled_in(model.method.Config(**options), data)
-            try:
-                pretrain.pretrain(path, recipe(model.name, model.method, known), asked, training, init)
-            except DegenerateLatents as error:
-                write_text(path / STOPPED, f"{error.kind}\n")
-
-        return self.experiment.cached(key, (pretrain, model.method), build)
 
     @abstractmethod
     def data(self) -> DataConfig:
         """The clips that LAMs train on."""
 
+    def options(self, model: ModelSpec) -> dict[str, Any]:
+        """All options of a model."""
+        return {**self.setup.options, **model.options}
+
+    def key(self, model: ModelSpec) -> dict[str, Any]:
+        """Everything that a model's weights depend on, beside the code."""
+        s = self.setup
+        return {
+            "method": model.name, "options": self.options(model), "train": s.train, "seed": model.seed, "data": s.data
+        }  # fmt: skip
+
     def run(self, model: ModelSpec) -> Path:
         """The run folder of a LAM."""
-        self.experiment.progress(f"{model.name} {dict(model.options)}, seed {model.seed}")
-        return self.trained(model, model.within(self.setup.options), self.data(), self.key(model))
+        return self.trained(model)
+
+    def trained(self, model: ModelSpec, init: Path | None = None, steps: int | None = None) -> Path:
+        """The run folder of a LAM, trained from the weights of ``init`` if given, for the setup's number of steps or ``steps``.
+
+        Training that stops because the latents collapsed or exploded leaves no model, and stopped.txt with the reason.
+        """
+        data = self.data()
+        training = replace(self.setup.train, seed=model.seed, resume=True, steps=steps or self.setup.train.steps)
+
+        def build(path: Path) -> None:
+            self.experiment.progress(f"{model.name} {dict(model.options)}, seed {model.seed}")
+            config, filled = filled_in(model.method.Config(**self.options(model)), data)
+            try:
+                pretrain.pretrain(path, recipe(model.name, model.method, config), filled, training, init)
+            except DegenerateLatents as error:
+                write_text(path / STOPPED, f"{error.kind}\n")
+
+        return self.experiment.cached(self.key(model), (pretrain, model.method), build)
+
+    def stopped(self, model: ModelSpec) -> str | None:
+        """ "collapse" or "explosion" if that stopped the training, otherwise None."""
+        path = self.run(model) / STOPPED
+        return path.read_text().strip() if path.exists() else None
 
     def load(self, model: ModelSpec) -> LatentActionModel:
         return LatentActionModel.from_pretrained(str(self.run(model)))

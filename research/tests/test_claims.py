@@ -19,7 +19,7 @@ from lamina_research.experiment import Experiment, Outcome
 from lamina_research.figures import LinePlot, save
 from lamina_research.record import read_record
 from lamina_research.reproduce import CLAIMS, list_claims, reproduce
-from lamina_research.seeds import Interval, interval, paired_difference
+from lamina_research.seeds import column, interval, over_seeds, paired_difference
 
 IDS = [
     "flexlam/matched-budget",
@@ -73,7 +73,7 @@ def test_every_claim_says_what_it_claims_and_what_decides_it() -> None:
     for claim in CLAIMS.values():
         assert claim.statement.endswith(".") and claim.decides.endswith(".") and claim.paper
         assert set(claim.scales) <= {"smoke", "cpu", "gpu", "paper"}
-        assert bool(claim.scales) == (claim.run is not None)
+        assert {"smoke", "cpu"} <= set(claim.scales)
 
 
 def test_the_list_names_every_claim_with_its_state(tmp_path: Path) -> None:
@@ -100,11 +100,19 @@ def test_interval_of_two_seeds_by_hand() -> None:
 
 
 def test_one_seed_has_no_interval_and_a_diverged_one_no_mean() -> None:
-    assert interval([0.7]) == Interval(0.7, None, None)
+    single = interval([0.7])
+    assert single.mean == 0.7 and math.isnan(single.low) and math.isnan(single.high)
     diverged = interval([0.7, math.nan, 0.8])
-    assert math.isnan(diverged.mean) and diverged.low is None
+    assert all(math.isnan(value) for value in (diverged.mean, diverged.low, diverged.high))
     with pytest.raises(ValueError, match="at least one"):
         interval([])
+
+
+def test_scores_of_seeds_become_metrics_in_the_order_of_seeds() -> None:
+    scores = [{"a": {"x": 1.0}}, {"b": {"x": 2.0}}, {"a": {"x": 3.0, "y": 4.0}}]
+    metrics = over_seeds(scores)
+    assert metrics == {"a": {"x": [1.0, 3.0], "y": [4.0]}, "b": {"x": [2.0]}}
+    assert column(metrics, "y") == {"a": [4.0]}
 
 
 def test_pairing_removes_what_the_seeds_share() -> None:
@@ -112,7 +120,7 @@ def test_pairing_removes_what_the_seeds_share() -> None:
     over = paired_difference(ours, theirs)
     assert over.mean == pytest.approx(-1.0) and over.high == pytest.approx(-1 + 2.48414 * 0.2, abs=1e-5)
     apart = interval(ours)
-    assert apart.low is not None and apart.low < interval(theirs).mean < ours[2]
+    assert apart.low < interval(theirs).mean < ours[2]
     with pytest.raises(ValueError, match="zip"):
         paired_difference([1.0, 2.0], [1.0])
 
@@ -272,9 +280,10 @@ def claim(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
             "FlexLAM@1": {"loss": [1.0 + 0.1 * seed for seed in experiment.seeds]},
             "FlexLAM@4": {"loss": [0.5 + 0.1 * seed for seed in experiment.seeds]},
         }
-        line = [interval(losses[name]["loss"]) for name in losses]
-        plot = LinePlot("t", "k", "loss", [1, 4], {"FlexLAM": line}, {"copy-frame": Interval(2.0, None, None)}, True)
-        return Outcome(losses, holds=True, explanation="The loss falls from 1.0 to 0.5.", plot=plot)
+        series = {"FlexLAM": [losses[name]["loss"] for name in losses]}
+        levels = {"copy-frame": [2.0]}
+        plot = LinePlot("t", "loss", [1, 4], series, levels, log_x=True)
+        return Outcome(losses, holds=True, explanation="The loss falls from 1.0 to 0.5.", plots=(plot,))
 
     claim_id = "flexlam/prefix-scaling"
     monkeypatch.setitem(CLAIMS, claim_id, replace(CLAIMS[claim_id], run=run, scales=("smoke", "cpu")))
@@ -312,13 +321,16 @@ def test_a_second_run_takes_its_models_from_the_cache(claim: str) -> None:
 
 def test_time_of_cached_runs_counts(tmp_path: Path) -> None:
     modules = (lamina_research.seeds,)
-    run = Experiment("cpu", (0,), tmp_path, lambda line: None).cached({}, modules, Builder())
+    first = Experiment("cpu", (0,), tmp_path, lambda line: None)
+    run = first.cached({}, modules, Builder())
     note = json.loads((run / "cache.json").read_text())
     (run / "cache.json").write_text(json.dumps(note | {"seconds": 120.0}))
     again = Experiment("cpu", (0,), tmp_path, lambda line: None)
     again.cached({}, modules, Builder())
     again.cached({}, modules, Builder())
     assert again.reused_seconds == 120.0
+    first.cached({}, modules, Builder())
+    assert first.reused_seconds == 0.0  # built in this experiment, whose time is measured anyway
 
 
 def test_a_diverged_seed_is_null_in_a_record_that_every_reader_takes(
@@ -388,6 +400,7 @@ def test_the_first_folder_with_a_record_counts_and_a_damaged_record_is_named(cla
 
 
 def test_a_figure_is_the_same_file_every_time(tmp_path: Path) -> None:
-    line = [Interval(1.0, 0.9, 1.1), Interval(0.5, None, None)]
-    plot = LinePlot("t", "k", "loss", [0, 4], {"<FlexLAM>": line}, log_x=True)
-    assert save(plot, tmp_path / "a.svg").read_bytes() == save(plot, tmp_path / "b.svg").read_bytes()
+    plot = LinePlot(
+        title="t", xlabel="k", ylabel="loss", x=[0, 4], series={"<FlexLAM>": [[0.9, 1.1], [0.5]]}, log_x=True
+    )
+    assert save([plot], tmp_path / "a.svg").read_bytes() == save([plot], tmp_path / "b.svg").read_bytes()

@@ -9,18 +9,17 @@ import pytest
 import torch
 
 from lamina.cli import main
+from lamina.errors import LaminaError
 from lamina.losses.reconstruction import squared_error
 from lamina_research.claims import exo as paper
 from lamina_research.claims.exo import grid_lam as practical
 from lamina_research.claims.exo import gridworld, linear
-from lamina_research.claims.exo import linear_study as lab
 from lamina_research.claims.exo.grid_lam import PracticalLAM
 from lamina_research.experiment import Claim
-from lamina_research.figures import LinePlot, Panels, draw
-from lamina_research.linear import analysis as what_if
+from lamina_research.figures import LinePlot, draw
 from lamina_research.linear.analysis import LinearSetting
+from lamina_research.linear.analysis import draw as draw_figure
 from lamina_research.reproduce import reproduce
-from lamina_research.seeds import Interval
 
 torch.set_num_threads(1)
 
@@ -47,8 +46,8 @@ def test_a_linear_claim_runs_whole_at_smoke_scale(claim: Claim, workdir: Path, t
 
 
 def test_the_papers_sizes_are_those_of_cpu() -> None:
-    world = lab.SETUPS["cpu"].world
-    assert (world.state, world.observation, world.trajectories) == (8, 128, 8_000)
+    mdp = linear.SETUPS["cpu"].mdp
+    assert (mdp.state, mdp.observation, mdp.trajectories) == (8, 128, 8_000)
     assert all(claim.default_seeds("cpu") == (0, 1, 2, 3) and claim.default_seeds("smoke") == (0,) for claim in LINEAR)
 
 
@@ -62,14 +61,16 @@ def test_a_curve_rises_by_its_ranks_beyond_the_interval() -> None:
 
 def test_lower_means_at_every_point_beyond_the_interval() -> None:
     low, high = torch.zeros(3, 1, 2), torch.tensor([[[1.0, 1.0]], [[1.1, 1.2]], [[0.9, 1.1]]])
-    assert lab.below(low, high)
+    assert linear.lower(low, high)
     high[0, 0, 1] = -1.0  # one seed at one point: its interval now includes 0
-    assert not lab.below(low, high)
+    assert not linear.lower(low, high)
 
 
 def test_panels_are_drawn_side_by_side() -> None:
-    one = LinePlot("t", "x", "y", [0, 1], {"a": [Interval(1.0, 0.5, 1.5), Interval(2.0, None, None)]})
-    assert [axes.get_title() for axes in draw(Panels((one, one))).axes] == ["t", "t"]
+    one = LinePlot("t", "y", [0, 1], {"a": [[0.5, 1.5], [2.0]]})
+    figure = draw([one, one])
+    assert [axes.get_title() for axes in figure.axes] == ["t", "t"]
+    assert figure.axes[0].lines[0].get_ydata().tolist() == [1.0, 2.0]  # means over seeds
 
 
 # ------------------------------------------------------------------------------------------------- lamina exogenous
@@ -92,10 +93,10 @@ def test_the_leakage_table_has_every_objective_and_depends_on_the_options(capsys
 def test_a_weight_of_nothing_changes_little_and_a_large_one_much() -> None:
     error = {}
     for weight in (1e-6, 100.0):
-        question = LinearSetting(0.4, 1.0, 3, 2, 9, 2, weight=weight, draws=1)
-        grid = question.grid()
-        models = what_if._solved(question, grid)
-        error[weight] = {n: float(grid.measure(m, grid.exact, grid.exact)["nmse"]) for n, m in models.items()}
+        setting = LinearSetting(0.4, 1.0, 3, 2, 9, 2, weight=weight, draws=1)
+        sweep = setting.sweep()
+        models = setting.solved(sweep)
+        error[weight] = {n: float(sweep.measure(m, sweep.exact, sweep.exact)["nmse"]) for n, m in models.items()}
     few, many = error.values()
     assert few["action prediction"] == pytest.approx(few["reconstruction"], rel=1e-3)
     assert many["action prediction"] < 0.1 * many["reconstruction"]
@@ -106,6 +107,14 @@ def test_every_figure_is_drawn_from_closed_forms(name: str, tmp_path: Path, monk
     monkeypatch.chdir(tmp_path)
     assert main(["exogenous", "--figure", name, *SMALL]) == 0
     assert (tmp_path / f"{name}.svg").read_text().lstrip().startswith("<?xml")
+
+
+def test_a_figure_of_reconstruction_needs_no_other_objective(tmp_path: Path) -> None:
+    """With d_z above d_a, some latents with an auxiliary loss do not have full rank, so they cannot be measured."""
+    wide = LinearSetting(alpha=2.0, states=4, state=2, observation=12, latent=3, weight=3.0, draws=2)
+    assert draw_figure(wide, "leakage", tmp_path / "x.svg").exists()
+    with pytest.raises(LaminaError, match="rank-deficient"):
+        draw_figure(wide, "remedies", tmp_path / "y.svg")
 
 
 @pytest.mark.parametrize(

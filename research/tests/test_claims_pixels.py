@@ -56,13 +56,13 @@ def test_every_remedy_is_a_variant_and_every_scale_has_a_setup() -> None:
 
 
 def test_a_lam_that_came_to_nothing_has_no_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lab = CheetahStudy(Experiment("smoke", (0,), tmp_path))
+    study = CheetahStudy(Experiment("smoke", (0,), tmp_path))
     (tmp_path / STOPPED).write_text("collapse\n")
-    monkeypatch.setattr(lab, "run", lambda model: tmp_path)
-    assert all(math.isnan(value) for value in lab.scores("vanilla", 0).values())
+    monkeypatch.setattr(study, "run", lambda model: tmp_path)
+    assert all(math.isnan(value) for value in study.scores("vanilla", 0).values())
 
 
 def test_the_action_target_sees_the_labels_that_every_translator_sees() -> None:
-    lab = CheetahStudy(Experiment("smoke", (0,), Path("nowhere")))
-    shares = [dict(lab.variant(v, 0).options).get("target_share") for v in VARIANTS]
-    assert [s for s in shares if s is not None] == [lab.setup.labels]
+    study = CheetahStudy(Experiment("smoke", (0,), Path("nowhere")))
+    shares = [dict(study.variant(v, 0).options).get("target_share") for v in VARIANTS]
+    assert [s for s in shares if s is not None] == [study.setup.labels]

@@ -15,11 +15,11 @@ from lamina.envs.registry import make
 from lamina.errors import LaminaError
 from lamina_research.claims import ac_lam, alam
 from lamina_research.claims import structure_study as structure
-from lamina_research.claims.structure_study import SETUPS, ModelEntry, StructureStudy, ac_lam_model, alam_model, rivals
+from lamina_research.claims.structure_study import SETUPS, StructureStudy, ac_lam_model, alam_model, rivals
 from lamina_research.experiment import Experiment, Outcome
 from lamina_research.record import read_record
 from lamina_research.reproduce import CLAIMS, reproduce
-from lamina_research.study import Collection
+from lamina_research.study import Collection, ModelSpec
 
 RUNNABLE = [claim.id for claim in CLAIMS.values() if claim.run and claim.id.startswith(("alam/", "ac_lam/"))]
 
@@ -50,9 +50,9 @@ def test_a_column_of_table_1_knows_its_direction() -> None:
 
 def test_invalid_scores_have_a_reason() -> None:
     records = {"a": [{"void": None}, {"void": "the latent is ignored"}], "b": [{"void": None}]}
-    found = structure.invalid_entries(records)
-    assert found == {"a": "1 of 2 seeds: the latent is ignored"} and "Void: a" in structure.void_text(found)
-    assert structure.void_text({}) == ""
+    found = structure.invalid(records)
+    assert found == {"a": "1 of 2 seeds: the latent is ignored"} and "Invalid: a" in structure.invalid_text(found)
+    assert structure.invalid_text({}) == ""
 
 
 @pytest.fixture(scope="module")
@@ -75,25 +75,25 @@ def test_every_claim_runs_at_smoke_scale(claim: str, workdir: Path) -> None:
     assert record["metrics"] and all(m["values"] for method in record["metrics"].values() for m in method.values())
     assert out.with_suffix(".svg").exists() or out.with_suffix(".png").exists()
     if claim == "alam/algebra":  # six steps of training: nothing is learned, and the record says so
-        assert "Void" in record["explanation"]
+        assert "Invalid" in record["explanation"]
 
 
 @pytest.mark.sim
 def test_a_run_that_explodes_is_a_result_and_not_an_error(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lamina.training.diagnostics.EXPLODED", 1e-6)
-    lab = StructureStudy(Experiment("smoke", (5,), workdir, lambda line: None))
+    study = StructureStudy(Experiment("smoke", (5,), workdir, lambda line: None))
     model = ac_lam_model(5, "idm-stop-sum")
-    assert lab.stopped(model) == "explosion"
+    assert study.stopped(model) == "explosion"
     monkeypatch.undo()
-    assert lab.stopped(model) == "explosion"  # found again, not trained again
-    assert lab.stopped(ac_lam_model(0)) is None
+    assert study.stopped(model) == "explosion"  # found again, not trained again
+    assert study.stopped(ac_lam_model(0)) is None
 
 
 def test_data_is_named_by_its_recipe(tmp_path: Path) -> None:
-    lab = StructureStudy(Experiment("smoke", (0,), tmp_path, lambda line: None))
-    other = StructureStudy(lab.experiment, replace(lab.setup, data=Collection("grid", 10)))
-    assert lab.key(ac_lam_model(0)) != other.key(ac_lam_model(0))
-    assert lab.key(ac_lam_model(0)) != lab.key(ac_lam_model(0), True)
+    study = StructureStudy(Experiment("smoke", (0,), tmp_path, lambda line: None))
+    other = StructureStudy(study.experiment, replace(study.setup, data=Collection("grid", 10)))
+    assert study.key(ac_lam_model(0)) != other.key(ac_lam_model(0))
+    assert study.key(ac_lam_model(0)) != study.changed(mixed=True).key(ac_lam_model(0))
 
 
 # The rules, on records made up: each claim holds where it should, and every clause of its rule can fail it
@@ -137,19 +137,18 @@ def decided(
 ) -> bool:
     """What a claim says of made-up records of three seeds, each changed by ``change(label, record)``."""
 
-    def record(lab: StructureStudy, model: ModelEntry) -> dict[str, Any]:
+    def record(study: StructureStudy, model: ModelSpec) -> dict[str, Any]:
         found = made_up(model.label, model.seed)
         change(model.label, found)
         return found
 
     monkeypatch.setattr(StructureStudy, "record", record)
-    monkeypatch.setattr(StructureStudy, "controls", lambda lab, models: {})
+    monkeypatch.setattr(StructureStudy, "controls", lambda study, model: {})
     monkeypatch.setattr(
-        StructureStudy, "stopped", lambda lab, model: "explosion" if model.label == "IDM, sg on the sum" else None
+        StructureStudy, "stopped", lambda study, model: "explosion" if model.label == "IDM, sg on the sum" else None
     )
-    for name in ("load", "subject", "held"):
+    for name in ("load", "subject", "held", "composed_picture"):
         monkeypatch.setattr(StructureStudy, name, lambda *args, **more: Mock())
-    monkeypatch.setattr(ac_lam, "composed_picture", lambda *args, **more: None)
     return claim(Experiment("smoke", (0, 1, 2), tmp_path)).holds
 
 
@@ -199,6 +198,7 @@ RULES: dict[str, tuple[Callable[[Experiment], Outcome], Change, dict[str, Change
             "no better than chance": lambda label, r: label == "AC-LAM" and r["transfer"]["by_chance"].update(mean=40.0),
             "a rival leads": lambda label, r: label == "LAPA" and r["transfer"]["margin"].update(mean=12.0),
             "ignored": lambda label, r: label == "AC-LAM" and r.update(void="the latent is ignored"),
+            "no rival counts": lambda label, r: label != "AC-LAM" and r.update(void="the latent is ignored"),
         },
     ),
     "design": (

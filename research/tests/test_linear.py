@@ -95,7 +95,7 @@ def test_coordinates_of_the_span_keep_every_norm_and_angle():
 def test_exogenous_covariances_by_enumeration():
     emission = worlds.emissions(SMALL, worlds.sensitivities([1.0]), [1])[0, 0]
     maps = emission.unflatten(-1, (4, 3)).movedim(1, 0)
-    p, spread = 0.3, SMALL.spread
+    p, spread = 0.3, SMALL.state_variance
     law = worlds.switching(torch.tensor(p, dtype=torch.float64), 4)
     assert law[0].tolist() == pytest.approx([0.7, 0.1, 0.1, 0.1])
     leak = torch.zeros(12, 12, dtype=torch.float64)
@@ -222,7 +222,7 @@ def test_latents_that_ignore_the_next_exogenous_state_cost_more_once_it_switches
     )  # differences of the H_xi span everything: such a z holds nothing
     emission = worlds.emissions(crowded, worlds.sensitivities([1.0]), [0])[0]
     moments = observed(crowded)
-    r = moments.combine({"r": {"o'": 1.0, "o": -closed_form.innovation(moments)}})("r", "r")
+    r = moments.combine({"r": {"o'": 1.0, "o": -closed_form.prediction(moments)}})("r", "r")
     blind = closed_form.blind_loss(moments, emission, 8, WIDTH)
     torch.testing.assert_close(blind, r.diagonal(dim1=-2, dim2=-1).sum(-1))
 

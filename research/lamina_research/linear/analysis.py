@@ -1,4 +1,4 @@
-"""What would leak, if: the linear LAM's closed forms on exact moments, for any world, in seconds (``lamina exogenous``)."""
+"""Closed-form analysis of leakage: the linear LAM on exact moments, for any parameters, in seconds (``lamina exogenous``)."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from torch import Tensor
 
 from lamina.errors import LaminaError
 from lamina.options import check_options
-from lamina_research.claims.exo import linear
-from lamina_research.claims.exo.linear_study import Grid
 from lamina_research.figures import Plot, save
 from lamina_research.linear import closed_form, scores
 from lamina_research.linear.ex_bmdp import LinearExBMDP
 from lamina_research.linear.lam import OBJECTIVES, LinearLAM, Objective, check_width, loss
+from lamina_research.linear.sweep import Sweep, cca_plot, leakage_plot, remedies_plot, sensitivity_plot
 
 Figure = Literal["leakage", "sensitivity", "remedies", "cca"]
-ALONG_P = tuple(i / 20 for i in range(21))
-ALONG_ALPHA = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)
+MANY_P = tuple(i / 20 for i in range(21))
 FEW_P = (0.05, 0.2, 0.4, 0.8)
+MANY_ALPHA = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)
+PLAIN, *AUXILIARY = OBJECTIVES
 
 
 @dataclass(frozen=True)
 class LinearSetting:
-    """A world, a bottleneck and the weight of the remedies. Means are over draws of H_0 and R_xi."""
+    """Parameters of the linear model and of the auxiliary losses."""
 
     p_switch: float = 0.2
     """probability that the exogenous state changes in a transition"""
     alpha: float = 1.0
-    """sensitivity of observations to it: H_xi = H_0 + alpha R_xi"""
+    """sensitivity of observations to the exogenous state: H_xi = H_0 + alpha R_xi"""
     states: int = 8
-    """exogenous states"""
+    """number of exogenous states"""
     state: int = 8
     """d_s = d_a, dimensions of state and action"""
     observation: int = 128
@@ -43,107 +43,102 @@ class LinearSetting:
     latent: int = 8
     """d_z"""
     steps: int = 4
-    """transitions of a trajectory: the longer, the larger states, and so changes of their appearance"""
+    """transitions of a trajectory; the variance of the state grows with it, and with that the effect of a switch"""
     weight: float = 1.0
-    """lambda of each remedy"""
+    """weight lambda of each auxiliary loss"""
     draws: int = 4
-    """worlds that are drawn; seeds 0, 1, ..."""
+    """draws of H_0 and R_xi to average over; seeds 0, 1, ..."""
 
     def __post_init__(self) -> None:
         check_options(self)
 
-    def grid(self, p: Sequence[float] | None = None, alpha: Sequence[float] | None = None) -> Grid:
-        """The worlds asked about. Raises LaminaError for values that make none."""
-        world = LinearExBMDP(self.states, self.state, self.observation, steps=self.steps)
-        return Grid(world, tuple(p or (self.p_switch,)), tuple(alpha or (self.alpha,)), tuple(range(self.draws)))
+    def sweep(self, p: Sequence[float] | None = None, alpha: Sequence[float] | None = None) -> Sweep:
+        """The Ex-BMDPs of these parameters. Raises LaminaError for parameters out of range."""
+        mdp = LinearExBMDP(self.states, self.state, self.observation, steps=self.steps)
+        return Sweep(mdp, tuple(p or (self.p_switch,)), tuple(alpha or (self.alpha,)), tuple(range(self.draws)))
 
     def objectives(self) -> dict[str, Objective]:
-        """The paper's objectives with the weight asked for; without weight a remedy is plain reconstruction."""
-        plain, *remedies = OBJECTIVES
-        changed = {
-            name: replace(OBJECTIVES[name], cross=self.weight) if OBJECTIVES[name].cross else replace(OBJECTIVES[name], weight=self.weight)
-            for name in remedies
-        }  # fmt: skip
-        return {plain: OBJECTIVES[plain], **changed}
+        """The paper's objectives, with the weight of these parameters for each auxiliary loss."""
+        w = self.weight
+        given = {name: OBJECTIVES[name] for name in AUXILIARY}
+        weighted = {name: replace(o, cross=w) if o.cross else replace(o, weight=w) for name, o in given.items()}
+        return {PLAIN: OBJECTIVES[PLAIN], **weighted}
+
+    def solved(self, sweep: Sweep) -> dict[str, LinearLAM]:
+        """The global minimiser of each objective on exact moments."""
+        return {name: closed_form.solve(sweep.exact, o, self.latent) for name, o in self.objectives().items()}
 
 
-def _solved(question: LinearSetting, grid: Grid) -> dict[str, LinearLAM]:
-    return {name: closed_form.solve(grid.exact, o, question.latent) for name, o in question.objectives().items()}
-
-
-def leakage_table(question: LinearSetting) -> str:
-    """The closed-form quantities of each objective, mean and standard error over the draws, as a table in plain text."""
-    grid = question.grid()
-    world, models = grid.world, _solved(question, grid)
-    rows = []
+def leakage_table(setting: LinearSetting) -> str:
+    """The scores of each objective's minimiser, mean and standard error over the draws, as a table in plain text."""
+    sweep = setting.sweep()
+    exact, mdp, models = sweep.exact, sweep.mdp, setting.solved(sweep)
+    rows = [["objective", "action NMSE", "z from xi'", "z from xi, xi'", "|W(z - ~z)|^2", "6 L + 3 eta"]]
     for name, model in models.items():
-        got = grid.measure(model, grid.exact, grid.exact)
-        left, right = scores.bound(model, grid.exact, grid.exact, "a")
-        rows.append([name, *(_told(got[k]) for k in ("nmse", "leakage", "context")), _told(left), _told(right)])
-    heads = ["objective", "action NMSE", "z from xi'", "z from xi, xi'", "|W(z - ~z)|^2", "6 L + 3 eta"]
-    plain = next(iter(models.values()))
-    least = loss(plain, grid.exact, Objective())
-    blind = closed_form.blind_loss(grid.exact, grid.emission, world.states, question.latent)
-    lines = [
-        f"{world.states} exogenous states, p_switch {question.p_switch:g}, alpha {question.alpha:g}; "
-        f"d_s = d_a = {world.state}, d_o = {world.observation}, d_z = {question.latent}; "
-        f"mean ± standard error of {question.draws} draws of H_0 and R_xi",
-        "",
-        *table([heads, *rows]),
-        "",
-        f"Least reconstruction loss {_told(least)}; of a latent that does not depend on xi' {_told(blind)}, "
-        f"{_more(question, question.p_switch)} more; without any switching, where nothing can leak, it is {_more(question, 0.0)} more.",
-    ]
-    return "\n".join(lines)
+        values = (*sweep.measure(model, exact, exact).values(), *scores.bound(model, exact, exact, "a"))
+        rows.append([name, *map(mean_text, values)])
+    least, blind = reconstruction_losses(setting, sweep)
+    without, blind_without = reconstruction_losses(setting, setting.sweep(p=(0.0,)))
+    return "\n".join(
+        (
+            f"{mdp.states} exogenous states, p_switch {setting.p_switch:g}, alpha {setting.alpha:g}; "
+            f"d_s = d_a = {mdp.state}, d_o = {mdp.observation}, d_z = {setting.latent}; "
+            f"mean ± standard error of {setting.draws} draws of H_0 and R_xi",
+            "",
+            *table(rows),
+            "",
+            f"Least reconstruction loss {mean_text(least)}; of a latent that does not depend on xi' {mean_text(blind)}, "
+            f"{float((blind / least).mean()) - 1:.1%} more; without any switching, where nothing can leak, it is "
+            f"{float((blind_without / without).mean()) - 1:.1%} more.",
+        )
+    )
 
 
-def _more(question: LinearSetting, p: float) -> str:
-    """How much more the best latent that does not depend on xi' loses than the best of all, in percent."""
-    grid = question.grid(p=(p,))
-    best = loss(closed_form.solve(grid.exact, Objective(), question.latent), grid.exact, Objective())
-    blind = closed_form.blind_loss(grid.exact, grid.emission, grid.world.states, question.latent)
-    return f"{float((blind / best).mean()) - 1:.1%}"
+def reconstruction_losses(
+    setting: LinearSetting, sweep: Sweep
+) -> tuple[Float[Tensor, "k x p"], Float[Tensor, "k x p"]]:
+    """The least reconstruction loss of all latents, and of those that do not depend on xi'."""
+    best = closed_form.solve(sweep.exact, OBJECTIVES[PLAIN], setting.latent)
+    blind = closed_form.blind_loss(sweep.exact, sweep.emission, sweep.mdp.states, setting.latent)
+    return loss(best, sweep.exact, OBJECTIVES[PLAIN]), blind
 
 
-def _told(values: Float[Tensor, "k x p"]) -> str:
+def mean_text(values: Float[Tensor, "k x p"]) -> str:
     mean, count = float(values.mean()), values.shape[0]
-    if count == 1:
-        return f"{mean:.3g}"
-    return f"{mean:.3g} ± {float(values.flatten().std()) / count**0.5:.1g}"
+    return f"{mean:.3g}" if count == 1 else f"{mean:.3g} ± {float(values.flatten().std()) / count**0.5:.1g}"
 
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows of text in columns as wide as they need."""
-    wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(w) for cell, w in zip(row, wide, strict=True)).rstrip() for row in rows]
+    """Lines with left-aligned columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
-def figure(question: LinearSetting, name: Figure) -> Plot:
-    """A figure of the paper from closed forms alone, in the world asked about."""
-    plain = next(iter(OBJECTIVES))
-    if name == "leakage":
-        grid = question.grid(p=ALONG_P)
-        got = grid.measure(_solved(question, grid)[plain], grid.exact, grid.exact)
-        return linear.leakage_plot(grid.p, {"action NMSE": got["nmse"][:, 0], "variance by xi'": got["leakage"][:, 0]})
+def figure(setting: LinearSetting, name: Figure) -> Sequence[Plot]:
+    """A figure of the paper, from closed forms alone."""
+    alpha = MANY_ALPHA if name == "sensitivity" else None
+    sweep = setting.sweep(MANY_P if name in ("leakage", "remedies") else FEW_P, alpha)
+    if name == "cca":
+        check_width(setting.latent, sweep.exact)
+        found = closed_form.transition_cca(sweep.exact).correlations[:, 0, :, : 2 * setting.latent]
+        return cca_plot({f"p_switch = {p:g}": found[:, i] for i, p in enumerate(sweep.p)})
+    solved = setting.solved(sweep)
+    needed = list(solved) if name == "remedies" else [PLAIN]
+    measured = {each: sweep.measure(solved[each], sweep.exact, sweep.exact) for each in needed}
+    nmse = {name: values["nmse"] for name, values in measured.items()}
     if name == "sensitivity":
-        grid = question.grid(p=FEW_P, alpha=ALONG_ALPHA)
-        error = grid.measure(_solved(question, grid)[plain], grid.exact, grid.exact)["nmse"]
-        return linear.sensitivity_plot(grid.alpha, {f"p_switch = {p:g}": error[..., i] for i, p in enumerate(grid.p)})
-    grid = question.grid(p=ALONG_P if name == "remedies" else FEW_P)
-    if name == "remedies":
-        got_by = {n: grid.measure(m, grid.exact, grid.exact) for n, m in _solved(question, grid).items()}
-        change = {n: (got["nmse"] - got_by[plain]["nmse"])[:, 0] for n, got in got_by.items() if n != plain}
-        return linear.remedies_plot(grid.p, change, {n: got["context"][:, 0] for n, got in got_by.items()})
-    check_width(question.latent, grid.exact)
-    pairs = closed_form.transitions(grid.exact)
-    found = closed_form.canonical(pairs("u", "u"), pairs("u", "~u"), pairs("~u", "~u")).correlations[:, 0]
-    some = min(2 * question.latent, found.shape[-1])
-    return linear.cca_plot({f"p_switch = {p:g}": found[:, i, :some] for i, p in enumerate(grid.p)})
+        return sensitivity_plot(sweep.alpha, {f"p_switch = {p:g}": nmse[PLAIN][..., i] for i, p in enumerate(sweep.p)})
+    if name == "leakage":
+        return leakage_plot(
+            sweep.p, {"action NMSE": nmse[PLAIN][:, 0], "variance by xi'": measured[PLAIN]["leakage"][:, 0]}
+        )
+    change = {name: (nmse[name] - nmse[PLAIN])[:, 0] for name in AUXILIARY}
+    return remedies_plot(sweep.p, change, {name: values["context"][:, 0] for name, values in measured.items()})
 
 
-def draw(question: LinearSetting, name: Figure, path: Path) -> Path:
-    """Draws a figure into the SVG file ``path``."""
+def draw(setting: LinearSetting, name: Figure, path: Path) -> Path:
+    """Draws a figure into the SVG file ``path``. Raises LaminaError for another suffix."""
     if path.suffix != ".svg":
         raise LaminaError(f"{path}: figures are drawn as .svg")
     with torch.no_grad():
-        return save(figure(question, name), path)
+        return save(figure(setting, name), path)

@@ -2,20 +2,20 @@
 
     s' = s + a,  a ~ N(0, I)        o = H_xi s,  H_xi = H_0 + alpha R_xi        xi' != xi with probability p_switch
 
-A switch goes to one of the other exogenous states, uniformly. Every transition is seen twice: the twin (~o, ~o') shows the same s and s'
-under another exogenous state ~xi != xi, which switches by its own coin.
+A switch goes to one of the other exogenous states, uniformly. Every transition is observed in two views: the paired view (~o, ~o') shows
+the same s and s' under another exogenous state ~xi != xi, which switches independently.
 
-Losses of linear models, their minimisers and the scores all depend on second moments alone. Those are taken in *lifted* coordinates,
-e_xi (x) s (one block of d_s numbers for each exogenous state, all but one zero), in which an observation is o = [H_1 ... H_n] (e_xi (x) s).
-So the moments of a data set are computed once and serve every alpha, and exact moments are Kronecker products.
+The losses of linear models, their minimisers and the scores depend on second moments only. These are computed in *lifted* coordinates,
+e_xi (x) s (a block of d_s numbers for each exogenous state, all but one zero), in which an observation is o = [H_1 ... H_n] (e_xi (x) s).
+The lifted moments of a dataset serve every alpha, and exact moments are Kronecker products.
 
-Axes: ``*g`` worlds (seeds and grid points, any number of axes), ``n`` exogenous states, ``l`` = n d_s lifted coordinates,
-``m`` transitions, ``v`` all variables side by side.
+Axes: ``*g`` the Ex-BMDPs of a sweep (seeds, alpha, p_switch; any number of axes), ``n`` exogenous states, ``l`` = n d_s lifted
+coordinates, ``m`` transitions, ``v`` all variables side by side.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from typing import NamedTuple
@@ -28,14 +28,14 @@ from lamina.errors import LaminaError
 
 
 class Variable(NamedTuple):
-    """An observed variable e_xi (x) (on_state s + on_action a): ``place`` of its exogenous state in the chain xi' - xi - ~xi - ~xi'."""
+    """An observed variable e_xi (x) (on_state s + on_action a); ``position``: of its exogenous state in xi', xi, ~xi, ~xi'."""
 
-    place: int
+    position: int
     on_state: int
     on_action: int
 
 
-#: What is seen of a transition. q is the controllable change H_xi a (Eq. 10); the action itself is the variable "a".
+#: The variables of a transition. q is the controllable change H_xi a (Eq. 10); the action itself is the variable "a".
 OBSERVED = {
     "o": Variable(1, 1, 0),
     "o'": Variable(0, 1, 1),
@@ -45,13 +45,16 @@ OBSERVED = {
     "~q": Variable(2, 0, 1),
 }
 ACTION = "a"
-CHUNK = 4096  # transitions whose lifted coordinates are held at once
+CHUNK = 4096  # transitions whose lifted coordinates are in memory at once
 
 
 @dataclass(frozen=True)
 class LinearExBMDP:
-    """Sizes of the world and of a data set. The paper gives d_s = d_a = 8, d_o = 128 and 8,000 trajectories (Table 1). Ours are the number
-    of exogenous states, the length of a trajectory, s_0 ~ N(0, I), and the scale of H_0 and R_xi: columns of unit length on average."""
+    """Sizes of the Ex-BMDP and of a dataset.
+
+    The paper gives d_s = d_a = 8, d_o = 128 and 8,000 trajectories (Table 1). The number of exogenous states, the length of a trajectory,
+    s_0 ~ N(0, I), and the scale of H_0 and R_xi (columns have unit length on average) are our choice.
+    """
 
     states: int = 8  # n_xi
     state: int = 8  # d_s = d_a
@@ -72,18 +75,18 @@ class LinearExBMDP:
 
     @property
     def rank(self) -> int:
-        """Dimensions that observations span, and coordinates that they are given in (:func:`emissions`)."""
+        """Dimensions of the space that observations span; also the number of their coordinates (:func:`emissions`)."""
         return min(self.observation, self.states * self.state)
 
     @property
-    def spread(self) -> float:
-        """Variance of a state's coordinate at the first frame of a transition: mean over the trajectory of 1 + t."""
+    def state_variance(self) -> float:
+        """Variance of a coordinate of s in a random transition: mean over the trajectory of 1 + t."""
         return (self.steps + 1) / 2
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Second moments E[x y^T] of named variables side by side; everything here has mean zero."""
+    """Second moments E[x y^T] of named variables of mean zero, side by side."""
 
     matrix: Float[Tensor, "*g v v"]
     sizes: Mapping[str, int]
@@ -103,6 +106,10 @@ class Moments:
             self._blocks[key] = self.matrix[..., i[:, None], j]
         return self._blocks[key]
 
+    def energy(self, name: str) -> Float[Tensor, "*g"]:
+        """E|x|^2 of a variable."""
+        return self(name, name).diagonal(dim1=-2, dim2=-1).sum(-1)
+
     def combine(self, new: Mapping[str, Mapping[str, Tensor | float]]) -> Moments:
         """Moments of linear combinations, {new: {old: matrix [*g i j] or a number}}: ``{"u": {"o'": 1, "o": -1}}`` is u = o' - o."""
         rows = []
@@ -121,7 +128,7 @@ class Moments:
         return Moments(whole @ self.matrix @ whole.mT, sizes)
 
 
-# ------------------------------------------------------------------------------------------------------- the world
+# ------------------------------------------------------------------------------------------------------- parameters
 
 
 def probabilities(p_switch: Sequence[float]) -> Float[Tensor, "p"]:
@@ -142,26 +149,26 @@ def sensitivities(alpha: Sequence[float]) -> Float[Tensor, "x"]:
     return torch.tensor(alpha, dtype=torch.float64)
 
 
-def emissions(world: LinearExBMDP, alpha: Float[Tensor, "x"], seeds: Sequence[int]) -> Float[Tensor, "k x r l"]:
-    """[H_1 ... H_n] for each seed and alpha: lifted coordinates (l = n d_s) to observations.
+def emissions(mdp: LinearExBMDP, alpha: Float[Tensor, "x"], seeds: Sequence[int]) -> Float[Tensor, "k x r l"]:
+    """[H_1 ... H_n] for each seed and alpha, which map lifted coordinates (l = n d_s) to observations.
 
-    Where n d_s < d_o observations fill only a part of the space. They are then given in an orthonormal basis of that part,
-    r = n d_s coordinates: norms, angles and losses stay as they are, and no moment is singular for that reason.
+    If n d_s < d_o, observations span a subspace and their moments would be singular. They are then expressed in an orthonormal basis
+    of it, with r = n d_s coordinates, which changes no norm, angle or loss.
     """
 
     def draw(seed: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed)
-        shape = (world.states + 1, world.observation, world.state)
-        return torch.randn(shape, generator=generator, dtype=torch.float64) / world.observation**0.5
+        shape = (mdp.states + 1, mdp.observation, mdp.state)
+        return torch.randn(shape, generator=generator, dtype=torch.float64) / mdp.observation**0.5
 
-    base, exogenous = torch.stack([draw(seed) for seed in seeds])[:, None].split([1, world.states], dim=2)
+    base, exogenous = torch.stack([draw(seed) for seed in seeds])[:, None].split([1, mdp.states], dim=2)
     maps = base + alpha[:, None, None, None] * exogenous  # k x n o s
     whole = maps.movedim(-3, -2).flatten(-2)
-    return torch.linalg.qr(whole).R if world.rank < world.observation else whole
+    return torch.linalg.qr(whole).R if mdp.rank < mdp.observation else whole
 
 
 def switching(p: Float[Tensor, "*g"], states: int) -> Float[Tensor, "*g n n"]:
-    """Transition matrix of the exogenous state: it stays with 1 - p, else goes to one of the others, uniformly."""
+    """Transition matrix of the exogenous state, which switches with probability p to one of the others, uniformly."""
     stay = torch.eye(states, dtype=p.dtype)
     return (1 - p)[..., None, None] * stay + p[..., None, None] * (1 - stay) / (states - 1)
 
@@ -169,15 +176,22 @@ def switching(p: Float[Tensor, "*g"], states: int) -> Float[Tensor, "*g n n"]:
 # ----------------------------------------------------------------------------------------------------- exact moments
 
 
-def _lift(law: Float[Tensor, "*g n n"], one: Variable, other: Variable, world: LinearExBMDP) -> Float[Tensor, "*g l l"]:
-    """E[(e_i (x) x)(e_j (x) y)^T] for x, y linear in (s, a), given the joint law of their exogenous states."""
-    covariance = one.on_state * other.on_state * world.spread + one.on_action * other.on_action
-    return torch.kron(law, covariance * torch.eye(world.state, dtype=law.dtype))
+def _blocks(mdp: LinearExBMDP, names: Sequence[str], law: Callable[[str, str], Float[Tensor, "*g n n"]]) -> Moments:
+    """Lifted moments of observed variables; ``law(i, j)``: the joint law of the exogenous states of two of them."""
+    unit = torch.eye(mdp.state, dtype=torch.float64)
+
+    def block(i: str, j: str) -> Float[Tensor, "*g l l"]:
+        one, other = OBSERVED[i], OBSERVED[j]
+        covariance = one.on_state * other.on_state * mdp.state_variance + one.on_action * other.on_action
+        return torch.kron(law(i, j), covariance * unit)
+
+    rows = [torch.cat([block(i, j) for j in names], -1) for i in names]
+    return Moments(torch.cat(rows, -2), dict.fromkeys(names, mdp.states * mdp.state))
 
 
-def exact(world: LinearExBMDP, p: Float[Tensor, "*g"]) -> Moments:
-    """The lifted moments that infinitely many trajectories would have."""
-    n = world.states
+def exact(mdp: LinearExBMDP, p: Float[Tensor, "*g"]) -> Moments:
+    """The lifted moments of infinitely many trajectories."""
+    n = mdp.states
     switch, distinct = switching(p, n), switching(torch.ones_like(p), n)
     edges = (switch, distinct, switch)  # of the chain xi' - xi - ~xi - ~xi'
 
@@ -185,41 +199,34 @@ def exact(world: LinearExBMDP, p: Float[Tensor, "*g"]) -> Moments:
         start = torch.eye(n, dtype=p.dtype).expand_as(switch) / n  # xi is uniform, and stays so
         return reduce(torch.matmul, edges[min(i, j) : max(i, j)], start)  # symmetric matrices that commute
 
-    rows = []
-    for one in OBSERVED.values():
-        row = [_lift(law(one.place, other.place), one, other, world) for other in OBSERVED.values()]
-        with_action = torch.eye(world.state, dtype=p.dtype).repeat(n, 1) * one.on_action / n
-        rows.append(torch.cat([*row, with_action.expand(*p.shape, -1, -1)], -1))
-    upper = torch.cat(rows, -2)
-    width = world.state
-    action = torch.cat([upper[..., -width:].mT, torch.eye(width, dtype=p.dtype).expand(*p.shape, -1, -1)], -1)
-    return Moments(torch.cat([upper, action], -2), lifted_sizes(world))
+    lifted = _blocks(mdp, tuple(OBSERVED), lambda i, j: law(OBSERVED[i].position, OBSERVED[j].position))
+    unit = torch.eye(mdp.state, dtype=p.dtype)
+    on_action = torch.tensor([[variable.on_action] for variable in OBSERVED.values()], dtype=p.dtype)
+    action = torch.kron(on_action, unit.repeat(n, 1)) / n  # E[x a^T]
+    upper = torch.cat([lifted.matrix, action.expand(*p.shape, -1, -1)], -1)
+    lower = torch.cat([action.mT, unit], -1).expand(*p.shape, -1, -1)
+    return Moments(torch.cat([upper, lower], -2), lifted_sizes(mdp))
 
 
-def lifted_sizes(world: LinearExBMDP) -> dict[str, int]:
-    return {**dict.fromkeys(OBSERVED, world.states * world.state), ACTION: world.state}
+def lifted_sizes(mdp: LinearExBMDP) -> dict[str, int]:
+    return {**dict.fromkeys(OBSERVED, mdp.states * mdp.state), ACTION: mdp.state}
 
 
-def leaking(world: LinearExBMDP, p: Float[Tensor, "*g"]) -> Moments:
-    """E[Cov(o' | s, xi, a)], lifted: what of the next frame is up to xi' alone (Prop. 4.2)."""
-    switch, next_ = switching(p, world.states), OBSERVED["o'"]
-    law = torch.eye(world.states, dtype=p.dtype) - switch @ switch
-    size = world.states * world.state
-    return Moments(_lift(law / world.states, next_, next_, world), {"o'": size})
+def leaking(mdp: LinearExBMDP, p: Float[Tensor, "*g"]) -> Moments:
+    """E[Cov(o' | s, xi, a)], lifted: the variation of the next frame that comes from xi' alone (Prop. 4.2)."""
+    switch = switching(p, mdp.states)
+    return _blocks(mdp, ("o'",), lambda i, j: (torch.eye(mdp.states, dtype=p.dtype) - switch @ switch) / mdp.states)
 
 
-def context(world: LinearExBMDP, p: Float[Tensor, "*g"]) -> Moments:
-    """E[Cov((o, o') | s, a)], lifted: what of both frames is up to the exogenous states (Fig. 4b)."""
-    n = world.states
+def context(mdp: LinearExBMDP, p: Float[Tensor, "*g"]) -> Moments:
+    """E[Cov((o, o') | s, a)], lifted: the variation of both frames that comes from their exogenous states (Fig. 4b)."""
+    n = mdp.states
     switch, stay = switching(p, n), torch.eye(n, dtype=p.dtype).expand(*p.shape, -1, -1)
-    laws = {("o", "o"): stay, ("o", "o'"): switch, ("o'", "o"): switch, ("o'", "o'"): stay}
-    blocks = {(i, j): _lift(law / n - 1 / n**2, OBSERVED[i], OBSERVED[j], world) for (i, j), law in laws.items()}
-    rows = [torch.cat([blocks[i, "o"], blocks[i, "o'"]], -1) for i in ("o", "o'")]
-    return Moments(torch.cat(rows, -2), dict.fromkeys(("o", "o'"), n * world.state))
+    return _blocks(mdp, ("o", "o'"), lambda i, j: (stay if i == j else switch) / n - 1 / n**2)
 
 
 def observe(lifted: Moments, emission: Float[Tensor, "*g r l"]) -> Moments:
-    """Moments of observations from those of lifted coordinates; the action stays as it is."""
+    """Moments of observations from those of lifted coordinates; the action is unchanged."""
     return lifted.combine({name: {name: 1.0 if name == ACTION else emission} for name in lifted.sizes})
 
 
@@ -228,7 +235,7 @@ def observe(lifted: Moments, emission: Float[Tensor, "*g r l"]) -> Moments:
 
 @dataclass(frozen=True)
 class Transitions:
-    """The transitions of a data set, for several seeds and switching probabilities. All probabilities share their random numbers."""
+    """The transitions of a dataset, for several seeds and switching probabilities; all probabilities share their random numbers."""
 
     state: Float[Tensor, "k m s"]
     action: Float[Tensor, "k m s"]
@@ -240,44 +247,44 @@ class Transitions:
         parts = []
         for variable in OBSERVED.values():
             value = variable.on_state * state + variable.on_action * action
-            which = torch.nn.functional.one_hot(self.exogenous[:, :, rows, variable.place], states)
+            which = torch.nn.functional.one_hot(self.exogenous[:, :, rows, variable.position], states)
             parts.append((which[..., :, None] * value[..., None, :]).flatten(-2))
         return torch.cat([*parts, action.expand(*parts[0].shape[:-1], -1)], -1)
 
 
-def simulate(world: LinearExBMDP, p: Float[Tensor, "p"], seeds: Sequence[int]) -> Transitions:
+def simulate(mdp: LinearExBMDP, p: Float[Tensor, "p"], seeds: Sequence[int]) -> Transitions:
     """Trajectories of each seed, cut into transitions. A seed's data does not depend on which other seeds are drawn."""
-    shape, n = (world.trajectories, world.steps), world.states
+    shape, n = (mdp.trajectories, mdp.steps), mdp.states
 
     def draw(seed: int) -> tuple[Tensor, ...]:
-        # Far from the seeds of the emissions, which every split shares.
+        # Other than the seeds of the emissions, which all splits share.
         generator = torch.Generator().manual_seed(1_000_003 * (seed + 1))
-        start, action = (torch.randn(world.trajectories, k, world.state, generator=generator) for k in (1, world.steps))
+        start, action = (torch.randn(mdp.trajectories, k, mdp.state, generator=generator) for k in (1, mdp.steps))
         coins = torch.rand(2, *shape, generator=generator)
         jumps = torch.randint(1, n, (3, *shape), generator=generator)  # of xi, of ~xi, and from xi to ~xi
-        return start, action, coins, jumps, torch.randint(n, (world.trajectories, 1), generator=generator)
+        return start, action, coins, jumps, torch.randint(n, (mdp.trajectories, 1), generator=generator)
 
     start, action, coins, jumps, first = map(torch.stack, zip(*(draw(seed) for seed in seeds), strict=True))
     state = torch.cat([start, start + action.cumsum(2)], 2)[:, :, :-1]
     threshold = p.float()[:, None, None]
-    moved, twin_moved = (jumps[:, i, None] * (coins[:, i, None] < threshold) for i in (0, 1))
+    moved, paired_moved = (jumps[:, i, None] * (coins[:, i, None] < threshold) for i in (0, 1))
     after = first[:, None] + moved.cumsum(-1)
     before = after - moved
-    twin = before + jumps[:, 2, None]
-    exogenous = torch.stack([after, before, twin, twin + twin_moved], -1) % n
+    paired = before + jumps[:, 2, None]
+    exogenous = torch.stack([after, before, paired, paired + paired_moved], -1) % n
     return Transitions(state.flatten(1, 2), action.flatten(1, 2), exogenous.flatten(2, 3))
 
 
-def sampled(world: LinearExBMDP, p: Float[Tensor, "p"], seeds: Sequence[int]) -> Moments:
+def sampled(mdp: LinearExBMDP, p: Float[Tensor, "p"], seeds: Sequence[int]) -> Moments:
     """The lifted moments of simulated data, [k p v v]. Raises LaminaError where there are fewer transitions than variables."""
-    data = simulate(world, p, seeds)
-    count, sizes = data.state.shape[1], lifted_sizes(world)
-    if count <= 2 * world.rank:
+    data = simulate(mdp, p, seeds)
+    count, sizes = data.state.shape[1], lifted_sizes(mdp)
+    if count <= 2 * mdp.rank:
         raise LaminaError(
-            f"{count} transitions for two frames of {world.rank} dimensions each: their moments are rank-deficient; draw more trajectories"
+            f"{count} transitions for two frames of {mdp.rank} dimensions each: their moments are rank-deficient; draw more trajectories"
         )
     total = torch.zeros(len(seeds), len(p), sum(sizes.values()), sum(sizes.values()), dtype=torch.float64)
     for at in range(0, count, CHUNK):
-        features = data.lifted(world.states, slice(at, at + CHUNK))
+        features = data.lifted(mdp.states, slice(at, at + CHUNK))
         total += features.mT @ features
     return Moments(total / count, sizes)

@@ -1,9 +1,9 @@
-"""The linear LAM (Eq. 8-9) and its objectives (Eq. 5, 16, 19), trained by gradient descent, all worlds of a grid at once.
+"""The linear LAM (Eq. 8-9) and its objectives (Eq. 5, 16, 19), trained by gradient descent, for a whole sweep at once.
 
     z = C o + D o'        prediction of o' = A o + B z        head: W z
 
-The loss of a linear model is a function of second moments, so a step costs the same for any number of transitions, and its gradient is that
-of the whole data set: no batches are drawn.
+The loss of a linear model is a function of second moments, so a step has the gradient of the whole dataset, without batches, and costs
+the same for any number of transitions.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ Target = Literal["a", "q"]
 
 @dataclass(frozen=True)
 class Objective:
-    """Eq. 5 + ``cross`` x Eq. 16 + ``weight`` x Eq. 19 on ``target`` (the action, or the controllable change q)."""
+    """``own`` x Eq. 5 + ``cross`` x Eq. 16 + ``weight`` x Eq. 19 on ``target`` (the action, or the controllable change q)."""
 
-    own: float = 1.0  # weight of Eq. 5 itself
+    own: float = 1.0
     cross: float = 0.0
     target: Target | None = None
     weight: float = 0.0
@@ -42,7 +42,7 @@ class Objective:
 
     @property
     def views(self) -> dict[tuple[str, str], float]:
-        """Weight of each pair of frames that the encoder reads to predict o'."""
+        """The weight of each frame pair from which the encoder's latent predicts o'."""
         views = {("o", "o'"): self.own, ("~o", "~o'"): self.cross}
         return {pair: weight for pair, weight in views.items() if weight}
 
@@ -65,11 +65,11 @@ class LinearLAM:
     W: Float[Tensor, "*g y z"] | None = None  # the head of a robust target
 
     def parts(self) -> dict[str, Tensor]:
-        """The matrices that there are, by name."""
+        """The matrices by name, without a missing head."""
         return {f.name: x for f in fields(self) if (x := getattr(self, f.name)) is not None}
 
     def latents(self, moments: Moments) -> Moments:
-        """Moments of z, its twin ~z, and everything else that was there."""
+        """Moments of z, the paired view's ~z, and all variables of ``moments``."""
         kept: dict[str, dict[str, Tensor | float]] = {name: {name: 1.0} for name in moments.sizes}
         return moments.combine({"z": {"o": self.C, "o'": self.D}, "~z": {"~o": self.C, "~o'": self.D}, **kept})
 
@@ -80,9 +80,9 @@ def trace(a: Float[Tensor, "*g i j"], b: Float[Tensor, "*g j i"]) -> Float[Tenso
 
 
 def loss(lam: LinearLAM, moments: Moments, objective: Objective) -> Float[Tensor, "*g"]:
-    """The objective, expected over the data that ``moments`` describe: squared errors summed over dimensions.
+    """The objective, expected over the data with these moments: squared errors, summed over dimensions.
 
-    ``lam`` and ``moments`` in the same precision.
+    ``lam`` and ``moments`` must have the same precision.
     """
     encode = torch.cat([lam.C, lam.D], -1)
 
@@ -90,7 +90,7 @@ def loss(lam: LinearLAM, moments: Moments, objective: Objective) -> Float[Tensor
         """E|target - on_o o - on_z z|^2."""
         zz = encode @ moments(pair, pair) @ encode.mT
         total = trace(on_z @ zz - 2 * (encode @ moments(pair, target)).mT, on_z.mT)
-        total = total + moments(target, target).diagonal(dim1=-2, dim2=-1).sum(-1)
+        total = total + moments.energy(target)
         if on_o is None:
             return total
         across = on_z @ (encode @ moments(pair, "o")) - moments(target, "o")
@@ -104,16 +104,11 @@ def loss(lam: LinearLAM, moments: Moments, objective: Objective) -> Float[Tensor
 
 
 def train(
-    moments: Moments,
-    objective: Objective,
-    width: int,
-    steps: int = 4000,
-    lr: float = 1e-2,
-    seed: int = 0,
+    moments: Moments, objective: Objective, width: int, steps: int = 4000, lr: float = 1e-2, seed: int = 0
 ) -> LinearLAM:
-    """Adam on every world at once, from A = 0 and small random B, C, D, W; the learning rate decays by a cosine.
+    """Adam with cosine decay, from A = 0 and small random B, C, D, W. ``width``: d_z.
 
-    ``width``: d_z. The gradient is that of the whole data set. Raises LaminaError for a width that is no bottleneck.
+    Raises LaminaError for a width that is no bottleneck.
     """
     check_width(width, moments)
     shape, o = moments.matrix.shape[:-2], moments.sizes["o"]
@@ -128,7 +123,7 @@ def train(
         A=torch.zeros(*shape, o, o, requires_grad=True), B=small(o, width), C=small(width, o), D=small(width, o),
         W=small(y, width) if y else None,
     )  # fmt: skip
-    # In units of the frame's energy: Adam's step has no scale, the data has.
+    # The data is scaled to unit variance, because the size of Adam's steps does not depend on the scale of the data.
     scale = moments("o'", "o'").diagonal(dim1=-2, dim2=-1).mean(-1)
     unit = Moments((moments.matrix / scale[..., None, None]).float(), moments.sizes)
     optimizer = torch.optim.Adam(lam.parts().values(), lr=lr)
@@ -142,7 +137,7 @@ def train(
 
 
 def check_width(width: int, moments: Moments) -> None:
-    """Raises LaminaError unless 0 < d_z < d_o: otherwise a latent holds the whole next frame and nothing is asked of it."""
+    """Raises LaminaError unless 0 < d_z < d_o; a wider latent could hold the whole next frame."""
     if not 0 < width < moments.sizes["o"]:
         raise LaminaError(
             f"d_z = {width}: a bottleneck has at least 1 dimension and fewer than the {moments.sizes['o']} that observations span"

@@ -1,6 +1,6 @@
-"""What the latents of a linear LAM hold of the action and of the exogenous state, and the bound of Prop. 4.8.
+"""Scores of a linear LAM's latents: action error, exogenous share, and the bound of Prop. 4.8.
 
-None of it changes when z is recoded by an invertible matrix.
+They do not change when z is multiplied by an invertible matrix.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from lamina_research.linear.lam import LinearLAM, Target, trace
 
 
 def nmse(fit: Moments, test: Moments, target: str = "a") -> Float[Tensor, "*g"]:
-    """Squared error of a linear probe from z, least squares on ``fit``, on ``test``, over the target's energy: 0 perfect, 1 knows nothing.
+    """Squared error on ``test`` of a linear probe from z that is fitted on ``fit``, divided by the target's energy: 0 perfect, 1 useless.
 
-    Both are moments with latents (:meth:`LinearLAM.latents`). No intercept: everything has mean zero.
+    Both are moments with latents (:meth:`LinearLAM.latents`). There is no intercept because all variables have mean zero.
     """
     probe = regression(fit("z", "z"), fit("z", target), "z")
-    energy = test(target, target).diagonal(dim1=-2, dim2=-1).sum(-1)
+    energy = test.energy(target)
     error = energy + trace(probe @ test("z", "z") - 2 * test(target, "z"), probe.mT)
     return error / energy
 
 
 def normalized_variance(lam: LinearLAM, moments: Moments, exogenous: Moments) -> Float[Tensor, "*g"]:
-    """Share of z's variance that the exogenous state makes, in [0, 1]; mean over the dimensions of whitened z.
+    """Share of z's variance that comes from the exogenous state, in [0, 1]; mean over the dimensions of whitened z.
 
-    ``exogenous``: the covariance of o' (or of o and o') at a fixed context, ``worlds.linear.leaking`` or ``context``, observed.
-    The paper divides Var(z | context) by |z|^2; whitening first makes that independent of how z is scaled and rotated.
+    ``exogenous``: the observed moments of ``ex_bmdp.leaking`` (o' alone) or ``ex_bmdp.context`` (o and o').
+    The paper divides Var(z | context) by |z|^2; whitening makes the share independent of the scale and rotation of z.
     """
     maps = {"o": lam.C, "o'": lam.D}
     varied = exogenous.combine({"z": {name: maps[name] for name in exogenous.sizes}})("z", "z")
@@ -43,18 +43,16 @@ def bound(
 ) -> tuple[Float[Tensor, "*g"], Float[Tensor, "*g"]]:
     """Both sides of Eq. 20 on ``test``, E|W(z - ~z)|^2 and 6 L + 3 eta, with the head W that fits the target best on ``fit``.
 
-    Prop. 4.8 wants eta >= |y - ~y|^2 everywhere; its proof uses E|y - ~y|^2 alone, so that smallest eta is taken: the sharpest form.
+    Prop. 4.8 requires eta >= |y - ~y|^2 everywhere. Its proof uses only E|y - ~y|^2, so this smaller eta gives the sharpest bound.
     """
-    twin = {"a": "a", "q": "~q"}[target]
     seen = lam.latents(fit)
     head = regression(seen("z", "z"), seen("z", target), "z")
     parts = lam.latents(test).combine(
         {
             "gap": {"z": head, "~z": -head},
             "error": {target: 1.0, "z": -head},
-            **({} if twin == target else {"eta": {target: 1.0, twin: -1.0}}),
+            **({"eta": {"q": 1.0, "~q": -1.0}} if target == "q" else {}),  # the action is the same in both views
         }
     )
-    energy = {name: parts(name, name).diagonal(dim1=-2, dim2=-1).sum(-1) for name in parts.sizes}
-    eta = energy.get("eta", torch.zeros((), dtype=test.matrix.dtype))
-    return energy["gap"], 6 * energy["error"] + 3 * eta
+    eta = parts.energy("eta") if target == "q" else 0.0
+    return parts.energy("gap"), 6 * parts.energy("error") + 3 * eta

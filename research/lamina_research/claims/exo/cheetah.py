@@ -1,17 +1,16 @@
-"""Claims on rendered pictures: cheetah-run under an exogenous state that drifts (App. D), and the swap of that state (§4.2, Fig. 2b).
+"""Claims on rendered frames: cheetah-run with a drifting exogenous state (App. D), and the swap of that state (§4.2, Fig. 2b).
 
-LAPO's architecture with a latent of eight numbers and no quantiser, trained on pairs of consecutive frames (or with a few of the
-actions, where the variant says so). A latent policy pi(z | o) of two frames learns to predict the latent of what follows, and a translator
-that saw the same few of the actions reads it; behaviour cloning on every action is the upper bound. Returns are on a scale where
-random actions are 0 and the expert is 1.
+The LAM has LAPO's architecture with an 8-dimensional latent and no quantiser, and is trained on pairs of consecutive frames; one variant
+also gets a few action labels. A latent policy pi(z | o) predicts the next latent from two frames, and a translator that is trained
+on the same few labels turns it into an action. Behaviour cloning on all actions is the reference. Returns are 0 for random actions and 1
+for the expert.
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
+from math import nan
 from typing import Any
 
 import numpy as np
@@ -22,26 +21,23 @@ from lamina.data.sampling import DataConfig
 from lamina.data.stream import sample_split
 from lamina.evaluation.pictures import swap_picture
 from lamina.evaluation.probes import exogenous
-from lamina.evaluation.probes import linear_probe as linear
-from lamina.evaluation.probes.linear_probe import linear_probe
-from lamina.files import write_text
+from lamina.evaluation.probes import linear_probe as probe
 from lamina.inference.subject import subject_of
 from lamina.methods import lapo
 from lamina.methods.auxiliary import label_mask
 from lamina.models.heads import TranslatorConfig
-from lamina.models.hub import LatentActionModel
 from lamina.policies import cloning as behaviour
 from lamina.policies import rollout
 from lamina.training.labelled import LabelledTransitions
 from lamina.training.settings import TrainConfig
-from lamina.types import Clip
+from lamina.types import ActionSpec, Clip
 from lamina_research.experiment import Experiment, Outcome
-from lamina_research.figures import BarPlot, Panels
-from lamina_research.seeds import below, interval
-from lamina_research.study import STOPPED, Collection, ModelSpec, Study
-from lamina_research.text import listed, means_of
+from lamina_research.figures import BarPlot
+from lamina_research.seeds import below, column, over_seeds
+from lamina_research.study import Collection, ModelSpec, Study, StudySetup
+from lamina_research.text import listed, means, means_of
 
-#: What each variant changes in LAPO's options; the first is the one that the others are compared with.
+#: The options in which each variant differs from LAPO; the others are compared with the first.
 VARIANTS: dict[str, dict[str, Any]] = {
     "vanilla": {},
     "cross-exogenous": {"cross_exogenous": 1.0},
@@ -52,24 +48,29 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "EMA encoder": {"space": "ema"},
     "frozen features": {"space": "features"},
 }
-REMEDIES = ("cross-exogenous", "action target", "flow target", "EMA encoder")  # those that the paper's appendix names
-#: Seconds between the frames of a pair: one decision. Over three even the states themselves tell less than half of the first action.
+REMEDIES = ("cross-exogenous", "action target", "flow target", "EMA encoder")  # the variants of App. D
+#: Seconds between the frames of a pair: one decision. Over three decisions even the states determine less than half of the first action.
 GAP = 0.04
-UNSCORED = dict.fromkeys(("nmse", "future_share", "inconsistency", "return"), float("nan"))
+#: The scores of a variant, and the titles of their figures.
+SCORES = ("nmse", "future_share", "inconsistency", "return")
+FIGURES = {
+    "nmse": ("Error of a linear probe", "NMSE of the action"),
+    "future_share": ("Influence of the next frame's exogenous state", "share of the latent's variance"),
+    "return": ("Return of the latent policy", "return (random actions 0, expert 1)"),
+}
 
 
 @dataclass(frozen=True)
-class Setup:
-    data: Collection
-    options: dict[str, Any]  # of every LAM
-    train: TrainConfig
-    labels: float  # share of the training transitions whose action is known: to a translator, and to a LAM whose target it is
-    heads: int  # steps of a translator
-    policy: int  # steps of a policy of two frames
-    played: int  # episodes of each policy
+class CheetahSetup(StudySetup):
+    """The settings of one scale."""
+
+    labels: float  # share of the training transitions whose action is known to a translator, and to a LAM with the action target
+    translator_steps: int
+    policy_steps: int
+    episodes: int  # of each policy
     parallel: int
     tested: int  # transitions that probes are scored on
-    steps: int | None = None  # of an episode of a policy; none: all of the world's
+    steps: int | None = None  # of an episode of a policy; None: the world's own number
 
 
 def _options(**others: Any) -> dict[str, Any]:
@@ -77,34 +78,34 @@ def _options(**others: Any) -> dict[str, Any]:
 
 
 SETUPS = {
-    "smoke": Setup(  # random actions: planning would take most of the time
+    "smoke": CheetahSetup(
         Collection("cheetah/0.5,0.05", episodes=3, noise=1.0, size=(32, 32), seed=11), _options(size="debug", image=(32, 32)),
         TrainConfig(steps=4, batch=16, lr=1e-3, device="cpu", checkpoint_every=4, validate_every=4),
-        labels=0.1, heads=10, policy=10, played=1, parallel=1, tested=64, steps=10,
+        labels=0.1, translator_steps=10, policy_steps=10, episodes=1, parallel=1, tested=64, steps=10,
     ),
-    "cpu": Setup(
+    "cpu": CheetahSetup(
         Collection("cheetah/0.5,0.05", episodes=60, seed=11), _options(size="tiny", image=(64, 64)),
         TrainConfig(steps=1000, batch=64, lr=1e-3, device="cpu", checkpoint_every=250, validate_every=250),
-        labels=0.1, heads=600, policy=1000, played=10, parallel=10, tested=2048,  # as many labels as a hundredth of gpu's episodes
+        # As many labels as a hundredth of gpu's episodes.
+        labels=0.1, translator_steps=600, policy_steps=1000, episodes=10, parallel=10, tested=2048,
     ),
-    "gpu": Setup(
+    "gpu": CheetahSetup(
         Collection("cheetah/0.5,0.05", episodes=500, seed=11), _options(size="small", image=(64, 64)),
         TrainConfig(steps=20_000, batch=256, lr=5e-4, device="cuda", precision="bf16", checkpoint_every=2000),
-        labels=0.01, heads=2000, policy=5000, played=10, parallel=10, tested=4096,
+        labels=0.01, translator_steps=2000, policy_steps=5000, episodes=10, parallel=10, tested=4096,
     ),
 }  # fmt: skip
 
 
-class CheetahStudy(Study[Setup]):
-    """Data, LAMs and policies of one scale; each made at most once."""
+class CheetahStudy(Study[CheetahSetup]):
+    """Data, LAMs and policies of one scale."""
 
-    def __init__(self, experiment: Experiment, setup: Setup | None = None):
-        super().__init__(experiment, setup or SETUPS[experiment.scale])
+    setups = SETUPS
 
     def variant(self, name: str, seed: int) -> ModelSpec:
-        """LAPO with what the variant changes."""
-        options = VARIANTS[name] | ({"target_share": self.setup.labels} if name == "action target" else {})
-        return ModelSpec(lapo, seed, tuple(sorted(options.items())))
+        """LAPO with the options of a variant."""
+        share = {"target_share": self.setup.labels} if name == "action target" else {}
+        return ModelSpec(lapo, seed, VARIANTS[name] | share)
 
     def key(self, model: ModelSpec) -> dict[str, Any]:
         return super().key(model) | {"gap": GAP}
@@ -112,174 +113,156 @@ class CheetahStudy(Study[Setup]):
     def data(self) -> DataConfig:
         return DataConfig((str(self.dataset()),), self.setup.options["image"], gap=(GAP, GAP))
 
-    def clip(self, split: str, limit: int | None) -> Clip:
+    def clip(self, split: str, limit: int | None = None) -> Clip:
         return sample_split(replace(self.data(), paired="observation.images.paired"), split, limit, require_action=True)
 
     @cached_property
     def train_clip(self) -> Clip:
-        return self.clip("train", None)
+        return self.clip("train")
 
     @cached_property
     def held_clip(self) -> Clip:
-        return self.clip("validation", None)
+        return self.clip("validation")
 
     @cached_property
     def test_clip(self) -> Clip:
         return self.clip("test", self.setup.tested)
 
+    def actions(self) -> ActionSpec:
+        return align.actions_of(DataConfig((str(self.dataset()),))).spec
+
     def scores(self, variant: str, seed: int) -> dict[str, float]:
-        """Probe NMSE, the exogenous share of the latent, and the return of the latent policy; NaN for a LAM that came to nothing."""
+        """Probe NMSE, the exogenous shares of the latent, and the return of the latent policy; NaN if the training was stopped."""
         s, lam = self.setup, self.variant(variant, seed)
-        run = self.run(lam)
-        if (run / STOPPED).exists():
-            return dict(UNSCORED)
-        key = {"scores of": self.key(lam), "heads": s.heads, "tested": s.tested, **self.acting()}
+        if self.stopped(lam):
+            return dict.fromkeys(SCORES, nan)
+        key = {"scores of": self.key(lam), "steps": s.translator_steps, "tested": s.tested, **self.policy_key()}
 
-        def build(path: Path) -> None:
-            model = LatentActionModel.from_pretrained(str(run))
-            train, held, test = (
-                align.encode_labels(model.lam, x) for x in (self.train_clip, self.held_clip, self.test_clip)
-            )
-            spec = align.actions_of(DataConfig((str(self.dataset()),))).spec
-            nmse = linear_probe(
+        def compute() -> dict[str, float]:
+            model, spec = self.load(lam), self.actions()
+            clips = (self.train_clip, self.held_clip, self.test_clip)
+            train, held, test = (align.encode_labels(model.lam, clip) for clip in clips)
+            found = probe.linear_probe(
                 train.z.flatten(1), train.action, test.z.flatten(1), test.action, test.episode, spec
-            ).nmse.mean  # fmt: skip
+            )  # fmt: skip
             latents = exogenous.views(subject_of(model), self.test_clip)
-            few = train[
-                label_mask(self.train_clip.episode, self.train_clip.index[:, 0], lapo.Config(target_share=s.labels))
-            ]
-            config = TranslatorConfig(condition="latent")
+            mask = label_mask(self.train_clip.episode, self.train_clip.index[:, 0], lapo.Config(target_share=s.labels))
             translator, _ = align.train_translator(
-                model.lam, *align.split_labels(few, seed), spec, config, align.head_training(s.heads, seed)
-            )
-            policy = behaviour.latent_policy(model.config, train, held, translator, self.heads(seed), batch=s.parallel)
-            values = {
-                "nmse": nmse,
-                "future_share": latents.future_share(test.episode).mean,
-                "inconsistency": latents.inconsistency(test.episode).mean,
-                "return": self.play(policy, seed),
-            }
-            write_text(path / "scores.json", json.dumps(values) + "\n")
+                model.lam, *align.split_labels(train[mask], seed), spec, TranslatorConfig(condition="latent"),
+                align.head_training(s.translator_steps, seed),
+            )  # fmt: skip
+            policy = behaviour.latent_policy(
+                model.config, train, held, translator, self.policy_training(seed), batch=s.parallel
+            )  # fmt: skip
+            shares = (latents.future_share(test.episode).mean, latents.inconsistency(test.episode).mean)
+            return dict(zip(SCORES, (found.nmse.mean, *shares, self.play(policy, seed)), strict=True))
 
-        code = (align, behaviour, rollout, exogenous, linear, lapo, *self.code(s.data))
-        return json.loads((self.experiment.cached(key, code, build) / "scores.json").read_text())
+        code = (align, behaviour, rollout, exogenous, probe, lapo, *self.code(s.data))
+        return self.experiment.cached_value(key, code, compute)
 
-    def acting(self) -> dict[str, Any]:
-        """What the return of a policy depends on beside its data."""
+    def policy_key(self) -> dict[str, Any]:
+        """What the return of a policy depends on, beside its data."""
         s = self.setup
-        return {"labels": s.labels, "policy": s.policy, "played": s.played, "parallel": s.parallel, "steps": s.steps}
+        return {
+            "labels": s.labels,
+            "policy": s.policy_steps,
+            "episodes": s.episodes,
+            "parallel": s.parallel,
+            "length": s.steps,
+        }
 
-    def heads(self, seed: int) -> TrainConfig:
-        steps = self.setup.policy
+    def policy_training(self, seed: int) -> TrainConfig:
+        steps = self.setup.policy_steps
         return replace(align.head_training(steps, seed, lr=1e-3), validate_every=max(1, steps // 10))
 
     def play(self, policy: behaviour.FramePolicy, seed: int) -> float:
+        """The return of a policy."""
         s = self.setup
         record = rollout.rollout_worlds(
-            policy, [s.data.world], s.played, s.parallel, seed=1000 + seed, max_steps=s.steps, size=s.options["image"], progress=False
+            policy, [s.data.world], s.episodes, s.parallel, seed=1000 + seed, max_steps=s.steps, size=s.options["image"], progress=False
         )  # fmt: skip
         return float(record["worlds"][s.data.world]["above_random"]) / 100
 
-    def bound(self, seed: int) -> float:
-        """The return of behaviour cloning on every action."""
+    def cloning(self, seed: int) -> float:
+        """The return of behaviour cloning on all actions."""
         s = self.setup
-        key = {"cloning": s.options, "data": s.data, "seed": seed, **self.acting()}
+        key = {"cloning": s.options, "data": s.data, "seed": seed, **self.policy_key()}
 
-        def build(path: Path) -> None:
+        def compute() -> float:
+            self.experiment.progress(f"behaviour cloning, seed {seed}")
             config = lapo.build(lapo.Config(**s.options))
-            spec = align.actions_of(DataConfig((str(self.dataset()),))).spec
             train, held = (unencoded(clip) for clip in (self.train_clip, self.held_clip))
-            policy = behaviour.cloning(config, train, held, spec, self.heads(seed), batch=s.parallel)
-            write_text(path / "return.json", json.dumps(self.play(policy, seed)) + "\n")
+            return self.play(
+                behaviour.cloning(config, train, held, self.actions(), self.policy_training(seed), batch=s.parallel), seed
+            )  # fmt: skip
 
-        self.experiment.progress(f"behaviour cloning, seed {seed}")
-        code = (behaviour, rollout, *self.code(s.data))
-        return json.loads((self.experiment.cached(key, code, build) / "return.json").read_text())
+        return self.experiment.cached_value(key, (behaviour, rollout, *self.code(s.data)), compute)
 
 
 def unencoded(clip: Clip) -> LabelledTransitions:
-    """Transitions whose latents nobody needs."""
+    """Transitions with empty latents, for behaviour cloning."""
     assert clip.action is not None and clip.previous_action is not None
-    return LabelledTransitions(
-        torch.zeros(len(clip), 1, 1), clip.previous_action[:, 0], clip.action[:, 0], clip.episode, clip
-    )
+    z = torch.zeros(len(clip), 1, 1)
+    return LabelledTransitions(z, clip.previous_action[:, 0], clip.action[:, 0], clip.episode, clip)
 
 
 def cheetah(experiment: Experiment) -> Outcome:
-    """Probe error, consistency and return of six LAMs, and behaviour cloning (App. D)."""
-    lab = CheetahStudy(experiment)
-    values: dict[str, dict[str, list[float]]] = {}
-    for seed in experiment.seeds:
-        for variant in VARIANTS:
-            for name, value in lab.scores(variant, seed).items():
-                values.setdefault(variant, {}).setdefault(name, []).append(value)
-        values.setdefault("behaviour cloning", {}).setdefault("return", []).append(lab.bound(seed))
-    plain = values["vanilla"]
-    clearer = [v for v in REMEDIES if below(values[v]["nmse"], plain["nmse"])]
-    steadier = [v for v in REMEDIES if below(values[v]["future_share"], plain["future_share"])]
-    better = [v for v in REMEDIES if below(plain["return"], values[v]["return"])]
-    text = (
-        "Probe NMSE: " + means_of(values, "nmse") + ". Share of the latent's variance that the next frame's exogenous state makes: "
-        + means_of(values, "future_share") + ". Return of the latent policy (random actions 0, expert 1): " + means_of(values, "return")
-        + f". Beyond doubt better than vanilla in NMSE: {listed(clearer)}; in the share: {listed(steadier)}; in return: {listed(better)}."
-    )  # fmt: skip
-    return Outcome(
-        metrics=values,
-        holds=all(len(found) == len(REMEDIES) for found in (clearer, steadier, better)),
-        explanation=text,
-        plot=Panels(
-            [
-                _bars(values, "nmse", "What a linear probe cannot read", "NMSE of the action"),
-                _bars(
-                    values,
-                    "future_share",
-                    "What the next frame's exogenous state makes",
-                    "share of the latent's variance",
-                ),
-                _bars(values, "return", "What the policy earns", "return (random actions 0, expert 1)"),
-            ]
-        ),
+    """Probe error, exogenous share and return of six LAMs, and behaviour cloning (App. D)."""
+    study = CheetahStudy(experiment)
+    cloning = "behaviour cloning"
+    metrics = over_seeds(
+        {name: {"return": study.cloning(seed)} if name == cloning else study.scores(name, seed)}
+        for seed in experiment.seeds
+        for name in (*VARIANTS, cloning)
     )
+    plain = metrics["vanilla"]
+    lower = {
+        score: [v for v in REMEDIES if below(metrics[v][score], plain[score])] for score in ("nmse", "future_share")
+    }
+    higher = [v for v in REMEDIES if below(plain["return"], metrics[v]["return"])]
+    text = (
+        f"Probe NMSE: {means_of(metrics, 'nmse')}. Share of the latent's variance that comes from the next frame's exogenous state: "
+        f"{means_of(metrics, 'future_share')}. Return of the latent policy (random actions 0, expert 1): {means_of(metrics, 'return')}. "
+        f"Significantly better than vanilla in NMSE: {listed(lower['nmse'])}; in the share: {listed(lower['future_share'])}; "
+        f"in return: {listed(higher)}."
+    )
+    plots = []
+    for score, (title, label) in FIGURES.items():
+        values = column(metrics, score)
+        plots.append(BarPlot(title, label, list(values), {"LAPO, 8 dimensions": list(values.values())}))
+    holds = all(len(found) == len(REMEDIES) for found in (*lower.values(), higher))
+    return Outcome(metrics, holds, text, plots)
 
 
 def swap(experiment: Experiment) -> Outcome:
-    """PSNR of the reconstruction, of the augmented one and of the swap, against both next frames (Fig. 2b): of the vanilla LAM where the
-    exogenous state drifts, which decides; where half of the steps draw it anew; and of the cross-exogenous LAM in both."""
+    """PSNR of reconstruction, augmented reconstruction and swap, the last against both next frames (Fig. 2b).
+
+    The vanilla LAM with a drifting exogenous state decides. Beside it: data in which half of the steps draw the exogenous state anew,
+    and the cross-exogenous LAM on both.
+    """
     setup = SETUPS[experiment.scale]
     worlds = {"drifting": setup, "switching": replace(setup, data=replace(setup.data, world=setup.data.world + ",0.5"))}
-    metrics: dict[str, dict[str, list[float]]] = {}
+    studies = {world: CheetahStudy(experiment, own) for world, own in worlds.items()}
     shown: dict[str, exogenous.SwapScore] = {}
-    told = []
-    for world, own_setup in worlds.items():
-        lab = CheetahStudy(experiment, own_setup)
-        for variant in ("vanilla", "cross-exogenous"):
-            scores = [
-                exogenous.swap(subject_of(lab.load(lab.variant(variant, seed))), lab.test_clip)
-                for seed in experiment.seeds
-            ]
-            rows = [score.psnrs() for score in scores]
-            own = {title: [float(np.mean(row[title])) for row in rows] for title in rows[0]}
-            own["share of z"] = [score.future_share(lab.test_clip.episode).mean for score in scores]
-            name = f"{variant}, {world}"
-            metrics[name] = own
-            told.append(
-                f"{name}: " + ", ".join(f"{title} {interval(values).mean:.2f}" for title, values in own.items())
-            )
-            shown[name.replace(", ", "\n")] = replace(
-                scores[0], pictures={k: x[1:3] for k, x in scores[0].pictures.items()}
-            )
+
+    def scores(world: str, variant: str, seed: int) -> dict[str, dict[str, float]]:
+        study = studies[world]
+        score = exogenous.swap(subject_of(study.load(study.variant(variant, seed))), study.test_clip)
+        two = {title: frames[1:3] for title, frames in score.pictures.items()}
+        shown.setdefault(f"{variant}\n{world}", replace(score, pictures=two))
+        psnrs = {title: float(np.mean(values)) for title, values in score.psnrs().items()}
+        return {f"{variant}, {world}": psnrs | {"share of z": score.future_share(study.test_clip.episode).mean}}
+
+    metrics = over_seeds(
+        scores(world, variant, seed)
+        for world in worlds
+        for variant in ("vanilla", "cross-exogenous")
+        for seed in experiment.seeds
+    )
     picture = experiment.workdir / "swap.png"
     swap_picture(shown, picture)
     plain = metrics["vanilla, drifting"]
-    return Outcome(
-        metrics=metrics,
-        holds=below(plain["swap, against the next frame"], plain["swap, against the paired next frame"]),
-        explanation=f"PSNR in dB, and the share of the latent's variance that the next exogenous state makes. {'. '.join(told)}.",
-        picture=picture,
-    )
-
-
-def _bars(values: dict[str, dict[str, list[float]]], metric: str, title: str, label: str) -> BarPlot:
-    """A metric of all that have it."""
-    found = {name: interval(v[metric]) for name, v in values.items() if metric in v}
-    return BarPlot(title, label, list(found), {"LAPO, 8 numbers": list(found.values())})
+    text = "PSNR in dB, and the share of the latent's variance that comes from the next exogenous state. "
+    text += " ".join(f"{name}: {means(row, 2)}." for name, row in metrics.items())
+    holds = below(plain["swap, against the next frame"], plain["swap, against the paired next frame"])
+    return Outcome(metrics, holds, text, picture=picture)

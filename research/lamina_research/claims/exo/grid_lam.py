@@ -1,12 +1,12 @@
-"""The practical LAM of §5 and App. C on the 4x4 grid: convolutional inverse dynamics, vector quantisation, a small U-Net, and two remedies.
+"""The practical LAM of §5 and App. C on the 4x4 grid: convolutional encoder, vector quantisation, small U-Net, two auxiliary losses.
 
-Table 2's sizes in the smallest network that has them. Pixels are in [0, 1], so that errors read in units of the noise.
+The smallest network with the sizes of Table 2. Pixels are in [0, 1], so that errors are in units of the noise.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -20,7 +20,9 @@ from lamina.envs.grid import NAMES, ROWS, Grid
 from lamina.errors import LaminaError
 from lamina.losses.reconstruction import squared_error
 from lamina.models.bottlenecks.vq import VQ
+from lamina.models.code_usage import slot_use
 from lamina.rng import Rng
+from lamina.training.labelled import Minibatches
 from lamina.types import Clip, Latent
 
 Variant = Literal["vanilla", "cross_exogenous", "robust_target"]
@@ -28,7 +30,8 @@ Variant = Literal["vanilla", "cross_exogenous", "robust_target"]
 
 @dataclass(frozen=True)
 class Config:
-    """Table 2. Strides, the kernel of 3 and GELU are ours, as is where z enters the U-Net: at its input, spread over all cells."""
+    """Table 2. The paper does not give strides, the kernel (3), the activation (GELU) and where z enters the U-Net (at its input, at
+    all cells); these are our choice."""
 
     encoder: tuple[int, int, int] = (128, 128, 128)
     hidden: int = 64
@@ -39,7 +42,7 @@ class Config:
 
 
 class PracticalLAM(nn.Module):
-    """Frames are grey, [b 1 4 4] in [0, 1]; a latent is one slot."""
+    """Frames are grey, in [0, 1]; the latent has one slot."""
 
     def __init__(self, config: Config):
         super().__init__()
@@ -76,16 +79,16 @@ def pixels(frames: Tensor) -> tuple[Float[Tensor, "b 1 h w"], Float[Tensor, "b 1
 
 
 def losses(model: PracticalLAM, batch: Clip, variant: Variant) -> dict[str, Float[Tensor, "b"]]:
-    """Per-sample terms of a variant: Eq. 5; with ``cross_exogenous`` Eq. 16 (predict o' from o and the twin's latent); with
+    """The terms of a variant: Eq. 5; with ``cross_exogenous`` Eq. 16 (predict o' from o and the paired view's latent); with
     ``robust_target`` Eq. 19 on one-hot actions, a mean over the labelled rows of the batch (the others' targets are NaN)."""
     src, dst = pixels(batch.frames)
     if variant == "cross_exogenous":
         assert batch.paired is not None
-        twin_src, twin_dst = pixels(batch.paired)
-        both = model.encode(torch.cat([src, twin_src]), torch.cat([dst, twin_dst]))
-        own, twin = both[: len(src)], both[len(src) :]
-        cross = {"cross_exogenous": squared_error(model.predict(src, twin.post), dst)}
-        commitment = (own.aux["commitment"] + twin.aux["commitment"]) / 2
+        paired_src, paired_dst = pixels(batch.paired)
+        both = model.encode(torch.cat([src, paired_src]), torch.cat([dst, paired_dst]))
+        own, paired = both[: len(src)], both[len(src) :]
+        cross = {"cross_exogenous": squared_error(model.predict(src, paired.post), dst)}
+        commitment = (own.aux["commitment"] + paired.aux["commitment"]) / 2
     else:
         own, cross = model.encode(src, dst), {}
         commitment = own.aux["commitment"]
@@ -99,95 +102,77 @@ def losses(model: PracticalLAM, batch: Clip, variant: Variant) -> dict[str, Floa
 
 
 def weights(config: Config, variant: Variant) -> dict[str, float]:
-    """lambda = 1 for either remedy (Table 2)."""
-    remedy: dict[str, float] = {} if variant == "vanilla" else {variant: 1.0}
-    return {"reconstruction": 1.0, "commitment": config.commitment, **remedy}
+    """lambda = 1 for either auxiliary loss (Table 2)."""
+    auxiliary: dict[str, float] = {} if variant == "vanilla" else {variant: 1.0}
+    return {"reconstruction": 1.0, "commitment": config.commitment, **auxiliary}
 
 
 def transitions(sigma: float, count: int, seed: int) -> Clip:
-    """Transitions of the expert on its snaking path, with the twin view; ``action`` as a class. Raises LaminaError for none."""
+    """Transitions of the expert on its path through the grid, with the paired view. Raises LaminaError for a count below 1."""
     if count < 1:
         raise LaminaError(f"{count} transitions: at least one is needed")
     world = Grid(sigma, size=None)
-    frames: list[np.ndarray] = []
-    paired: list[np.ndarray] = []
-    action: list[np.ndarray] = []
-    episode: list[int] = []
-    row: list[int] = []
-    number = 0
-    while len(frames) < count:
-        steps = list(rollout(world, world.expert, seed, number))
-        own, twin = (np.stack([s.observation.frames[c][..., 0] for s in steps]) for c in world.cameras)
-        for i in range(len(steps) - 1):
-            frames.append(own[i : i + 2])
-            paired.append(twin[i : i + 2])
-            action.append(steps[i].action)
-            episode.append(number)
-            row.append(i)
-        number += 1
-    index = torch.tensor(row[:count])[:, None] + torch.arange(2)
-    own_view, twin_view = (torch.from_numpy(np.stack(x[:count]))[:, :, None] for x in (frames, paired))
-    taken = torch.from_numpy(np.stack(action[:count])).float()[:, None].expand(-1, 2, -1)
-    return Clip(own_view, index / world.fps, index, torch.tensor(episode[:count]), taken, paired=twin_view)
+    episodes: list[Clip] = []
+    while sum(map(len, episodes)) < count:
+        steps = list(rollout(world, world.expert, seed, len(episodes)))
+        index = torch.arange(len(steps) - 1)[:, None] + torch.arange(2)
+        own, paired = (
+            torch.from_numpy(np.stack([step.observation.frames[camera][..., 0] for step in steps]))[index][:, :, None]
+            for camera in world.cameras
+        )
+        action = torch.from_numpy(np.stack([step.action for step in steps[:-1]])).float()[:, None].expand(-1, 2, -1)
+        episode = torch.full((len(index),), len(episodes))
+        episodes.append(Clip(own, index / world.fps, index, episode, action, paired=paired))
+    return Clip.cat(episodes)[:count]
 
 
 def label(clip: Clip, share: float, seed: int) -> tuple[Clip, Int[Tensor, "n"]]:
     """The clip with one-hot action targets on a random share of its rows (NaN elsewhere), and those rows."""
-    generator = torch.Generator().manual_seed(seed)
-    rows = torch.randperm(len(clip), generator=generator)[: max(1, round(share * len(clip)))]
     assert clip.action is not None
+    order = torch.randperm(len(clip), generator=torch.Generator().manual_seed(seed))
+    rows = order[: max(1, round(share * len(clip)))]
     target = torch.full((len(clip), 2, len(NAMES)), torch.nan)
     target[rows] = F.one_hot(clip.action[rows, :, 0].long(), len(NAMES)).float()
-    clip.targets["action"] = target
-    return clip, rows
+    return replace(clip, targets={"action": target}), rows
 
 
-class Batches:
-    """An endless stream of random rows; a quarter of each batch is labelled, for every variant alike."""
+class Batches(Minibatches):
+    """An endless stream of random rows; a quarter of each batch is labelled, for all variants alike."""
 
     def __init__(self, clip: Clip, labelled: Int[Tensor, "n"], batch: int, seed: int):
-        self.clip, self.labelled, self.batch, self.seed, self.drawn = clip, labelled, batch, seed, 0
+        super().__init__(clip, batch, seed)
+        self.labelled = labelled
 
     def __iter__(self) -> Iterator[Clip]:
         while True:
             self.drawn += 1
-            chance = Rng(self.seed, self.drawn).uniform(self.batch)
-            rows = (chance * len(self.clip)).long()
-            few = self.batch // 4
-            rows[:few] = self.labelled[(chance[:few] * len(self.labelled)).long()]
-            yield self.clip[rows]
-
-    def state_dict(self) -> dict[str, int]:
-        return {"drawn": self.drawn}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self.drawn = state["drawn"]
-
-    def close(self) -> None:
-        pass
+            uniform = Rng(self.seed, self.drawn).uniform(self.batch)
+            rows = (uniform * len(self.items)).long()
+            quarter = self.batch // 4
+            rows[:quarter] = self.labelled[(uniform[:quarter] * len(self.labelled)).long()]
+            yield self.items[rows]
 
 
 @torch.no_grad()
 def score(model: PracticalLAM, test: Clip) -> dict[str, float]:
-    """Held-out figures: the paper's two (Consistency loss, Exogenous region MSE), and what they hide.
+    """Held-out scores.
 
-    ``consistency``: |z - ~z|^2, mean over dimensions. ``consistency by spread``: the same over 2 Var(z), 0 consistent, 1 no better than
-    chance; 0 where all latents are alike. ``perplexity`` of the codes. ``exogenous`` and ``controllable``: squared error of the bottom
-    row and of the rest, pixels in [0, 1].
+    ``consistency``: |z - ~z|^2, mean over dimensions (the paper's). ``consistency by spread``: the same divided by 2 Var(z); 0 is
+    consistent, 1 is chance; 0 if all latents are equal. ``perplexity`` of the codes. ``exogenous`` (the paper's) and ``controllable``:
+    squared error of the bottom row and of the other rows, pixels in [0, 1].
     """
     model.eval()
     src, dst = pixels(test.frames)
     assert test.paired is not None
-    own, twin = model.encode(src, dst), model.encode(*pixels(test.paired))
+    own, paired = model.encode(src, dst), model.encode(*pixels(test.paired))
     error = (model.predict(src, own.post) - dst).square()
-    gap = float((own.post - twin.post).square().mean())
+    gap = float((own.post - paired.post).square().mean())
     spread = 2 * float(own.post.var(0, correction=0).mean())
     assert own.index is not None
-    share = torch.bincount(own.index.flatten(), minlength=2).double() / own.index.numel()
     return {
         "consistency": gap,
         "consistency by spread": gap / spread if spread > 1e-12 else 0.0,
         "exogenous": float(error[:, :, ROWS:].mean()),
         "controllable": float(error[:, :, :ROWS].mean()),
-        "perplexity": float(torch.exp(-(share * share.clamp(min=1e-12).log()).sum())),
+        "perplexity": slot_use(own.index, len(model.bottleneck.codebook))[0].perplexity,
     }

@@ -1,32 +1,33 @@
-"""The claim about a nonlinear LAM: consistency and the exogenous region over the strength of the noise (§5, Fig. 5b)."""
+"""The claim about a nonlinear LAM in the grid world: consistency and the exogenous region over the noise strength (§5, Fig. 5b)."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
 import torch
-from safetensors.torch import save_file
 
 from lamina.files import write_text
-from lamina.training import loop as train
-from lamina.training.loop import fit
+from lamina.training import loop
 from lamina.training.settings import TrainConfig
-from lamina_research.claims.exo import grid_lam as practical
+from lamina_research.claims.exo import grid_lam
 from lamina_research.claims.exo.grid_lam import Batches, Config, PracticalLAM, Variant
-from lamina_research.claims.exo.linear_study import below, intervals
 from lamina_research.experiment import Experiment, Outcome
-from lamina_research.figures import LinePlot, Panels
+from lamina_research.figures import LinePlot
+from lamina_research.seeds import below, interval, over_seeds
+from lamina_research.text import listed
 
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
 LABELS = 0.01  # Table 2
-MIN_UNPREDICTED = 0.9  # of the error without any noise in z: from here on the exogenous region counts as unpredicted
+MIN_UNPREDICTED = 0.9  # the exogenous region is unpredicted from this share of the error without any noise in z
 
 
 @dataclass(frozen=True)
-class Setup:
+class GridSetup:
+    """The settings of one scale."""
+
     sigmas: tuple[float, ...]
     transitions: int  # for training; a hundredth is labelled
     held_out: int
@@ -34,104 +35,91 @@ class Setup:
 
 
 def _train(steps: int) -> TrainConfig:
-    """Table 2: Adam at 3e-4, batches of 128, gradients clipped at 5. No warm-up is mentioned there, and no averaging."""
+    """Table 2: Adam at 3e-4, batches of 128, gradients clipped at 5; it mentions neither warm-up nor averaging of weights."""
     return TrainConfig(
         steps=steps, batch=128, lr=3e-4, warmup=1, weight_decay=0.0, clip=5.0, ema=0.0, checkpoint_every=1000, keep=1, log_every=200
     )  # fmt: skip
 
 
 SETUPS = {
-    "smoke": Setup((0.0, 1.0), transitions=200, held_out=100, train=_train(10)),
-    "cpu": Setup((0.0, 0.25, 0.5, 1.0), transitions=10_000, held_out=4_000, train=_train(4_000)),
-    "gpu": Setup((0.0, 0.25, 0.5, 0.75, 1.0), transitions=50_000, held_out=4_000, train=_train(16_000)),
+    "smoke": GridSetup((0.0, 1.0), transitions=200, held_out=100, train=_train(10)),
+    "cpu": GridSetup((0.0, 0.25, 0.5, 1.0), transitions=10_000, held_out=4_000, train=_train(4_000)),
+    "gpu": GridSetup((0.0, 0.25, 0.5, 0.75, 1.0), transitions=50_000, held_out=4_000, train=_train(16_000)),
 }
 
 
-def scores(experiment: Experiment, setup: Setup, variant: Variant, sigma: float, seed: int) -> dict[str, float]:
+def scores(experiment: Experiment, setup: GridSetup, variant: Variant, sigma: float, seed: int) -> dict[str, float]:
     """Held-out scores of one LAM, trained at most once."""
     config = Config()
     key = {
-        "grid": variant, "sigma": sigma, "seed": seed, "config": config, "train": vars(setup.train),
+        "grid": variant, "sigma": sigma, "seed": seed, "config": config, "train": setup.train,
         "transitions": setup.transitions, "held out": setup.held_out, "labels": LABELS,
     }  # fmt: skip
 
     def build(path: Path) -> None:
-        clip, labelled = practical.label(practical.transitions(sigma, setup.transitions, 2 * seed), LABELS, seed)
-        training = TrainConfig(**{**vars(setup.train), "seed": seed, "resume": True})
+        experiment.progress(f"{variant}, sigma {sigma:g}, seed {seed}")
+        clip, labelled = grid_lam.label(grid_lam.transitions(sigma, setup.transitions, 2 * seed), LABELS, seed)
+        training = replace(setup.train, seed=seed, resume=True)
         torch.manual_seed(seed)
         model = PracticalLAM(config)
-        state = fit(
+        state = loop.fit(
             path,
             model,
-            lambda module, batch, draws: practical.losses(module, batch, variant),
-            practical.weights(config, variant),
+            lambda module, batch, draws: grid_lam.losses(module, batch, variant),
+            grid_lam.weights(config, variant),
             lambda shards, shard: Batches(clip, labelled, training.batch, seed),
             training,
         )
         model.cpu().load_state_dict(state)
-        save_file({name: value.contiguous() for name, value in state.items()}, path / "lam.safetensors")
-        test = practical.transitions(sigma, setup.held_out, 2 * seed + 1)
-        write_text(path / "scores.json", json.dumps(practical.score(model, test)) + "\n")
+        test = grid_lam.transitions(sigma, setup.held_out, 2 * seed + 1)
+        write_text(path / "scores.json", json.dumps(grid_lam.score(model, test)) + "\n")
 
-    experiment.progress(f"{variant}, sigma {sigma:g}, seed {seed}")
-    run = experiment.cached(key, (practical, train), build)
+    run = experiment.cached(key, (grid_lam, loop), build)
     return json.loads((run / "scores.json").read_text())
 
 
 def gridworld(experiment: Experiment) -> Outcome:
-    """Consistency loss and exogenous-region MSE of the vanilla LAM and of both remedies, over sigma."""
+    """Consistency loss and error in the exogenous region of the vanilla LAM and with either auxiliary loss, over sigma."""
     setup = SETUPS[experiment.scale]
-    found = {
-        (variant, sigma): [scores(experiment, setup, variant, sigma, seed) for seed in experiment.seeds]
+    metrics = over_seeds(
+        {f"{variant}, sigma = {sigma:g}": scores(experiment, setup, variant, sigma, seed)}
         for variant in VARIANTS
         for sigma in setup.sigmas
-    }
-
-    def column(variant: Variant, metric: str) -> torch.Tensor:
-        """[k sigma]"""
-        return torch.tensor([[s[metric] for s in found[variant, sigma]] for sigma in setup.sigmas]).T.double()
-
-    noisy = [i for i, sigma in enumerate(setup.sigmas) if sigma > 0]
-    plain, *remedies = VARIANTS
-
-    def beats(variant: Variant, metric: str, sign: float) -> bool:
-        ours, theirs = (sign * column(v, metric)[:, None, noisy] for v in (variant, plain))
-        return below(ours, theirs)
-
-    # Half of the pixels are on: what a prediction errs by when z tells nothing of the noise.
-    untold = torch.tensor([setup.sigmas[i] ** 2 / 4 for i in noisy], dtype=torch.float64)
-    steady = [v for v in remedies if beats(v, "consistency", 1.0) and beats(v, "consistency by spread", 1.0)]
-    blind = [v for v in remedies if beats(v, "exogenous", -1.0)]
-    kept_out = [
-        v for v in remedies if bool((column(v, "exogenous")[:, noisy].mean(0) >= MIN_UNPREDICTED * untold).all())
-    ]
-    at = noisy[-1]
-    told = []
-    for v in VARIANTS:
-        gap, share, error, codes = (
-            float(column(v, m)[:, at].mean())
-            for m in ("consistency", "consistency by spread", "exogenous", "perplexity")
-        )
-        told.append(
-            f"{v} consistency {gap:.3f} ({share:.2f} of chance), exogenous region {error:.3f}, codes in use {codes:.1f}"
-        )
-    text = f"At sigma = {setup.sigmas[at]:g} (without any noise in z a prediction errs by {float(untold[-1]):g}): {'; '.join(told)}"
-    text += f". More consistent than vanilla at every sigma above 0: {', '.join(steady) or 'none'}; exogenous region less predicted: "
-    text += f"{', '.join(blind) or 'none'}; left unpredicted "
-    text += f"(at least {MIN_UNPREDICTED:.0%} of sigma^2 / 4): {', '.join(kept_out) or 'none'}."
-    panels = [("consistency", "Consistency loss", "|z - ~z|^2"), ("exogenous", "Exogenous region", "squared error")]
-    return Outcome(
-        metrics={
-            f"{v}, sigma = {sigma:g}": {m: [s[m] for s in found[v, sigma]] for m in found[v, sigma][0]}
-            for v in VARIANTS
-            for sigma in setup.sigmas
-        },
-        holds=len(steady) == len(blind) == len(kept_out) == len(remedies),
-        explanation=text,
-        plot=Panels(
-            [
-                LinePlot(title, "sigma", label, setup.sigmas, {v: intervals(column(v, metric)) for v in VARIANTS})
-                for metric, title, label in panels
-            ]
-        ),
+        for seed in experiment.seeds
     )
+
+    def values(variant: Variant, metric: str, sigma: float) -> list[float]:
+        return metrics[f"{variant}, sigma = {sigma:g}"][metric]
+
+    def lower(one: Variant, other: Variant, metric: str) -> bool:
+        """Significantly lower at every sigma above 0."""
+        return all(below(values(one, metric, sigma), values(other, metric, sigma)) for sigma in noisy)
+
+    noisy = [sigma for sigma in setup.sigmas if sigma > 0]
+    plain, *auxiliary = VARIANTS
+    # Half of the pixels are on: the error of a prediction from a z without the noise is sigma^2 / 4.
+    consistent = [v for v in auxiliary if lower(v, plain, "consistency") and lower(v, plain, "consistency by spread")]
+    less_predicted = [v for v in auxiliary if lower(plain, v, "exogenous")]
+    unpredicted = [
+        v
+        for v in auxiliary
+        if all(interval(values(v, "exogenous", sigma)).mean >= MIN_UNPREDICTED * sigma**2 / 4 for sigma in noisy)
+    ]
+    text = f"At sigma = {noisy[-1]:g} (without any noise in z a prediction errs by {noisy[-1] ** 2 / 4:g}): "
+    for variant in VARIANTS:
+        row = {metric: interval(x).mean for metric, x in metrics[f"{variant}, sigma = {noisy[-1]:g}"].items()}
+        text += f"{variant} consistency {row['consistency']:.3f} ({row['consistency by spread']:.2f} of chance), exogenous region "
+        text += f"{row['exogenous']:.3f}, codes in use {row['perplexity']:.1f}; "
+    text += (
+        f"more consistent than vanilla at every sigma above 0: {listed(consistent)}; exogenous region less predicted: "
+        f"{listed(less_predicted)}; left unpredicted (at least {MIN_UNPREDICTED:.0%} of sigma^2 / 4): {listed(unpredicted)}."
+    )
+    plots = []
+    for metric, title, label in (
+        ("consistency", "Consistency loss", "|z - ~z|^2"),
+        ("exogenous", "Exogenous region", "squared error"),
+    ):
+        series = {str(v): [values(v, metric, sigma) for sigma in setup.sigmas] for v in VARIANTS}
+        plots.append(LinePlot(title, label, setup.sigmas, series, xlabel="sigma"))
+    holds = len(consistent) == len(less_predicted) == len(unpredicted) == len(auxiliary)
+    return Outcome(metrics, holds, text, plots)

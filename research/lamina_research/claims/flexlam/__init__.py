@@ -1,4 +1,4 @@
-"""The claims of FlexLAM (arXiv 2606.19408): retained prefixes make one latent action work at every budget."""
+"""The claims of FlexLAM (arXiv 2606.19408): one latent action whose prefixes work at every budget."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from lamina_research.claims.flexlam import alignment, closed_loop, pictures
 from lamina_research.experiment import Claim
 
 PAPER = "FlexLAM, arXiv 2606.19408"
-SCALES = ("smoke", "cpu", "gpu")
 
 CLAIMS = (
     Claim(
@@ -16,7 +15,6 @@ CLAIMS = (
         decides="Held-out translator loss of FlexLAM@k is below that of Fixed-Kk at every k, paired over seeds; "
         "the same for normalized return in closed loop.",
         run=closed_loop.matched_budget,
-        scales=SCALES,
     ),
     Claim(
         id="flexlam/label-scaling",
@@ -25,7 +23,6 @@ CLAIMS = (
         decides="Fixed-K's held-out loss minus FlexLAM's, mean over budgets, is above 0 with scarce labels and smaller with the "
         "most labels of the curve, paired over seeds.",
         run=alignment.label_scaling,
-        scales=SCALES,
     ),
     Claim(
         id="flexlam/narrow-source",
@@ -34,7 +31,6 @@ CLAIMS = (
         decides="On the other tasks, at the largest budget: FlexLAM's loss and its rise over as many labels drawn from all tasks are "
         "below those of Fixed-K, paired over seeds.",
         run=alignment.narrow_source,
-        scales=SCALES,
     ),
     Claim(
         id="flexlam/prefix-scaling",
@@ -43,7 +39,6 @@ CLAIMS = (
         decides="Held-out translator loss over all k: its Spearman correlation with k is below 0 beyond its interval, and "
         "the loss at k = 1 is below that of shuffled latents, paired over seeds.",
         run=alignment.prefix_scaling,
-        scales=SCALES,
     ),
     Claim(
         id="flexlam/token-budget",
@@ -52,7 +47,6 @@ CLAIMS = (
         decides="Ratio of returns at a quarter of the tokens (at least 95% beyond its interval), and ratio of decision-step latencies of "
         "k = 64 and k = 16 at K = 64 (at least 3.6), by the protocol of Appendix B.6.",
         run=closed_loop.token_budget,
-        scales=SCALES,
     ),
     Claim(
         id="flexlam/joint-alignment",
@@ -62,7 +56,6 @@ CLAIMS = (
         "dynamics leads the frozen LAMs, joint FlexLAM leads inverse dynamics, FlexLAM gains more than Fixed-K; each paired "
         "over seeds.",
         run=alignment.joint_alignment,
-        scales=SCALES,
     ),
     Claim(
         id="flexlam/reconstruction",
@@ -71,7 +64,6 @@ CLAIMS = (
         decides="Per-frame PSNR and SSIM rise at each of three budgets, and at the largest they are above those of a "
         "villa-X style LAM (one VQ token of 32 codes) of equal encoder and decoder, paired over seeds.",
         run=pictures.reconstruction,
-        scales=SCALES,
     ),
     Claim(
         id="flexlam/round-trip",
@@ -80,7 +72,6 @@ CLAIMS = (
         decides="PSNR of the round trip is above copy-frame's and above that of another transition's latent, paired over "
         "seeds; and the picture.",
         run=pictures.round_trip,
-        scales=SCALES,
     ),
     Claim(
         id="flexlam/translator-conditioning",
@@ -89,7 +80,6 @@ CLAIMS = (
         decides="Held-out loss of three translators on the same labels: with the previous action it is below both others, "
         "paired over seeds.",
         run=alignment.translator_conditioning,
-        scales=SCALES,
     ),
     Claim(
         id="flexlam/prefix-distribution",
@@ -98,6 +88,5 @@ CLAIMS = (
         decides="Held-out loss for three p(k): the one biased short is better at k = 1 than the one biased long, and the other "
         "way round at k = K, paired over seeds.",
         run=alignment.prefix_distribution,
-        scales=SCALES,
     ),
 )

@@ -1,254 +1,169 @@
-"""Claims about tying latents to actions: matched budgets, label counts, a narrow source, prefixes, joint tuning, conditioning, p(k)."""
+"""Claims about translators: label counts, a narrow source, prefixes, joint alignment, conditioning, p(k)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
+from math import nan
 
 from scipy.stats import spearmanr
 
-from lamina_research.claims.flexlam.study import FlexLAMStudy, Labels, fixed_k_spec, flexlam_spec
+from lamina.models.heads import Condition
+from lamina_research.claims.flexlam.study import FlexLAMStudy, Labels, contenders, flexlam_spec
 from lamina_research.experiment import Experiment, Outcome
 from lamina_research.figures import BarPlot, LinePlot
-from lamina_research.seeds import Interval, below, interval
-from lamina_research.study import ModelSpec
-from lamina_research.text import means, yes_no
+from lamina_research.seeds import below, column, interval, over_seeds
+from lamina_research.text import listed, means, means_of, yes_no
 
-Values = dict[str, list[float]]  # one value a seed
-
-
-def as_metrics(**named: Mapping[str, Sequence[float]]) -> dict[str, dict[str, Sequence[float]]]:
-    """``metrics[method][metric]`` from one mapping method -> values for each metric."""
-    methods = dict.fromkeys(name for values in named.values() for name in values)
-    return {m: {metric: values[m] for metric, values in named.items() if m in values} for m in methods}
-
-
-def budget_losses(lab: FlexLAMStudy, labels: Labels, without: Sequence[str] = ()) -> tuple[Values, Values]:
-    """Held-out losses of FlexLAM@k and of each Fixed-Kk, for every seed."""
-    ours: Values = {f"FlexLAM@{k}": [] for k in lab.setup.budgets}
-    theirs: Values = {f"Fixed-K{k}": [] for k in lab.setup.budgets}
-    for seed in lab.experiment.seeds:
-        losses = lab.losses(flexlam_spec(seed), labels, lab.setup.budgets, without)
-        for k in lab.setup.budgets:
-            ours[f"FlexLAM@{k}"].append(losses[k])
-            theirs[f"Fixed-K{k}"].append(lab.losses(fixed_k_spec(k, seed), labels, (k,), without)[k])
-    return ours, theirs
+LOSS = "held-out loss (nats)"
 
 
 def label_scaling(experiment: Experiment) -> Outcome:
     """Held-out loss over the number of labels (Fig. 3, left)."""
-    lab = FlexLAMStudy(experiment)
-    counts, budgets = lab.setup.curve, lab.setup.budgets
-    curves: dict[str, list[Values]] = {}
-    gaps: dict[int, list[float]] = {}
-    metrics: dict[str, dict[str, list[float]]] = {}
-    for number in counts:
-        ours, theirs = budget_losses(lab, Labels(number))
-        for name, values in {**ours, **theirs}.items():
-            curves.setdefault(name, []).append({"loss": values})
-            metrics.setdefault(name, {})[f"loss at {number} labels"] = values
-        per_seed = [
-            sum(theirs[f"Fixed-K{k}"][i] - ours[f"FlexLAM@{k}"][i] for k in budgets) / len(budgets)
-            for i in range(len(experiment.seeds))
-        ]
-        gaps[number] = per_seed
-        metrics.setdefault("Fixed-K minus FlexLAM, mean over budgets", {})[f"loss at {number} labels"] = per_seed
-    scarce, plenty = lab.setup.labels, counts[-1]
-    advantage = interval(gaps[scarce])
-    shrinks = below(gaps[plenty], gaps[scarce])
-    text = (
-        f"Fixed-K's loss minus FlexLAM's, mean over k = {', '.join(map(str, budgets))}: "
-        + ", ".join(f"{interval(gap).mean:+.3f} at {number}" for number, gap in gaps.items())
-        + " labels."
-    )
-    return Outcome(
-        metrics=metrics,
-        holds=advantage.low is not None and advantage.low > 0 and shrinks,
-        explanation=text,
-        plot=LinePlot(
-            "Translator loss over the number of labels",
-            "labelled transitions",
-            "held-out loss (nats)",
-            counts,
-            {name: [interval(v["loss"]) for v in points] for name, points in curves.items()},
-            log_x=True,
-        ),
-    )
+    study = FlexLAMStudy(experiment)
+    s, gap = study.setup, "Fixed-K minus FlexLAM, mean over budgets"
+
+    def scores(seed: int, number: int) -> dict[str, dict[str, float]]:
+        losses = study.budget_losses(Labels(number), seed)
+        losses[gap] = sum(losses[f"Fixed-K{k}"] - losses[f"FlexLAM@{k}"] for k in s.budgets) / len(s.budgets)
+        return {name: {f"loss at {number} labels": loss} for name, loss in losses.items()}
+
+    metrics = over_seeds(scores(seed, number) for seed in experiment.seeds for number in s.label_counts)
+    curves = {name: [row[f"loss at {number} labels"] for number in s.label_counts] for name, row in metrics.items()}
+    gaps = dict(zip(s.label_counts, curves.pop(gap), strict=True))
+    text = f"Fixed-K's loss minus FlexLAM's, mean over k = {listed(s.budgets)}: "
+    text += listed(f"{interval(values).mean:+.3f} at {number}" for number, values in gaps.items()) + " labels."
+    holds = interval(gaps[s.labels]).low > 0 and below(gaps[s.label_counts[-1]], gaps[s.labels])
+    title = "Translator loss over the number of labels"
+    plot = LinePlot(title, LOSS, s.label_counts, curves, xlabel="labelled transitions", log_x=True)
+    return Outcome(metrics, holds, text, (plot,))
 
 
 def narrow_source(experiment: Experiment) -> Outcome:
     """Labels from one task, scored on all the others, against as many labels from all tasks (Fig. 4)."""
-    lab = FlexLAMStudy(experiment)
-    source, last = lab.source(), lab.setup.budgets[-1]
-    labels, played = (Labels(number, tasks=(source,)) for number in (lab.setup.labels, lab.setup.played))
-    narrow, wide = (_both(budget_losses(lab, x, (source,))) for x in (labels, Labels(lab.setup.labels)))
-    rise = {name: [n - w for n, w in zip(narrow[name], wide[name], strict=True)] for name in narrow}
-    ours, theirs = f"FlexLAM@{last}", f"Fixed-K{last}"
-    returns: Values = {ours: [], theirs: []}
-    for seed in experiment.seeds:
-        for name, model in ((ours, flexlam_spec(seed)), (theirs, fixed_k_spec(last, seed))):
-            returns[name].append(float(lab.returns(model, played, last)["above_random"]))
+    study = FlexLAMStudy(experiment)
+    s, task = study.setup, study.narrow_task()
+    last = s.budgets[-1]
+
+    def scores(seed: int) -> Iterator[dict[str, dict[str, float]]]:
+        narrow = study.budget_losses(Labels(s.labels, tasks=(task,)), seed, (task,))
+        wide = study.budget_losses(Labels(s.labels), seed, (task,))
+        for name in narrow:
+            losses = {"loss, one task": narrow[name], "loss, all tasks": wide[name]}
+            yield {name: losses | {"rise": narrow[name] - wide[name]}}
+        for name, model in contenders(last, seed).items():
+            returns = study.returns(model, Labels(s.rollout_labels, tasks=(task,)), last)
+            yield {name: {"above_random": returns["above_random"]}}
+
+    metrics = over_seeds(row for seed in experiment.seeds for row in scores(seed))
+    ours, theirs = (metrics[name] for name in contenders(last, 0))
+    narrow, wide = column(metrics, "loss, one task"), column(metrics, "loss, all tasks")
     text = (
-        f"{labels.number} labels of '{source}' alone, loss on the other tasks: {means(narrow)}. "
-        f"Rise over as many labels from every task: {means(rise)}. "
-        f"Return on the other tasks with {played.number} labels, 0 = random and 100 = expert: {means(returns, 1)}."
+        f"{s.labels} labels of '{task}' alone, loss on the other tasks: {means(narrow)}. "
+        f"Rise over as many labels from every task: {means_of(metrics, 'rise')}. "
+        f"Return on the other tasks with {s.rollout_labels} labels, 0 = random and 100 = expert: {means_of(metrics, 'above_random', 1)}."
     )
-    named = {"loss, one task": narrow, "loss, all tasks": wide, "rise": rise, "above_random": returns}
-    return Outcome(
-        metrics=as_metrics(**named),
-        holds=below(narrow[ours], narrow[theirs]) and below(rise[ours], rise[theirs]),
-        explanation=text,
-        plot=BarPlot(
-            "Labels from one task against labels from all",
-            "held-out loss on the other tasks (nats)",
-            list(narrow),
-            {"one task": [interval(v) for v in narrow.values()], "all tasks": [interval(v) for v in wide.values()]},
-        ),
-    )
-
-
-def _both(pair: tuple[Values, Values]) -> Values:
-    return {**pair[0], **pair[1]}
+    series = {"one task": list(narrow.values()), "all tasks": list(wide.values())}
+    label = "held-out loss on the other tasks (nats)"
+    plot = BarPlot("Labels from one task against labels from all", label, list(narrow), series)
+    return Outcome(metrics, all(below(ours[m], theirs[m]) for m in ("loss, one task", "rise")), text, (plot,))
 
 
 def prefix_scaling(experiment: Experiment) -> Outcome:
-    """Held-out loss over every k of one model, and the controls (Fig. 7)."""
-    lab = FlexLAMStudy(experiment)
-    slots = lab.setup.budgets[-1]
-    ks = tuple(range(1, slots + 1))
-    losses: dict[int, list[float]] = {k: [] for k in ks}
-    rivals: Values = {}
-    correlation: list[float] = []
-    for seed in experiment.seeds:
-        curve = lab.losses(flexlam_spec(seed), Labels(lab.setup.labels), ks)
-        for k in ks:
-            losses[k].append(curve[k])
-        correlation.append(float(spearmanr(ks, [curve[k] for k in ks]).statistic))
-        for name, loss in lab.rivals(flexlam_spec(seed), Labels(lab.setup.labels)).items():
-            rivals.setdefault(name, []).append(loss)
-    rho = interval(correlation)
-    blind = rivals["shuffled latents"]
-    falls = rho.high is not None and rho.high < 0
+    """Held-out loss over all k of one model, and the controls (Fig. 7)."""
+    study = FlexLAMStudy(experiment)
+    s, slots = study.setup, study.setup.budgets[-1]
+    ks, labels = range(1, slots + 1), Labels(s.labels)
+
+    def scores(seed: int) -> dict[str, dict[str, float]]:
+        curve = study.losses(flexlam_spec(seed), labels, ks)
+        controls = study.controls(flexlam_spec(seed), labels)
+        losses = {f"FlexLAM@{k}": curve[k] for k in ks} | controls
+        rank = {"FlexLAM": {"spearman": float(spearmanr(ks, list(curve.values())).statistic)}}
+        return {name: {"loss": loss} for name, loss in losses.items()} | rank
+
+    metrics = over_seeds(map(scores, experiment.seeds))
+    losses, rank = column(metrics, "loss"), interval(metrics["FlexLAM"]["spearman"])
+    ours = {k: losses.pop(f"FlexLAM@{k}") for k in ks}
+    blind = losses["shuffled latents"]
     text = (
-        f"Spearman correlation of loss with k: {rho.mean:.2f}. Loss {interval(losses[1]).mean:.3f} at k = 1 and "
-        f"{interval(losses[slots]).mean:.3f} at k = {slots}; without the latent {interval(blind).mean:.3f}. "
-        f"{lab.setup.labels} labels, mean of {lab.setup.draws} draws."
+        f"Spearman correlation of loss with k: {rank.mean:.2f}. Loss {interval(ours[1]).mean:.3f} at k = 1 and "
+        f"{interval(ours[slots]).mean:.3f} at k = {slots}; with shuffled latents {interval(blind).mean:.3f}. "
+        f"{s.labels} labels, mean of {s.draws} draws."
     )
-    return Outcome(
-        metrics={
-            **{f"FlexLAM@{k}": {"loss": values} for k, values in losses.items()},
-            "FlexLAM": {"spearman": correlation},
-            **{name: {"loss": values} for name, values in rivals.items()},
-        },
-        holds=falls and below(losses[1], blind),
-        explanation=text,
-        plot=LinePlot(
-            "Translator loss over the retained prefix",
-            "k, slots kept",
-            "held-out loss (nats)",
-            ks,
-            {"FlexLAM": [interval(losses[k]) for k in ks]},
-            {name: interval(values) for name, values in rivals.items()},
-        ),
-    )
+    series = {"FlexLAM": list(ours.values())}
+    plot = LinePlot("Translator loss over the retained prefix", LOSS, ks, series, losses, xlabel="k, slots kept")
+    return Outcome(metrics, rank.high < 0 and below(ours[1], blind), text, (plot,))
 
 
 def joint_alignment(experiment: Experiment) -> Outcome:
     """Inverse dynamics, Fixed-K and FlexLAM, frozen and tuned jointly (Fig. 8)."""
-    lab = FlexLAMStudy(experiment)
-    slots = lab.setup.budgets[-1]
-    frozen: Values = {"IDM": [], f"Fixed-K{slots}": [], f"FlexLAM@{slots}": []}
-    joint: Values = {name: [] for name in frozen if name != "IDM"}
-    labels = Labels(lab.setup.joint_labels)
-    for seed in experiment.seeds:
-        frozen["IDM"].append(lab.rivals(flexlam_spec(seed), labels)["inverse dynamics model"])
-        for name, model in ((f"Fixed-K{slots}", fixed_k_spec(slots, seed)), (f"FlexLAM@{slots}", flexlam_spec(seed))):
-            frozen[name].append(lab.losses(model, labels, (slots,))[slots])
-            joint[name].append(lab.losses(model, replace(labels, joint=True), (slots,))[slots])
-    gain = {name: [a - b for a, b in zip(frozen[name], joint[name], strict=True)] for name in joint}
-    flexlam, rigid = f"FlexLAM@{slots}", f"Fixed-K{slots}"
-    idm_first = below(frozen["IDM"], frozen[flexlam]) and below(frozen["IDM"], frozen[rigid])
-    reversed_ = below(joint[flexlam], frozen["IDM"])
-    most = below(gain[rigid], gain[flexlam])
+    study = FlexLAMStudy(experiment)
+    slots, labels = study.setup.budgets[-1], Labels(study.setup.joint_labels)
+
+    def scores(seed: int) -> Iterator[dict[str, dict[str, float]]]:
+        yield {"IDM": {"frozen": study.controls(flexlam_spec(seed), labels)["inverse dynamics model"]}}
+        for name, model in contenders(slots, seed).items():
+            frozen, joint = (study.losses(model, replace(labels, joint=j), (slots,))[slots] for j in (False, True))
+            yield {name: {"frozen": frozen, "joint": joint, "gain": frozen - joint}}
+
+    metrics = over_seeds(row for seed in experiment.seeds for row in scores(seed))
+    flexlam, fixed_k = (metrics[name] for name in contenders(slots, 0))
+    idm = metrics["IDM"]["frozen"]
+    idm_first = below(idm, flexlam["frozen"]) and below(idm, fixed_k["frozen"])
+    joint_first = below(flexlam["joint"], idm)
+    most = below(fixed_k["gain"], flexlam["gain"])
     text = (
-        f"{labels.number} labels. Frozen: {means(frozen)}; joint: {means(joint)}; gain: {means(gain)}. "
-        f"Inverse dynamics leads the frozen LAMs: {yes_no(idm_first)}; joint FlexLAM passes it: {yes_no(reversed_)}; "
+        f"{labels.number} labels. Frozen: {means_of(metrics, 'frozen')}; joint: {means_of(metrics, 'joint')}; "
+        f"gain: {means_of(metrics, 'gain')}. "
+        f"Inverse dynamics leads the frozen LAMs: {yes_no(idm_first)}; joint FlexLAM passes it: {yes_no(joint_first)}; "
         f"FlexLAM gains more than Fixed-K: {yes_no(most)}."
     )
-    names = list(frozen)
-    nothing = Interval(float("nan"), None, None)
-    return Outcome(
-        metrics=as_metrics(frozen=frozen, joint=joint, gain=gain),
-        holds=idm_first and reversed_ and most,
-        explanation=text,
-        plot=BarPlot(
-            "Frozen and joint alignment",
-            "held-out loss (nats)",
-            names,
-            {
-                "frozen": [interval(frozen[n]) for n in names],
-                "joint": [interval(joint[n]) if n in joint else nothing for n in names],
-            },
-        ),
-    )
+    series = {name: [row.get(name, [nan]) for row in metrics.values()] for name in ("frozen", "joint")}
+    plot = BarPlot("Frozen and joint alignment", LOSS, list(metrics), series)
+    return Outcome(metrics, idm_first and joint_first and most, text, (plot,))
 
 
 def translator_conditioning(experiment: Experiment) -> Outcome:
     """Three translators on the same labels: z, z and the previous action, both and the frame (Fig. 10)."""
-    lab = FlexLAMStudy(experiment)
-    slots = lab.setup.budgets[-1]
-    what = {
+    study = FlexLAMStudy(experiment)
+    s, slots = study.setup, study.setup.budgets[-1]
+    conditions: dict[str, Condition] = {
         "z": "latent",
         "z + previous action": "latent+previous",
         "z + previous action + observation": "latent+previous+observation",
     }
-    losses: Values = {name: [] for name in what}
-    for seed in experiment.seeds:
-        for name, condition in what.items():
-            labels = Labels(lab.setup.labels, condition=condition)  # type: ignore[arg-type]
-            losses[name].append(lab.losses(flexlam_spec(seed), labels, (slots,))[slots])
-    alone, previous, observed = losses.values()
-    return Outcome(
-        metrics=as_metrics(loss=losses),
-        holds=below(previous, alone) and below(previous, observed),
-        explanation=f"{lab.setup.labels} labels, k = {slots}: {means(losses)}.",
-        plot=BarPlot(
-            "What the translator reads",
-            "held-out loss (nats)",
-            list(losses),
-            {"FlexLAM": [interval(v) for v in losses.values()]},
-        ),
+    metrics = over_seeds(
+        {name: {"loss": study.losses(flexlam_spec(seed), Labels(s.labels, condition=condition), (slots,))[slots]}}
+        for seed in experiment.seeds
+        for name, condition in conditions.items()
     )
+    losses = column(metrics, "loss")
+    alone, previous, observed = losses.values()
+    plot = BarPlot("Inputs of the translator", LOSS, list(losses), {"FlexLAM": list(losses.values())})
+    text = f"{s.labels} labels, k = {slots}: {means(losses)}."
+    return Outcome(metrics, below(previous, alone) and below(previous, observed), text, (plot,))
 
 
 def prefix_distribution(experiment: Experiment) -> Outcome:
     """FlexLAM trained with p(k) uniform, biased short and biased long (App. A.7)."""
-    lab = FlexLAMStudy(experiment)
-    slots = lab.setup.budgets[-1]
-    ks = tuple(range(1, slots + 1))
-    laws = ("short", "uniform", "long")
-    losses: dict[str, dict[int, list[float]]] = {law: {k: [] for k in ks} for law in laws}
-    for seed in experiment.seeds:
-        for law in laws:
-            model: ModelSpec = flexlam_spec(seed) if law == "uniform" else flexlam_spec(seed, prefix=law)
-            for k, loss in lab.losses(model, Labels(lab.setup.labels), ks).items():
-                losses[law][k].append(loss)
-    compresses = below(losses["short"][1], losses["long"][1])
-    details = below(losses["long"][slots], losses["short"][slots])
+    study = FlexLAMStudy(experiment)
+    labels, slots = Labels(study.setup.labels), study.setup.budgets[-1]
+    ks = range(1, slots + 1)
+    options = {"short": {"prefix": "short"}, "uniform": {}, "long": {"prefix": "long"}}
+    metrics = over_seeds(
+        {f"p(k) {law}, k = {k}": {"loss": loss}}
+        for seed in experiment.seeds
+        for law, changed in options.items()
+        for k, loss in study.losses(flexlam_spec(seed, **changed), labels, ks).items()
+    )
+    losses = {law: [metrics[f"p(k) {law}, k = {k}"]["loss"] for k in ks] for law in options}
+    first, last = ({law: curve[at] for law, curve in losses.items()} for at in (0, -1))
+    short_wins, long_wins = below(first["short"], first["long"]), below(last["long"], last["short"])
     text = (
-        f"{lab.setup.labels} labels. At k = 1: {means({law: losses[law][1] for law in laws})}; "
-        f"at k = {slots}: {means({law: losses[law][slots] for law in laws})}. "
-        f"Short is better at k = 1: {yes_no(compresses)}; long is better at k = {slots}: {yes_no(details)}."
+        f"{labels.number} labels. At k = 1: {means(first)}; at k = {slots}: {means(last)}. "
+        f"Short is better at k = 1: {yes_no(short_wins)}; long is better at k = {slots}: {yes_no(long_wins)}."
     )
-    return Outcome(
-        metrics={f"p(k) {law}, k = {k}": {"loss": losses[law][k]} for law in laws for k in ks},
-        holds=compresses and details,
-        explanation=text,
-        plot=LinePlot(
-            "Three distributions of the retained prefix",
-            "k, slots kept",
-            "held-out loss (nats)",
-            ks,
-            {f"p(k) {law}": [interval(losses[law][k]) for k in ks] for law in laws},
-        ),
-    )
+    series = {f"p(k) {law}": curve for law, curve in losses.items()}
+    plot = LinePlot("Three distributions of the retained prefix", LOSS, ks, series, xlabel="k, slots kept")
+    return Outcome(metrics, short_wins and long_wins, text, (plot,))

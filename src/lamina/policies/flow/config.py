@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -105,13 +106,13 @@ class FlowConfig:
 
     @property
     def dimensions(self) -> Dimensions:
-        """Those of the size."""
+        """Those of the size: twice the layers of a LAM's networks, and half as many channels again, in multiples of 8."""
         if self.size == "paper":
             # pi0's width and MLPs. Its 18 layers would be 420 million here, where every layer is modulated by the time and has its own keys
             # and values of the context; 13 layers are the 300 million of the papers.
             return Dimensions(1024, 8, 13, 128, expansion=4)
         size = NETWORK_SIZES[self.size]
-        return Dimensions(size.width, size.heads, 2 * size.layers, 2 * size.channels)
+        return Dimensions(size.width, size.heads, 2 * size.layers, 8 * math.ceil(1.5 * size.channels / 8))
 
 
 @dataclass(frozen=True)

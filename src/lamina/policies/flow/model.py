@@ -20,6 +20,7 @@ from lamina.rng import Rng
 from lamina.types import TensorRecord
 
 SMALLEST_DEVIATION = 1e-6
+FARTHEST = 5.0  # deviations of the proprioception from its mean; beyond it is clipped
 HIDDEN_PLAN, HIDDEN_LATENT = 0.5, 0.5  # villa-X §3.2: all latents are hidden from the actions, or else each of them
 
 
@@ -109,7 +110,8 @@ class FlowModel(nn.Module):
         """The context as the network reads it, in every layer."""
         if context.proprio is not None:
             standard = (context.proprio - self.proprio_mean) / self.proprio_std
-            context = Context(context.frames, standard, context.words)
+            # A joint that hardly moved in training would be thousands of deviations away when it moves.
+            context = Context(context.frames, standard.clamp(-FARTHEST, FARTHEST), context.words)
         return self.network.memory(*self.encoder(context))
 
     # ------------------------------------------------------------------------------------------- training

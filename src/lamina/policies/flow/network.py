@@ -46,10 +46,9 @@ def structure(form: Form, latent_steps: int, views: int, actions: int) -> Bool[T
 class FlowLayer(nn.Module):
     """One layer: every expert's tokens attend to the context and to one another."""
 
-    def __init__(self, size: Dimensions, context: int, experts: int):
+    def __init__(self, size: Dimensions, experts: int):
         super().__init__()
         self.heads = size.heads
-        self.memory = nn.Linear(context, 2 * size.width)
         self.experts = nn.ModuleList(AdaLNBlock(size.width, size.heads, size.expansion) for _ in range(experts))
 
     def forward(
@@ -92,8 +91,9 @@ class FlowNetwork(nn.Module):
         self.latent_place = nn.Parameter(0.02 * torch.randn(steps, self.views, width)) if self.views else None
         two_stage = bool(self.views) and config.generation == "two_stage"
         self.finished = nn.Parameter(0.02 * torch.randn(width)) if two_stage else None
+        self.context = nn.Linear(context, size.layers * 2 * width)
         self.time = MLP(width, width)
-        self.layers = nn.ModuleList(FlowLayer(size, context, 1 + self.apart) for _ in range(size.layers))
+        self.layers = nn.ModuleList(FlowLayer(size, 1 + self.apart) for _ in range(size.layers))
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.modulation = nn.Linear(width, 2 * width)
         for layer in (self.modulation, self.action_out, *self.latent_out):
@@ -108,7 +108,7 @@ class FlowNetwork(nn.Module):
         """
         if valid is None:
             valid = torch.ones_like(context[:1, :, 0], dtype=torch.bool)
-        return Memory([layer.memory(context) for layer in self.layers], valid)  # type: ignore[operator]
+        return Memory(list(self.context(context).chunk(len(self.layers), dim=-1)), valid)
 
     def mask(
         self,

@@ -187,11 +187,9 @@ def _expert(model: FlowModel, tokens: int) -> list[Part]:
 
     passes = [u] if z is None or config.generation == "joint" else [None, u]
     cost = sum((measured(lambda given=given: run(given))[0] for given in passes), Cost())  # type: ignore[misc]
-    reads = nn.ModuleList(layer.memory for layer in network.layers)  # type: ignore[misc]
-    mine = {id(value) for value in reads.parameters()}
-    count = sum(value.numel() for value in network.parameters() if id(value) not in mine)
+    count = sum(value.numel() for name, value in network.named_parameters() if not name.startswith("context."))
     return [
-        _part("context projections", [reads], of_context),
+        _part("context projection", [network.context], of_context),
         Part("action expert", count, count, cost, cost.forward),
     ]
 

@@ -1,0 +1,96 @@
+"""Linear LAMs over a sweep of seeds, alpha and p_switch at once: their data and scores, and plots over alpha and p_switch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from jaxtyping import Float
+from torch import Tensor
+
+from lamina_research.figures import LinePlot
+from lamina_research.linear import ex_bmdp, scores
+from lamina_research.linear.ex_bmdp import LinearExBMDP, Moments
+from lamina_research.linear.lam import LinearLAM
+
+Values = Float[Tensor, "k x p"]  # one for each seed, alpha and p_switch
+Curves = Mapping[str, Float[Tensor, "k n"]]  # by name: for each seed one value per point
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """An Ex-BMDP for each seed, alpha and p_switch."""
+
+    mdp: LinearExBMDP
+    p: tuple[float, ...]
+    alpha: tuple[float, ...]
+    seeds: tuple[int, ...]
+
+    @cached_property
+    def probabilities(self) -> Float[Tensor, "p"]:
+        return ex_bmdp.probabilities(self.p)
+
+    @cached_property
+    def emission(self) -> Float[Tensor, "k x 1 r l"]:
+        return ex_bmdp.emissions(self.mdp, ex_bmdp.sensitivities(self.alpha), self.seeds)[:, :, None]
+
+    def observed(self, lifted: Moments) -> Moments:
+        return ex_bmdp.observe(lifted, self.emission)
+
+    @cached_property
+    def exact(self) -> Moments:
+        """Moments without sampling error."""
+        return self.observed(ex_bmdp.exact(self.mdp, self.probabilities))
+
+    def sampled(self, trajectories: int, split: int) -> Moments:
+        """Moments of simulated data; each ``split`` has its own trajectories in the same Ex-BMDPs."""
+        seeds = [1_000 * split + seed for seed in self.seeds]
+        lifted = ex_bmdp.sampled(replace(self.mdp, trajectories=trajectories), self.probabilities, seeds)
+        return self.observed(Moments(lifted.matrix[:, None], lifted.sizes))
+
+    def measure(self, model: LinearLAM, fit: Moments, test: Moments) -> dict[str, Values]:
+        """Action NMSE of a linear probe, fitted on ``fit`` and scored on ``test``, and exact exogenous shares of the latent.
+
+        ``leakage``: the share of the next exogenous state alone; ``context``: of both frames' exogenous states.
+        """
+        leaking, context = (
+            self.observed(moments(self.mdp, self.probabilities)) for moments in (ex_bmdp.leaking, ex_bmdp.context)
+        )
+        return {
+            "nmse": scores.nmse(model.latents(fit), model.latents(test)),
+            "leakage": scores.normalized_variance(model, fit, leaking),
+            "context": scores.normalized_variance(model, fit, context),
+        }
+
+
+def line_plot(
+    title: str, xlabel: str, ylabel: str, x: Sequence[float], curves: Curves, log_x: bool = False
+) -> LinePlot:
+    series = {name: values.T.tolist() for name, values in curves.items()}
+    return LinePlot(title, ylabel, x, series, xlabel=xlabel, log_x=log_x)
+
+
+def leakage_plot(p: Sequence[float], curves: Curves) -> list[LinePlot]:
+    return [line_plot("Leakage of the future exogenous state", "p_switch", "share of z, NMSE", p, curves)]
+
+
+def sensitivity_plot(alpha: Sequence[float], curves: Curves) -> list[LinePlot]:
+    title = "Sensitivity of the encoder to the exogenous state"
+    return [line_plot(title, "alpha", "action NMSE", alpha, curves, log_x=True)]
+
+
+def remedies_plot(p: Sequence[float], change: Curves, share: Curves) -> list[LinePlot]:
+    return [
+        line_plot("Change of the action error", "p_switch", "NMSE minus reconstruction's", p, change),
+        line_plot("Latents at one (s, a)", "p_switch", "exogenous share of z", p, share),
+    ]
+
+
+def cca_plot(curves: Curves) -> list[LinePlot]:
+    pairs = range(1, next(iter(curves.values())).shape[-1] + 1)
+    return [
+        line_plot(
+            "Canonical correlations of the two views' transitions", "canonical pair", "correlation", pairs, curves
+        )
+    ]
