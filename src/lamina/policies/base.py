@@ -26,6 +26,7 @@ T = TypeVar("T")
 KINDS = {
     "tokens": "lamina.policies.token_policy",
     "latent": "lamina.policies.latent",
+    "flow": "lamina.policies.flow.policy",
 }
 
 
@@ -48,6 +49,8 @@ class PolicyKind:
     #: (run, sources, config, training, cameras) -> RUN/policy, where no cameras leave the choice to the kind
     train: Callable[[Path, Sequence[Data], Any, TrainConfig, tuple[str, ...]], Path]
     policy: type[Policy]
+    #: The same arguments -> what the training would cost, as text; None: the kind makes no plan
+    plan: Callable[[Path, Sequence[Data], Any, TrainConfig, tuple[str, ...]], str] | None = None
 
 
 def only_one(values: Sequence[T], what: str) -> T:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -16,6 +18,7 @@ from lamina.types import ActionSpec
 Form = Literal["alam", "villa_x"]
 Generation = Literal["joint", "two_stage"]
 Framework = Literal["flow", "diffusion"]
+Tune = Literal["frozen", "lora", "whole"]
 Intervention = Literal["none", "freeze", "block", "shuffle"]
 
 
@@ -23,8 +26,8 @@ Intervention = Literal["none", "freeze", "block", "shuffle"]
 class FlowConfig:
     """What the policy generates, what it reads, and how large it is."""
 
-    size: SizeName = "tiny"
-    """width, depth and channels of all networks"""
+    size: Literal[SizeName, "paper"] = "tiny"
+    """width, depth and channels of all networks; paper: 300 million parameters beside the encoder, as in pi0 and ALAM"""
     form: Form = "alam"
     """alam: a latent of every view beside every action, in one network; villa_x: two experts, a plan of latents that lie end to end, and
     attention from the actions to it that is dropped at random in training"""
@@ -63,16 +66,28 @@ class FlowConfig:
     shift: float = 0.0625
     """augmentation: largest random shift of the pictures, as a share of their side; 0: none"""
     backbone: str = "conv"
-    """what reads the pictures: conv, a small network for each camera"""
+    """what reads the pictures: conv, a small network for each camera; or a vision-language model, the folder or hub id of a transformers
+    model that reads pictures and words (PaliGemma, SmolVLM)"""
+    tune: Tune = "frozen"
+    """what of the vision-language model is trained. frozen: nothing; lora: low-rank adapters of its linear layers; whole: all of it"""
+    lora_rank: int = 16
+    """rank of the adapters of --tune lora"""
 
     def __post_init__(self) -> None:
         check_options(self)
+
+    def check(self) -> None:
+        """Raises LaminaError for options that do not go together."""
         if self.steps_of_latents != self.actions and self.form == "alam":
             raise LaminaError(
                 f"the alam form has a latent beside every action: --latent-steps {self.latent_steps} is not the chunk's {self.actions}"
             )
         if self.executed > self.actions:
             raise LaminaError(f"--replan {self.executed} is more than the {self.actions} actions of a chunk")
+        if self.backbone == "conv" and self.tune != "frozen":
+            raise LaminaError(f"--tune {self.tune} is for a vision-language model: choose a --backbone")
+        if self.backbone != "conv" and Path(self.backbone).is_dir():  # a policy is loaded in any working folder
+            object.__setattr__(self, "backbone", str(Path(self.backbone).resolve()))
 
     @property
     def actions(self) -> int:
@@ -91,9 +106,13 @@ class FlowConfig:
 
     @property
     def dimensions(self) -> Dimensions:
-        """Those of the size."""
+        """Those of the size: twice the layers of a LAM's networks, and half as many channels again, in multiples of 8."""
+        if self.size == "paper":
+            # pi0's width and MLPs. Its 18 layers would be 420 million here, where every layer is modulated by the time and has its own keys
+            # and values of the context; 13 layers are the 300 million of the papers.
+            return Dimensions(1024, 8, 13, 128, expansion=4)
         size = NETWORK_SIZES[self.size]
-        return Dimensions(size.width, size.heads, 2 * size.layers, 2 * size.channels)
+        return Dimensions(size.width, size.heads, 2 * size.layers, 8 * math.ceil(1.5 * size.channels / 8))
 
 
 @dataclass(frozen=True)
@@ -104,6 +123,7 @@ class Dimensions:
     heads: int
     layers: int
     channels: int
+    expansion: int = 2  # of the experts' MLPs: twice that costs a third more time in small networks
 
 
 Names = Annotated[tuple[str, ...], Field(max_length=10_000)]

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
 from lamina.data.episodes import task_vector
@@ -28,6 +28,10 @@ class Context(TensorRecord):
     proprio: Float[Tensor, "b t p"] | None
     words: tuple[str, ...]  # the task of each decision ("" = unknown)
 
+    def __post_init__(self) -> None:
+        if len(self.words) != len(self.frames):
+            raise ValueError(f"{len(self.words)} tasks for {len(self.frames)} decisions")
+
     def __len__(self) -> int:
         return len(self.frames)
 
@@ -37,15 +41,21 @@ class ObservationEncoder(Protocol):
 
     width: int  # channels of its tokens
 
-    def __call__(self, context: Context) -> Float[Tensor, "b n d"]:
-        """The context as tokens, as many in every row. ``proprio`` is standardised."""
+    def __call__(self, context: Context) -> tuple[Float[Tensor, "b n d"], Bool[Tensor, "b n"] | None]:
+        """The context as tokens, and which of them are real, the rest being filler that nothing may see (None: all are).
+
+        ``proprio`` is standardised.
+        """
         ...
 
 
 class CameraEncoder(nn.Module):
-    """Strided convolutions from the stacked frames of one camera to tokens of a small map. [n c h w] -> [n p d]."""
+    """Strided convolutions from the stacked frames of one camera to tokens of a small map. [n c h w] -> [n p d].
 
-    def __init__(self, channels: int, size: tuple[int, int], first: int, width: int):
+    The task scales and shifts the channels of the last map but one (FiLM, Perez et al. 2018): what is looked for depends on it.
+    """
+
+    def __init__(self, channels: int, size: tuple[int, int], first: int, width: int, task: int):
         super().__init__()
         side, stages = max(size) // 4, 0
         while side > LARGEST_MAP:
@@ -60,12 +70,16 @@ class CameraEncoder(nn.Module):
         for _ in range(stages):
             layers += [group_norm(first), nn.SiLU(), nn.Conv2d(first, 2 * first, 4, stride=2, padding=1)]
             first *= 2
-        self.net = nn.Sequential(*layers, ConvBlock(first), group_norm(first), nn.SiLU())
+        self.strided, self.norm = nn.Sequential(*layers), group_norm(first, affine=False)
+        self.film = nn.Linear(task, 2 * first)
+        self.block = nn.Sequential(nn.SiLU(), ConvBlock(first), group_norm(first), nn.SiLU())
         self.project = nn.Linear(first, width)
         self.place = position_embedding((size[0] // stride) * (size[1] // stride), width)
 
-    def forward(self, pictures: Float[Tensor, "n c h w"]) -> Float[Tensor, "n p d"]:
-        return self.project(self.net(pictures).flatten(2).transpose(1, 2)) + self.place
+    def forward(self, pictures: Float[Tensor, "n c h w"], task: Float[Tensor, "n e"]) -> Float[Tensor, "n p d"]:
+        scale, shift = self.film(task)[:, :, None, None].chunk(2, dim=1)
+        x = self.block(self.norm(self.strided(pictures)) * (1 + scale) + shift)
+        return self.project(x.flatten(2).transpose(1, 2)) + self.place
 
 
 class ConvObservationEncoder(nn.Module):
@@ -80,26 +94,21 @@ class ConvObservationEncoder(nn.Module):
         self.width = size.width
         channels, height, width = shapes.image
         self.cameras = nn.ModuleList(
-            CameraEncoder(channels * config.context, (height, width), size.channels, size.width) for _ in shapes.cameras
+            CameraEncoder(channels * config.context, (height, width), size.channels, size.width, TASK_WIDTH)
+            for _ in shapes.cameras
         )
         self.proprio = MLP(config.context * shapes.proprio, size.width, size.width) if shapes.proprio else None
-        self.task = MLP(TASK_WIDTH, size.width, size.width) if config.task else None
+        self.reads_task = config.task
+        self.task = MLP(TASK_WIDTH, size.width, size.width)
         self.norm = nn.LayerNorm(size.width)
 
-    def forward(self, context: Context) -> Float[Tensor, "b n d"]:
+    def forward(self, context: Context) -> tuple[Float[Tensor, "b n d"], None]:
+        """See :class:`ObservationEncoder`."""
         views = to_float(context.frames).flatten(2, 3).unbind(1)
-        tokens = [camera(view) for camera, view in zip(self.cameras, views, strict=True)]
+        words = context.words if self.reads_task else ("",) * len(context)
+        task = torch.from_numpy(np.stack([task_vector(text) for text in words])).to(views[0].device)
+        tokens = [camera(view, task) for camera, view in zip(self.cameras, views, strict=True)]
         if self.proprio is not None:
             assert context.proprio is not None
             tokens.append(self.proprio(context.proprio.flatten(1)).unsqueeze(1))
-        if self.task is not None:
-            vectors = torch.from_numpy(np.stack([task_vector(words) for words in context.words]))
-            tokens.append(self.task(vectors.to(views[0].device)).unsqueeze(1))
-        return self.norm(torch.cat(tokens, dim=1))
-
-
-def make_observation_encoder(config: FlowConfig, shapes: FlowShapes) -> ObservationEncoder:
-    """The encoder that ``config.backbone`` names. Raises LaminaError for an unknown one."""
-    if config.backbone != "conv":
-        raise LaminaError(f"--backbone {config.backbone}: unknown; choose conv")
-    return ConvObservationEncoder(config, shapes)
+        return self.norm(torch.cat([*tokens, self.task(task).unsqueeze(1)], dim=1)), None

@@ -88,8 +88,8 @@ def choose_columns(sources: Sequence[Dataset], config: FlowConfig) -> Columns:
     if action == "auto":
         clean = bool(acting) and all(source.action_spec(EXPERT) is not None for source in acting)
         action = EXPERT if clean else "action"
-    specs = {source.name: source.action_spec(action) for source in sources}
-    found = [(name, spec) for name, spec in specs.items() if spec is not None]
+    specs = [(source.name, source.action_spec(action)) for source in sources]
+    found = [(name, spec) for name, spec in specs if spec is not None]
     if not found:
         raise LaminaError(f"{names}: has no actions in '{action}', and a policy needs some labelled episodes")
     (first, spec), *others = found

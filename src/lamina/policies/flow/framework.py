@@ -47,6 +47,9 @@ class Diffusion:
     """The noise itself (DDPM with a cosine schedule, as in Diffusion Policy, Chi et al. 2023); DDIM steps. Needs the diffusers library."""
 
     TIMES = 100  # of training
+    RANGE = (
+        5.0  # of data, in standard deviations: near the noise the data's estimate is a quotient of two small numbers
+    )
     squared = True
 
     def __init__(self) -> None:
@@ -57,10 +60,7 @@ class Diffusion:
                 "--framework diffusion needs the diffusers library: pip install lamina[diffusion]"
             ) from error
         self.scheduler: Any = DDIMScheduler(
-            num_train_timesteps=self.TIMES,
-            beta_schedule="squaredcos_cap_v2",
-            prediction_type="epsilon",
-            clip_sample=False,
+            num_train_timesteps=self.TIMES, beta_schedule="squaredcos_cap_v2", clip_sample_range=self.RANGE
         )
 
     def time(self, draws: Rng, batch: int) -> Float[Tensor, "b"]:

@@ -11,14 +11,16 @@ from torch import Tensor, nn
 
 from lamina.data.augment import shifted
 from lamina.models.heads import ActionHead
+from lamina.policies.flow.backbone import VisionLanguageEncoder
 from lamina.policies.flow.config import FlowConfig, FlowShapes, Intervention
-from lamina.policies.flow.context import Context, make_observation_encoder
+from lamina.policies.flow.context import Context, ConvObservationEncoder
 from lamina.policies.flow.framework import framework_of
 from lamina.policies.flow.network import FlowNetwork, Memory
 from lamina.rng import Rng
 from lamina.types import TensorRecord
 
 SMALLEST_DEVIATION = 1e-6
+FARTHEST = 5.0  # deviations of the proprioception from its mean; beyond it is clipped
 HIDDEN_PLAN, HIDDEN_LATENT = 0.5, 0.5  # villa-X §3.2: all latents are hidden from the actions, or else each of them
 
 
@@ -50,7 +52,8 @@ class Statistics(TensorRecord):
 class FlowModel(nn.Module):
     """Context -> N v latents and H actions, generated together or one after the other.
 
-    Inside, proprioception, latents and actions are standardised (classes one-hot); what comes in and goes out is as in the data.
+    Inside, proprioception, latents and actions are standardised (classes one-hot); what comes in and goes out is as in the data. Raises
+    LaminaError for options that do not go together, a picture that the encoder cannot read, and diffusion without its library.
     """
 
     latent_mean: Tensor
@@ -62,9 +65,11 @@ class FlowModel(nn.Module):
 
     def __init__(self, config: FlowConfig, shapes: FlowShapes):
         super().__init__()
+        config.check()
         self.config, self.shapes = config, shapes
         self.framework = framework_of(config)
-        self.encoder: Any = make_observation_encoder(config, shapes)
+        encoder = ConvObservationEncoder if config.backbone == "conv" else VisionLanguageEncoder
+        self.encoder: Any = encoder(config, shapes)
         self.network = FlowNetwork(config, shapes, self.encoder.width)
         self.action = ActionHead(shapes.spec)
         for name, size in (
@@ -72,8 +77,8 @@ class FlowModel(nn.Module):
         ):  # fmt: skip
             self.register_buffer(f"{name}_mean", torch.zeros(size))
             self.register_buffer(f"{name}_std", torch.ones(size))
-        self.register_buffer("low", torch.zeros(shapes.spec.dim))
-        self.register_buffer("high", torch.zeros(shapes.spec.dim))
+        self.register_buffer("low", torch.zeros(shapes.continuous))
+        self.register_buffer("high", torch.zeros(shapes.continuous))
 
     @property
     def place(self) -> Tensor:
@@ -83,8 +88,9 @@ class FlowModel(nn.Module):
     def calibrate(self, statistics: Statistics) -> None:
         """Take units and ranges from the training data."""
         self.action.calibrate(statistics.action)
-        self.low.copy_(statistics.action.amin(0))
-        self.high.copy_(statistics.action.amax(0))
+        numbers = statistics.action[:, len(self.shapes.discrete) :]
+        self.low.copy_(numbers.amin(0))
+        self.high.copy_(numbers.amax(0))
         for name in ("latent", "proprio"):
             getattr(self, f"{name}_mean").copy_(getattr(statistics, f"{name}_mean"))
             getattr(self, f"{name}_std").copy_(getattr(statistics, f"{name}_std").clamp_min(SMALLEST_DEVIATION))
@@ -97,14 +103,16 @@ class FlowModel(nn.Module):
     def read_action(self, output: Float[Tensor, "b h e"]) -> Float[Tensor, "b h a"]:
         """The actions of a sample: the largest class, and numbers within the range of the data."""
         action = self.action.read(output.flatten(0, 1)).unflatten(0, output.shape[:2])
-        return torch.minimum(torch.maximum(action, self.low), self.high)
+        classes, numbers = action.tensor_split([len(self.shapes.discrete)], dim=-1)
+        return torch.cat([classes, torch.minimum(torch.maximum(numbers, self.low), self.high)], dim=-1)
 
     def observe(self, context: Context) -> Memory:
         """The context as the network reads it, in every layer."""
         if context.proprio is not None:
             standard = (context.proprio - self.proprio_mean) / self.proprio_std
-            context = Context(context.frames, standard, context.words)
-        return self.network.memory(self.encoder(context))
+            # A joint that hardly moved in training would be thousands of deviations away when it moves.
+            context = Context(context.frames, standard.clamp(-FARTHEST, FARTHEST), context.words)
+        return self.network.memory(*self.encoder(context))
 
     # ------------------------------------------------------------------------------------------- training
 
@@ -123,7 +131,7 @@ class FlowModel(nn.Module):
         u_noised, u_valid = self.framework.noised(u, u_noise, time), batch.action_valid
         u_target = self.framework.target(u, u_noise)
         if not self.network.views:
-            _, predicted = self.network(memory, time, None, u_noised, u_valid)
+            _, predicted = self.network(memory, time, None, u_noised, self.network.mask(memory, valid=u_valid))
             return {"action": self._error(predicted, u_target, u_valid)}
         assert batch.latent is not None and batch.latent_valid is not None
         z = (batch.latent - self.latent_mean) / self.latent_std
@@ -131,11 +139,12 @@ class FlowModel(nn.Module):
         z_noised, z_valid = self.framework.noised(z, z_noise, time), batch.latent_valid
         visible = self._visible(draws, b)
         valid = torch.cat([z_valid.repeat_interleave(z.shape[2], dim=1), u_valid], dim=1)
+        mask = self.network.mask(memory, "joint", valid, visible)
         if config.generation == "joint":
-            z_predicted, predicted = self.network(memory, time, z_noised, u_noised, valid, visible)
+            z_predicted, predicted = self.network(memory, time, z_noised, u_noised, mask)
         else:
-            z_predicted, _ = self.network(memory, time, z_noised, None, valid)
-            _, predicted = self.network(memory, time, z, u_noised, valid, visible, finished=True)
+            z_predicted, _ = self.network(memory, time, z_noised, None, self.network.mask(memory, "latents", valid))
+            _, predicted = self.network(memory, time, z, u_noised, mask, finished=True)
         z_target = self.framework.target(z, z_noise)
         terms = {
             f"latent_{i}": self._error(z_predicted[:, :, i], z_target[:, :, i], z_valid) for i in range(z.shape[2])
@@ -179,19 +188,20 @@ class FlowModel(nn.Module):
         ``intervention`` on the latents that the actions see (ALAM App. F): freeze leaves them at their noise; block hides them; shuffle
         permutes their steps, in the order of ``order``'s numbers.
         """
-        memory, steps = self.observe(context), self.config.flow_steps
+        memory, steps, network = self.observe(context), self.config.flow_steps, self.network
         u_shape = u_noise.shape[1:]
         if z_noise is None:
+            mask = network.mask(memory)
 
             def alone(x: Tensor, time: Tensor) -> Tensor:
-                velocity = self.network(memory, time[:1], None, x.unflatten(1, u_shape))[1]
-                return velocity.flatten(1).float()
+                return network(memory, time[:1], None, x.unflatten(1, u_shape), mask)[1].flatten(1).float()
 
             u = self.framework.sample(alone, u_noise.flatten(1), steps)
             return None, self.read_action(u.unflatten(1, u_shape))
 
         z_shape, numbers = z_noise.shape[1:], z_noise[0].numel()
         visible = torch.zeros_like(z_noise[:1, :, :, 0], dtype=torch.bool) if intervention == "block" else None
+        mask = network.mask(memory, "joint", visible=visible)
 
         def shown(z: Tensor) -> Tensor:
             """What the actions see of the latents ``z``."""
@@ -202,31 +212,32 @@ class FlowModel(nn.Module):
                 return torch.take_along_dim(z, order.argsort(1)[:, :, None, None], dim=1)
             return z
 
-        def plan(x: Tensor, time: Tensor) -> Tensor:
-            velocity = self.network(memory, time[:1], x.unflatten(1, z_shape), None)[0]
-            return velocity.flatten(1).float()
-
-        def both(x: Tensor, time: Tensor) -> Tensor:
-            z, u = x[:, :numbers].unflatten(1, z_shape), x[:, numbers:].unflatten(1, u_shape)
-            z_velocity, u_velocity = self.network(memory, time[:1], z, u, visible=visible)
-            if intervention in (
-                "freeze",
-                "shuffle",
-            ):  # no latent depends on an action: only the actions see other latents
-                u_velocity = self.network(memory, time[:1], shown(z), u)[1]
-            return torch.cat([z_velocity.flatten(1), u_velocity.flatten(1)], dim=1).float()
-
         if self.config.generation == "joint":
+
+            def both(x: Tensor, time: Tensor) -> Tensor:
+                z, u = x[:, :numbers].unflatten(1, z_shape), x[:, numbers:].unflatten(1, u_shape)
+                z_velocity, u_velocity = network(memory, time[:1], z, u, mask)
+                if intervention in (
+                    "freeze",
+                    "shuffle",
+                ):  # no latent depends on an action: only the actions see other latents
+                    u_velocity = network(memory, time[:1], shown(z), u, mask)[1]
+                return torch.cat([z_velocity.flatten(1), u_velocity.flatten(1)], dim=1).float()
+
             x = self.framework.sample(both, torch.cat([z_noise.flatten(1), u_noise.flatten(1)], dim=1), steps)
             z, u = x[:, :numbers].unflatten(1, z_shape), x[:, numbers:].unflatten(1, u_shape)
         else:
+            planning = network.mask(memory, "latents")
+
+            def plan(x: Tensor, time: Tensor) -> Tensor:
+                return network(memory, time[:1], x.unflatten(1, z_shape), None, planning)[0].flatten(1).float()
+
             z = self.framework.sample(plan, z_noise.flatten(1), steps).unflatten(1, z_shape)
             seen = shown(z)
 
             def then(x: Tensor, time: Tensor) -> Tensor:
                 u = x.unflatten(1, u_shape)
-                velocity = self.network(memory, time[:1], seen, u, visible=visible, finished=True)[1]
-                return velocity.flatten(1).float()
+                return network(memory, time[:1], seen, u, mask, finished=True)[1].flatten(1).float()
 
             u = self.framework.sample(then, u_noise.flatten(1), steps).unflatten(1, u_shape)
         return z * self.latent_std + self.latent_mean, self.read_action(u)

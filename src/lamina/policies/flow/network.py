@@ -12,7 +12,8 @@ actions have one set of weights in alam and one each (two experts) in villa_x.
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -21,11 +22,17 @@ from torch import Tensor, nn
 
 from lamina.models.decoders.flow import timestep_embedding
 from lamina.models.layers import MLP, AdaLNBlock, attend, position_embedding
-from lamina.policies.flow.config import FlowConfig, FlowShapes, Form
+from lamina.policies.flow.config import Dimensions, FlowConfig, FlowShapes, Form
 
-EXPANSION = 2  # of the experts' MLPs: twice the usual width costs a third more time
+Stage = Literal["joint", "latents"]
 
-Memory = list[Float[Tensor, "b n 2d"]]  # keys and values of the context, by layer
+
+@dataclass(frozen=True)
+class Memory:
+    """The context as the network's layers read it."""
+
+    layers: list[Float[Tensor, "b m 2d"]]  # keys and values of its tokens
+    valid: Bool[Tensor, "#b m"]  # which tokens may be seen
 
 
 def structure(form: Form, latent_steps: int, views: int, actions: int) -> Bool[Tensor, "n n"]:
@@ -39,11 +46,10 @@ def structure(form: Form, latent_steps: int, views: int, actions: int) -> Bool[T
 class FlowLayer(nn.Module):
     """One layer: every expert's tokens attend to the context and to one another."""
 
-    def __init__(self, width: int, heads: int, context: int, experts: int):
+    def __init__(self, size: Dimensions, experts: int):
         super().__init__()
-        self.heads = heads
-        self.memory = nn.Linear(context, 2 * width)
-        self.experts = nn.ModuleList(AdaLNBlock(width, heads, EXPANSION) for _ in range(experts))
+        self.heads = size.heads
+        self.experts = nn.ModuleList(AdaLNBlock(size.width, size.heads, size.expansion) for _ in range(experts))
 
     def forward(
         self,
@@ -82,11 +88,12 @@ class FlowNetwork(nn.Module):
         self.latent_in = nn.ModuleList(nn.Linear(shapes.latent, width) for _ in range(self.views))
         self.latent_out = nn.ModuleList(nn.Linear(width, shapes.latent) for _ in range(self.views))
         self.action_place = position_embedding(config.actions, width)
-        self.latent_place = nn.Parameter(0.02 * torch.randn(steps, self.views, width))
+        self.latent_place = nn.Parameter(0.02 * torch.randn(steps, self.views, width)) if self.views else None
         two_stage = bool(self.views) and config.generation == "two_stage"
         self.finished = nn.Parameter(0.02 * torch.randn(width)) if two_stage else None
+        self.context = nn.Linear(context, size.layers * 2 * width)
         self.time = MLP(width, width)
-        self.layers = nn.ModuleList(FlowLayer(width, size.heads, context, 1 + self.apart) for _ in range(size.layers))
+        self.layers = nn.ModuleList(FlowLayer(size, 1 + self.apart) for _ in range(size.layers))
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.modulation = nn.Linear(width, 2 * width)
         for layer in (self.modulation, self.action_out, *self.latent_out):
@@ -94,9 +101,39 @@ class FlowNetwork(nn.Module):
             nn.init.zeros_(layer.bias)
         self.register_buffer("seen", structure(config.form, steps, self.views, config.actions), persistent=False)
 
-    def memory(self, context: Float[Tensor, "b n d"]) -> Memory:
-        """Keys and values of the context's tokens; they depend on nothing else, so a decision computes them once."""
-        return [layer.memory(context) for layer in self.layers]  # type: ignore[operator]
+    def memory(self, context: Float[Tensor, "b m d"], valid: Bool[Tensor, "b m"] | None = None) -> Memory:
+        """Keys and values of the context's tokens; they depend on nothing else, so a decision computes them once.
+
+        ``valid``: which tokens may be seen (None: all).
+        """
+        if valid is None:
+            valid = torch.ones_like(context[:1, :, 0], dtype=torch.bool)
+        return Memory(list(self.context(context).chunk(len(self.layers), dim=-1)), valid)
+
+    def mask(
+        self,
+        memory: Memory,
+        stage: Stage = "joint",
+        valid: Bool[Tensor, "#b k"] | None = None,
+        visible: Bool[Tensor, "#b n v"] | None = None,
+    ) -> Bool[Tensor, "#b k m"]:
+        """Which of the context and the tokens each token sees; "latents": without the actions, on which no latent depends.
+
+        ``valid``: which of all tokens, latents first, may be seen at all (None: each); ``visible``: which latents the actions may see
+        (None: each).
+        """
+        latents = 0 if self.latent_place is None else self.latent_place.shape[0] * self.views
+        tokens = latents if stage == "latents" else len(self.seen)
+        seen = self.seen[None, :tokens, :tokens]
+        if valid is not None:
+            seen = seen & valid[:, None, :tokens]
+        if visible is not None:
+            shown = F.pad(visible.flatten(1), (0, tokens - latents), value=True)  # every action
+            is_latent = torch.arange(tokens, device=seen.device) < latents
+            seen = seen & (shown[:, None, :] | is_latent[:, None])
+        batch = max(len(memory.valid), len(seen))
+        of_context = memory.valid[:, None, :].expand(batch, tokens, -1)
+        return torch.cat([of_context, seen.expand(batch, -1, -1)], dim=2)
 
     def forward(
         self,
@@ -104,17 +141,14 @@ class FlowNetwork(nn.Module):
         time: Float[Tensor, "#b"],
         latents: Float[Tensor, "b n v l"] | None,
         actions: Float[Tensor, "b h e"] | None,
-        valid: Bool[Tensor, "#b k"] | None = None,
-        visible: Bool[Tensor, "#b n v"] | None = None,
+        mask: Bool[Tensor, "#b k m"],
         finished: bool = False,
     ) -> tuple[Float[Tensor, "b n v l"] | None, Float[Tensor, "b h e"] | None]:
-        """The velocities of what is given; a policy of latents may leave out the actions, on which no latent depends.
-
-        ``valid``: which of all tokens, latents first, may be seen at all (None: each); ``visible``: which latents the actions may see
-        (None: each); ``finished``: the latents are as they will be, not noised (the second stage of two).
-        """
+        """The velocities of what is given. ``mask``: of :meth:`mask`; ``finished``: the latents are as they will be, not noised (the second
+        stage of two)."""
         groups = []
         if latents is not None:
+            assert self.latent_place is not None
             x = torch.stack([layer(latents[:, :, i]) for i, layer in enumerate(self.latent_in)], dim=2)
             x = x + self.latent_place
             if finished:
@@ -124,11 +158,10 @@ class FlowNetwork(nn.Module):
         if actions is not None:
             groups.append(self.action_in(actions) + self.action_place)
         lengths = [group.shape[1] for group in groups]
-        mask = self._mask(memory[0].shape[1], sum(lengths), valid, visible)
         condition = self.time(timestep_embedding(time, self.width))
         if not self.apart:
             groups = [torch.cat(groups, dim=1)]
-        for layer, kept in zip(self.layers, memory, strict=True):
+        for layer, kept in zip(self.layers, memory.layers, strict=True):
             groups = layer(groups, condition, kept, mask)
         shift, scale = self.modulation(F.silu(condition)).unsqueeze(1).chunk(2, dim=-1)
         out = list((self.norm(torch.cat(groups, dim=1)) * (1 + scale) + shift).split(lengths, dim=1))
@@ -137,20 +170,3 @@ class FlowNetwork(nn.Module):
             return None, u
         y = out[0].unflatten(1, latents.shape[1:3])
         return torch.stack([layer(y[:, :, i]) for i, layer in enumerate(self.latent_out)], dim=2), u
-
-    def _mask(
-        self,
-        context: int,
-        tokens: int,
-        valid: Bool[Tensor, "#b k"] | None,
-        visible: Bool[Tensor, "#b n v"] | None,
-    ) -> Bool[Tensor, "#b k m"]:
-        """Which of the context and the ``tokens`` each token sees."""
-        seen = self.seen[None, :tokens, :tokens]
-        if valid is not None:
-            seen = seen & valid[:, None, :tokens]
-        if visible is not None:
-            hidden = F.pad(~visible.flatten(1), (0, tokens - visible[0].numel()))  # never an action
-            is_action = torch.arange(tokens, device=seen.device) >= visible[0].numel()
-            seen = seen & ~(hidden[:, None, :] & is_action[:, None])
-        return F.pad(seen, (context, 0), value=True)

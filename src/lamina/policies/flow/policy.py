@@ -8,6 +8,7 @@ actions = policy.act(Observations({"corner2": frame, "gripperPOV": wrist}, propr
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -17,15 +18,17 @@ from jaxtyping import Shaped, UInt8
 from torch import Tensor
 
 from lamina.device import autocast, pick_device
-from lamina.errors import LaminaError
+from lamina.errors import LaminaError, LaminaWarning
 from lamina.images import resize_frames
 from lamina.models.hub import LatentActionModel
 from lamina.policies.base import Observations, Policy, PolicyKind
 from lamina.policies.flow.config import FlowConfig, Intervention
 from lamina.policies.flow.context import Context
 from lamina.policies.flow.model import FlowModel
-from lamina.policies.flow.training import load_flow_policy, train_flow_policy
+from lamina.policies.flow.training import load_flow_policy, plan_flow_policy, train_flow_policy
 from lamina.rng import Rng
+
+PREFIX = "observation.images."  # of a LeRobot dataset's cameras, whose names in a world begin after it
 
 
 class FlowPolicy(Policy):
@@ -53,11 +56,13 @@ class FlowPolicy(Policy):
         self.model, self.seed, self.precision, self.intervention = model.eval(), seed, precision, intervention
         self.shapes, self.config = model.shapes, model.config
         self.image, self.spec, self.batch = model.shapes.image, model.shapes.spec, batch
-        self.cameras, self.proprio, self.chunk = model.shapes.cameras, model.shapes.proprio, model.config.executed
+        self.cameras = tuple(camera.removeprefix(PREFIX) for camera in model.shapes.cameras)
+        self.proprio, self.chunk = model.shapes.proprio, model.config.executed
         self.decision_seconds = self.chunk / model.shapes.fps
         self.device = model.place.device
         self.decisions = np.zeros(batch, np.int64)  # of each row, ever
         self.fresh = np.ones(batch, bool)  # rows that begin an episode
+        self.warned: set[str] = set()  # tasks
         c, h, w = self.image
         history = self.config.context
         self.frames = np.zeros((batch, len(self.cameras), history, h, w, c), np.uint8)
@@ -135,11 +140,10 @@ class FlowPolicy(Policy):
     def _pictures(self, views: Mapping[str, UInt8[np.ndarray, "b h w 3"]], camera: str) -> UInt8[np.ndarray, "b h w 3"]:
         """One camera's frames at the model's size; a policy of one camera reads the first, whatever its name."""
         only = next(iter(views)) if views and len(self.cameras) == 1 else None
-        short = camera.removeprefix("observation.images.")
-        name = next((name for name in (camera, short, only) if name in views), None)
+        name = next((name for name in (camera, PREFIX + camera, only) if name in views), None)
         if name is None:
             raise LaminaError(
-                f"this policy sees {', '.join(self.cameras)}; there is no {short} among {', '.join(views) or 'none'}"
+                f"this policy sees {', '.join(self.cameras)}; there is no {camera} among {', '.join(views) or 'none'}"
             )
         frames = self.first_camera(Observations({name: views[name]}))
         return resize_frames(frames, (self.image[1], self.image[2]))
@@ -167,6 +171,9 @@ class FlowPolicy(Policy):
             return (known[0] if known else "",) * self.batch
         if len(words) != self.batch:
             raise LaminaError(f"{len(words)} tasks for a policy of {self.batch} episode(s)")
+        for text in set(words) - {"", *known, *self.warned} if self.config.task else ():
+            self.warned.add(text)
+            warnings.warn(f"this policy was not trained on the task {text!r}", LaminaWarning, stacklevel=3)
         return words
 
 
@@ -184,5 +191,6 @@ KIND = PolicyKind(
     config=FlowConfig,
     training={"steps": 5000, "batch": 64, "lr": 1e-3, "ema": 0.999},
     train=train_flow_policy,
+    plan=plan_flow_policy,
     policy=FlowPolicy,
 )

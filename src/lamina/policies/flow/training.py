@@ -25,6 +25,7 @@ from lamina.models.lam import LAM
 from lamina.policies.encoded import fingerprint
 from lamina.policies.flow.config import FlowConfig, FlowShapes
 from lamina.policies.flow.data import (
+    Columns,
     FlowData,
     FlowStream,
     choose_cameras,
@@ -36,6 +37,7 @@ from lamina.policies.flow.data import (
     statistics_of,
 )
 from lamina.policies.flow.model import FlowBatch, FlowModel, flow_losses
+from lamina.policies.flow.plan import plan, told_plan
 from lamina.records import validated
 from lamina.rng import Rng
 from lamina.training.distributed import Processes
@@ -78,25 +80,8 @@ def _train_flow_policy(
     if lam.config.image[0] != 3:
         raise LaminaError(f"{run}: this LAM reads pictures of {lam.config.image[0]} channels, and cameras have 3")
     sources = [open_source(source) for source in data]
-    cameras, columns, fps = choose_cameras(sources, cameras), choose_columns(sources, config), common_fps(sources)
-    latents = config.latents == "lam"
-    gap = (config.latent_gap or lam.provenance.label_gap) if latents else None
-    frames_of_gap = actions_of_gap(fps, gap) if gap else 1
-    shapes = FlowShapes(
-        image=lam.config.image,
-        cameras=cameras,
-        discrete=columns.spec.discrete,
-        continuous=columns.spec.continuous,
-        names=columns.spec.names,
-        proprio=columns.width,
-        latent=lam.config.action_length * lam.lam.dim if latents else 0,
-        gap=frames_of_gap,
-        stride=frames_of_gap if config.form == "villa_x" else 1,
-        fps=fps,
-        tasks=tuple(sorted({e.task for source in sources for e in source.episodes if e.task})),
-        columns=(columns.action, columns.proprio),
-        fingerprint=fingerprint(lam.lam),
-    )
+    columns, gap = choose_columns(sources, config), gap_of(lam, config)
+    shapes = shapes_of(lam, sources, config, columns, cameras)
     check_lengths(sources, config)
     torch.manual_seed(training.seed)
     model = FlowModel(config, shapes)
@@ -110,7 +95,9 @@ def _train_flow_policy(
         if not training.resume:  # what a killed run left
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         keep_settings(folder / "training.json", settings, training.resume)
-        encode_steps(lam, sources, folder / "frames", shapes.fingerprint, cameras, columns, gap, training.precision)
+        encode_steps(
+            lam, sources, folder / "frames", shapes.fingerprint, shapes.cameras, columns, gap, training.precision
+        )
     else:  # one process encodes for all
         while not (folder / "frames" / "index.json").exists():
             time.sleep(0.5)
@@ -133,6 +120,43 @@ def _train_flow_policy(
         note |= {"validation": validate(model.cpu().eval())[0] if validate else {}}
         save_flow_policy(folder, model, note)
     return folder
+
+
+def gap_of(lam: LatentActionModel, config: FlowConfig) -> float | None:
+    """Seconds between the frames of a latent; None for a policy without latents."""
+    return (config.latent_gap or lam.provenance.label_gap) if config.latents == "lam" else None
+
+
+def shapes_of(
+    lam: LatentActionModel, sources: Sequence[Dataset], config: FlowConfig, columns: Columns, cameras: Sequence[str]
+) -> FlowShapes:
+    """What a policy of these data is made for; ``cameras``: those that it sees, none = all. Raises LaminaError if the data do not fit."""
+    fps, gap = common_fps(sources), gap_of(lam, config)
+    frames = actions_of_gap(fps, gap) if gap else 1
+    return FlowShapes(
+        image=lam.config.image,
+        cameras=choose_cameras(sources, cameras),
+        discrete=columns.spec.discrete,
+        continuous=columns.spec.continuous,
+        names=columns.spec.names,
+        proprio=columns.width,
+        latent=lam.config.action_length * lam.lam.dim if gap else 0,
+        gap=frames,
+        stride=frames if config.form == "villa_x" else 1,
+        fps=fps,
+        tasks=tuple(sorted({e.task for source in sources for e in source.episodes if e.task})),
+        columns=(columns.action, columns.proprio),
+        fingerprint=fingerprint(lam.lam),
+    )
+
+
+def plan_flow_policy(
+    run: Path, data: Sequence[Data], config: FlowConfig, training: TrainConfig, cameras: Sequence[str] = ()
+) -> str:
+    """What :func:`train_flow_policy` would cost with these arguments, as text; trains and writes nothing. Raises LaminaError as it does."""
+    lam, sources = LatentActionModel.from_pretrained(str(run)), [open_source(source) for source in data]
+    shapes = shapes_of(lam, sources, config, choose_columns(sources, config), cameras)
+    return told_plan(plan(config, shapes), training)
 
 
 def common_fps(sources: Sequence[Dataset]) -> float:
