@@ -26,7 +26,7 @@ demo: $(BIN)/demo-is-here
 	$(BIN)/python demo.py
 
 test: $(BIN)/dev-is-here
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 $(OPTIONS)
 
 lint: $(BIN)/dev-is-here
 	$(BIN)/ruff check .
@@ -38,7 +38,7 @@ types: $(BIN)/dev-is-here
 readme: $(BIN)/dev-is-here
 	$(BIN)/python tests/check_readme.py
 
-# Follows README's section "Install" in empty environments; takes minutes, since it installs torch anew.
+# Follows README's section "Install" and installs the wheel, in empty environments; takes minutes, since it installs torch anew.
 readme-install:
 	$(PYTHON) tests/check_install.py
 

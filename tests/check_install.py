@@ -1,8 +1,13 @@
-"""Runs the section "Install" of README.md in empty environments: `python tests/check_install.py`.
+"""Installs Lamina in empty environments, as README.md says and as a wheel: `python tests/check_install.py [wheel|readme]`.
 
-Every ```bash block of the section is one way to install. It runs in a fresh copy of the tracked files, with only the system's PATH and an
-empty virtual environment. In the same shell, `lamina` must then exist, have this version, and train on a video. On failure the script
-prints the shell's output and exits with status 1.
+Each way runs in a fresh copy of the tracked files, with only the system's PATH and an empty virtual environment.
+
+- readme: every ```bash block of README's section "Install" is one way. In the same shell, `lamina` must then exist, have this version, and
+  train on a video.
+- wheel: the wheel holds the library's files and no others. Installed without extras, every public name and every module can be imported,
+  except simulators, and the command line describes itself.
+
+On failure the script prints the shell's output and exits with status 1.
 """
 
 from __future__ import annotations
@@ -38,6 +43,43 @@ lamina train flexlam --data videos/ --out runs/mine --steps 3 --size debug --ima
 test -f runs/mine/model/model.safetensors
 """
 
+#: torch by itself is README's first line for an environment of one's own.
+INSTALL_WHEEL = """
+{torch}
+pip wheel --quiet --no-deps --wheel-dir dist .
+pip install dist/lamina-*.whl
+"""
+CHECK_WHEEL = """
+python - <<'CHECK'
+import importlib, pathlib, pkgutil, zipfile
+
+[wheel] = pathlib.Path("dist").glob("*.whl")
+packed = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+source = {str(path.relative_to("src")) for path in pathlib.Path("src").rglob("*") if path.is_file()}
+assert packed == source, f"only in the wheel: {packed - source}, not in it: {source - packed}"
+
+import lamina
+assert "site-packages" in lamina.__file__, lamina.__file__
+for name in lamina.__all__:
+    getattr(lamina, name)
+SIMULATORS = {"vizdoom", "gymnasium", "mujoco", "dm_control", "metaworld"}
+names = [module.name for module in pkgutil.walk_packages(lamina.__path__, "lamina.")]
+without = []
+for name in names:
+    try:
+        importlib.import_module(name)
+    except (ModuleNotFoundError, lamina.LaminaError) as error:
+        missing = error if isinstance(error, ModuleNotFoundError) else error.__cause__
+        assert missing.name.split(".")[0] in SIMULATORS and name.startswith("lamina.envs."), f"{name} needs {missing.name}"
+        without.append(name)
+assert without and len(names) > 100, (without, len(names))
+print(f"imported {len(names) - len(without)} modules; a simulator is missing for {', '.join(without)}")
+CHECK
+lamina --version
+lamina --help
+lamina train flexlam --help
+"""
+
 
 def ways(readme: str) -> list[str]:
     """The ```bash blocks of the section "Install"."""
@@ -48,8 +90,8 @@ def ways(readme: str) -> list[str]:
     return blocks
 
 
-def follow(way: str, scratch: Path) -> subprocess.CompletedProcess[str]:
-    """Run one way in a fresh copy of the project."""
+def follow(script: str, scratch: Path) -> subprocess.CompletedProcess[str]:
+    """Run a bash script in a fresh copy of the project, with an empty environment."""
     copy = scratch / "lamina"
     for name in subprocess.run(
         ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
@@ -60,22 +102,32 @@ def follow(way: str, scratch: Path) -> subprocess.CompletedProcess[str]:
     venv.create(scratch / "empty", with_pip=True)
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "VIRTUAL_ENV", "CONDA", "LAMINA"))}
     path = os.pathsep.join([str(scratch / "empty" / "bin"), "/usr/local/bin", "/usr/bin", "/bin"])
-    script = f"set -eo pipefail\n{way}\n{FIRST_COMMAND}"
     return subprocess.run(
-        ["bash", "-c", script], cwd=copy, env={**kept, "PATH": path}, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )  # fmt: skip
+        ["bash", "-c", f"set -eo pipefail\n{script}"],
+        cwd=copy,
+        env={**kept, "PATH": path},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
 
 
-def main() -> int:
-    for way in ways((ROOT / "README.md").read_text(encoding="utf-8")):
+def main(which: str | None) -> int:
+    readme = ways((ROOT / "README.md").read_text(encoding="utf-8"))
+    scripts = [(f"README.md, Install: {way.strip().splitlines()[0]} ...", way + FIRST_COMMAND) for way in readme]
+    torch = re.search(r"^pip install \"torch==.*$", "\n".join(readme), re.MULTILINE)
+    if torch is None:
+        raise SystemExit("README.md, Install: no line installs torch by itself")
+    wheel = ("the wheel, without extras", INSTALL_WHEEL.format(torch=torch.group()) + CHECK_WHEEL)
+    for name, script in {"wheel": [wheel], "readme": scripts, None: [wheel, *scripts]}[which]:
         with tempfile.TemporaryDirectory() as scratch:
-            done = follow(way, Path(scratch))
+            done = follow(script, Path(scratch))
         if done.returncode:
-            print(f"README.md, Install: this way does not work\n\n{way}\n{done.stdout}")
+            print(f"{name} does not work\n\n{script}\n{done.stdout}")
             return 1
-        print(f"README.md, Install: {way.strip().splitlines()[0]} ... works")
+        print(f"{name} works")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1] if len(sys.argv) > 1 else None))

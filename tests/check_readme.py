@@ -1,6 +1,8 @@
 """Checks README.md and the pages of docs and bench: `python tests/check_readme.py`; status 1 and one line per error.
 
 - The command line accepts every `lamina ...` command in a ```bash block, and every `make ...` target exists.
+- A dataset, run or file that a command reads is in the project, is made by an earlier command of the page or of README.md, or is the
+  reader's own (OWN).
 - Relative links and images exist, and so do the headings of links within a page.
 - README.md's file tree (the ``` block that shows src/lamina) names only existing files, and names every module.
 """
@@ -13,6 +15,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from lamina.errors import LaminaError
@@ -21,6 +24,8 @@ Parse = Callable[[Sequence[str]], object]
 FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```\s*$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(\s*<?([^)\s>]+)>?[^)]*\)|(?:src|href)=\"([^\"]+)\"")
 HEADING = re.compile(r"^#+\s+(.*?)\s*#*$", re.MULTILINE)
+FOLDERS = ("data", "runs", "videos", "examples")  # where commands on the pages read and write
+OWN = {"videos"}  # what the reader brings along
 
 
 def commands(block: str) -> list[list[str]]:
@@ -77,6 +82,21 @@ def check_commands(text: str, makefile: str, parse: Parse) -> list[str]:
     return wrong
 
 
+def check_files(text: str, root: Path, made: set[str]) -> list[str]:
+    """What commands of a page read and nothing made; ``made``: what earlier commands did, to which this page's are added."""
+    wrong = []
+    for language, block in FENCE.findall(text):
+        for command in commands(block) if language == "bash" else []:
+            arguments = lamina_arguments(command) or []
+            written = {after.rstrip("/") for word, after in pairwise(arguments) if word == "--out"}
+            for word in arguments:
+                name = word.partition(":")[0].rstrip("/")
+                if name.split("/")[0] in FOLDERS and name not in {*made, *written, *OWN} and not (root / name).exists():
+                    wrong.append(f"{shlex.join(command)}: nothing has made {name}")
+            made |= written
+    return wrong
+
+
 def check_links(text: str, root: Path) -> list[str]:
     prose = FENCE.sub("", text)
     headings = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in HEADING.findall(prose)}
@@ -129,14 +149,22 @@ def check_tree(text: str, root: Path) -> list[str]:
     return wrong
 
 
+def pages(root: Path) -> list[Path]:
+    """README.md, and the pages of docs and bench."""
+    return [root / "README.md", *sorted(root.glob("docs/**/*.md")), *sorted(root.glob("bench/*.md"))]
+
+
 def check(root: Path, parse: Parse) -> list[str]:
     """Every lie of the pages under ROOT, one line each."""
     makefile = (root / "Makefile").read_text(encoding="utf-8")
     readme = root / "README.md"
     wrong = []
-    for page in (readme, *sorted(root.glob("docs/**/*.md")), *sorted(root.glob("bench/*.md"))):
+    of_readme: set[str] = set()
+    check_files(readme.read_text(encoding="utf-8"), root, of_readme)
+    for page in pages(root):
         text = page.read_text(encoding="utf-8")
         lies = check_commands(text, makefile, parse) + check_links(text, page.parent)
+        lies += check_files(text, root, set() if page == readme else set(of_readme))
         lies += check_tree(text, root) if page == readme else []
         wrong += [f"{page.relative_to(root)}: {lie}" for lie in lies]
     return wrong

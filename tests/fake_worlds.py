@@ -32,16 +32,15 @@ class Fake(World):
     def __init__(self, size: ImageSize, special: int = -1):
         self.size, self.special = size, special
 
-    def reset(self, seed: int) -> Observation:
+    def reset(self, seed: int) -> None:
         self.seed, self.steps = seed, 0
-        return self.observe()
 
-    def step(self, action: Action) -> tuple[Observation, float, bool]:
+    def step(self, action: Action) -> tuple[float, bool]:
         reward = float(action[0] == (self.seed % 256 + self.steps) % 3)
         self.steps += 1
         if self.seed == self.special and self.steps == 3:
             self.happen()
-        return self.observe(), reward, self.over()
+        return reward, self.over()
 
     def over(self) -> bool:
         return self.steps == 4 + self.seed % 6
@@ -61,6 +60,40 @@ class Fake(World):
         return rng.integers(3, size=1)
 
 
+class Seeing(Fake):
+    """Shows a second camera and says where its hand is: (seed, step). Its goal is reached in short episodes."""
+
+    cameras = ("fake", "left")
+    proprio = 2
+    tier = "easy"
+
+    def observe(self) -> Observation:
+        left = np.zeros((*self.size, 3), dtype=np.uint8)
+        left[..., 2] = 255
+        return Observation(super().observe().frames | {"left": left}, np.array([self.seed, self.steps], np.float32))
+
+    def over(self) -> bool:
+        self.success = super().over() and self.steps < 6
+        return super().over()
+
+
+class Hard(Seeing):
+    tier = "hard"
+
+    def over(self) -> bool:
+        over = super().over()
+        self.success = False
+        return over
+
+
+class Forgetful(Fake):
+    """Its rewards are other ones when it is opened again: larger pictures earn nothing."""
+
+    def step(self, action: Action) -> tuple[float, bool]:
+        _, over = super().step(action)
+        return (1.0 if self.size[0] < 100 else 0.0), over
+
+
 class Raises(Fake):
     def happen(self) -> None:
         raise RuntimeError("the simulator\nis in pieces")
@@ -77,9 +110,9 @@ class Hangs(Fake):
 
 
 class Immeasurable(Fake):
-    def step(self, action: Action) -> tuple[Observation, float, bool]:
-        observation, _, done = super().step(action)
-        return observation, float("nan") if self.seed == self.special else 1.0, done
+    def step(self, action: Action) -> tuple[float, bool]:
+        _, over = super().step(action)
+        return float("nan") if self.seed == self.special else 1.0, over
 
 
 class Endless(Fake):
@@ -88,7 +121,7 @@ class Endless(Fake):
 
 
 class Slow(Fake):
-    def step(self, action: Action) -> tuple[Observation, float, bool]:
+    def step(self, action: Action) -> tuple[float, bool]:
         time.sleep(0.02)
         return super().step(action)
 
@@ -128,7 +161,7 @@ class Engine(Endless):
 
 def returns(world: World, policy: ActionFunction, episodes: int, seed: int = 0) -> np.ndarray:
     """The return of each episode, by the plain loop."""
-    return np.array([sum(s.reward for s in lamina.envs.rollout(world, policy, seed, n)) for n in range(episodes)])
+    return np.array([sum(s.reward for s in lamina.envs.play(world, policy, seed, n)) for n in range(episodes)])
 
 
 def make(world: str, size: ImageSize) -> World:

@@ -48,3 +48,24 @@ def write_planted(
             actions, frames = episode(rng, length)
             writer.add_episode({"action": actions}, {"observation.images.camera": frames}, task=task)
     return root
+
+
+def write_complete(root: Path, episodes: int = 10, length: int = 24, seed: int = 0) -> Path:
+    """The same with all that a method can ask for: ``observation.state``, where the square is, in pixels from its start (right, up); and a
+    second camera, the paired view, in the negative colours."""
+    picture = {"dtype": "video", "shape": [SIZE, SIZE, 3], "names": ["height", "width", "channels"]}
+    features = {
+        "action": {"dtype": "float32", "shape": [2], "names": ["sideways", "up"], "num_classes": [3]},
+        "observation.state": {"dtype": "float32", "shape": [2], "names": None},
+        "observation.images.camera": picture,
+        "observation.images.camera.paired": picture,
+    }
+    rng = np.random.default_rng(seed)
+    with LeRobotWriter(root, FPS, features) as writer:
+        for _ in range(episodes):
+            actions, frames = episode(rng, length)
+            moves = (actions - [1, 0]) * [STEP, 1]
+            place = (np.cumsum(moves, axis=0) - moves).astype(np.float32)
+            videos = {"observation.images.camera": frames, "observation.images.camera.paired": 255 - frames}
+            writer.add_episode({"action": actions, "observation.state": place}, videos, task="move the square")
+    return root

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 from collections.abc import Callable
 from typing import Any
+
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 
 def in_child(work: Callable[[], Any], killer: Callable[[int], None] = lambda pid: None) -> int:
@@ -43,3 +46,15 @@ def dies_in(owner: Any, name: str, call: int, after: Callable[..., Any] = lambda
         return original(*args, **options)
 
     setattr(owner, name, dying)
+
+
+def dies_before_step(number: int) -> None:
+    """From now on, this process is killed when an optimiser is about to take its step ``number`` (from 1)."""
+    steps = itertools.count(1)
+    register_optimizer_step_pre_hook(lambda *_: die() if next(steps) == number else None)
+
+
+def dies_after_step(number: int) -> None:
+    """From now on, this process is killed when an optimiser has taken its step ``number`` (from 1)."""
+    steps = itertools.count(1)
+    register_optimizer_step_post_hook(lambda *_: die() if next(steps) == number else None)

@@ -28,6 +28,7 @@ from lamina.types import ActionSpec
 from planted import write_planted
 
 torch.set_num_threads(1)
+pytestmark = pytest.mark.typed
 
 MIXED = ActionSpec(discrete=(3,), continuous=1, names=("sideways", "up"))
 GAP = 0.3  # seconds: three actions at 10 a second
@@ -109,6 +110,7 @@ def test_a_chunk_of_classes_and_numbers(dataset: Path) -> None:
         np.testing.assert_array_equal(clip.action[row, 0], [*action[at : at + 3, 0], *action[at : at + 3, 1]])  # type: ignore[index]
 
 
+@pytest.mark.typed(False)
 def test_undefined_action_labels_are_refused(dataset: Path) -> None:
     with pytest.raises(LaminaError, match="classes have no mean"):
         SampleIndex(config(dataset, "mean"), "train")
@@ -135,6 +137,7 @@ QUICK = ["--steps", "4", "--batch", "8", "--device", "cpu"]
 FEW = ["--transitions", "32", "--reconstructions", "8", "--structure", "0", "--linear", "64", "--device", "cpu"]
 
 
+@pytest.mark.typed(False)  # controls are trained with a prefix in the place of a LAM
 def test_align_says_that_a_gap_spans_several_actions_and_evaluate_follows_the_choice(
     run: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -147,7 +150,7 @@ def test_align_says_that_a_gap_spans_several_actions_and_evaluate_follows_the_ch
         said = capsys.readouterr().err
         assert ("3 actions are taken; it is tied to the first of them" in said) == (actions == "first")
         translator, note = load_translator(folder / "translator")
-        assert note["actions"] == actions and translator.action.spec.dim == width and translator.spec.dim == 2
+        assert note.actions == actions and translator.action.spec.dim == width and translator.spec.dim == 2
         assert main(["evaluate", str(folder), "--data", str(dataset), *FEW]) == 0
         record = json.loads((folder / "evaluation.json").read_text())
         which = "the first of them" if actions == "first" else "all of them"

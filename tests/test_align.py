@@ -19,7 +19,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-import lamina.training.loop
 from lamina import methods
 from lamina.data.sampling import open_source
 from lamina.data.stream import sample_split
@@ -31,9 +30,10 @@ from lamina.models.heads import ActionHead, HourglassMLP, InverseDynamics, Trans
 from lamina.models.hub import LatentActionModel, Provenance
 from lamina.models.lam import LAM
 from lamina.rng import Rng
-from lamina.training.alignment import AlignConfig, align, load_translator, save_translator, training_of
+from lamina.training.alignment import AlignConfig, TranslatorNote, align, load_translator, save_translator
 from lamina.training.checkpoints import BestCheckpoint
 from lamina.training.heads import head_training, idm_losses, train_idm, train_translator, translator_losses
+from lamina.training.joint import JointObjective
 from lamina.training.labelled import (
     LabelledTransitions,
     Minibatches,
@@ -48,7 +48,7 @@ from lamina.training.settings import TrainConfig
 from lamina.types import ActionSpec
 from parallel import options
 from planted import write_planted
-from processes import dies_in, in_child
+from processes import dies_before_step, dies_in, in_child
 
 torch.set_num_threads(1)
 
@@ -212,14 +212,6 @@ def planted_labels(n: int, seed: int, slots: int = 4) -> LabelledTransitions:
     return LabelledTransitions(z, torch.roll(action, 1, 0), action, torch.arange(n) // 10)
 
 
-class OnlyPrefix(torch.nn.Module):
-    """A LAM as far as a translator needs one."""
-
-    def __init__(self, law: str, slots: int = 4):
-        super().__init__()
-        self.prefix = RetainedPrefix(slots, 3, law)
-
-
 SPEC = ActionSpec((3,), 1)
 
 
@@ -228,7 +220,7 @@ def learned() -> tuple[Translator, float, LabelledTransitions]:
     train, held = planted_labels(600, 0), planted_labels(200, 1)
     config = TranslatorConfig(width=64, narrow=32, layers=2, dropout=0.0)
     translator, loss = train_translator(
-        OnlyPrefix("uniform"), train, held, SPEC, config, head_training(250, 0, lr=5e-3)
+        RetainedPrefix(4, 3, "uniform"), train, held, SPEC, config, head_training(250, 0, lr=5e-3)
     )
     return translator, loss, held
 
@@ -269,28 +261,18 @@ def test_a_saved_translator_comes_back_the_same(learned, tmp_path):
     translator, _, held = learned
     write(tmp_path / "translator", translator)
     again, note = load_translator(tmp_path / "translator")
-    assert not again.training and note["seed"] == 0
+    assert not again.training and note.config.width == 64 and note.spec == SPEC
     assert torch.equal(again(held.z, held.previous), translator(held.z, held.previous))
     output = translator(held.z, held.previous)
     assert torch.equal(again.action.read(output), translator.action.read(output))  # mean and std too
 
 
 def write(folder: Path, translator: Translator, **changes) -> None:
-    config = {"condition": "latent+previous", "width": 64, "narrow": 32, "layers": 2, "dropout": 0.0}
-    spec = {"discrete": [3], "continuous": 1, "names": []}
-    note = {
-        "format": 2,
-        "spec": spec,
-        "config": config,
-        "slots": 4,
-        "side": "quantised",
-        "latent": 12,
-        "observation": 0,
-        "steps": 1,
-        "seed": 0,
-        **changes,
-    }
+    config = TranslatorConfig(width=64, narrow=32, layers=2, dropout=0.0)
+    note = TranslatorNote(spec=SPEC, config=config, slots=4, side="quantised", latent=12, observation=0, steps=1)
     save_translator(folder, translator, note)
+    path = folder / "translator.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 @pytest.mark.parametrize(
@@ -410,10 +392,10 @@ def test_alignment_leaves_a_translator_and_the_model_as_it_was(run, dataset):
     assert folder == run / "translator"
     assert (run / "model/model.safetensors").read_bytes() == before
     translator, note = load_translator(folder)
-    assert note["labels"] == 60 and note["spec"]["discrete"] == [3] and note["spec"]["continuous"] == 1
+    assert note.labels == 60 and note.spec.discrete == (3,) and note.spec.continuous == 1
     rows = [json.loads(line) for line in (folder / "training/log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(1, 21))
-    assert note["validation_loss"] == pytest.approx(
+    assert note.validation_loss == pytest.approx(
         min(row["validation/action"] for row in rows if "validation/action" in row)
     )
     # the standardisation is that of the labels which train, not of the dataset
@@ -428,14 +410,14 @@ def test_alignment_can_read_the_observation_too(run, dataset):
         "60", translator=TranslatorConfig("latent+previous+observation", width=32, narrow=16, layers=1)
     )
     translator, note = load_translator(align(run, str(dataset), config, training(steps=2)))
-    assert note["observation"] == note["latent"] == 15
+    assert note.observation == note.latent == 15
     assert translator.mlp.inputs.in_features == 15 + 4 + 15
 
 
 def test_labels_can_come_from_one_task_and_evaluation_reports_it(run, dataset):
     (task,) = {episode.task for episode in open_source(dataset).episodes}
     folder = align(run, str(dataset), dataclasses.replace(SMALL, tasks=(task,)), training(steps=2))
-    assert load_translator(folder)[1]["tasks"] == [task]
+    assert load_translator(folder)[1].tasks == (task,)
     shutil.rmtree(folder)
     with pytest.raises(LaminaError, match=task):  # those there are
         align(run, str(dataset), dataclasses.replace(SMALL, tasks=("juggle",)), training(steps=2))
@@ -457,7 +439,7 @@ def test_a_killed_alignment_resumes_bit_for_bit(step, joint, run, dataset, tmp_p
 
     def dying() -> None:
         # the translator that joint training starts from takes five steps of its own
-        dies_in(lamina.training.loop, "total", step + 5 * joint)
+        dies_before_step(1 + step + 5 * joint)
         work(run, resume=False)
 
     assert in_child(dying) == signal.SIGKILL
@@ -469,7 +451,7 @@ def test_a_killed_alignment_resumes_bit_for_bit(step, joint, run, dataset, tmp_p
 def aligning(joint: bool, dataset: Path) -> Callable[..., Path]:
     """``align`` with the settings of these tests."""
     plan = recipe("flexlam", methods.load("flexlam"), options("flexlam"))
-    more = {"losses": plan.losses, "weights": dict(plan.weights)} if joint else {}
+    objective = JointObjective(plan.losses, plan.weights) if joint else None
     config = AlignConfig("60", joint, SMALL.translator)
 
     def work(run: Path, **changes) -> Path:
@@ -477,7 +459,7 @@ def aligning(joint: bool, dataset: Path) -> Callable[..., Path]:
             patch.setattr(
                 "lamina.training.joint.head_training", lambda steps, seed, **more: head_training(5, seed, **more)
             )
-            return align(run, str(dataset), config, training(**changes), **more)
+            return align(run, str(dataset), config, training(**changes), objective)
 
     return work
 
@@ -487,7 +469,7 @@ def test_files_of_an_unfinished_alignment_do_not_affect_a_new_one(run, dataset, 
     wide = AlignConfig("60", translator=TranslatorConfig(width=48, narrow=16, layers=1))
 
     def dying() -> None:
-        dies_in(lamina.training.loop, "total", 15)
+        dies_before_step(16)
         align(run, str(dataset), wide, training())
 
     assert in_child(dying) == signal.SIGKILL
@@ -617,10 +599,10 @@ def test_controls_are_trained_with_the_learning_rate_the_steps_and_the_batch_of_
 def test_the_note_says_how_the_translator_was_trained(run, dataset):
     config = dataclasses.replace(SMALL, translator=TranslatorConfig("latent", width=32, narrow=16, layers=2))
     _, note = load_translator(align(run, str(dataset), config, training(lr=2e-3, batch=8)))
-    again = training_of(note)
+    again = note.train_config()
     assert (again.lr, again.batch, again.steps, again.seed, again.validate_every) == (2e-3, 8, 20, 0, 5)
-    assert TranslatorConfig(**note["config"]) == config.translator
-    assert (note["slots"], note["side"], note["actions"], note["steps"]) == (3, "quantised", "first", 1)
+    assert note.config == config.translator
+    assert (note.slots, note.side, note.actions, note.steps) == (3, "quantised", "first", 1)
 
 
 @pytest.mark.parametrize(
@@ -661,5 +643,5 @@ def test_the_translator_of_a_continuous_latent_action_reads_it(dataset, tmp_path
     torch.testing.assert_close(encode_labels(model.lam, clip, "quantised").z, latent.post)
     for side in ("model", "quantised"):
         folder = align(tmp_path, str(dataset), dataclasses.replace(SMALL, side=side), training(steps=2))
-        assert load_translator(folder)[1]["side"] == {"model": "continuous"}.get(side, side)
+        assert load_translator(folder)[1].side == {"model": "continuous"}.get(side, side)
         shutil.rmtree(folder)

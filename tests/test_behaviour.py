@@ -52,16 +52,16 @@ def halves(items: LabelledTransitions) -> tuple[LabelledTransitions, LabelledTra
 def test_behaviour_cloning_plays_what_it_saw(grid: LabelledTransitions):
     policy = cloning(CONFIG, *halves(grid), SPEC, head_training(250, 0, lr=2e-3), batch=2)
     record = rollout_worlds(policy, ["grid/0.3"], 4, 2, seed=9, size=(16, 16), progress=False)
-    assert record["worlds"]["grid/0.3"]["mean"] > 40  # of 48; random actions earn about 12
+    assert record.worlds["grid/0.3"].mean > 40  # of 48; random actions earn about 12
 
 
 def test_a_latent_policy_plays_through_the_translator(grid: LabelledTransitions):
     train, held = halves(grid)
     config = TranslatorConfig(condition="latent", size="debug")
-    translator, _ = train_translator(LAM(CONFIG), train, held, SPEC, config, head_training(150, 0, lr=1e-3))
+    translator, _ = train_translator(LAM(CONFIG).prefix, train, held, SPEC, config, head_training(150, 0, lr=1e-3))
     policy = latent_policy(CONFIG, train, held, translator, head_training(250, 0, lr=2e-3), batch=2)
     record = rollout_worlds(policy, ["grid/0.3"], 4, 2, seed=9, size=(16, 16), progress=False)
-    assert record["worlds"]["grid/0.3"]["mean"] > 36
+    assert record.worlds["grid/0.3"].mean > 36
 
 
 def test_a_policy_learns_from_what_it_will_see(grid: LabelledTransitions):

@@ -14,6 +14,7 @@ from lamina.models.bottlenecks.fsq import FSQ
 from lamina.models.bottlenecks.vq import VQ
 
 torch.set_num_threads(1)
+pytestmark = pytest.mark.typed
 
 LEVELS = st.lists(st.integers(2, 9), min_size=1, max_size=6)
 

@@ -27,6 +27,7 @@ from planted import write_planted
 from test_methods import clip, every_method
 
 torch.set_num_threads(1)
+pytestmark = pytest.mark.typed
 
 
 def test_one_pass_is_the_plain_mean_over_its_batches_and_one_step_of_k_means() -> None:

@@ -17,8 +17,9 @@ README = """# Title
 
 ```bash
 make demo FRAMES=3000      # a comment; make nothing
-CUDA_VISIBLE_DEVICES=0 lamina train flexlam --data 'my videos' \\
-    --out run && .venv/bin/lamina --help
+CUDA_VISIBLE_DEVICES=0 lamina train flexlam --data videos/ --data 'my videos' \\
+    --out runs/run && .venv/bin/lamina --help
+lamina train flexlam --init runs/run --data data/own:2 --data videos/ --out runs/more
 torchrun --nproc-per-node 2 -m lamina.cli train flexlam | tee log
 pip install lamina
 ```
@@ -54,6 +55,7 @@ def root(tmp_path: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     (tmp_path / "docs").mkdir()
+    (tmp_path / "data" / "own").mkdir(parents=True)
     (tmp_path / "tests").mkdir()
     (tmp_path / "docs" / "guide.md").touch()
     (tmp_path / "docs" / "a.png").touch()
@@ -70,7 +72,10 @@ def test_a_true_readme_passes(root: Path) -> None:
     ("old", "new", "said"),
     [
         ("make demo", "make dmo", "no target dmo"),
-        ("lamina train flexlam --data", "lamina fly --data", "not accepted"),
+        ("lamina train flexlam --data videos/ --data", "lamina fly --data", "not accepted"),
+        ("--init runs/run", "--init runs/ruin", "nothing has made runs/ruin"),
+        ("--init runs/run", "--init runs/more/model", "nothing has made runs/more/model"),
+        ("data/own", "data/owm", "nothing has made data/owm"),
         ("-m lamina.cli train flexlam", "-m lamina.cli train flexlamm", "unknown method flexlamm"),
         ("docs/guide.md", "docs/gide.md", "docs/gide.md"),
         ('src="docs/a.png"', 'src="docs/b.png"', "docs/b.png"),
@@ -90,7 +95,8 @@ def test_an_error_is_found(root: Path, old: str, new: str, said: str) -> None:
 
 
 def test_other_pages_are_checked_too(root: Path) -> None:
-    (root / "docs" / "guide.md").write_text("[picture](a.png) [gone](docs/a.png)\n\n```bash\nlamina fly\n```\n")
+    page = "[picture](a.png) [gone](docs/a.png)\n\n```bash\nlamina fly\nlamina train flexlam --data runs/run\n```\n"
+    (root / "docs" / "guide.md").write_text(page)
     lies = check(root, parse)
     assert len(lies) == 2 and all(lie.startswith("docs/guide.md: ") for lie in lies)
     assert "lamina fly" in lies[0] and "docs/a.png" in lies[1]

@@ -18,7 +18,7 @@ from lamina.envs import collect as collecting
 from lamina.envs.base import rollout
 from lamina.envs.collect import collect
 from lamina.envs.grid import Grid
-from lamina.envs.registry import SUITES, make
+from lamina.envs.registry import SUITES, Suite, make
 from lamina.errors import LaminaError
 
 
@@ -89,6 +89,87 @@ def test_noise_is_the_share_of_random_actions(noise, tmp_path, monkeypatch):
     assert abs(followed.mean() - (1 - 0.75 * noise)) < 4 * np.sqrt(noise / len(followed)) + 1e-9
 
 
+@pytest.mark.parametrize("noise", [0.0, 0.3, 1.0])
+def test_the_experts_action_is_written_beside_what_was_done(noise, tmp_path):
+    path = collect("grid/0", tmp_path / "set", episodes=6, noise=noise, hold=3, size=(16, 16), progress=False)
+    source = open_source(path)
+    if noise in (0.0, 1.0):  # nothing that "action" does not say, or nothing that an expert did
+        assert "expert_action" not in json.loads((path / "meta/info.json").read_text())["features"]
+        return
+    assert source.action_spec("expert_action") == source.action_spec("action")
+    done, wanted, reward = (
+        np.concatenate([source.column(e, name)[:, 0] for e in source.episodes])
+        for name in ("action", "expert_action", "next.reward")
+    )
+    np.testing.assert_array_equal(done == wanted, reward == 1)  # the grid rewards what its expert would do
+    assert 0.1 < (done != wanted).mean() < 0.35
+
+
+class Judged(Grid):
+    """Reaches its goal in two of three episodes; its expert draws random numbers, as one may."""
+
+    def reset(self, seed):
+        super().reset(seed)
+        self.success = None if self.sigma == 0 else seed % 3 > 0
+
+    def expert(self, rng):
+        rng.random(3)
+        return super().expert(rng)
+
+
+def open_judged(name, size):
+    return Judged(float(name.partition("/")[2] or 1), size)
+
+
+def test_only_successes_if_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(collecting, "make", open_judged)
+
+    def episodes(name: str, world: str = "grid", **options) -> tuple[list[list], dict]:
+        path = collect(world, tmp_path / name, size=(16, 16), noise=0.3, progress=False, **options)
+        source = open_source(path)
+        return [
+            source.column(e, "action")[:, 0].tolist() for e in sorted(source.episodes, key=lambda e: e.number)
+        ], json.loads((path / "meta/info.json").read_text())["lamina"]
+
+    everything, _ = episodes("all", episodes=9)
+    chosen, info = episodes("chosen", episodes=6, successes=True)
+    assert len(chosen) == 6 and info["failed"]["follow the snaking path"] > 0
+    assert 3 <= sum(actions in everything for actions in chosen) <= 6  # those that it would have had, fewer
+    cut, info = episodes("cut", episodes=3, max_steps=7)
+    assert [len(actions) for actions in cut] == [7, 7, 7] and info["max_steps"] == 7
+    done = [e for e in open_source(tmp_path / "cut").episodes]
+    assert all(
+        open_source(tmp_path / "cut").column(e, "next.done")[:, 0].tolist() == [False] * 6 + [True] for e in done
+    )
+    with pytest.raises(LaminaError, match="does not judge success"):
+        episodes("none", "grid/0", episodes=1, successes=True)
+    monkeypatch.setattr(Judged, "reset", lambda self, seed: (Grid.reset(self, seed), setattr(self, "success", False)))
+    with pytest.raises(LaminaError, match="the expert failed 50 times in a row"):
+        episodes("never", episodes=1, successes=True)
+    assert sorted(os.listdir(tmp_path)) == ["all", "chosen", "cut"]
+
+
+def test_the_noise_does_not_depend_on_what_the_expert_draws(tmp_path, monkeypatch):
+    plain = open_source(collect("grid/1", tmp_path / "plain", episodes=3, noise=0.4, size=(16, 16), progress=False))
+    monkeypatch.setattr(collecting, "make", open_judged)
+    drawing = open_source(collect("grid/1", tmp_path / "drawing", episodes=3, noise=0.4, size=(16, 16), progress=False))
+    for one, other in zip(plain.episodes, drawing.episodes, strict=True):
+        np.testing.assert_array_equal(plain.column(one, "action"), drawing.column(other, "action"))
+
+
+def test_processes_give_the_same_data(tmp_path):
+    def content(parallel: int, **options) -> list[tuple]:
+        path = tmp_path / f"{parallel}{len(options)}{list(options)}"
+        source = open_source(
+            collect("grid/0.5", path, noise=0.3, size=(16, 16), parallel=parallel, progress=False, **options)
+        )
+        return [(e.splits, source.column(e, "action").tolist(), source.frames(e, "observation.images.grid", 0, e.length).tolist())
+                for e in source.episodes]  # fmt: skip
+
+    assert content(1, episodes=5) == content(3, episodes=5)
+    assert len(content(2, frames=100)) == 3
+
+
 def test_same_arguments_same_data(tmp_path):
     def content(name: str, seed: int) -> tuple[dict[str, bytes], np.ndarray]:
         root = collect("grid", tmp_path / name, episodes=3, seed=seed, size=(16, 16), progress=False)
@@ -119,7 +200,7 @@ def suite(monkeypatch) -> list[Grid]:
         opened.append(world)
         return world
 
-    monkeypatch.setitem(SUITES, "grids", tuple(lengths))
+    monkeypatch.setitem(SUITES, "grids", Suite(tuple(lengths)))
     monkeypatch.setattr(collecting, "make", make_task)
     return opened
 
@@ -139,7 +220,7 @@ def test_a_suite_is_shared_evenly_and_every_task_has_every_split(suite, tmp_path
         assert all(splits[held] >= 1 and abs(splits[held] - len(episodes) / 10) < 1 for held in ("validation", "test"))
     info = json.loads((path / "meta/info.json").read_text())
     assert info["total_frames"] == 1440 and info["total_tasks"] == 3 and info["lamina"]["world"] == "grids"
-    assert info["lamina"]["tasks"] == {f"snake through {name}": name for name in SUITES["grids"]}
+    assert info["lamina"]["tasks"] == {f"snake through {name}": name for name in SUITES["grids"].worlds}
     order = [e.task for e in open_source(path).episodes if e.splits[0][0] == "train"]
     assert len(set(order[:6])) == 3  # they take turns: what is cut off, is so from all of them
     assert suite == []
@@ -148,7 +229,7 @@ def test_a_suite_is_shared_evenly_and_every_task_has_every_split(suite, tmp_path
 def test_a_world_of_a_suite_has_the_episodes_that_it_has_alone(suite, tmp_path):
     together = open_source(collect("grids", tmp_path / "all", episodes=4, seed=3, size=(16, 16), progress=False))
     assert len(together.episodes) == 12
-    for name in SUITES["grids"]:
+    for name in SUITES["grids"].worlds:
         alone = open_source(
             collect(name, tmp_path / name.replace("/", " "), episodes=4, seed=3, size=(16, 16), progress=False)
         )
@@ -169,7 +250,7 @@ def test_few_frames_of_a_suite_are_three_episodes_of_each(suite, tmp_path):
 def test_a_suite_refuses_one_task_for_all_and_worlds_that_differ(suite, tmp_path, monkeypatch):
     with pytest.raises(LaminaError, match="leave out the task"):
         collect("grids", tmp_path / "set", frames=9, task="walk", progress=False)
-    monkeypatch.setitem(SUITES, "grids", ("grid/0", "grid/0"))
+    monkeypatch.setitem(SUITES, "grids", Suite(("grid/0", "grid/0")))
     with pytest.raises(LaminaError, match="a task each"):
         collect("grids", tmp_path / "set", frames=9, progress=False)
     assert os.listdir(tmp_path) == [] and suite == []
@@ -194,7 +275,7 @@ def test_ctrl_c_closes_every_world_of_a_suite(suite, tmp_path, monkeypatch):
 def test_doom_suite_reads_back_task_by_task(tmp_path, monkeypatch):
     pytest.importorskip("vizdoom")
     names = ("basic", "deadly_corridor", "predict_position")
-    monkeypatch.setitem(SUITES, "doom-suite", names)
+    monkeypatch.setitem(SUITES, "doom-suite", Suite(names))
     path = collect("doom-suite", tmp_path / "set", frames=180, size=(48, 48), progress=False)
     source, tasks = open_source(path), by_task(path)
     assert source.action_spec("action").discrete == (9,) and source.fps == 7

@@ -23,7 +23,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data_files import read_number, write_dataset, write_video
-from lamina.data.sampling import DataConfig, _cut, count_starts, count_transitions, draw_samples, open_source
+from lamina.data.dataset import Dataset
+from lamina.data.episodes import Episode
+from lamina.data.sampling import (
+    DataConfig,
+    SampleIndex,
+    Segment,
+    count_starts,
+    count_transitions,
+    draw_samples,
+    open_source,
+)
 from lamina.data.stream import ClipStream, divide_evenly, sample_split
 from lamina.errors import LaminaError, LaminaWarning
 from lamina.types import Clip
@@ -119,14 +129,24 @@ def test_gaps_are_uniform_over_their_range():
     assert np.abs(histogram - 0.1).max() < 0.005
 
 
-@given(st.integers(0, 2000), st.integers(1, 400), st.booleans())
+@given(st.integers(1, 2000), st.integers(1, 400), st.booleans())
 def test_segments_cut_at_key_frames_and_cover_everything(length, distance, known):
-    keys = np.arange(0, length, distance) if known else None
-    bounds = _cut(0, length, keys)
-    assert (bounds[0] == 0 and bounds[-1] == length and (np.diff(bounds) > 0).all()) or length == 0
-    assert (np.diff(bounds) <= 320).all()
+    class Recording(Dataset):
+        """An episode of ``length`` pairs, which can be decoded from every ``distance``-th frame on."""
+
+        keys = np.arange(0, length, distance) if known else None
+        episodes = (Episode(0, "one", length + 1, 10.0, (("train", 0, length + 1),), keys=keys),)
+
+        def frames(self, *_: object) -> np.ndarray:
+            raise AssertionError("nothing is decoded")
+
+    index = SampleIndex(DataConfig((Recording(),), (16, 16), gap=(0.1, 0.1)), "train")
+    segments = [Segment(*row) for row in index.segments[0].tolist()]
+    starts = [segment.start for segment in segments]
+    assert starts[0] == 0 and [*starts[1:], length] == [segment.stop for segment in segments]
+    assert all(0 < segment.stop - segment.start <= 320 for segment in segments)
     if known and 64 <= distance <= 250:
-        assert all(b % distance == 0 for b in bounds[:-1])
+        assert all(start % distance == 0 for start in starts)
 
 
 def test_a_gap_is_in_seconds_whatever_the_frame_rate(folder):

@@ -32,9 +32,10 @@ from lamina.evaluation.evaluate import EvaluateConfig, evaluate
 from lamina.files import read_json
 from lamina.images import resize_frames
 from lamina.inference.label import label
+from lamina.models.heads import TranslatorConfig
 from lamina.policies.token_model import TokenConfig
 from lamina.policies.token_training import train_token_model
-from lamina.training import AlignConfig, TranslatorConfig, align
+from lamina.training.alignment import AlignConfig, align
 from lamina.training.heads import head_training
 from lamina.training.log import read_log
 from lamina.training.pretraining import fixed_settings, pretrain
@@ -202,6 +203,12 @@ BAD = {
     "split": ([SimpleNamespace(frames=F, split="dev")], "mine episode 0: its split is 'dev'; give every episode one of train,"),
     "some splits": ([SimpleNamespace(frames=F, split="train"), Row(F)], "mine episode 1: its split is None"),
 }  # fmt: skip
+
+
+def test_a_warning_names_the_line_that_called_the_library() -> None:
+    with pytest.warns(LaminaWarning, match="too few to split") as caught:
+        InMemoryDataset(recordings([np.zeros(4)]))
+    assert {warning.filename for warning in caught} == {__file__}
 
 
 @pytest.mark.parametrize("case", BAD)

@@ -1,4 +1,4 @@
-"""Every script in examples/ runs as it stands, on a small dataset in the place of data/doom."""
+"""Every script in examples/ and all Python on the pages runs as it stands, on small datasets in the place of data/doom and data/arms."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from check_readme import FENCE, pages
 from lamina.cli import main
+from planted import write_complete
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "examples"
@@ -21,22 +23,55 @@ FASTER = [
     (r"\bsteps=\d+", "steps=4"),
     (r"labels=128|labels=\"5%\"", "labels=60"),
     (r"range\(20\)", "range(10)"),
+    (
+        r"evaluate\(run, \"data/doom\"\)",
+        "evaluate(run, 'data/doom', transitions=48, reconstructions=16, structure=0, scratch_steps=4)",
+    ),
 ]
 SCRIPTS = sorted(path.name for path in EXAMPLES.glob("*.py"))
+
+RUN = """
+import lamina, shutil
+run = lamina.train("flexlam", "data/doom", out="runs/doom", steps=2, image=(48, 48), size="debug")
+lamina.align(run, "data/doom", labels=60, steps=4)
+lamina.train_policy(run, "data/doom", steps=2, batch=2, size="debug", context=6, stride=4)
+shutil.copytree("runs/doom", "runs/mine")
+"""
+FRAMES = """
+import torch
+src, dst = torch.randint(0, 256, (2, 5, 3, 60, 80), dtype=torch.uint8)
+frame = src[0].permute(1, 2, 0).numpy()
+"""
+#: What a page takes for granted: runs of an earlier page, frames and models of the reader's own.
+GIVEN = {
+    "README.md": RUN + FRAMES,
+    "docs/api.md": FRAMES,
+    "docs/methods/alam.md": "def f(src, dst): return (dst.float() - src.float()).mean((2, 3))",
+}
+PAGES = {
+    str(page.relative_to(ROOT)): "\n".join(
+        block for language, block in FENCE.findall(page.read_text()) if language == "python"
+    )
+    for page in pages(ROOT)
+}
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with data/doom, which holds the grid world, and the examples."""
+    """A folder with the examples, data/doom, which holds the grid world, and data/arms, the planted one."""
     place = tmp_path_factory.mktemp("examples")
     assert main(["collect", "grid", "--out", str(place / "data/doom"), "--episodes", "12", "--size", "48", "48"]) == 0
+    write_complete(place / "data/arms")
     shutil.copytree(EXAMPLES, place / "examples")
     for script in (place / "examples").rglob("*.py"):
-        text = script.read_text()
-        for pattern, faster in FASTER:
-            text = re.sub(pattern, faster, text)
-        script.write_text(text)
+        script.write_text(faster(script.read_text()))
     return place
+
+
+def faster(code: str) -> str:
+    for pattern, small in FASTER:
+        code = re.sub(pattern, small, code)
+    return code
 
 
 def run(place: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -47,6 +82,14 @@ def run(place: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_an_example_runs(place, script):
     done = run(place, f"examples/{script}")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("page", [page for page, code in PAGES.items() if code])
+def test_the_python_of_a_page_runs(place, page, tmp_path):
+    shutil.copytree(place / "data", tmp_path / "data")
+    (tmp_path / "page.py").write_text(f"{GIVEN.get(page, '')}\n{faster(PAGES[page])}")
+    done = run(tmp_path, "page.py")
     assert done.returncode == 0, done.stderr
 
 

@@ -50,6 +50,7 @@ def copier(rows: slice = slice(0, 16)) -> Subject:
 
 
 #: z is the upper half alone, where the agent's doing is.
+pytestmark = pytest.mark.typed
 UPPER_HALF = copier(slice(0, 8))
 
 

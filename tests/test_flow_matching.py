@@ -11,6 +11,7 @@ from lamina.losses.flow_matching import SMALLEST_T, integrate, interpolate, samp
 from lamina.rng import Rng
 
 torch.set_num_threads(1)
+pytestmark = pytest.mark.typed
 
 
 def pair(batch: int = 4) -> tuple[torch.Tensor, torch.Tensor]:

@@ -120,7 +120,7 @@ def test_pictures_that_are_none():
     with pytest.raises(LaminaError, match="render_mode is None and not rgb_array"):
         gym.GymWorld(Toy(render_mode=None), "Toy-v0")
     with pytest.raises(LaminaError, match="not one colour picture"):
-        gym.GymWorld(Toy(picture=np.zeros((8, 8), np.uint8)), "Toy-v0").reset(0)
+        gym.GymWorld(Toy(picture=np.zeros((8, 8), np.uint8)), "Toy-v0").observe()
 
 
 @pytest.mark.parametrize(
@@ -146,6 +146,94 @@ def test_a_missing_gymnasium_says_what_to_install(monkeypatch):
         importlib.import_module("lamina.envs.gym")
 
 
+class Robot(Toy):
+    """As LeRobot's environments: pictures by camera, a state, and whether it has succeeded, which it does in the third step only."""
+
+    observation_space = spaces.Dict(
+        pixels=spaces.Dict(
+            top=spaces.Box(0, 255, (10, 12, 3), np.uint8), wrist=spaces.Box(0, 255, (6, 6, 3), np.uint8)
+        ),
+        agent_pos=spaces.Box(-10, 10, (2,)),
+        image=spaces.Box(0, 255, (4, 4, 3), np.uint8),
+        goal=spaces.Box(-1, 1, (3, 1)),
+    )
+
+    def __init__(self, told: str = "is_success", **options):
+        super().__init__(**options)
+        space, self.told = Robot.observation_space, told
+        self.observation_space = space
+
+    def seen(self):
+        n = len(self.given)
+        pixels = {"top": np.full((10, 12, 3), n, np.uint8), "wrist": np.full((6, 6, 3), 100 + n, np.uint8)}
+        return {
+            "pixels": pixels,
+            "agent_pos": np.array([n, -n]),
+            "image": np.full((4, 4, 3), 200 + n, np.uint8),
+            "goal": np.ones((3, 1)),
+        }
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.seen(), {}
+
+    def step(self, action):
+        self.given.append(action)
+        return self.seen(), 0.0, len(self.given) == 5, False, {self.told: len(self.given) == 3}
+
+
+gymnasium.register("lamina/Robot-v0", Robot)
+
+
+def test_an_environments_own_cameras_state_and_success():
+    with gym.make("gym", "lamina/Robot-v0", (8, 8)) as world:
+        assert world.cameras == ("top", "wrist") and world.proprio == 2
+        steps = list(worlds.rollout(world, world.random, seed=0))
+        assert world.success is True and len(steps) == 5  # in any step
+        for n, step in enumerate(steps):
+            assert {c: f.shape for c, f in step.observation.frames.items()} == {"top": (8, 8, 3), "wrist": (8, 8, 3)}
+            assert (step.observation.frames["top"] == n).all() and (step.observation.frames["wrist"] == 100 + n).all()
+            assert step.observation.proprio.tolist() == [n, -n] and step.observation.proprio.dtype == np.float32
+        world.reset(0)
+        world.step(np.array([0]))
+        assert world.success is False
+    record = rollout_worlds("random", ["lamina/Robot-v0"], 2, parallel=1, make=open_robot, progress=False)
+    assert record.worlds["lamina/Robot-v0"].success == [True, True] and record.success.mean == 1
+
+
+def open_robot(world: str, size: ImageSize) -> World:
+    return gym.make("gym", world, size)  # in a worker, which imports this file: the robot is registered
+
+
+def test_keys_that_are_named():
+    named = "lamina/Robot-v0?camera=image&proprio=goal&success=solved&told=solved"
+    with gym.make("gym", named, (8, 8)) as world:
+        assert world.cameras == ("image",) and world.proprio == 3
+        first = next(worlds.rollout(world, world.random, seed=0)).observation
+        assert (first.frames["image"] == 200).all() and first.proprio.tolist() == [1, 1, 1]
+        assert world.success is False
+
+
+@pytest.mark.parametrize(
+    ("variant", "part"),
+    [
+        ("lamina/Robot-v0?camera=front", "observes no 'front', but pixels, agent_pos, image, goal"),
+        ("lamina/Robot-v0?proprio=arm", "observes no 'arm'"),
+        ("lamina/Robot-v0?colour=red", "unexpected keyword argument 'colour'"),
+    ],
+)
+def test_keys_that_are_not_there(variant, part):
+    with pytest.raises(LaminaError, match=part):
+        gym.make("gym", variant, (8, 8))
+
+
+def test_a_named_success_that_never_comes():
+    with gym.make("gym", "lamina/Robot-v0?success=solved", (8, 8)) as world:
+        world.reset(0)
+        with pytest.raises(LaminaError, match="its info has no 'solved', but is_success"):
+            world.step(np.array([0]))
+
+
 def open_cartpole() -> World:
     try:
         return gym.make("gym", "CartPole-v1", (64, 64))
@@ -160,8 +248,8 @@ def test_cartpole_in_the_closed_loop():
         frames = next(worlds.rollout(world, world.random, 0)).observation.frames["render"]
         assert frames.shape == (64, 64, 3) and frames.min() < 50 < 200 < frames.max()
     record = rollout_worlds("random", ["CartPole-v1"], 3, parallel=2, make=open_gym, progress=False)
-    assert record["worlds"]["CartPole-v1"]["returns"] == expected
-    assert record["normalized"] is None
+    assert record.worlds["CartPole-v1"].returns == expected
+    assert record.normalized is None
     with pytest.raises(LaminaError, match="gym/CartPole-v1 has no scripted expert"):
         rollout_worlds("expert", ["CartPole-v1"], 3, parallel=1, make=open_gym, progress=False)
 

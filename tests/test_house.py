@@ -1,4 +1,4 @@
-"""Import rules: imports run one way, between packages and between modules."""
+"""Import rules: imports run one way, between packages and between modules. And annotations are checked where tests ask for it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,12 @@ from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
 
+import jaxtyping
+import pytest
+import torch
+
 import lamina
+from lamina.losses.reconstruction import squared_error
 
 SOURCE = Path(lamina.__file__).parent
 BASE = {"errors", "types", "images", "rng", "device", "options", "files", "records", "weights", "intervals", "version"}
@@ -81,3 +86,10 @@ def test_the_library_is_found_whole():
     assert {"lamina", "lamina.cli", "lamina.data.lerobot.reader", "lamina.methods.flexlam"} <= modules().keys()
     assert "lamina.models.lam" in graph()["lamina.models.hub"]
     assert {package_of(module) for module in modules()} == ALLOWED.keys()
+
+
+@pytest.mark.parametrize("on", [pytest.param(True, marks=pytest.mark.typed), False])
+def test_calls_that_break_an_annotation_fail_in_typed_tests(on):
+    three, two = torch.ones(3, 2), torch.zeros(2, 2)
+    with pytest.raises(jaxtyping.TypeCheckError if on else RuntimeError):
+        squared_error(three, two)

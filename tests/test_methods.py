@@ -1,11 +1,10 @@
-"""The contract of every file in methods/, and the direction of imports."""
+"""The contract of every file in methods/; `test_contract.py` has that of the stages that use it."""
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,18 +19,17 @@ from lamina.losses.reconstruction import total
 from lamina.methods.base import neighbours
 from lamina.models.config import LAMConfig
 from lamina.models.features import EMAFeatures
-from lamina.models.hub import LatentActionModel
 from lamina.models.lam import LAM
 from lamina.rng import Rng
 from lamina.training import pretraining as pretrain
 from lamina.training import recipe as training_recipe
-from lamina.training.loop import fit
 from lamina.training.recipe import filled_in, recipe
 from lamina.training.settings import TrainConfig
 from lamina.types import TASK_WIDTH, Clip
 from planted import write_planted
 
 torch.set_num_threads(1)
+pytestmark = pytest.mark.typed
 
 SOURCE = Path(lamina.__file__).parent
 PARTS = [(e, d) for e in ("conv", "transformer") for d in ("flow", "pixel", "unet")]
@@ -133,70 +131,6 @@ def test_the_average_moves_once_a_step_of_training_whatever_is_added_to_a_step(t
 def test_a_method_reads_longer_clips(name):
     module = methods.load(name)
     check(module, module.Config(size="debug", image=(16, 16), frames=4, slots=3))
-
-
-@every_method
-def test_a_method_is_saved_and_loaded(name, tmp_path):
-    module = methods.load(name)
-    model = LatentActionModel(module.build(module.Config(size="debug", image=(16, 16)))).eval()
-    model.save_pretrained(tmp_path)
-    again = LatentActionModel.from_pretrained(tmp_path)
-    src, dst = clip((16, 16)).frames.unbind(1)
-    latent = model.encode(src, dst)
-    assert torch.equal(again.encode(src, dst).post, latent.post)
-    if model.config.space == "pixels":
-        assert torch.equal(again.decode(src, latent, 1), model.decode(src, latent, 1))
-    else:
-        with pytest.raises(LaminaError, match="no picture"):
-            model.decode(src, latent, 1)
-
-
-class Pictures:
-    """An endless stream of random clips, the n-th a function of n."""
-
-    def __init__(self, frames: int) -> None:
-        self.frames, self.drawn = frames, 0
-
-    def __iter__(self) -> Iterator[Clip]:
-        while True:
-            self.drawn += 1
-            yield clip((16, 16), frames=self.frames, seed=self.drawn)
-
-    def state_dict(self) -> dict[str, int]:
-        return {"drawn": self.drawn}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self.drawn = state["drawn"]
-
-    def close(self) -> None:
-        pass
-
-
-@every_method
-def test_a_method_resumes_where_it_was_stopped(name, tmp_path):
-    module = methods.load(name)
-    options = module.Config(size="debug", image=(16, 16), slots=3)
-    plan = recipe(name, module, options)
-    config = TrainConfig(steps=5, batch=4, device="cpu", checkpoint_every=2, log_every=1)
-
-    def train(run: Path, resume: bool, stop: int | None) -> dict[str, torch.Tensor]:
-        torch.manual_seed(0)
-        calls = iter(range(100))
-
-        def losses(lam, batch, rng):
-            if next(calls) == stop:
-                raise KeyboardInterrupt
-            return plan.losses(lam, batch, rng)
-
-        settings = dataclasses.replace(config, resume=resume)
-        lam = LAM(module.build(options))
-        return fit(run, lam, losses, module.weights(options), lambda *_: Pictures(options.frames), settings)
-
-    whole = train(tmp_path / "whole", False, None)
-    with pytest.raises(KeyboardInterrupt):
-        train(tmp_path / "cut", False, 3)
-    resumed = train(tmp_path / "cut", True, None)
-    assert all(torch.equal(value, resumed[key]) for key, value in whole.items())
 
 
 @every_method

@@ -35,6 +35,7 @@ from lamina.training.labelled import LabelledTransitions
 from lamina.types import Clip, Latent
 
 torch.set_num_threads(1)
+pytestmark = pytest.mark.typed
 
 BOTTLENECKS = {"fsq": FSQ.Config((5, 3)), "vq": VQ.Config(8, 4), "none": Identity.Config(4)}
 PARTS = [(e, d) for e in ("conv", "transformer") for d in ("flow", "pixel", "unet")]
@@ -94,7 +95,7 @@ def test_pixels_survive_float_and_back():
     every = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
     assert to_float(every).min() == -1 and to_float(every).max() == 1
     assert torch.equal(to_uint8(to_float(every)), every)
-    assert torch.equal(to_uint8(torch.tensor([-3.0, 3.0])), torch.tensor([0, 255], dtype=torch.uint8))
+    assert torch.equal(to_uint8(torch.tensor([[[-3.0, 3.0]]])), torch.tensor([[[0, 255]]], dtype=torch.uint8))
 
 
 @pytest.mark.parametrize("encoder", sorted(ENCODERS))
@@ -457,6 +458,7 @@ def test_the_folder_of_a_run_that_has_not_finished_says_so(tmp_path):
     refuses(tmp_path, "config.json", "has the training finished")
 
 
+@pytest.mark.typed(False)
 @pytest.mark.parametrize(
     "bad",
     [
@@ -531,5 +533,9 @@ def test_sizes_grow_and_can_be_overridden():
     options = dataclasses.replace(MethodConfig(size="debug", encoder="transformer"), width=64, patch=4)
     parts = dataclasses.replace(options, decoder="flow").parts()
     assert parts["encoder"].width == 64 and parts["encoder"].patch == 4 and parts["decoder"].width == 64
+
+
+@pytest.mark.typed(False)
+def test_an_unknown_size_is_refused():
     with pytest.raises(LaminaError, match="unknown size"):
         MethodConfig(size="huge").parts()

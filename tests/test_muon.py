@@ -13,6 +13,7 @@ from lamina.training.settings import TrainConfig
 from test_train import same, toy
 
 torch.set_num_threads(1)
+pytestmark = pytest.mark.typed
 
 
 def test_singular_values_become_about_one():

@@ -36,6 +36,7 @@ from planted import SIZE, write_planted
 from test_methods import every_method
 
 torch.set_num_threads(1)
+pytestmark = pytest.mark.typed
 
 
 @pytest.fixture(scope="module", params=["words", "no words"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from clips import clip_of
 from lamina import methods
-from lamina.cli import main
+from lamina.cli import Train, main
 from lamina.errors import LaminaError, LaminaWarning
 from lamina.methods.base import Method
 from lamina.models.bottlenecks import FSQ
@@ -26,8 +27,10 @@ from lamina.models.encoders.base import Encoder
 from lamina.models.encoders.conv import ConvEncoder
 from lamina.models.hub import LatentActionModel
 from lamina.models.lam import LAM
+from lamina.options import TRAINING_OPTIONS
 from lamina.rng import Rng
 from lamina.training.recipe import recipe, recipe_of
+from lamina.training.settings import TrainConfig
 from planted import write_planted
 from test_methods import check, clip
 
@@ -221,7 +224,9 @@ def distribution(folder: Path, group: str, entry: str) -> None:
     (info / "entry_points.txt").write_text(f"[{group}]\n{entry}\n")
 
 
-def test_a_method_of_an_installed_package_is_found_by_name(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_method_of_an_installed_package_is_found_by_name(
+    mine: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     distribution(mine.parent, "lamina.methods", "sized = my_method")
     monkeypatch.syspath_prepend(str(mine.parent))
     try:
@@ -235,8 +240,22 @@ def test_a_method_of_an_installed_package_is_found_by_name(mine: Path, monkeypat
         distribution(mine.parent, "lamina.methods", "broken = no_such_module_of_mine")
         with pytest.raises(LaminaError, match=r"method 'broken' .* cannot be imported"):
             methods.load("broken")
+        listed = methods.summaries()
+        assert listed["broken"].startswith("cannot be used: method 'broken'") and listed["lapo"].startswith("LAPO: ")
+        assert main(["train", "--help"]) == 0
+        shown = capsys.readouterr().out.splitlines()
+        assert any(line.startswith("  broken     cannot be used: ") for line in shown)
+        assert any(line.startswith("  villa_x    ") for line in shown)
     finally:
         sys.modules.pop("my_method", None)
+
+
+def test_a_methods_config_has_no_option_of_the_training(mine: Path) -> None:
+    assert {f.name for kind in (TrainConfig, Train) for f in dataclasses.fields(kind)} == TRAINING_OPTIONS
+    for name in ("lr", "camera"):
+        mine.write_text(MINE.replace("size_weight", name))
+        with pytest.raises(LaminaError, match=f"Config has '{name}', which is an option of every training"):
+            methods.load(mine)
 
 
 # ------------------------------------------------------------------------------------------------------------ encoders

@@ -17,6 +17,7 @@ from lamina.policies.rollout import rollout_worlds
 from lamina.policies.token_policy import TokenPolicy
 from lamina.types import ActionSpec
 
+pytestmark = pytest.mark.typed
 FRAMES = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
 
 
@@ -64,6 +65,7 @@ def test_act_is_a_batch_of_one() -> None:
         Mean(2).act(FRAMES[0])
 
 
+@pytest.mark.typed(False)
 @pytest.mark.parametrize("wrong", [FRAMES[:1], FRAMES[0], FRAMES.astype(np.float32), FRAMES[..., :2]])
 def test_frames_of_another_kind_are_refused(wrong: np.ndarray) -> None:
     with pytest.raises(
@@ -142,7 +144,7 @@ def test_rollout_sends_observations_to_a_policy_and_frames_to_a_plain_one() -> N
             return np.zeros((2, policy.spec.dim))
 
     record = rollout_worlds(policy, worlds, **options)
-    assert rollout_worlds(Plain(), worlds, **options)["worlds"] == record["worlds"]
+    assert rollout_worlds(Plain(), worlds, **options).worlds == record.worlds
     assert len(policy.seen) == len(shown)
     for observed, frames in zip(policy.seen, shown, strict=True):
         assert list(observed.frames) == ["image"] and observed.proprio is None and len(observed.task) == 2

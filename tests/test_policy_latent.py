@@ -20,7 +20,7 @@ from lamina.policies.latency import decision_times
 from lamina.policies.token_model import TokenConfig, TokenModel
 from lamina.policies.token_policy import TokenPolicy
 from lamina.policies.token_training import fingerprint, save_token_model
-from lamina.training.alignment import save_translator
+from lamina.training.alignment import TranslatorNote, save_translator
 from lamina.types import ActionSpec, Clip
 from parallel import options
 
@@ -382,10 +382,11 @@ def home(tmp_path_factory) -> Path:
     return run
 
 
-def translator_note(latent: int) -> dict:
-    config = dataclasses.asdict(TranslatorConfig(size="debug"))
-    more = {"latent": latent, "slots": SLOTS, "observation": 0, "steps": 1, "side": "quantised"}
-    return {"format": 2, "spec": dataclasses.asdict(SPEC), "config": config, **more}
+def translator_note(latent: int) -> TranslatorNote:
+    config = TranslatorConfig(size="debug")
+    return TranslatorNote(
+        spec=SPEC, config=config, latent=latent, slots=SLOTS, observation=0, steps=1, side="quantised"
+    )
 
 
 def test_a_policy_of_a_run_folder(home, tmp_path):

@@ -51,7 +51,7 @@ from lamina.rng import Rng
 from lamina.training.settings import TrainConfig
 from parallel import options
 from planted import FPS, write_planted
-from processes import dies_in, in_child
+from processes import dies_before_step, dies_in, in_child
 from qwen3 import qwen3
 
 torch.set_num_threads(1)
@@ -523,7 +523,7 @@ def test_killed_training_resumes_bit_for_bit(run, dataset, tmp_path):
     train_token_model(other, str(dataset), SMALL, training())
 
     def work():
-        dies_in(lamina.training.loop, "total", 4)
+        dies_before_step(5)
         train_token_model(run, str(dataset), SMALL, training())
 
     assert in_child(work) == signal.SIGKILL
@@ -539,7 +539,7 @@ def test_killed_training_resumes_bit_for_bit(run, dataset, tmp_path):
 
 def test_files_of_a_killed_run_do_not_affect_a_new_one(run, dataset, tmp_path):
     def work():
-        dies_in(lamina.training.loop, "total", 4)
+        dies_before_step(5)
         train_token_model(run, str(dataset), SMALL, training(lr=1.0))
 
     other = shutil.copytree(run, tmp_path / "other")

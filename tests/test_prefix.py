@@ -12,6 +12,7 @@ from lamina.models.bottlenecks.prefix import RetainedPrefix, prefix_weights
 from lamina.rng import Rng
 
 torch.set_num_threads(1)
+pytestmark = pytest.mark.typed
 
 
 def prefix(slots: int, dim: int = 3, law: str = "uniform") -> RetainedPrefix:
@@ -53,6 +54,7 @@ def test_a_k_that_is_not_there_is_refused(k):
         prefix(6)(torch.randn(2, 6, 3), k)
 
 
+@pytest.mark.typed(False)
 def test_an_unknown_law_is_refused():
     with pytest.raises(LaminaError, match="choose full, uniform, short or long"):
         RetainedPrefix(4, 2, "middle")

@@ -33,6 +33,7 @@ from lamina.types import Clip
 from test_methods import clip, every_method
 
 torch.set_num_threads(1)
+pytestmark = pytest.mark.typed
 SMALL = {"size": "debug", "image": (16, 16), "slots": 4}
 REMEDIES = {
     "cross_exogenous": {"cross_exogenous": 1.0},
@@ -119,6 +120,7 @@ def test_alam_decodes_one_drawn_pair_beside_paired_views():
         torch.testing.assert_close(one[term].mean(), every[term].mean(), rtol=0.02, atol=0)
 
 
+@pytest.mark.typed(False)
 def test_a_method_that_returns_no_loss_output_is_one_line():
     module = methods.load("lapo")
     options = module.Config(**SMALL)
@@ -338,13 +340,16 @@ STEPS_OF_ONE = [
 def test_training_on_views_of_other_states_warns(same, tmp_path, monkeypatch, capsys):
     if not same:
         elsewhere = Grid(size=(16, 16))
-        rng = np.random.default_rng(0)
+        rng = np.random.default_rng(1)
 
         def observe(world: Grid) -> Observation:
             elsewhere._noise, elsewhere.position = rng, tuple(rng.integers((ROWS, GRID_CELLS)))
-            return Observation({"grid": world._picture(), "paired": elsewhere._picture()})
+            elsewhere._draw()
+            return Observation(
+                {"grid": world._picture(world._rows["grid"]), "paired": elsewhere._picture(elsewhere._rows["paired"])}
+            )
 
-        monkeypatch.setattr(Grid, "_observe", observe)
+        monkeypatch.setattr(Grid, "observe", observe)
     data = str(tmp_path / "data")
     assert main(["collect", "grid", "--out", data, "--episodes", "20", "--size", "16", "16"]) == 0
     run = str(tmp_path / "run")

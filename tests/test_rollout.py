@@ -10,18 +10,34 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
+import scipy.stats
 
 import fake_worlds
 from lamina import envs as worlds
-from lamina.envs.registry import SUITES, make
+from lamina.envs.registry import SUITES, Suite, make
 from lamina.errors import LaminaError
+from lamina.intervals import wilson
 from lamina.policies import rollout as module
-from lamina.policies.rollout import check_action, rollout, rollout_worlds, summarize
-from lamina.policies.workers import Workers
+from lamina.policies.base import Observations, Policy
+from lamina.policies.films import choose
+from lamina.policies.rollout import (
+    RolloutResult,
+    WorldResult,
+    check_action,
+    mean_success,
+    rollout,
+    rollout_worlds,
+    summarize,
+    table,
+)
+from lamina.policies.workers import Outcome, Workers
 from lamina.types import ActionSpec
 from processes import in_child
 
@@ -58,24 +74,12 @@ def truth(world: str, episodes: int, seed: int = 0) -> list[float]:
     found = []
     with fake_worlds.make(world, SIZE) as place:
         for episode in range(episodes):
-            frames: list[np.ndarray] = []
-            reset, step = place.reset, place.step
+            decisions = count()
 
-            def watched_reset(start: int, reset=reset, frames=frames):
-                frames.append(reset(start).frames[place.cameras[0]])
+            def policy(rng: np.random.Generator, decisions=decisions) -> np.ndarray:
+                return np.array([Adder.act(place.observe().frames[place.cameras[0]], next(decisions))])
 
-            def watched_step(action: np.ndarray, step=step, frames=frames):
-                observation, reward, done = step(action)
-                frames.append(observation.frames[place.cameras[0]])
-                return observation, reward, done
-
-            place.reset, place.step = watched_reset, watched_step  # type: ignore[method-assign, assignment]
-
-            def policy(rng: np.random.Generator, frames=frames) -> np.ndarray:
-                return np.array([Adder.act(frames[-1], len(frames) - 1)])
-
-            found.append(sum(s.reward for s in worlds.rollout(place, policy, seed, episode)))
-            place.reset, place.step = reset, step  # type: ignore[method-assign]
+            found.append(sum(s.reward for s in worlds.play(place, policy, seed, episode)))
     return found
 
 
@@ -98,7 +102,7 @@ def loner() -> Iterator[Workers]:
         yield workers
 
 
-def play(agent, names: Sequence[str], episodes: int, workers: Workers, **options) -> dict:
+def play(agent, names: Sequence[str], episodes: int, workers: Workers, **options) -> RolloutResult:
     return rollout_worlds(agent, names, episodes, workers=workers, progress=False, **options)
 
 
@@ -106,21 +110,19 @@ def test_the_record_is_what_plain_loops_say(crew, loner):
     names = ["Fake", "Slow", "grid/0.5"]
     record = play(Adder(3), names, 7, crew)
     for name in names[:2]:
-        assert record["worlds"][name]["returns"] == truth(name, 7)
-        assert record["worlds"][name]["lengths"] == [4 + start(n) % 6 for n in range(7)]
+        assert record.worlds[name].returns == truth(name, 7)
+        assert record.worlds[name].lengths == [4 + start(n) % 6 for n in range(7)]
     alone = play(Adder(1), names, 7, loner)
-    assert {n: w["returns"] for n, w in alone["worlds"].items()} == {
-        n: w["returns"] for n, w in record["worlds"].items()
-    }
-    assert (record["episodes"], record["seed"], record["parallel"], record["agent"]) == (7, 0, 3, "Adder")
-    decisions = sum(sum(w["lengths"]) for w in record["worlds"].values())
-    assert record["decisions_per_second"] == pytest.approx(decisions / record["seconds"])
-    assert record["realtime"] == pytest.approx(decisions / 10 / record["seconds"])
-    mean = np.mean(record["worlds"]["Fake"]["returns"])
-    assert record["worlds"]["Fake"]["above_random"] == pytest.approx(100 * (mean - 2) / 6)
-    assert record["worlds"]["Fake"]["normalized"] == record["worlds"]["Slow"]["normalized"] == record["normalized"]
-    assert record["worlds"]["grid/0.5"]["normalized"] is None  # it publishes no reference: no part of the mean
-    assert json.loads(json.dumps(record, allow_nan=False)) == record
+    assert {n: w.returns for n, w in alone.worlds.items()} == {n: w.returns for n, w in record.worlds.items()}
+    assert (record.episodes, record.seed, record.parallel, record.agent) == (7, 0, 3, "Adder")
+    decisions = sum(sum(w.lengths) for w in record.worlds.values())
+    assert record.decisions_per_second == pytest.approx(decisions / record.seconds)
+    assert record.realtime == pytest.approx(decisions / 10 / record.seconds)
+    mean = np.mean(record.worlds["Fake"].returns)
+    assert record.worlds["Fake"].above_random == pytest.approx(100 * (mean - 2) / 6)
+    assert record.worlds["Fake"].normalized == record.worlds["Slow"].normalized == record.normalized
+    assert record.worlds["grid/0.5"].normalized is None  # it publishes no reference: no part of the mean
+    assert json.loads(json.dumps(record.to_dict(), allow_nan=False)) == record.to_dict()
 
 
 class Planner(Adder):
@@ -140,11 +142,7 @@ def test_an_agent_may_answer_with_several_actions_which_are_carried_out_in_turn(
     record = play(planner, ["Fake", "Slow"], 5, crew)
     for name in ("Fake", "Slow"):
         # Every action is right, though the agent saw every second frame only.
-        assert (
-            record["worlds"][name]["returns"]
-            == record["worlds"][name]["lengths"]
-            == [4 + start(n) % 6 for n in range(5)]
-        )
+        assert record.worlds[name].returns == record.worlds[name].lengths == [4 + start(n) % 6 for n in range(5)]
     steps = {int(frame[0, 0, 1]) for frames in planner.seen for frame in frames}
     assert all(step % 2 == 0 for step in steps)  # a chunk that an episode's end cuts short is not carried over
     slow = Planner(3)
@@ -156,18 +154,18 @@ def test_an_agent_may_answer_with_several_actions_which_are_carried_out_in_turn(
 @pytest.mark.parametrize("policy", ["expert", "random"])
 def test_scripted_policies_are_those_of_the_world(crew, policy):
     record = play(policy, ["grid/0.5", "Fake"], 5, crew, seed=3)
-    assert record["agent"] == policy
+    assert record.agent == policy
     for name in ("grid/0.5", "Fake"):
         with fake_worlds.make(name, SIZE) as place:
             expected = fake_worlds.returns(place, getattr(place, policy), 5, seed=3)
-        assert record["worlds"][name]["returns"] == expected.tolist()
+        assert record.worlds[name].returns == expected.tolist()
 
 
 def test_rows_are_reset_where_their_episode_begins(crew):
     agent = Adder(3)
     record = play(agent, ["Fake"], 8, crew)
     assert agent.begun[0] == {0, 1, 2}
-    left = sorted(record["worlds"]["Fake"]["lengths"])
+    left = sorted(record.worlds["Fake"].lengths)
     idle: set[int] = set()
     for call, frames in enumerate(agent.seen):
         steps = frames[:, 0, 0, 1]
@@ -185,23 +183,167 @@ def test_rows_are_reset_where_their_episode_begins(crew):
     assert idle and sum(len(b) for b in agent.begun) == len(left)
 
 
+class Reader(Policy):
+    """Reads what Seeing shows by two of its names for cameras, proprioception and task; its actions are right while the hand is low."""
+
+    batch, spec, image, cameras, proprio = (
+        3,
+        fake_worlds.Fake.action,
+        (3, *SIZE),
+        ("observation.images.left", "fake"),
+        2,
+    )
+
+    def __init__(self) -> None:
+        self.seen: list[Observations] = []
+
+    def reset(self, rows: Sequence[int] | None = None) -> None:
+        pass
+
+    def act_batch(self, observations):
+        self.seen.append(observations)
+        front = observations.frames["fake"][:, 0, 0].astype(int)
+        high = observations.proprio[:, 1] > 3
+        return ((front[:, 0] + front[:, 1] + high) % 3)[:, None]
+
+
+def test_a_policy_is_sent_what_it_reads(crew):
+    record = play(reader := Reader(), ["Seeing"], 4, crew).worlds["Seeing"]
+    for observed in reader.seen:
+        left, front = observed.frames.values()
+        assert list(observed.frames) == list(Reader.cameras) and observed.proprio.shape == (3, 2)
+        assert (left[..., 2] == 255).all() and (front[..., 2] == 0).all()
+        np.testing.assert_array_equal(observed.proprio[:, 1], front[:, 0, 0, 1])  # the step
+        assert set(observed.task) <= {"add", ""}
+    assert record.returns == [4.0] * 4  # right in steps 0 to 3
+    starts = [start(n) for n in range(4)]
+    assert record.lengths == [4 + s % 6 for s in starts] and record.truncated == 0
+    assert record.success == [s % 6 < 2 for s in starts]
+
+
+@pytest.mark.parametrize(
+    ("claims", "part"),
+    [
+        (
+            {"cameras": ("fake", "wrist")},
+            "world 'Seeing' has no camera 'wrist', which the agent reads; it has fake, left",
+        ),
+        ({"proprio": 3}, "world 'Seeing' has proprioception of 2 numbers, the agent reads 3"),
+    ],
+)
+def test_a_policy_that_reads_what_is_not_there_is_refused(crew, claims, part):
+    reader = Reader()
+    for name, value in claims.items():
+        setattr(reader, name, value)
+    with pytest.raises(LaminaError, match=part):
+        play(reader, ["Seeing"], 1, crew)
+    assert not reader.seen
+
+
+def test_success_is_counted_by_world_and_tier(crew):
+    record = play("expert", ["Seeing", "Seeing:7", "Hard", "Fake"], 6, crew)
+    expected = [start(n) % 6 < 2 for n in range(6)]
+    assert 0 < sum(expected) < 6
+    for name in ("Seeing", "Seeing:7"):
+        world = record.worlds[name]
+        assert world.success == expected and world.tier == "easy" and world.success_rate.mean == np.mean(expected)
+        assert world.success_rate.low < np.mean(expected) < world.success_rate.high
+    assert record.worlds["Hard"].success == [False] * 6 and record.worlds["Hard"].success_rate.low == pytest.approx(
+        0, abs=1e-12
+    )
+    assert record.worlds["Fake"].success is record.worlds["Fake"].success_rate is None
+    assert record.tiers["easy"].mean == pytest.approx(np.mean(expected)) and record.tiers["hard"].mean == 0
+    assert record.success.mean == pytest.approx(np.mean(expected) * 2 / 3)
+    shown = table(record)
+    assert "mean of easy tasks" in shown and f"{record.success.mean:.3f}" in shown and "% expert" in shown
+    assert play("expert", ["Fake"], 2, crew).success is None
+
+
+def test_the_mean_over_worlds_counts_each_world_the_same():
+    def world(*success: bool) -> WorldResult:
+        nothing = dict.fromkeys(
+            ("standard_error", "expert", "random", "normalized", "normalized_standard_error", "above_random")
+        )
+        return WorldResult(
+            returns=[],
+            lengths=[],
+            mean=0.0,
+            success=list(success),
+            success_rate=None,
+            tier="",
+            lost=[],
+            truncated=0,
+            **nothing,
+        )
+
+    assert mean_success([world(True), world(*[False] * 9)]).mean == pytest.approx(0.5)
+    sure, unsure = (mean_success([world(*[True, False] * n)] * 8) for n in (50, 2))
+    assert sure.mean == unsure.mean == 0.5 and 0.4 < sure.low < 0.5 < sure.high < 0.6 and unsure.low < 0.35
+    assert mean_success([]) is None
+
+
+@pytest.mark.parametrize(("succeeded", "count"), [(8, 10), (0, 5), (3, 3), (17, 40)])
+def test_wilsons_interval_is_scipys(succeeded, count):
+    expected = scipy.stats.binomtest(succeeded, count).proportion_ci(method="wilson")
+    rate = wilson(succeeded / count, count)
+    assert (rate.low, rate.high) == pytest.approx((expected.low, expected.high), abs=1e-6)
+
+
+def outcome(success: bool | None) -> Outcome:
+    return Outcome(0.0, (), False, success)
+
+
+def test_films_are_of_both_kinds_as_far_as_there_are_both():
+    both = {n: outcome(n % 3 == 0) for n in range(9)}
+    assert choose(both, 4) == [0, 1, 2, 3]  # two of each
+    assert choose({n: outcome(n == 5) for n in range(8)}, 4) == [0, 1, 2, 5]
+    assert choose({n: outcome(n != 5) for n in range(8)}, 4) == [0, 1, 2, 5]
+    assert choose({n: outcome(None) for n in range(8)}, 4) == [0, 1, 2, 3]
+    assert choose({2: outcome(True)}, 4) == [2]
+
+
+def test_a_film_shows_the_episode_as_it_was(crew, tmp_path):
+    videos = tmp_path / "films"
+    record = play("expert", ["Seeing", f"Raises:{start(2)}", "Forgetful"], 4, crew, videos=videos)
+    page = (videos / "index.html").read_text()
+    for episode, (length, success) in enumerate(
+        zip(record.worlds["Seeing"].lengths, record.worlds["Seeing"].success, strict=True)
+    ):
+        film = f"Seeing-{episode:03d}.mp4"
+        with av.open(str(videos / film)) as container:
+            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+            assert container.streams.video[0].average_rate == 10
+        assert len(frames) == length and frames[0].shape == (256, 256, 3)
+        red = [frame[..., 0].mean() for frame in frames]
+        assert np.abs(np.subtract(red, start(episode) % 256)).max() < 4
+        verdict = "success" if success else "failure"
+        assert f'src="{film}"' in page and f"Episode {episode}: {verdict}, return {length}, {length} steps." in page
+    raises = page[page.index("Raises") : page.index("Forgetful")]
+    assert "Episode 1: return" in raises and "Episode 2:" not in raises  # that one was lost
+    assert "Not filmed: played again, its return is 0" in page and not list(videos.glob("Forgetful*"))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["films"]
+    with pytest.raises(LaminaError, match="films: exists already"):
+        play(Reader(), ["Seeing"], 1, crew, videos=videos)
+    assert videos.is_dir()
+
+
 def test_one_row_more_than_episodes(crew):
     record = play(agent := Adder(3), ["Fake"], 2, crew)
-    assert record["worlds"]["Fake"]["returns"] == truth("Fake", 2)
+    assert record.worlds["Fake"].returns == truth("Fake", 2)
     assert all((frames[2] == 0).all() for frames in agent.seen)
 
 
 def test_a_crash_loses_its_episode_and_no_other(crew):
     names = [f"Raises:{start(1)}", f"Dies:{start(2)}", "Endless", f"Immeasurable:{start(0)}"]
-    record = play(Adder(3), names, 5, crew)["worlds"]
-    assert record[names[0]]["lost"] == ["episode 1: RuntimeError: the simulator"]
-    assert record[names[1]]["lost"] == ["episode 2: its process was killed by SIGKILL"]
-    assert record[names[3]]["lost"] == ["episode 0: its return is nan"]
+    record = play(Adder(3), names, 5, crew).worlds
+    assert record[names[0]].lost == ["episode 1: RuntimeError: the simulator"]
+    assert record[names[1]].lost == ["episode 2: its process was killed by SIGKILL"]
+    assert record[names[3]].lost == ["episode 0: its return is nan"]
     expected = truth("Fake", 5)
     for name, episode in zip(names[:2], (1, 2), strict=True):
-        assert record[name]["returns"] == expected[:episode] + expected[episode + 1 :]
-    assert record["Endless"]["lost"] == [] and record["Endless"]["truncated"] == 5
-    assert record["Endless"]["lengths"] == [20] * 5 and record[names[0]]["truncated"] == 0
+        assert record[name].returns == expected[:episode] + expected[episode + 1 :]
+    assert record["Endless"].lost == [] and record["Endless"].truncated == 5
+    assert record["Endless"].lengths == [20] * 5 and record[names[0]].truncated == 0
 
 
 def test_a_worker_that_does_not_answer_is_given_up(loner):
@@ -209,7 +351,7 @@ def test_a_worker_that_does_not_answer_is_given_up(loner):
     loner.inspect([world])  # it takes a while to start
     loner[0]._patience = 0.5
     record = play("expert", [world], 4, loner)
-    assert record["worlds"][world]["lost"] == ["episode 0: it said nothing for 0.5 s"]
+    assert record.worlds[world].lost == ["episode 0: it said nothing for 0.5 s"]
 
 
 def test_more_than_a_quarter_lost_is_an_error(crew):
@@ -291,7 +433,7 @@ def test_an_agent_that_does_not_fit_is_told_so_before_it_plays(crew, claims, par
 def test_an_agent_that_says_what_is_true_may_play(crew):
     agent = Adder(3)
     agent.decision_seconds, agent.image, agent.spec = 0.12, (3, 8, 8), fake_worlds.Fake.action  # type: ignore[attr-defined]
-    assert play(agent, ["Fake"], 1, crew)["worlds"]["Fake"]["returns"] == truth("Fake", 1)
+    assert play(agent, ["Fake"], 1, crew).worlds["Fake"].returns == truth("Fake", 1)
 
 
 @pytest.mark.parametrize(
@@ -397,22 +539,29 @@ def test_a_killed_fork_server_is_replaced(crew):
     play("random", ["Fake"], 1, crew)
     os.kill(psutil.Process(crew[0].pid).ppid(), signal.SIGKILL)
     crew.end(range(3))
-    assert play("random", ["Fake"], 3, crew)["worlds"]["Fake"]["lost"] == []
+    assert play("random", ["Fake"], 3, crew).worlds["Fake"].lost == []
 
 
-def test_the_command(tmp_path, monkeypatch):
+def test_the_command(tmp_path, monkeypatch, crew):
     played = []
+    result = play("random", ["Fake"], 1, crew)
 
-    def play_instead(agent, names, *arguments):
+    def play_instead(agent, names, *arguments, videos):
         played.append((agent, names, arguments))
-        return {"episodes": arguments[0]}
+        return replace(result, episodes=arguments[0])
 
     monkeypatch.setattr(module, "rollout_worlds", play_instead)
-    monkeypatch.setitem(SUITES, "two", ("basic", "grid"))
+    monkeypatch.setitem(SUITES, "two", Suite(("basic", "grid"), max_steps=7))
     out = tmp_path / "deep" / "record.json"
-    record = rollout("expert", ["two", "grid", "cheetah"], episodes=4, parallel=2, seed=5, out=out, progress=False)
-    assert played == [("expert", ["basic", "grid", "cheetah"], (4, 2, 5, None, (64, 64), False))]
-    assert record == json.loads(out.read_text()) == {"episodes": 4, "agent": "expert", "k": None, "temperature": 0.0}
+    record = rollout("expert", ["two", "cheetah"], episodes=4, parallel=2, seed=5, out=out, progress=False)
+    limits = {"basic": 7, "grid": 7, "cheetah": None}
+    assert played == [("expert", ["basic", "grid", "cheetah"], (4, 2, 5, limits, (64, 64), False))]
+    assert json.loads(out.read_text()) == record.to_dict()
+    assert (record.episodes, record.agent, record.k, record.temperature) == (4, "expert", None, 0.0)
+    with pytest.raises(LaminaError, match="'grid' is in two suites"):
+        rollout("expert", ["two", "grid"], progress=False)
+    assert rollout("expert", ["two", "grid"], max_steps=9, progress=False).episodes == 50
+    assert played.pop()[2][3] == {"basic": 9, "grid": 9}
     with pytest.raises(LaminaError, match="is a folder"):
         rollout("expert", ["grid"], out=tmp_path)
     (tmp_path / "file").touch()
@@ -430,5 +579,5 @@ def test_doom_plays_as_without_processes_and_leaves_none():
     with place:
         expected = fake_worlds.returns(place, place.expert, 2).tolist()
     record = rollout_worlds("expert", ["basic", "my_way_home"], episodes=2, parallel=2, max_steps=60, progress=False)
-    assert record["worlds"]["basic"]["returns"] == expected
+    assert record.worlds["basic"].returns == expected
     assert not [p for p in psutil.Process().children(recursive=True) if "vizdoom" in p.name()]

@@ -19,7 +19,7 @@ from lamina.data.sampling import DataConfig
 from lamina.data.stream import sample_split
 from lamina.envs.collect import collect, noisy
 from lamina.envs.grid import Grid
-from lamina.envs.registry import SUITES, make
+from lamina.envs.registry import SUITES, Suite, make
 from lamina.errors import LaminaError, LaminaWarning
 from lamina.losses import perceptual
 from lamina.losses.algebra import composition, reversal
@@ -390,7 +390,7 @@ def test_held_noise_keeps_its_share_and_comes_in_stretches(noise: float, hold: i
 
 def test_the_suite_has_twelve_tasks_with_the_same_actions_and_two_cameras() -> None:
     metaworld = pytest.importorskip("lamina.envs.metaworld", reason="no metaworld or no OpenGL", exc_type=ImportError)
-    tasks = [name.partition("/")[2] for name in SUITES["metaworld-suite"]]
+    tasks = [name.partition("/")[2] for name in SUITES["metaworld-suite"].worlds]
     assert len(set(tasks)) >= 10 and set(tasks) <= set(metaworld.TASKS)
     assert metaworld.MetaWorld.cameras == ("corner2", "gripperPOV") and metaworld.MetaWorld.proprio == 4
 
@@ -404,7 +404,7 @@ def test_a_suite_of_arms_is_collected_with_both_cameras_and_the_hand(
     except LaminaError as error:
         pytest.skip(str(error))
     monkeypatch.setattr("lamina.envs.metaworld.MetaWorld.max_steps", 12)
-    monkeypatch.setitem(SUITES, "metaworld-suite", ("metaworld/reach-v3", "metaworld/handle-press-v3"))
+    monkeypatch.setitem(SUITES, "metaworld-suite", Suite(("metaworld/reach-v3", "metaworld/handle-press-v3")))
     path = collect("metaworld-suite", tmp_path / "set", episodes=3, noise=0.4, hold=8, size=(32, 32), progress=False)
     views = [
         sample_split(

@@ -21,7 +21,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
 
 import lamina.models.code_usage
 import lamina.training.checkpoints
@@ -37,7 +36,7 @@ from lamina.training.loop import fit, learning_rate
 from lamina.training.settings import TrainConfig
 from parallel import SETTINGS, data, train
 from planted import write_planted
-from processes import die, dies_in, in_child
+from processes import die, dies_after_step, dies_before_step, dies_in, in_child
 
 torch.set_num_threads(1)
 
@@ -394,25 +393,17 @@ def uninterrupted(dataset, tmp_path_factory) -> Path:
     return run
 
 
-def half_written(tensors, path) -> None:
-    Path(path).write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00{half")
+def dies_before_name(number: int) -> None:
+    """This process is killed before file ``number`` (from 1) gets its name: 1 config.json, 2 log.jsonl, then two files and the folder
+    of each of the four checkpoints, then weights, config and folder of the model."""
+    dies_in(os, "replace", number - 1)
 
 
-KILLS = {
-    "before the first step": lambda: dies_in(lamina.training.loop, "total", 0),
-    "in step 3": lambda: dies_in(lamina.training.loop, "total", 2),
-    "in step 5": lambda: dies_in(lamina.training.loop, "total", 4),
-    "in step 10": lambda: dies_in(lamina.training.loop, "total", 9),
-    "between optimiser and average in step 8": lambda: dies_in(AveragedModel, "update_parameters", 7),
-    "in the first checkpoint": lambda: dies_in(lamina.training.checkpoints, "save_file", 0, half_written),
-    "in the second checkpoint": lambda: dies_in(lamina.training.checkpoints, "save_file", 3, half_written),
-    "before the second checkpoint gets its name": lambda: dies_in(os, "replace", 7),
-    "in a line of the log": lambda: dies_in(
-        lamina.training.log.Log, "write", 7, lambda self, row: self.path.open("a").write('{"step": 8, "lo')
-    ),
-    "in the second validation": lambda: dies_in(lamina.models.code_usage, "slot_use", 1),
-    "after the last step": lambda: dies_in(LatentActionModel, "save_pretrained", 0),
-}
+KILLS = [
+    *((dies_before_step, n) for n in (1, 5, 10)),
+    (dies_after_step, 8),
+    *((dies_before_name, n) for n in (1, 4, 5, 8, 15, 17)),
+]
 
 
 def check_resumed(run: Path, dataset: Path, uninterrupted: Path) -> None:
@@ -427,17 +418,20 @@ def check_resumed(run: Path, dataset: Path, uninterrupted: Path) -> None:
         assert not list(folder.glob(".*"))
 
 
-@pytest.mark.parametrize("kill", KILLS)
-def test_a_killed_run_resumes_bit_for_bit(kill, dataset, uninterrupted, tmp_path):
+@pytest.mark.parametrize(("arm", "moment"), KILLS)
+def test_a_killed_run_resumes_bit_for_bit(arm, moment, dataset, uninterrupted, tmp_path):
     run = tmp_path / "run"
 
     def work():
-        KILLS[kill]()
+        arm(moment)
         train(run, dataset, **ONE)
 
     assert in_child(work) == signal.SIGKILL
     for folder in run.glob("checkpoints/step-*"):
         assert len(list(folder.iterdir())) == 5
+    if (run / "log.jsonl").exists():  # a line that was being written
+        with (run / "log.jsonl").open("a") as log:
+            log.write('{"step": 8, "lo')
     check_resumed(run, dataset, uninterrupted)
 
 

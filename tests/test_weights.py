@@ -35,7 +35,7 @@ from lamina.policies.token_training import load_token_model, train_token_model
 from lamina.policies.windows import WindowStream
 from lamina.rng import Rng
 from lamina.training.alignment import AlignConfig, align, load_translator
-from lamina.training.checkpoints import BestCheckpoint, Checkpoints
+from lamina.training.checkpoints import BestCheckpoint, Checkpoints, TrainingState
 from lamina.training.distributed import Processes
 from lamina.training.labelled import Minibatches
 from lamina.training.loop import _Step, fit
@@ -719,13 +719,12 @@ def test_settings_of_a_translator_or_policy_cannot_be_edited(file, path, value, 
 
 
 def test_how_a_translator_was_trained_is_read_strictly(run):
-    from lamina.training.alignment import training_of
-
     _, note = load_translator(run / "translator")
-    assert training_of(note, steps=7).steps == 7
+    assert note.train_config(steps=7).steps == 7
     for change in ({"steps": "4"}, {"lr": None}, {"device": "abacus"}, {"speed": 3}, {"ema": "x"}, {"batch": 8.0}):
-        refused(lambda change=change: training_of({"training": note["training"] | change}), "training.")
-    refused(lambda: training_of({"training": [1]}), "does not say how")
+        edited = dataclasses.replace(note, training=note.training | change)
+        refused(lambda edited=edited: edited.train_config(), "training.")
+    refused(lambda: dataclasses.replace(note, training={}).train_config(), "does not say how")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "\x00", "[" * 100_000, '{"align": '])
@@ -793,7 +792,7 @@ def everything(run: Path) -> list[Any]:
     model = LatentActionModel.from_pretrained(run)
     p = model.provenance
     translator, note = load_translator(run / "translator")
-    meaning = {name: note[name] for name in ("spec", "config", "slots", "side", "latent", "observation", "steps")}
+    meaning = note.meaning()
     policy = load_token_model(run / "policy")
     about = (policy.config, policy.image, policy.slots, policy.codebook_size, policy.levels, policy.decision_seconds)
     return [
@@ -813,7 +812,7 @@ def checkpoint(run: Path, dataset: Path) -> list[Any]:
     stream = ClipStream(data(dataset), 8, 0)
     checkpoints = Checkpoints(run, 2)
     assert checkpoints.last(4) == 4
-    checkpoints.load(4, Processes(0, 1), step, optimizer, average, stream)
+    checkpoints.load(4, TrainingState(Processes(0, 1), step, optimizer, average, stream))
     moments = {f"{n}.{k}": v for n, kept in enumerate(optimizer.state.values()) for k, v in kept.items()}
     return [lam.state_dict(), average, moments, stream.state_dict()]
 

@@ -11,10 +11,10 @@ import pytest
 
 from fake_worlds import returns
 from lamina.envs import doom_experts as experts
-from lamina.envs.base import World, rollout
+from lamina.envs.base import Step, World, play, rollout
 from lamina.envs.grid import MOVES, SNAKE, Grid
 from lamina.envs.maze import Maze, free
-from lamina.envs.registry import SUITES, WORLDS, make
+from lamina.envs.registry import METAWORLD_TIERS, SUITES, WORLDS, make
 from lamina.errors import LaminaError
 from processes import die, in_child
 
@@ -50,9 +50,9 @@ def test_grid_moves_exactly_and_walls_hold():
         for column in range(4):
             for action, (down, right) in enumerate(MOVES):
                 world.position = (row, column)
-                observation, reward, _ = world.step(np.array([action]))
+                reward, _ = world.step(np.array([action]))
                 expected = (min(max(row + down, 0), 2), min(max(column + right, 0), 3))
-                assert square(observation.frames["grid"]) == expected
+                assert square(world.observe().frames["grid"]) == expected
                 assert reward == (action == SNAKE[row, column])
 
 
@@ -333,7 +333,7 @@ def test_expert_beats_chance_and_the_seed_decides(name, episodes, steps, tmp_pat
     assert os.listdir(tmp_path) == []  # simulators leave nothing behind
 
 
-SUITE = SUITES["doom-suite"]
+SUITE = SUITES["doom-suite"].worlds
 
 
 @pytest.mark.sim
@@ -419,6 +419,84 @@ def test_metaworld_refuses_an_unknown_task():
         make("metaworld/drawer-open")
 
 
+@pytest.mark.sim
+def test_metaworlds_tiers_name_every_task_once():
+    open_world("metaworld/reach-v3").close()
+    from lamina.envs.metaworld import TASKS
+
+    named = [f"{task}-v3" for tasks in METAWORLD_TIERS.values() for task in tasks]
+    assert sorted(named) == sorted(TASKS) and len(named) == 50
+    assert [len(tasks) for tasks in METAWORLD_TIERS.values()] == [28, 11, 6, 5]
+    fifteen = [name.partition("/")[2].removesuffix("-v3") for name in SUITES["metaworld-mt15"].worlds]
+    assert [len(set(fifteen) & set(tasks)) for tasks in METAWORLD_TIERS.values()] == [4, 4, 4, 3]
+    for name in ("metaworld-mt10", "metaworld-mt15", "metaworld-mt50", "metaworld-mt15-ood-b", "metaworld-mt15-ood-d"):
+        assert SUITES[name].max_steps == 200
+    assert SUITES["metaworld-suite"].max_steps is None  # its datasets were collected with the world's own 300
+
+
+@pytest.mark.sim
+def test_metaworld_judges_success_and_an_episode_may_last_500_steps():
+    with open_world("metaworld/drawer-open-v3") as world:
+        assert world.tier == "easy" and world.max_steps == 300
+        (*_, last) = play(world, world.expert, 0)
+        assert world.success is True and last.reward == 1 and last.done and not last.truncated
+
+        def still(rng):
+            return np.zeros(4, np.float32)
+
+        for steps, bound in ((300, None), (40, 40), (500, 500), (500, 700)):
+            (*_, last) = played = list(play(world, still, 0, max_steps=bound))
+            assert world.success is False and len(played) == steps and last.done
+            assert last.truncated == (steps != 500)  # at 500 the simulator itself ends it
+
+
+@pytest.mark.sim
+def test_other_surroundings_and_objects_change_pictures_and_nothing_else():
+    task = "metaworld/coffee-pull-v3"
+    open_world(task).close()
+
+    def film(name: str, episode: int) -> list[Step]:
+        with make(name) as world:
+            return list(islice(rollout(world, world.expert, 3, episode), 12))
+
+    plain, again = film(task, 0), film(f"{task},objects,surroundings", 0)
+    looks = {}
+    for change, least in (("surroundings", 20.0), ("objects", 0.2)):
+        changed, other = film(f"{task},{change}", 0), film(f"{task},{change}", 1)
+        for a, b in zip(plain, changed, strict=True):
+            np.testing.assert_array_equal(a.action, b.action)
+            np.testing.assert_array_equal(a.observation.proprio, b.observation.proprio)
+            for camera, picture in a.observation.frames.items():
+                assert np.abs(picture.astype(int) - b.observation.frames[camera]).mean() > (
+                    least if camera == "corner2" else 0
+                )
+        looks[change] = changed[0].observation.frames["corner2"].astype(int)
+        difference = np.abs(looks[change] - other[0].observation.frames["corner2"]).mean()
+        assert difference > least / 2  # drawn anew for each episode
+        same = film(f"{task},{change}", 0)
+        np.testing.assert_array_equal(same[5].observation.frames["corner2"], changed[5].observation.frames["corner2"])
+    assert np.abs(again[0].observation.frames["corner2"] - looks["surroundings"]).mean() > 0.2  # both together
+    with pytest.raises(LaminaError, match="'light' cannot be changed, only surroundings and objects"):
+        make(f"{task},light")
+
+
+@pytest.mark.sim
+def test_geoms_out_of_view_are_left_out_of_no_picture(monkeypatch):
+    """The same pictures without culling, from where cameras see little and much of the model."""
+    with open_world("metaworld/hammer-v3") as world:
+        camera, checked = world._camera, 0
+        for _ in rollout(world, world.random, 2, max_steps=25):
+            for name in world.cameras:
+                hidden = camera._out_of_view(world._env.data, name)
+                checked += int(hidden.sum())
+                fast = camera.picture(world._env.data, name).copy()
+                nothing = np.zeros_like(hidden)
+                with monkeypatch.context() as patch:
+                    patch.setattr(camera, "_out_of_view", lambda data, name, nothing=nothing: nothing)
+                    np.testing.assert_array_equal(fast, camera.picture(world._env.data, name))
+        assert checked > 25 * 10
+
+
 # ------------------------------------------------------------------------------------------------ the exogenous state
 
 
@@ -426,7 +504,12 @@ def film(name: str, steps: int, seed: int = 3) -> list:
     """Observations under the same random actions, whatever the world draws."""
     with open_world(name) as world:
         rng = np.random.default_rng(0)
-        return [world.reset(seed), *(world.step(world.random(rng))[0] for _ in range(steps))]
+        world.reset(seed)
+        seen = [world.observe()]
+        for _ in range(steps):
+            world.step(world.random(rng))
+            seen.append(world.observe())
+        return seen
 
 
 @pytest.mark.sim
@@ -462,7 +545,8 @@ def test_the_cheetahs_expert_is_a_function_of_its_state_and_its_search_is_repeat
     from lamina_research.gait import Runs, search
 
     with open_world("cheetah") as world:
-        seen = world.reset(5)
+        world.reset(5)
+        seen = world.observe()
         torques = [world.expert(np.random.default_rng(seed)) for seed in (0, 1)]
     np.testing.assert_array_equal(*torques)
     np.testing.assert_allclose(torques[0], np.clip(GAIT @ np.append(seen.proprio, 1), -1, 1), atol=1e-4)

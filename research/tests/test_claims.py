@@ -21,52 +21,13 @@ from lamina_research.record import read_record
 from lamina_research.reproduce import CLAIMS, list_claims, reproduce
 from lamina_research.seeds import column, interval, over_seeds, paired_difference
 
-IDS = [
-    "flexlam/matched-budget",
-    "flexlam/label-scaling",
-    "flexlam/narrow-source",
-    "flexlam/prefix-scaling",
-    "flexlam/token-budget",
-    "flexlam/joint-alignment",
-    "flexlam/reconstruction",
-    "flexlam/round-trip",
-    "flexlam/translator-conditioning",
-    "flexlam/prefix-distribution",
-    "alam/algebra",
-    "alam/horizon",
-    "alam/losses",
-    "alam/coupling",
-    "alam/policy",
-    "alam/interventions",
-    "alam/transfer",
-    "ac_lam/structure",
-    "ac_lam/leakage",
-    "ac_lam/design",
-    "ac_lam/norm-trajectory",
-    "ac_lam/policy",
-    "ac_lam/motion-transfer",
-    "exo/leakage",
-    "exo/swap",
-    "exo/sensitivity",
-    "exo/remedies",
-    "exo/cca",
-    "exo/bound",
-    "exo/gridworld",
-    "exo/cheetah",
-    "lamina/leaderboard",
-    "lamina/structured-prefix",
-    "lamina/robust-prefix",
-    "lamina/adaptive-k",
-    "lamina/feature-control",
-]
-
-
 # The catalogue
 
 
 def test_every_claim_is_in_the_catalogue_once() -> None:
-    assert list(CLAIMS) == IDS
-    assert sum(len(paper.CLAIMS) for paper in claims.PAPERS) == len(IDS)
+    assert len(CLAIMS) == sum(len(paper.CLAIMS) for paper in claims.PAPERS) > 0
+    papers = [{claim.id.split("/")[0] for claim in paper.CLAIMS} for paper in claims.PAPERS]
+    assert all(len(names) == 1 for names in papers) and len(set().union(*papers)) == len(papers)
 
 
 def test_every_claim_says_what_it_claims_and_what_decides_it() -> None:
@@ -79,7 +40,7 @@ def test_every_claim_says_what_it_claims_and_what_decides_it() -> None:
 def test_the_list_names_every_claim_with_its_state(tmp_path: Path) -> None:
     text = list_claims([tmp_path])
     lines = {line.split()[0]: line for line in text.splitlines() if line.startswith("  ") and "/" in line.split()[0]}
-    assert all(CLAIMS[claim_id].state in lines[claim_id] for claim_id in IDS)
+    assert all(CLAIMS[claim_id].state in lines[claim_id] for claim_id in CLAIMS)
     assert all(len(line) <= 120 for line in text.splitlines())
 
 

@@ -20,6 +20,7 @@ from lamina_research.linear.ex_bmdp import LinearExBMDP, Moments
 from lamina_research.linear.lam import OBJECTIVES, LinearLAM, Objective, loss, train
 
 torch.set_num_threads(1)
+pytestmark = pytest.mark.typed
 
 SMALL = LinearExBMDP(states=4, state=3, observation=20, trajectories=2000)
 WIDTH = 3

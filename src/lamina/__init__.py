@@ -30,30 +30,7 @@ _HOMES = {
     "Observations": "policies.base", "Policy": "policies.base", "Latent": "types",
 }  # fmt: skip
 
-__all__ = [
-    "Alignment",
-    "Dataset",
-    "InMemoryDataset",
-    "LaminaError",
-    "LaminaWarning",
-    "Latent",
-    "LatentActionModel",
-    "LatentDataset",
-    "LatentTable",
-    "Observations",
-    "Policy",
-    "Run",
-    "Subject",
-    "__version__",
-    "align",
-    "evaluate",
-    "label",
-    "open_dataset",
-    "register_encoder",
-    "resize",
-    "train",
-    "train_policy",
-]
+__all__ = ["__version__", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:

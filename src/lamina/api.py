@@ -21,7 +21,7 @@ from lamina.device import DeviceName, Precision, pick_device
 from lamina.errors import LaminaError
 from lamina.evaluation import evaluate as evaluation
 from lamina.evaluation.record import Evaluation
-from lamina.evaluation.report import write_report
+from lamina.evaluation.report.page import write_report
 from lamina.inference.label import label as label_frames
 from lamina.inference.subject import Subject
 from lamina.inference.table import LatentTable
@@ -32,6 +32,7 @@ from lamina.policies.base import Policy, policy_kind
 from lamina.training import alignment
 from lamina.training.alignment import AlignConfig, load_translator
 from lamina.training.heads import head_training
+from lamina.training.joint import JointObjective
 from lamina.training.pretraining import pretrain
 from lamina.training.recipe import Recipe, filled_in, recipe, recipe_of
 from lamina.training.settings import TrainConfig
@@ -96,19 +97,20 @@ def train(
     Raises LaminaError for an option that does not exist, for data or settings that cannot be used, and where ``out`` holds another run.
     """
     name, chosen = _method(method)
-    config, training, rest = _split(
-        options,
+    config, training = _with_options(
         f"train({name!r})",
-        (chosen.Config, {"image": tuple(image)}),
-        (TrainConfig, {"steps": steps, "lr": 1e-3}),
-        DATA_OPTIONS,
+        {"image": tuple(image), **options},
+        chosen.Config(),
+        TrainConfig(steps=steps, lr=1e-3, resume=resume),
+        others=DATA_OPTIONS,
     )
-    training = dataclasses.replace(training, resume=resume)
+    reading = {option: options[option] for option in DATA_OPTIONS if option in options}
     sources = _sources(data)
-    if "workers" not in rest and all(isinstance(source, Dataset) for source in sources):
-        rest["workers"] = 0  # frames in memory need no processes that decode them
-    reading = data_config(config, sources, gap, **rest)
-    return train_with(name, chosen, config, reading, training, Path(out), None if init is None else Path(init))
+    if "workers" not in reading and all(isinstance(source, Dataset) for source in sources):
+        reading["workers"] = 0  # frames in memory need no processes that decode them
+    plan, read = prepared(name, chosen, config, data_config(config, sources, gap, **reading), training)
+    pretrain(Path(out), plan, read, training, None if init is None else Path(init))
+    return Run(Path(out))
 
 
 def data_config(config: Any, sources: Sequence[str | Dataset], gap: tuple[float, float], **options: Any) -> DataConfig:
@@ -123,21 +125,6 @@ def prepared(
     """The recipe of a method, with what only the data and the device can tell, and the data that it reads."""
     config, data = filled_in(with_decoder(config, pick_device(training.device)), data, training)
     return recipe(name, method, config), data
-
-
-def train_with(
-    name: str | Path,
-    method: Method,
-    config: Any,
-    data: DataConfig,
-    training: TrainConfig,
-    out: Path,
-    init: Path | None = None,
-) -> Run:
-    """:func:`train` with its options as dataclasses."""
-    plan, data = prepared(name, method, config, data, training)
-    pretrain(out, plan, data, training, init)
-    return Run(out)
 
 
 def align(
@@ -158,13 +145,14 @@ def align(
 
     Raises LaminaError for an option that does not exist, data without actions, too few labels, and a run that is aligned already.
     """
-    names = {field.name for field in dataclasses.fields(TranslatorConfig)}
-    translator = TranslatorConfig(**{name: options.pop(name) for name in names & options.keys()})
-    fixed = {"labels": str(labels), "joint": joint, "translator": translator}
-    config, training, _ = _split(
-        options, "align()", (AlignConfig, fixed), (TrainConfig, vars(head_training(steps, 0, device="auto"))), ()
+    config, translator, training = _with_options(
+        "align()",
+        options,
+        AlignConfig(labels=str(labels), joint=joint),
+        options.get("translator", TranslatorConfig()),
+        head_training(steps, 0, device="auto", resume=resume),
     )
-    return align_with(run, _source(data), config, dataclasses.replace(training, resume=resume), method)
+    return align_with(run, _source(data), dataclasses.replace(config, translator=translator), training, method)
 
 
 def align_with(
@@ -176,16 +164,16 @@ def align_with(
 ) -> Alignment:
     """:func:`align` with its options as dataclasses."""
     run = Path(run)
-    objective: dict[str, Any] = {}
+    objective = None
     if config.joint:
         plan, trained_on = recipe_of(run, method)
         needs: dict[str, Any] = {
             name: trained_on[name] for name in ("frames", "span", "paired", "proprio") if name in trained_on
         }
         needs["targets"] = tuple(trained_on.get("targets", ()))
-        objective = {"losses": plan.losses, "weights": dict(plan.weights), "needs": needs}
-    folder = alignment.align(run, data, config, training, **objective)
-    return Alignment(folder, load_translator(folder)[1]["validation_loss"])
+        objective = JointObjective(plan.losses, plan.weights, needs)
+    folder = alignment.align(run, data, config, training, objective)
+    return Alignment(folder, load_translator(folder)[1].validation_loss)
 
 
 def label(
@@ -223,13 +211,8 @@ def evaluate(
     labelled transitions (a number, or a share such as "5%"). ``options``: fields of EvaluateConfig.
     Raises LaminaError for data that cannot be read or has no test split, and for a damaged model.
     """
-    config, *_ = _split(
-        options,
-        "evaluate()",
-        (evaluation.EvaluateConfig, {"labels": None if labels is None else str(labels)}),
-        None,
-        (),
-    )
+    config = evaluation.EvaluateConfig(labels=None if labels is None else str(labels))
+    (config,) = _with_options("evaluate()", options, config)
     chosen = subject if isinstance(subject, Subject) else Path(subject)
     folder = None if out is None else Path(out)
     found = evaluation.evaluate(chosen, _source(data), config, folder)
@@ -256,11 +239,10 @@ def train_policy(
     Raises LaminaError for a LAM without what the kind needs, a policy that is there already, data that cannot be read.
     """
     chosen = policy_kind(kind)
-    config, training, _ = _split(
-        options, f"train_policy({kind!r})", (chosen.config, {}), (TrainConfig, dict(chosen.training)), ()
-    )
+    training = TrainConfig(**chosen.training, resume=resume)
+    config, training = _with_options(f"train_policy({kind!r})", options, chosen.config(), training)
     cameras = (camera,) if isinstance(camera, str) else tuple(camera)
-    chosen.train(Path(run), _sources(data), config, dataclasses.replace(training, resume=resume), cameras)
+    chosen.train(Path(run), _sources(data), config, training, cameras)
     return Policy.from_run(Path(run), device=training.device)
 
 
@@ -283,39 +265,26 @@ def _method(method: str | Path | Method) -> tuple[str | Path, Method]:
     return name, methods.check_method(name, method)
 
 
+def _sources(data: Data) -> list[str | Dataset]:
+    return [_source(one) for one in ([data] if isinstance(data, str | Path | Dataset) else data)]
+
+
 def _source(data: str | Path | Dataset) -> str | Dataset:
     return data if isinstance(data, Dataset) else os.fspath(data)
 
 
-def _sources(data: Data) -> tuple[str | Dataset, ...]:
-    several = [data] if isinstance(data, str | Path | Dataset) else data
-    return tuple(_source(one) for one in several)
+def _with_options(where: str, options: dict[str, Any], *configs: Any, others: Sequence[str] = ()) -> list[Any]:
+    """``configs``, dataclasses, with the values that ``options`` give for their fields.
 
-
-def _split(
-    options: dict[str, Any],
-    where: str,
-    config: tuple[type, dict[str, Any]],
-    training: tuple[type, dict[str, Any]] | None,
-    others: Sequence[str],
-) -> tuple[Any, Any, dict[str, Any]]:
-    """``options`` as instances of up to two dataclasses, each with the values that it has unless they are given, and the ``others``.
-
-    Raises LaminaError for a name that belongs to none of them.
+    Raises LaminaError for an option that is no field of any of them and not among the ``others``.
     """
-    built: list[Any] = []
-    left = dict(options)
-    known: list[str] = list(others)
-    for part in (config, training):
-        if part is None:
-            built.append(None)
-            continue
-        kind, values = part
-        names = [field.name for field in dataclasses.fields(kind)]
-        built.append(kind(**values | {name: left.pop(name) for name in names if name in left}))
-        known += names
-    rest = {name: left.pop(name) for name in others if name in left}
-    for name in left:
-        near = difflib.get_close_matches(name, known, n=1)
-        raise LaminaError(f"{where} has no option '{name}'" + (f"; did you mean {near[0]}?" if near else ""))
-    return built[0], built[1], rest
+    known = [*others, *(field.name for config in configs for field in dataclasses.fields(config))]
+    for name in options:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            raise LaminaError(f"{where} has no option '{name}'" + (f"; did you mean {near[0]}?" if near else ""))
+    fields = ({field.name for field in dataclasses.fields(config)} for config in configs)
+    return [
+        dataclasses.replace(config, **{name: value for name, value in options.items() if name in names})
+        for config, names in zip(configs, fields, strict=True)
+    ]

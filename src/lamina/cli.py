@@ -60,7 +60,7 @@ class Collect:
     """
 
     world: Positional[str]
-    """doom-suite, metaworld-suite (many tasks in one dataset), my_way_home, health_gathering, ..., grid, metaworld/TASK, cheetah, gym/ID"""
+    """my_way_home, ..., grid, metaworld/TASK, cheetah, gym/ID; or a suite of many tasks in one dataset: doom-suite, metaworld-mt15, ..."""
     out: Path
     """folder of the new dataset"""
     frames: int | None = None
@@ -77,6 +77,12 @@ class Collect:
     """height and width of the frames, pixels"""
     task: str | None = None
     """task description written to the dataset"""
+    max_steps: int | None = None
+    """steps of an episode at most; default: the limit of the suite or world"""
+    successes: bool = False
+    """leave out episodes in which the expert fails"""
+    parallel: int = 1
+    """processes that play episodes; the data does not depend on it"""
 
     def run(self) -> None:
         from lamina.envs.collect import collect
@@ -117,8 +123,8 @@ def train(argv: Sequence[str], parse_only: bool = False) -> None:
         print(
             "lamina train METHOD --data PATH --out RUN\n\nMethods (lamina train METHOD --help shows the options of one):"
         )
-        for name in methods.names():
-            print(f"  {name:<10} {(methods.load(name).__doc__ or '').splitlines()[0]}")
+        for name, summary in methods.summaries().items():
+            print(f"  {name:<10} {printable(summary)}")
         print("\nExample: lamina train flexlam --data videos/ --out runs/mine")
         return
     method = methods.load(argv[0])
@@ -301,6 +307,8 @@ class Rollout:
     """maximum number of decisions per episode; default: the limit of the environment"""
     out: Path | None = None
     """file for the JSON record"""
+    videos: Path | None = None
+    """new folder for films of some episodes of each world, successes and failures, and a page that shows them (index.html)"""
     device: DeviceName = "auto"
     precision: Precision = "fp32"
 
@@ -309,8 +317,9 @@ class Rollout:
 
         options = {k: v for k, v in vars(self).items() if k not in ("agent", "world")}
         print(table(rollout(self.agent, self.world, **options)))
-        if self.out:
-            print(self.out)
+        for made in (self.out, self.videos and self.videos / "index.html"):
+            if made:
+                print(made)
 
 
 def parse_options(command: Any, argv: Sequence[str], **more: Any) -> Any:

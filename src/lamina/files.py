@@ -129,7 +129,7 @@ def json_of(path: Path, kind: type = dict) -> Any:
     if (size := check_regular(path).st_size) > LONGEST:
         raise ValueError(f"{size} bytes long, which is more than {LONGEST}")
     try:
-        content = json.loads(path.read_bytes().decode())
+        content = json.loads(path.read_bytes())
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
     if not isinstance(content, kind):
@@ -167,21 +167,30 @@ def write_text(path: Path, text: str) -> Path:
 
 
 def write_bytes(path: Path, content: bytes) -> Path:
-    """Write ``content`` to ``path`` atomically: to a temporary sibling, which is then renamed.
+    """Write ``content`` to ``path`` atomically. Raises LaminaError if the folder is not writable or the disk is full."""
+    with whole_file(path) as partial:
+        partial.write_bytes(content)
+    return path
 
-    Raises LaminaError if the folder is not writable or the disk is full; the old file then remains.
+
+@contextmanager
+def whole_file(path: Path, durable: bool = True) -> Iterator[Path]:
+    """The name of a temporary sibling file, which is renamed to ``path`` at the end of the ``with`` block. Missing parents are created.
+
+    After an exception the temporary file is removed and an existing ``path`` remains. ``durable``: wait until the disk has the content.
+    Raises LaminaError if the file system reports an error.
     """
     partial = partial_path(path)
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            partial.write_bytes(content)
-            sync(partial)
+            yield partial
+            if durable:
+                sync(partial)
             partial.replace(path)
-        except OSError:
+        except BaseException:
             partial.unlink(missing_ok=True)
             raise
-    return path
 
 
 @contextmanager

@@ -50,6 +50,14 @@ def _resampled(statistic: Callable[..., Any], sums: list[Float[np.ndarray, "g"]]
     return result.bootstrap_distribution
 
 
+def wilson(share: float, count: int) -> Estimate:
+    """A share of ``count`` independent trials with Wilson's interval (1927), which is not empty where the share is 0 or 1."""
+    z = 1.959964  # 95%
+    centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z / (1 + z**2 / count) * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
+    return Estimate(share, float(max(0.0, centre - half)), float(min(1.0, centre + half)))
+
+
 def bootstrap_ratio(
     above: Float[np.ndarray, "n"], below: Float[np.ndarray, "n"], episode: Int[np.ndarray, "n"], seed: int = 0
 ) -> Estimate:

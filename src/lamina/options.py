@@ -47,6 +47,13 @@ LIMITS: dict[str, tuple[float, float]] = {
     "weight": (1e-12, 1e6), "draws": (1, 10**4),
 }  # fmt: skip
 
+#: Options of a training and of its data. The Config of a method cannot have options of these names: they would hide one another.
+TRAINING_OPTIONS = {
+    "steps", "batch", "lr", "warmup", "weight_decay", "optimizer", "clip", "accumulate", "ema", "seed", "device", "precision", "compile",
+    "parallel", "shards", "checkpoint_every", "keep", "validate_every", "log_every", "resume", "tensorboard", "wandb",
+    "data", "out", "gap", "camera", "paired", "tasks", "shuffle", "workers", "max_bad", "init",
+}  # fmt: skip
+
 
 def check_options(options: Any) -> None:
     """Check that every number in ``options``, a dataclass that may contain others, is finite and within the limits of its name.

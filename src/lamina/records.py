@@ -18,27 +18,27 @@ T = TypeVar("T")
 
 Count = Annotated[int, Field(ge=1, le=65_536)]
 #: A count that may be 0.
-Some = Annotated[int, Field(ge=0, le=65_536)]
+CountOrZero = Annotated[int, Field(ge=0, le=65_536)]
 #: Number of layers or of sequential steps.
 Layers = Annotated[int, Field(ge=1, le=256)]
 LARGEST_CODEBOOK = 2**20
 #: Size of a codebook.
-Codes = Annotated[int, Field(ge=2, le=LARGEST_CODEBOOK)]
+CodebookSize = Annotated[int, Field(ge=2, le=LARGEST_CODEBOOK)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 #: Slots of a code, or height or width of an image. The cost per frame grows with them even if the weights are small.
-Short = Annotated[int, Field(ge=1, le=1024)]
+Extent = Annotated[int, Field(ge=1, le=1024)]
 #: Image shape: channels, height, width.
-Image = tuple[Annotated[int, Field(ge=1, le=64)], Short, Short]
+Image = tuple[Annotated[int, Field(ge=1, le=64)], Extent, Extent]
 #: A counter.
-Whole = Annotated[int, Field(ge=0, lt=2**62)]
+NonNegative = Annotated[int, Field(ge=0, lt=2**62)]
 
 
 class Malformed(LaminaError):
     """Values of a wrong type or outside their limits."""
 
 
-def checked(kind: type[T], values: Any, name: str = "") -> T:
+def validated(kind: type[T], values: Any, name: str = "") -> T:
     """An instance of the dataclass ``kind`` from JSON values. Types are strict, except that an int is accepted for a float.
 
     Raises Malformed (a LaminaError) that names the first invalid field, prefixed by ``name``: missing, unknown, of a wrong type, outside
@@ -58,7 +58,7 @@ def checked(kind: type[T], values: Any, name: str = "") -> T:
         raise Malformed(f"{where}: {told}{got}" if where else told) from error
 
 
-def whole(state: Any, name: str) -> int:
+def non_negative(state: Any, name: str) -> int:
     """The non-negative integer ``state[name]`` of a saved state. Raises Malformed for any other value."""
     value = state.get(name) if isinstance(state, dict) else None
     if type(value) is not int or value < 0:

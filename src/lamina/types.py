@@ -65,8 +65,8 @@ class ActionSpec:
         d, shape = len(self.discrete), actions.shape[:-2]
         return np.concatenate([part.reshape(*shape, -1) for part in (actions[..., :d], actions[..., d:])], axis=-1)
 
-    def unpack(self, packed: Float[np.ndarray, "*b n*a"]) -> Float[np.ndarray, "*b n a"]:
-        """The inverse of :meth:`pack`."""
+    def unpack(self, packed: Float[np.ndarray, "*b c"]) -> Float[np.ndarray, "*b n a"]:
+        """The inverse of :meth:`pack`: c = n a."""
         steps = packed.shape[-1] // self.dim
         parts = np.split(packed, [steps * len(self.discrete)], axis=-1)
         return np.concatenate(
@@ -140,11 +140,11 @@ class Clip(TensorRecord):
     index: Int[Tensor, "b t"]  # frame number within its episode
     episode: Int[Tensor, "b"]  # number of the episode, unique over all datasets of the stream
     action: Float[Tensor, "b t a"] | None = None
-    previous_action: Float[Tensor, "b t a"] | None = None
+    previous_action: Float[Tensor, "b t a1"] | None = None  # a1 = a, unless the actions are chunks
     proprio: Float[Tensor, "b t d"] | None = None
     task: Float[Tensor, "b e"] | None = None  # embedding of the episode's language instruction; zeros if there is none
     paired: UInt8[Tensor, "b t c h w"] | None = None  # paired view: the same states under another exogenous state
-    targets: dict[str, Float[Tensor, "b t d"]] = field(default_factory=dict)
+    targets: dict[str, Float[Tensor, "b t _"]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return self.frames.shape[0]

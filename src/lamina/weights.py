@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lamina.errors import LaminaError
-from lamina.files import check_regular, disk_errors, partial_path, reason, sync
+from lamina.files import check_regular, reason, whole_file
 from lamina.records import differences
 
 M = TypeVar("M", bound=nn.Module)
@@ -37,7 +37,7 @@ TYPES = {
 Layout = dict[str, tuple[str, tuple[int, ...]]]
 
 
-class Misfit(ValueError):
+class LayoutMismatch(ValueError):
     """The tensors are intact but do not fit the module."""
 
 
@@ -46,7 +46,7 @@ def layout(state: Mapping[str, Tensor]) -> Layout:
     return {name: (TYPES[value.dtype], tuple(value.shape)) for name, value in state.items()}
 
 
-def infinite(state: Mapping[str, Tensor]) -> str | None:
+def first_non_finite(state: Mapping[str, Tensor]) -> str | None:
     """Name of the first tensor with NaN or infinity; None if all are finite."""
     return next((n for n, v in state.items() if v.is_floating_point() and not bool(v.isfinite().all())), None)
 
@@ -66,19 +66,11 @@ def save_weights(path: Path, state: Mapping[str, Tensor], record: Mapping[str, A
     Raises LaminaError if a tensor contains NaN or infinity, or if the file system reports an error.
     """
     whole = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
-    if bad := infinite(whole):
+    if bad := first_non_finite(whole):
         raise LaminaError(f"{path}: not saved, '{bad}' is not finite; train again with a lower --lr")
     note = json.dumps({"record": record, "sha256": digest(whole, json.loads(json.dumps(record)))}, sort_keys=True)
-    partial = partial_path(path)
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            save_file(whole, partial, metadata={KEY: note})
-            sync(partial)
-            partial.replace(path)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
+    with whole_file(path) as partial:
+        save_file(whole, partial, metadata={KEY: note})
 
 
 @contextmanager
@@ -93,17 +85,17 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def _check_layout(file: Any, expected: Layout) -> None:
-    """Check that an open file has exactly the ``expected`` tensors. Raises Misfit otherwise."""
+    """Check that an open file has exactly the ``expected`` tensors. Raises LayoutMismatch otherwise."""
     names = file.keys()
     slices = {name: file.get_slice(name) for name in names}
     found = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
     if lost := sorted(expected.keys() - found.keys()):
-        raise Misfit(f"'{lost[0]}' is missing")
+        raise LayoutMismatch(f"'{lost[0]}' is missing")
     if foreign := sorted(found.keys() - expected.keys()):
-        raise Misfit(f"{foreign[0]!r} is not one of them")
+        raise LayoutMismatch(f"{foreign[0]!r} is not one of them")
     for name, wanted in expected.items():
         if found[name] != wanted:
-            raise Misfit(f"'{name}' is {_told(*found[name])}, not {_told(*wanted)}")
+            raise LayoutMismatch(f"'{name}' is {_told(*found[name])}, not {_told(*wanted)}")
 
 
 def _told(kind: str, shape: tuple[int, ...]) -> str:
@@ -113,13 +105,13 @@ def _told(kind: str, shape: tuple[int, ...]) -> str:
 def read_tensors(path: Path, expected: Layout) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of ``path`` and the file's metadata. The tensors are finite and have exactly the ``expected`` names, types and shapes.
 
-    Raises Misfit for other tensors, before any is read; OSError, ValueError and SafetensorError for a missing or damaged file.
+    Raises LayoutMismatch for other tensors, before any is read; OSError, ValueError and SafetensorError for a missing or damaged file.
     """
     with _opened(path) as file:
         _check_layout(file, expected)
         tensors = {name: file.get_tensor(name) for name in expected}
         metadata = file.metadata() or {}
-    if bad := infinite(tensors):
+    if bad := first_non_finite(tensors):
         raise ValueError(f"'{bad}' is not finite")
     return tensors, metadata
 
@@ -140,7 +132,7 @@ def _failures(path: Path) -> Iterator[None]:
         raise
     except FileNotFoundError as error:
         raise LaminaError(f"{path}: no such file") from error
-    except Misfit as error:
+    except LayoutMismatch as error:
         raise LaminaError(f"{path}: the weights do not fit the config beside them: {reason(error)}") from error
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise LaminaError(
@@ -179,7 +171,7 @@ def load_weights(module: nn.Module, path: Path, record: Mapping[str, Any] | None
     module.load_state_dict(tensors)
 
 
-def loaded(make: Callable[[], M], config: Path, path: Path, record: Mapping[str, Any]) -> M:
+def load_module(make: Callable[[], M], config: Path, path: Path, record: Mapping[str, Any]) -> M:
     """The module that ``make`` builds from the file ``config``, with the weights of ``path``.
 
     The module is first built on the meta device, without memory, and compared with the header of the weights, so a config with sizes that

@@ -133,7 +133,7 @@ def minimum_norm(lam: LinearLAM, moments: Moments, objective: Objective) -> Line
     return LinearLAM(lam.A + lam.B @ spare @ views.on_o, lam.B, C, D)
 
 
-def blind_loss(moments: Moments, emission: Float[Tensor, "*g o l"], states: int, width: int) -> Float[Tensor, "*g"]:
+def blind_loss(moments: Moments, emission: Float[Tensor, "... o l"], states: int, width: int) -> Float[Tensor, "*g"]:
     """The least reconstruction loss of a z that does not depend on xi', which by Prop. 4.2 is above the minimum.
 
     Such a z reads o' only along directions in which all H_xi agree.

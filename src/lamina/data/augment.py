@@ -32,7 +32,7 @@ def augmented(clip: Clip, strength: float, draws: Rng, mirror: bool) -> Clip:
     transform = torch.zeros(b, 2, 3, device=clip.frames.device)
     transform[:, 0, 0] = scale * torch.where(side < 0.5, -1.0, 1.0) if mirror else scale
     transform[:, 1, 1] = scale
-    transform[:, 0, 2], transform[:, 1, 2] = ((2 * place - 1) * (1 - scale) for place in (x, y))
+    transform[:, 0, 2], transform[:, 1, 2] = ((2 * position - 1) * (1 - scale) for position in (x, y))
     paired = None if clip.paired is None else _through(clip.paired, transform)
     return replace(clip, frames=_through(clip.frames, transform), paired=paired)
 

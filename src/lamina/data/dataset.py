@@ -97,3 +97,9 @@ Data = str | Path | Dataset
 def name_of(data: Data) -> str:
     """What messages and records call a source."""
     return data.name if isinstance(data, Dataset) else str(data)
+
+
+def check_name(source: Dataset, what: str, name: str | None, there: tuple[str, ...]) -> None:
+    """Raises LaminaError unless ``name``, if there is one, is among the cameras or features that are ``there``."""
+    if name is not None and name not in there:
+        raise LaminaError(f"{source.name}: has no {what} '{name}'; it has: {', '.join(there) or 'none'}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -14,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from lamina.errors import LaminaError, LaminaWarning
+from lamina.errors import LaminaError, warn
 from lamina.types import TASK_WIDTH, ActionSpec
 
 SPLITS = ("train", "validation", "test")
@@ -89,11 +88,9 @@ def count_classes(values: Sequence[Float[np.ndarray, "t d"]], name: str, where: 
     """
     lowest, highest = np.min([v.min(0) for v in values], 0), np.max([v.max(0) for v in values], 0)
     if lowest.min() < 0 or highest.max() >= MAX_CLASSES:
-        warnings.warn(
+        warn(
             f"{where}: '{name}' holds whole numbers from {lowest.min():g} to {highest.max():g}; they are no classes, and are "
-            "read as continuous",
-            LaminaWarning,
-            stacklevel=5,
+            "read as continuous"
         )
         return ()
     return tuple(max(2, int(h) + 1) for h in highest)
@@ -142,11 +139,7 @@ def split_episodes(
     names = [episode.name for episode in episodes] if names is None else names
     count = len(episodes) - len(partly)
     if count < 3 and not (declared.keys() - {"train"}):
-        warnings.warn(
-            f"{root}: {count} episode(s) are too few to split by episode; each is cut in time, 80/10/10 percent",
-            LaminaWarning,
-            stacklevel=2,
-        )
+        warn(f"{root}: {count} episode(s) are too few to split by episode; each is cut in time, 80/10/10 percent")
         return tuple(replace(e, splits=_splits_in_time(e.length)) for e in episodes)
     held_out = {number: name for name in ("validation", "test") for number in declared.get(name, ())}
     pool = sorted(

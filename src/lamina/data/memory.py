@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -27,6 +26,7 @@ from lamina.types import ActionSpec
 CAMERA = "image"  # what the camera of an episode with one array of frames is called
 
 
+@runtime_checkable
 class EpisodeLike(Protocol):
     """One episode of an :class:`InMemoryDataset`: a dataclass, a namedtuple, any object with ``frames``. Optional attributes:
 
@@ -60,6 +60,7 @@ class InMemoryDataset(Dataset):
         self, episodes: Iterable[EpisodeLike], name: str = "memory", fps: float = 10.0, action: ActionSpec | None = None
     ) -> None:
         self.name = name
+        self._specs: dict[str, ActionSpec] = {}
         given = list(episodes)
         if not given:
             raise LaminaError(f"{name}: has no episode")
@@ -96,18 +97,17 @@ class InMemoryDataset(Dataset):
     def frames(
         self, episode: Episode, camera: str, start: int, stop: int, size: tuple[int, int] | None = None
     ) -> UInt8[np.ndarray, "n h w 3"]:
-        """See :meth:`Dataset.frames`."""
         views = self._frames[episode.number]
         if camera not in views:
             raise DecodeError(f"{episode.name}: has no frames of '{camera}'; it has: {', '.join(views)}")
         return resize_frames(views[camera][start : min(stop, episode.length)], size)
 
     def missing_episodes(self, camera: str) -> dict[int, DecodeError | None]:
-        """See :meth:`Dataset.missing_episodes`: the episodes without frames of that camera."""
+        """The episodes without frames of that camera."""
         return {n: None for n, views in enumerate(self._frames) if camera not in views}
 
     def action_spec(self, name: str) -> ActionSpec | None:
-        """See :meth:`Dataset.action_spec`. Integers are classes, unless they are negative or too large for it."""
+        """Integers are classes, unless they are negative or too large for it."""
         if name not in self.columns:
             return None
         if name not in self._specs:
@@ -116,10 +116,6 @@ class InMemoryDataset(Dataset):
             classes = count_classes(every, name, self.name) if discrete else ()
             self._specs[name] = ActionSpec(classes, every[0].shape[1] - len(classes))
         return self._specs[name]
-
-    @cached_property
-    def _specs(self) -> dict[str, ActionSpec]:
-        return {}
 
     def _state_action(self, spec: ActionSpec) -> None:
         if self.width("action") != spec.dim:
@@ -131,11 +127,9 @@ class InMemoryDataset(Dataset):
         self._specs["action"] = spec
 
     def width(self, name: str) -> int | None:
-        """See :meth:`Dataset.width`."""
         return self._columns[0][name].shape[1] if name in self.columns else None
 
     def column(self, episode: Episode, name: str) -> Float[np.ndarray, "t d"]:
-        """See :meth:`Dataset.column`."""
         if name not in self.columns:
             return super().column(episode, name)
         return self._columns[episode.number][name].astype(np.float32)

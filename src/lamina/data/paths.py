@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import stat
 import string
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path, PurePosixPath
@@ -18,16 +17,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from lamina import files
 from lamina.errors import LaminaError
 
 DATASET_MARKS = ("info.json", "episodes", "episodes.jsonl", "tasks.parquet", "tasks.jsonl")
-# Where systems keep what was deleted, and pictures and shadows of what is there.
+# Folders of operating systems and network storage: recycle bins, thumbnails, metadata.
 SYSTEM_FOLDERS = {"$recycle.bin", "#recycle", "@eadir", "__macosx", "lost+found", "system volume information"}
-
-
-def reason(error: BaseException) -> str:
-    """What went wrong, in one line without the name of the file."""
-    return (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]
 
 
 def walk(root: Path, enter: Callable[[Path], bool] = lambda folder: True) -> Iterator[Path]:
@@ -69,18 +64,15 @@ def dataset_around(path: Path) -> Path | None:
 
 
 def check_regular(path: Path, kind: type[LaminaError] = LaminaError) -> os.stat_result:
-    """Raises ``kind`` unless ``path`` is a regular file, or a link to one; returns its status."""
+    """:func:`lamina.files.check_regular`, which raises an error of ``kind`` that names the file."""
     try:
-        status = os.stat(path)
+        return files.check_regular(path)
     except (OSError, ValueError) as error:
-        raise kind(f"{path}: cannot be read ({reason(error)}); the data is incomplete or damaged") from error
-    if not stat.S_ISREG(status.st_mode):
-        raise kind(f"{path}: is not a regular file; remove it")
-    return status
+        raise kind(f"{path}: cannot be read ({files.reason(error)}); the data is incomplete or damaged") from error
 
 
 def check_template(template: Any, fields: Collection[str]) -> None:
-    """Raises ValueError unless ``template`` is a path below a dataset's root whose only blanks are ``fields``, in few digits.
+    """Raises ValueError unless ``template`` is a path below a dataset's root whose only placeholders are ``fields``, of at most 99 digits.
 
     Templates come from untrusted metadata: as format strings they could name any file, read attributes, or ask for a billion digits.
     """
@@ -130,14 +122,11 @@ def open_arrow(path: Path, mode: str = "rb") -> pa.OSFile:
 
 
 def local(name: str) -> str:
-    """A name that a dataset states, in UTF-8 like all of its words, as this machine's file system is asked for it.
-
-    They differ where the system's own encoding is another one, in a bare container for instance.
-    """
+    """A name from a dataset's metadata, which is UTF-8, in the encoding of this machine's file system (another one in a bare container)."""
     return os.fsdecode(name.encode())
 
 
-def check_name(name: str) -> None:
+def check_folder_name(name: str) -> None:
     """Raises ValueError unless a feature's name can be that of a folder."""
     if "/" in name:
         raise ValueError(f"no folder can be called '{name[:80]}'")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import warnings
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
@@ -13,12 +12,12 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from lamina.data.dataset import Data, Dataset, name_of
+from lamina.data.dataset import Data, Dataset, check_name, name_of
 from lamina.data.episodes import SPLITS
 from lamina.data.lerobot.reader import open_lerobot
 from lamina.data.paths import is_dataset
 from lamina.data.video import open_folder
-from lamina.errors import LaminaError, LaminaWarning
+from lamina.errors import LaminaError, warn
 from lamina.options import check_options
 from lamina.types import ActionSpec
 
@@ -48,8 +47,8 @@ class DataConfig:
     action: str | None = "action"
     """Feature that holds the actions, where there is one."""
     actions: ActionsOf = "first"
-    """Which of the actions from one frame of a sample to the next, where a gap spans several, stand for it: the first, their mean, or all
-    of them (a chunk: that many actions as one; round(gap * fps), so the gap must not be a range)."""
+    """Action of a gap that spans several: the first, their mean, or all of them (a chunk of round(gap * fps) actions as one). For mean and
+    chunk the gap must not be a range."""
     span: float | None = None
     """Longest time from the first frame of a sample to its last, seconds; None: as the gaps allow."""
     proprio: str | None = None
@@ -63,7 +62,7 @@ class DataConfig:
     workers: int = 1
     """Processes that decode ahead, per shard; 0 decodes in the training process."""
     max_bad: int = 8
-    """Stretches of video that may fail to decode before it is an error; each one is named in a warning."""
+    """Segments of video that may fail to decode, each with a warning, before it is an error."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -247,7 +246,7 @@ class SampleIndex:
         self.action = self.step.chunk(self.steps) if chunked and self.step else self.step
         for source in self.sources:
             for name in (config.proprio, *config.targets):
-                _check_name(source, "feature", name, source.columns)
+                check_name(source, "feature", name, source.columns)
         self._check_tasks()
         self.segments: list[Int[np.ndarray, "n 7"]] = [self._segments(n) for n in range(len(self.sources))]
         self.counts: list[int] = [int((s[:, 6] - s[:, 5]).sum()) for s in self.segments]
@@ -264,7 +263,7 @@ class SampleIndex:
                 f"{source.name}: has no video; Lamina reads features of dtype 'video' and pictures of dtype 'image'"
             )
         wanted, paired = self.config.camera, self.config.paired
-        _check_name(source, "camera", paired, source.cameras)
+        check_name(source, "camera", paired, source.cameras)
         if paired is not None and (wanted == paired or source.cameras == (paired,)):
             raise LaminaError(
                 f"{source.name}: camera '{paired}' would be paired with itself; name another by --camera or --paired"
@@ -272,7 +271,7 @@ class SampleIndex:
         views = tuple(c for c in source.cameras if c != paired)
         if wanted == "all" or (wanted is None and views):
             return views if wanted == "all" else views[:1]
-        _check_name(source, "camera", wanted, source.cameras)
+        check_name(source, "camera", wanted, source.cameras)
         return (wanted or source.cameras[0],)
 
     def _find_missing(self, number: int) -> dict[str, set[int]]:
@@ -298,7 +297,7 @@ class SampleIndex:
                     f"{source.name}: '{camera}' does not show {absent} of {len(source.episodes)} episodes; they are left out"
                 )
             for text in warned:
-                warnings.warn(text, LaminaWarning, stacklevel=4)
+                warn(text)
         return {view: missing[view] | missing.get(self.config.paired or "", set()) for view in self.cameras[number]}
 
     def _check_paired(self) -> None:
@@ -323,7 +322,7 @@ class SampleIndex:
             return None
         if name != "action":
             for source in self.sources:
-                _check_name(source, "feature", name, source.columns)
+                check_name(source, "feature", name, source.columns)
         specs = [s.action_spec(name) for s in self.sources]
         kinds = {None if spec is None else (spec.discrete, spec.continuous) for spec in specs}
         spec = specs[0] if len(kinds) == 1 else None
@@ -342,8 +341,8 @@ class SampleIndex:
         return min(counts)
 
     def over_the_gap(self, action: Float[np.ndarray, "t a"], frames: Int[np.ndarray, "n"]) -> Float[np.ndarray, "n a2"]:
-        """What stands for the gap that begins at each of ``frames`` (``config.actions``), from an episode's actions; at the episode's end
-        the last action stands in for those that are not there."""
+        """The action of the gap that begins at each of ``frames`` (``config.actions``: first, mean or chunk), from an episode's actions;
+        the last one is repeated where the gap reaches beyond the episode's end."""
         if self.config.actions == "first" or self.step is None:
             return action[frames]
         every = action[np.minimum(frames[:, None] + np.arange(self.steps), len(action) - 1)]
@@ -387,17 +386,11 @@ class SampleIndex:
             )
             raise LaminaError(f"{where}: {what} holds {need}; use longer video or a shorter gap")
         if short:
-            warnings.warn(
-                f"{source.name}: {short} of {spans} {self.split} episodes are too short for {need} and are left out",
-                LaminaWarning,
-                stacklevel=4,
-            )
+            warn(f"{source.name}: {short} of {spans} {self.split} episodes are too short for {need} and are left out")
         if 1.0 / source.fps > config.gap[1]:
-            warnings.warn(
+            warn(
                 f"{source.name}: at {source.fps:g} frames per second neighbouring frames are {1 / source.fps:.3g} s apart, "
-                f"more than the longest gap, {config.gap[1]:g} s; samples are neighbouring frames",
-                LaminaWarning,
-                stacklevel=4,
+                f"more than the longest gap, {config.gap[1]:g} s; samples are neighbouring frames"
             )
         return np.array(rows, dtype=np.int32)
 
@@ -418,10 +411,5 @@ def count_transitions(config: DataConfig, split: str) -> int:
 
 def source_camera(source: Dataset, camera: str | None) -> str:
     """``camera``, or the source's first one for None. Raises LaminaError if the source has no such camera."""
-    _check_name(source, "camera", camera, source.cameras)
+    check_name(source, "camera", camera, source.cameras)
     return camera or source.cameras[0]
-
-
-def _check_name(source: Dataset, what: str, name: str | None, there: tuple[str, ...]) -> None:
-    if name is not None and name not in there:
-        raise LaminaError(f"{source.name}: has no {what} '{name}'; it has: {', '.join(there) or 'none'}")

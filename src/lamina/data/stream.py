@@ -15,9 +15,8 @@ import json
 import os
 import threading
 import time
-import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,8 +28,8 @@ from torch.utils.data import DataLoader
 from lamina.data.dataset import Dataset
 from lamina.data.episodes import DecodeError, Episode, check_classes, task_vector
 from lamina.data.sampling import DataConfig, SampleIndex, Segment, draw_samples
-from lamina.errors import LaminaError, LaminaWarning
-from lamina.records import Malformed, Whole, checked
+from lamina.errors import LaminaError, warn
+from lamina.records import Malformed, NonNegative, validated
 from lamina.types import Clip
 
 PREFETCH = 4  # segments that each worker decodes ahead
@@ -188,14 +187,29 @@ def _end_with_parent(worker: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-@dataclass
-class _Held:
-    """A segment of which some samples wait in the shuffle buffer."""
+class _Arrived(NamedTuple):
+    """A decoded segment whose samples are in the shuffle buffer."""
 
     turn: StreamPosition
     first: int  # number of its first sample in the stream
     decoded: DecodedSegment
-    waiting: int = 0
+
+
+@dataclass(frozen=True)
+class ShardState:
+    """Where a shard is in the stream, for checkpoints: its :class:`StreamPosition`, the number of samples that have arrived before that,
+    (key, number) of the last sample delivered, and the segments that could not be decoded."""
+
+    serial: NonNegative
+    segments: tuple[NonNegative, ...]
+    samples: tuple[NonNegative, ...]
+    arrived: NonNegative
+    last: tuple[int, int]
+    bad: tuple[tuple[NonNegative, NonNegative, NonNegative, NonNegative, NonNegative, NonNegative, NonNegative], ...]
+
+    def __post_init__(self) -> None:
+        if sum(self.segments) != self.serial:
+            raise LaminaError(f"{self.segments} segments of the sources are not {self.serial} together")
 
 
 class _Shard:
@@ -203,47 +217,31 @@ class _Shard:
 
     def __init__(self, plan: SampleIndex, seed: int, shard: int, shards: int) -> None:
         self.plan, self.seed, self.shard, self.shards = plan, seed, shard, shards
-        none = (0,) * len(plan.sources)
         self.arrivals: Iterator[Any] | None = None
-        self.restart(StreamPosition(0, none, none), arrived=0, last=(-1, -1), bad=[])
+        none = (0,) * len(plan.sources)
+        self.restart(ShardState(0, none, none, arrived=0, last=(-1, -1), bad=()))
 
-    def restart(self, turn: StreamPosition, arrived: int, last: tuple[int, int], bad: list[tuple[int, ...]]) -> None:
+    def restart(self, state: ShardState) -> None:
+        """Go on from ``state``."""
         self.close()
-        self.turn = turn  # the next segment to arrive is this one or a later one
-        self.arrived = arrived  # samples that have arrived
-        self.last = last  # (key, number) of the last sample delivered; those at or below it are skipped after a resume
-        self.bad = bad
+        # The next segment to arrive is this one or a later one. Samples at or below the last one delivered are skipped.
+        self.turn = StreamPosition(state.serial, state.segments, state.samples)
+        self.arrived, self.last, self.bad = state.arrived, state.last, [Segment(*numbers) for numbers in state.bad]
         self.empty_segments = 0  # segments without a sample since the last one with any
-        self.held: dict[int, _Held] = {}
-        self.queue: list[tuple[int, int, int]] = []  # heap of (key, number, serial)
+        self.queue: list[tuple[int, int, _Arrived]] = []  # heap of samples that wait: (key, number, segment)
 
-    def state(self) -> dict[str, Any]:
-        oldest = next(iter(self.held.values()), None)
-        turn, arrived = (self.turn, self.arrived) if oldest is None else (oldest.turn, oldest.first)
-        return {
-            "serial": turn.serial,
-            "segments": list(turn.segments),
-            "samples": list(turn.samples),
-            "arrived": arrived,
-            "last": list(self.last),
-            "bad": [list(b) for b in self.bad],
-        }
-
-    def load(self, state: dict[str, Any]) -> None:
-        turn = StreamPosition(state["serial"], tuple(state["segments"]), tuple(state["samples"]))
-        self.restart(turn, state["arrived"], tuple(state["last"]), [tuple(b) for b in state["bad"]])
+    def state(self) -> ShardState:
+        waiting = [(segment.first, segment.turn) for _, _, segment in self.queue]
+        arrived, turn = min(waiting, default=(self.arrived, self.turn))
+        return ShardState(*turn, arrived, self.last, tuple(self.bad))
 
     def draw(self) -> tuple[DecodedSegment, int]:
         """The next sample: (decoded segment, number of the sample in it)."""
         while not self.queue or self.queue[0][0] > self.arrived:
             self._receive()
-        key, number, serial = heapq.heappop(self.queue)
+        key, number, segment = heapq.heappop(self.queue)
         self.last = (key, number)
-        held = self.held[serial]
-        held.waiting -= 1
-        if held.waiting == 0:
-            del self.held[serial]
-        return held.decoded, number - held.first
+        return segment.decoded, number - segment.first
 
     def _receive(self) -> None:
         """Take in the next segment."""
@@ -263,17 +261,12 @@ class _Shard:
         if isinstance(decoded, LaminaError):
             self._skip(segment, decoded)
         elif len(delays):
-            held = _Held(turn, self.arrived, decoded)
+            arrived = _Arrived(turn, self.arrived, decoded)
             self.arrived += len(delays)
             self.empty_segments = 0
-            numbers = range(held.first, self.arrived)
-            waiting = [(n + d, n, turn.serial) for n, d in zip(numbers, delays.tolist(), strict=True)]
-            waiting = [w for w in waiting if w[:2] > self.last]  # the others were delivered before a resume
-            held.waiting = len(waiting)
-            if waiting:
-                self.held[turn.serial] = held
-            for w in waiting:
-                heapq.heappush(self.queue, w)
+            for number, delay in enumerate(delays.tolist(), arrived.first):
+                if (number + delay, number) > self.last:  # the others were delivered before a resume
+                    heapq.heappush(self.queue, (number + delay, number, arrived))
         if self.empty_segments > sum(len(s) for s in self.plan.segments):
             raise LaminaError(
                 f"{self.plan.config.names[0]}: no sample can be drawn, its frames are too far apart in time"
@@ -283,9 +276,9 @@ class _Shard:
         """Count a stretch of video that cannot be decoded; anything else that is wrong is an error at once."""
         if not isinstance(error, DecodeError):
             raise error
-        if tuple(segment) not in self.bad:
-            self.bad.append(tuple(segment))
-            warnings.warn(f"skipped frames {segment.start}-{segment.stop - 1}: {error}", LaminaWarning, stacklevel=2)
+        if segment not in self.bad:
+            self.bad.append(segment)
+            warn(f"skipped frames {segment.start}-{segment.stop - 1}: {error}")
         if len(self.bad) > self.plan.config.max_bad:
             raise LaminaError(f"{error} (more than {self.plan.config.max_bad} stretches of video cannot be decoded)")
 
@@ -310,25 +303,9 @@ class _Shard:
 
 
 @dataclass(frozen=True)
-class _Place:
-    """The state of a shard, as :meth:`_Shard.state` writes it."""
-
-    serial: Whole
-    segments: tuple[Whole, ...]
-    samples: tuple[Whole, ...]
-    arrived: Whole
-    last: tuple[int, int]
-    bad: tuple[tuple[Whole, Whole, Whole, Whole, Whole, Whole, Whole], ...]
-
-    def __post_init__(self) -> None:
-        if sum(self.segments) != self.serial:
-            raise LaminaError(f"{self.segments} segments of the sources are not {self.serial} together")
-
-
-@dataclass(frozen=True)
 class _State:
     data: str
-    shards: dict[str, _Place]
+    shards: dict[str, ShardState]
 
 
 class ClipStream:
@@ -366,22 +343,23 @@ class ClipStream:
 
     def state_dict(self) -> dict[str, Any]:
         """The stream's position: a few integers for each shard, for JSON. States of several processes can be merged."""
-        return {"data": self._fingerprint, "shards": {str(r): s.state() for r, s in self._shards.items()}}
+        shards = {str(r): asdict(shard.state()) for r, shard in self._shards.items()}
+        return json.loads(json.dumps({"data": self._fingerprint, "shards": shards}))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue with the exact next sample. Raises LaminaError if the state is damaged, or of other data or settings."""
-        saved = checked(_State, state)
-        places = {str(r): saved.shards.get(str(r)) for r in self._shards}
-        if saved.data != self._fingerprint or None in places.values():
+        saved = validated(_State, state)
+        states = {str(r): saved.shards.get(str(r)) for r in self._shards}
+        if saved.data != self._fingerprint or None in states.values():
             raise LaminaError(
                 f"{', '.join(self.config.names)}: the data or its settings are not those of the run to be resumed; "
                 "use the same ones, or start a new run from this one's weights with --init"
             )
         sources = len(self.plan.sources)
-        if any(place and not len(place.segments) == len(place.samples) == sources for place in places.values()):
-            raise Malformed(f"a shard's place is not one in {sources} source(s)")
+        if any(s and not len(s.segments) == len(s.samples) == sources for s in states.values()):
+            raise Malformed(f"the state of a shard does not fit {sources} source(s)")
         for r, shard in self._shards.items():
-            shard.load(state["shards"][str(r)])
+            shard.restart(saved.shards[str(r)])
 
     def close(self) -> None:
         """Stop the worker processes; drawing from the stream again restarts them."""
@@ -410,7 +388,7 @@ def sample_split(
             decoded = decode_segment(plan, Segment(*segments[v].tolist()), np.random.default_rng([seed, 3, v]), here)
         except DecodeError as error:
             bad.append(error)
-            warnings.warn(f"skipped: {error}", LaminaWarning, stacklevel=2)
+            warn(f"skipped: {error}")
             if len(bad) > config.max_bad:
                 raise LaminaError(
                     f"{error} (more than {config.max_bad} stretches of video cannot be decoded)"

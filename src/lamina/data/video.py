@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import gc
 import os
-import warnings
 from collections import Counter, OrderedDict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from io import BytesIO
 from itertools import chain, islice
@@ -21,13 +21,14 @@ from jaxtyping import Float, Int, UInt8
 
 from lamina.data.dataset import Dataset
 from lamina.data.episodes import DecodeError, Episode, compact_times, split_episodes
-from lamina.data.paths import check_regular, contents, dataset_around, is_dataset, reason, walk
-from lamina.errors import LaminaError, LaminaWarning
+from lamina.data.paths import check_regular, contents, dataset_around, is_dataset, walk
+from lamina.errors import LaminaError, warn
+from lamina.files import reason
 from lamina.images import resize_frames
 
 SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm")
 OTHER_SUFFIXES = (".avi", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv", ".flv", ".3gp", ".ogv", ".mxf", ".vob")
-# What a file may be, whatever its name says. Play lists, which the library would follow to other files and to the net, are not among them.
+# Containers that are accepted, by their content and not by the name of the file. Play lists are not: they lead to other files or the net.
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,mxf,nut"
 PICTURES = "png_pipe,apng,jpeg_pipe,jpegls_pipe,webp_pipe,bmp_pipe,tiff_pipe,ppm_pipe,pgm_pipe,gif"
 FAILURES = (av.error.FFmpegError, OSError, ValueError, EOFError, MemoryError)
@@ -39,7 +40,7 @@ KEY_DISTANCE = 32  # key frames nearer than this are as good as random access
 
 
 class FrameClock(NamedTuple):
-    """When the pictures of a file show, without a number for each of them where they are regular."""
+    """The presentation times of a file's frames, stored as a rate where they are regular."""
 
     start: float  # seconds: presentation time of the first picture in the file
     fps: float  # pictures per second
@@ -53,7 +54,7 @@ class FrameClock(NamedTuple):
 
 @dataclass(frozen=True)
 class FrameIndex:
-    """What the packets of a video say, without decoding: when its frames show and where decoding can start."""
+    """Presentation times and key frames of a video, from its packets, without decoding."""
 
     start: float  # seconds: presentation time of the first frame in the file
     times: Float[np.ndarray, "t"]  # seconds from the first frame
@@ -69,6 +70,17 @@ class FrameIndex:
         """The times, in short."""
         fps, stamps = compact_times(self.times, self.rate, self.tick)
         return FrameClock(self.start, fps, stamps, 0.25 * (1.0 / fps if stamps is None else np.diff(stamps).min()))
+
+
+@contextmanager
+def failures(path: Path, what: str, remedy: str = "remove or re-encode it") -> Iterator[None]:
+    """Convert an error of the video library, or of the file system, into a DecodeError: the file, ``what`` failed, why, the ``remedy``."""
+    try:
+        yield
+    except FAILURES as error:
+        if isinstance(error, LaminaError):
+            raise
+        raise DecodeError(f"{path}: {what} ({reason(error)}); {remedy}") from error
 
 
 def open_video(file: Path | BytesIO, formats: str = CONTAINERS) -> av.container.InputContainer:
@@ -98,24 +110,20 @@ def video_stream(container: av.container.InputContainer) -> av.VideoStream:
 def index_video(path: Path, quick: bool = False) -> FrameIndex:
     """Read every packet's time stamp (nothing is decoded). Raises DecodeError for a damaged or truncated file.
 
-    ``quick``: an mp4 whose pictures are regular is taken at its header's word, which spares reading all of it. A picture that does
-    not show when it should is then noticed when it is decoded.
+    ``quick``: the header of an mp4 with regular frames is believed, so that the file need not be read. A frame at another time is then
+    noticed when it is decoded.
     """
     level = av.logging.get_level()
     av.logging.set_level(av.logging.ERROR)
     try:
-        with av.logging.Capture() as messages, open_video(path) as container:
+        with failures(path, "cannot be read as video"), av.logging.Capture() as messages, open_video(path) as container:
             index = (_skim(container, path) if quick else None) or _index(container, path)
-    except FAILURES as error:
-        if isinstance(error, LaminaError):
-            raise
-        raise DecodeError(f"{path}: cannot be read as video ({reason(error)}); remove or re-encode it") from error
     finally:
         av.logging.set_level(level)
-    # The Matroska demuxer steps over damage and goes on; all it does is to complain.
-    complaints = [text for _, name, text in messages if "matroska" in name or "Truncating packet" in text]
-    if complaints:
-        raise DecodeError(f"{path}: is damaged or truncated ({complaints[0].splitlines()[0]}); remove or re-encode it")
+    # The Matroska demuxer skips damaged parts and only writes a message.
+    damage = [text for _, name, text in messages if "matroska" in name or "Truncating packet" in text]
+    if damage:
+        raise DecodeError(f"{path}: is damaged or truncated ({damage[0].splitlines()[0]}); remove or re-encode it")
     return index
 
 
@@ -177,7 +185,7 @@ def _frame_index(
     return FrameIndex(
         start=start,
         times=times,
-        keys=_thin(keys, len(times)),
+        keys=keys.astype(np.int32) if len(keys) * KEY_DISTANCE < len(times) else None,
         rate=float(stream.average_rate) if stream.average_rate else None,
         tick=float(stream.time_base or 1),
         codec=stream.codec_context.codec.canonical_name,
@@ -217,12 +225,6 @@ def key_distance(path: Path) -> int | None:
     return distance if distance > KEY_DISTANCE else None
 
 
-def _thin(keys: np.ndarray, length: int) -> np.ndarray | None:
-    if len(keys) * KEY_DISTANCE >= length:
-        return None
-    return keys.astype(np.int32)
-
-
 class _Decoder:
     """One open video file, or picture, that decodes forward and seeks only when it must."""
 
@@ -231,7 +233,7 @@ class _Decoder:
         self.stream = video_stream(self.container)
         # One thread: workers already use every core, and frame threads cost CPU time and delay after each seek.
         self.stream.thread_type = "NONE"
-        # Damage must be an error; by default the decoder would paint over it.
+        # Damage must be an error; by default the decoder would conceal it.
         self.stream.codec_context.options = {"err_detect": "explode"}
         self.base = float(self.stream.time_base or 1)
         self.reformatter = VideoReformatter()
@@ -319,7 +321,7 @@ class _Decoder:
                     raise
 
     def close(self) -> None:
-        """Close the file and let go of the decoder at once: its generators refer back to it."""
+        """Close the file and release the decoder at once: its generators refer back to it."""
         self.container.close()
         self.packets, self.decoded, self.ahead = iter(()), iter(()), None
 
@@ -333,9 +335,9 @@ UPRIGHT = np.eye(2, dtype=np.int8)
 
 
 def _display_matrix(frame: av.VideoFrame) -> Int[np.ndarray, "2 2"]:
-    """Where a file wants the axes of its picture: row x or y as stored, column x or y as shown, -1 where it is reversed.
+    """The display matrix of a file: row: x or y as stored, column: x or y as shown, -1 where it is reversed.
 
-    Quarter turns and mirrors, as cameras that are held upright or face their user ask for; any other matrix is left out.
+    Only quarter turns and mirror images, as phones write them; any other matrix counts as the identity.
     """
     stated: Any = frame.side_data.get("DISPLAYMATRIX")
     if stated is None:
@@ -382,16 +384,13 @@ def decode(
     """
     status = check_regular(path, DecodeError)
     key = (path, status.st_ino, status.st_size, status.st_mtime_ns)  # a file that was replaced is another one
-    decoder = _decoders.pop(key, None)
-    try:
-        decoder = decoder or _Decoder(path)
-        frames = decoder.read(times, size, tolerance)
-    except FAILURES as error:
-        if decoder is not None:
+    with failures(path, "cannot be decoded"):
+        decoder = _decoders.pop(key, None) or _Decoder(path)
+        try:
+            frames = decoder.read(times, size, tolerance)
+        except BaseException:
             decoder.close()
-        if isinstance(error, LaminaError):
             raise
-        raise DecodeError(f"{path}: cannot be decoded ({reason(error)}); remove or re-encode it") from error
     _decoders[key] = decoder
     while len(_decoders) > OPEN_FILES:
         _decoders.popitem(last=False)[1].close()
@@ -407,16 +406,22 @@ def decode_picture(data: bytes, size: tuple[int, int] | None) -> UInt8[np.ndarra
         decoder.close()
 
 
+class VideoFile(NamedTuple):
+    """A video file whose frames are indexed."""
+
+    path: Path
+    clock: FrameClock
+    codec: str
+    format: str  # name of the container
+    cut: bool  # whether packets are in it that an edit list hides
+
+
 @dataclass(frozen=True, eq=False)
 class VideoFolder(Dataset):
     """A folder of video files (searched through all its subfolders), or one file: every file is an episode."""
 
     root: Path
-    files: tuple[Path, ...]
-    clocks: tuple[FrameClock, ...]  # when the pictures of each file show
-    codecs: tuple[str, ...]  # of each file
-    formats: tuple[str, ...]  # of each file: the name of its container
-    cut: tuple[bool, ...]  # of each file: whether packets are in it that an edit list hides
+    files: tuple[VideoFile, ...]
     episodes: tuple[Episode, ...] = ()
     cameras: tuple[str, ...] = ("video",)
 
@@ -431,15 +436,14 @@ class VideoFolder(Dataset):
 
     def fingerprint(self) -> str:
         """:func:`lamina.data.paths.contents` of the files."""
-        return contents(self.files)
+        return contents([file.path for file in self.files])
 
     def frames(
         self, episode: Episode, camera: str, start: int, stop: int, size: tuple[int, int] | None = None
     ) -> UInt8[np.ndarray, "n h w 3"]:
-        """See :meth:`lamina.data.dataset.Dataset.frames`."""
-        clock = self.clocks[episode.number]
+        path, clock, *_ = self.files[episode.number]
         times = clock.at(np.arange(start, min(stop, episode.length)))
-        return decode(self.files[episode.number], times, size, clock.tolerance)
+        return decode(path, times, size, clock.tolerance)
 
     def column(self, episode: Episode, name: str) -> Float[np.ndarray, "t d"]:
         """Raises LaminaError: plain video has no features."""
@@ -447,7 +451,7 @@ class VideoFolder(Dataset):
 
 
 def find_videos(root: Path) -> list[Path]:
-    """The video files of a folder, each once whatever links there are to it, in the order of their names.
+    """The video files of a folder in the order of their names, each once, even if several links lead to it.
 
     LeRobot datasets in it, its labels for instance, are left out with a warning. Raises LaminaError if it holds nothing else: read as plain
     video, their episodes would run into one another and their actions be lost.
@@ -475,17 +479,13 @@ def find_videos(root: Path) -> list[Path]:
             f"{root}: holds {len(datasets)} LeRobot dataset(s) and is none itself; name them: {named}{more}"
         )
     if datasets:
-        warnings.warn(
-            f"{root}: the LeRobot dataset(s) in it are left out ({len(datasets)}, the first is {datasets[0]}); name them to read them",
-            LaminaWarning,
-            stacklevel=3,
+        warn(
+            f"{root}: the LeRobot dataset(s) in it are left out ({len(datasets)}, the first is {datasets[0]}); name them to read them"
         )
     if others:
-        warnings.warn(
+        warn(
             f"{min(others)}: is not read ({len(others)} such file(s)), only {' '.join(SUFFIXES)} are; "
-            "remux it: ffmpeg -i IN -c copy OUT.mkv",
-            LaminaWarning,
-            stacklevel=3,
+            "remux it: ffmpeg -i IN -c copy OUT.mkv"
         )
     return sorted(once.values(), key=lambda p: p.parts)
 
@@ -498,30 +498,22 @@ def open_folder(root: Path, max_bad: int = 8) -> VideoFolder:
     paths = [root] if root.is_file() else find_videos(root) if root.is_dir() else []
     if not paths:
         raise LaminaError(f"{root}: holds no video ({' '.join(SUFFIXES)}) and no meta/info.json of a LeRobot dataset")
-    good: list[tuple[Path, FrameIndex]] = []
+    files: list[VideoFile] = []
+    episodes: list[Episode] = []
     bad: list[DecodeError] = []
     for path in paths:
         try:
-            good.append((path, index_video(path)))
+            index = index_video(path)
         except DecodeError as error:
             bad.append(error)
-    if len(bad) > max_bad or not good:
+            continue
+        clock = index.clock
+        episodes.append(Episode(len(files), str(path), len(index.times), clock.fps, (), clock.stamps, index.keys))
+        files.append(VideoFile(path, clock, index.codec, index.format, index.cut))
+    if len(bad) > max_bad or not files:
         more = f" (and {len(bad) - 1} more files of {root} are bad)" if len(bad) > 1 else ""
         raise LaminaError(f"{bad[0]}{more}")
     for failure in bad:
-        warnings.warn(f"left out: {failure}", LaminaWarning, stacklevel=2)
-    clocks = tuple(index.clock for _, index in good)
-    episodes = [
-        Episode(n, str(path), len(index.times), clock.fps, (), clock.stamps, index.keys)
-        for n, ((path, index), clock) in enumerate(zip(good, clocks, strict=True))
-    ]
-    names = [p.name if root.is_file() else p.relative_to(root).as_posix() for p, _ in good]
-    return VideoFolder(
-        root=root,
-        files=tuple(p for p, _ in good),
-        clocks=clocks,
-        codecs=tuple(i.codec for _, i in good),
-        formats=tuple(i.format for _, i in good),
-        cut=tuple(i.cut for _, i in good),
-        episodes=split_episodes(episodes, names, root),
-    )
+        warn(f"left out: {failure}")
+    names = [path.name if root.is_file() else path.relative_to(root).as_posix() for path, *_ in files]
+    return VideoFolder(root, tuple(files), split_episodes(episodes, names, root))

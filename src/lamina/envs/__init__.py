@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lamina.envs.base import Observation, Step, World, rollout
+from lamina.envs.base import Observation, Step, Transition, World, play, rollout
 from lamina.envs.registry import SUITES, WORLDS, make
 
-__all__ = ["SUITES", "WORLDS", "Observation", "Step", "World", "make", "rollout"]
+__all__ = ["SUITES", "WORLDS", "Observation", "Step", "Transition", "World", "make", "play", "rollout"]

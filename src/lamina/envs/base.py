@@ -1,11 +1,10 @@
-"""Environment interface: reset, step, expert action, rendered frames."""
+"""Environment interface: reset, step, look, expert action. Looking is separate, because pictures cost far more than steps."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Self
 
 import numpy as np
 from jaxtyping import Float, Shaped, UInt8
@@ -25,21 +24,28 @@ class Observation:
     proprio: Float[np.ndarray, "d"] | None = None
 
 
-@dataclass(frozen=True)
-class Step:
-    """An observation, the action taken on it, and the reward and end that followed."""
+@dataclass(frozen=True, kw_only=True)
+class Transition:
+    """An action and what followed it: the reward, and whether the episode is over (``truncated``: only by the bound on its steps)."""
 
-    observation: Observation
     action: Action
     reward: float
     done: bool
+    truncated: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step(Transition):
+    """A transition, and what was observed before it."""
+
+    observation: Observation
 
 
 class World(ABC):
     """A simulator with a scripted expert. Use it as a context manager: some worlds own a process.
 
-    An episode is done after ``max_steps`` at the latest. The names of the action are those of the classes where the
-    action is one discrete choice, and those of the dimensions where it is continuous.
+    An episode lasts until a step says that it is over, and ``max_steps`` at most (:func:`play` counts them). The names of the action are
+    those of the classes where the action is one discrete choice, and those of the dimensions where it is continuous.
     """
 
     name: str
@@ -50,14 +56,20 @@ class World(ABC):
     max_steps: int
     proprio: int = 0  # size of the proprioception, 0 = none
     reference: tuple[float, float] | None = None  # mean return of expert and random policy, 50 episodes of seed 0
+    tier: str = ""  # how difficult its task is said to be, where somebody says so
+    success: bool | None = None  # whether this episode has reached its goal; None = the world does not judge that
 
     @abstractmethod
-    def reset(self, seed: int) -> Observation:
+    def reset(self, seed: int) -> None:
         """Starts an episode that depends on nothing but ``seed``, a whole number of [0, 2**31)."""
 
     @abstractmethod
-    def step(self, action: Action) -> tuple[Observation, float, bool]:
-        """The next observation, the reward, and whether the episode is over (its last observation is not recorded)."""
+    def step(self, action: Action) -> tuple[float, bool]:
+        """The reward, and whether the episode is over."""
+
+    @abstractmethod
+    def observe(self) -> Observation:
+        """What is observed in the present state of an episode that is not over. Changes nothing: it may be called often or never."""
 
     @abstractmethod
     def expert(self, rng: np.random.Generator) -> Action:
@@ -70,23 +82,45 @@ class World(ABC):
     def close(self) -> None:  # noqa: B027 (most worlds hold nothing)
         """Frees what the simulator holds. Safe to call twice."""
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> World:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
 
-def rollout(world: World, policy: ActionFunction, seed: int, episode: int = 0) -> Iterator[Step]:
-    """One episode. Start and random numbers are a function of (seed, episode), so episodes can run in any order."""
+def play(
+    world: World, policy: ActionFunction, seed: int, episode: int = 0, max_steps: int | None = None
+) -> Iterator[Transition]:
+    """One episode, of ``max_steps`` at most (default: the world's own), in which only ``policy`` may look at the world.
+
+    Start and random numbers are a function of (seed, episode), so episodes can run in any order.
+    """
     start, stream = np.random.SeedSequence([seed, episode]).spawn(2)
     rng = np.random.default_rng(stream)
-    observation, done = world.reset(int(start.generate_state(1)[0] >> 1)), False
-    while not done:
+    world.reset(int(start.generate_state(1)[0] >> 1))
+    bound = world.max_steps if max_steps is None else max_steps
+    for step in range(1, bound + 1):
         action = policy(rng)
-        following, reward, done = world.step(action)
-        yield Step(observation, action, reward, done)
-        observation = following
+        reward, over = world.step(action)
+        last = step == bound
+        yield Transition(action=action, reward=reward, done=over or last, truncated=last and not over)
+        if over:
+            return
+
+
+def rollout(
+    world: World, policy: ActionFunction, seed: int, episode: int = 0, max_steps: int | None = None
+) -> Iterator[Step]:
+    """As :func:`play`, with what is observed before each action."""
+    seen: list[Observation] = []
+
+    def looking(rng: np.random.Generator) -> Action:
+        seen.append(world.observe())
+        return policy(rng)
+
+    for transition in play(world, looking, seed, episode, max_steps):
+        yield Step(**vars(transition), observation=seen.pop())
 
 
 def resize(frame: UInt8[np.ndarray, "h w 3"], size: ImageSize | None) -> UInt8[np.ndarray, "h2 w2 3"]:

@@ -59,7 +59,7 @@ class Cheetah(World):
         self._model, self._data = self._env.physics.model.ptr, self._env.physics.data.ptr
         self._camera = Camera(self._model, "side", size)
 
-    def reset(self, seed: int) -> Observation:
+    def reset(self, seed: int) -> None:
         self._env.task._random = np.random.RandomState(seed)
         if self._strength:
             streams = np.random.SeedSequence(seed).spawn(len(self.cameras))
@@ -67,9 +67,9 @@ class Cheetah(World):
                 Exogenous(self._model, self._camera, self._strength, self._size, np.random.default_rng(stream))
                 for stream in streams
             ]
-        return self._observe(self._env.reset().observation)
+        self._remember(self._env.reset().observation)
 
-    def step(self, action: Action) -> tuple[Observation, float, bool]:
+    def step(self, action: Action) -> tuple[float, bool]:
         reward = 0.0
         for _ in range(REPEAT):
             moment = self._env.step(action)
@@ -77,7 +77,15 @@ class Cheetah(World):
         if self._strength:
             for exogenous in self._exogenous:
                 exogenous.drift()
-        return self._observe(moment.observation), reward, moment.last()
+        self._remember(moment.observation)
+        return reward, moment.last()
+
+    def observe(self) -> Observation:
+        if self._strength:
+            pictures = [exogenous.picture(self._data) for exogenous in self._exogenous]
+        else:
+            pictures = [self._camera.picture(self._data)]
+        return Observation(dict(zip(self.cameras, pictures, strict=True)), self._state.astype(np.float32))
 
     def expert(self, rng: np.random.Generator) -> Action:
         return np.clip(GAIT @ np.append(self._state, 1), -1, 1).astype(np.float32)
@@ -89,13 +97,8 @@ class Cheetah(World):
         self._camera.close()
         self._env.close()
 
-    def _observe(self, observation: dict[str, np.ndarray]) -> Observation:
+    def _remember(self, observation: dict[str, np.ndarray]) -> None:
         self._state = np.concatenate([observation["position"], observation["velocity"]])
-        if self._strength:
-            pictures = [exogenous.picture(self._data) for exogenous in self._exogenous]
-        else:
-            pictures = [self._camera.picture(self._data)]
-        return Observation(dict(zip(self.cameras, pictures, strict=True)), self._state.astype(np.float32))
 
 
 def make(name: str, variant: str, size: ImageSize | None) -> Cheetah:

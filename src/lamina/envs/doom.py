@@ -149,21 +149,24 @@ class Doom(World):
         self.max_steps = -(-game.get_episode_timeout() // FRAME_SKIP)
         game.init()
 
-    def reset(self, seed: int) -> Observation:
+    def reset(self, seed: int) -> None:
         self._game.set_seed(seed)
         self._game.new_episode()
         self.turning = False  # whether the last action turned the player
         self._path: tuple[object, np.ndarray] = (None, np.empty(0))
-        self._before = self._game.get_state()
-        return self._observe()
+        self._state = self._before = self._game.get_state()
 
-    def step(self, action: Action) -> tuple[Observation, float, bool]:
+    def step(self, action: Action) -> tuple[float, bool]:
         self._before = self._state
         self.turning = not {Button.TURN_LEFT, Button.TURN_RIGHT}.isdisjoint(ACTIONS[NAMES[int(action[0])]])
         reward = self._game.make_action(PRESSED[int(action[0])], FRAME_SKIP)
         done = self._game.is_episode_finished()
-        # A finished game has no state any more: the last picture stands for it.
-        return (self._last if done else self._observe()), reward, done
+        if not done:  # a finished game has no state any more
+            self._state = self._game.get_state()
+        return reward, done
+
+    def observe(self) -> Observation:
+        return Observation({"screen": resize(self._state.screen_buffer, self._size)})
 
     def expert(self, rng: np.random.Generator) -> Action:
         return np.array([NAMES.index(self._scenario.expert(self))])
@@ -250,11 +253,6 @@ class Doom(World):
         # Not as game variables of the configuration: one more there misaligns those that the scenario declares.
         read = self._game.get_game_variable
         return read(GameVariable.POSITION_X), read(GameVariable.POSITION_Y), read(GameVariable.ANGLE)
-
-    def _observe(self) -> Observation:
-        self._state = self._game.get_state()
-        self._last = Observation({"screen": resize(self._state.screen_buffer, self._size)})
-        return self._last
 
 
 def _mortal_engine(folder: Path) -> Path | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -26,6 +26,7 @@ class Thing:
     hostile: bool  # a living monster
 
 
+@runtime_checkable
 class Doom(Protocol):
     """What an expert may ask the engine (:class:`lamina.envs.doom.Doom` answers)."""
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 
 from lamina.envs.base import Action, Observation, World
 from lamina.errors import LaminaError
@@ -49,19 +49,21 @@ class Grid(World):
             raise LaminaError(f"the grid's picture is {CELLS}x{CELLS} cells: its sides cannot be {height}x{width}")
         self._cell = np.ones((height // CELLS, width // CELLS), dtype=np.uint8)
 
-    def reset(self, seed: int) -> Observation:
+    def reset(self, seed: int) -> None:
         self._noise = np.random.default_rng(seed)
         self.position = (int(self._noise.integers(ROWS)), int(self._noise.integers(CELLS)))
-        self._steps = 0
-        return self._observe()
+        self._draw()
 
-    def step(self, action: Action) -> tuple[Observation, float, bool]:
+    def step(self, action: Action) -> tuple[float, bool]:
         choice = int(action[0])
         reward = float(choice == SNAKE[self.position])
         row, column = (here + move for here, move in zip(self.position, MOVES[choice], strict=True))
         self.position = (min(max(row, 0), ROWS - 1), min(max(column, 0), CELLS - 1))
-        self._steps += 1
-        return self._observe(), reward, self._steps == self.max_steps
+        self._draw()
+        return reward, False
+
+    def observe(self) -> Observation:
+        return Observation({camera: self._picture(row) for camera, row in self._rows.items()})
 
     def expert(self, rng: np.random.Generator) -> Action:
         return np.array([SNAKE[self.position]])
@@ -69,13 +71,14 @@ class Grid(World):
     def random(self, rng: np.random.Generator) -> Action:
         return rng.integers(len(NAMES), size=1)
 
-    def _observe(self) -> Observation:
-        return Observation({camera: self._picture() for camera in self.cameras})
+    def _draw(self) -> None:
+        """The exogenous row that each camera shows now."""
+        self._rows = {c: np.round(255 * self.sigma * self._noise.integers(2, size=CELLS)) for c in self.cameras}
 
-    def _picture(self) -> UInt8[np.ndarray, "h w 3"]:
+    def _picture(self, row: Float[np.ndarray, "4"]) -> UInt8[np.ndarray, "h w 3"]:
         cells = np.zeros((CELLS, CELLS), dtype=np.uint8)
         cells[self.position] = 255
-        cells[ROWS] = np.round(255 * self.sigma * self._noise.integers(2, size=CELLS))
+        cells[ROWS] = row
         return np.repeat(np.kron(cells, self._cell)[..., None], 3, axis=2)
 
 

@@ -1,18 +1,24 @@
 """Any Gymnasium environment (Towers et al. 2024) that can draw itself, ``gym/CartPole-v1`` for example.
 
-Pictures are the environment's own rendering, squashed to ``size``. There is no scripted expert; the random policy draws as
-the environment's action space does. An environment from elsewhere is named with the module that registers it, which is
-how Gymnasium writes it: ``gym/my_package:Task-v0``.
+Pictures, squashed to ``size``, are those that the environment observes under the key "pixels" (one, or several by the names of
+cameras), else its own rendering. What it observes as "agent_pos" is proprioception, and "is_success" of its info says whether the goal
+was reached: those are the keys of LeRobot's environments. Others are named in the variant, beside arguments of the environment itself:
+``gym/ID?camera=image&proprio=state&success=solved&obs_type=pixels``. There is no scripted expert; the random policy draws as the
+environment's action space does. An environment from elsewhere is named with the module that registers it, which is how Gymnasium
+writes it: ``gym/my_package:Task-v0``.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
+from urllib.parse import parse_qsl
 
 import numpy as np
+from jaxtyping import UInt8
 
 from lamina.envs.base import Action, Observation, World, resize
 from lamina.errors import LaminaError
@@ -33,6 +39,9 @@ FPS = 10  # where an environment does not say
 MAX_STEPS = 1000  # where an environment has no limit of its own
 
 
+KEYS = {"camera": "pixels", "proprio": "agent_pos", "success": "is_success"}
+
+
 class GymWorld(World):
     """An environment made with ``render_mode="rgb_array"``, whatever its observations are.
 
@@ -40,25 +49,51 @@ class GymWorld(World):
     environment's box. An episode is done where the environment says so, and after ``max_steps``: its own limit, else 1000.
     """
 
-    cameras = ("render",)
+    cameras: tuple[str, ...] = ("render",)
 
-    def __init__(self, env: gymnasium.Env, name: str, size: ImageSize | None = (64, 64)):
+    def __init__(
+        self,
+        env: gymnasium.Env,
+        name: str,
+        size: ImageSize | None = (64, 64),
+        keys: Mapping[str, str] = {},
+    ):
+        """``keys``: those of KEYS that the environment calls otherwise, and then must have."""
         if env.render_mode != "rgb_array":
             raise LaminaError(f"{name}: cannot be seen, its render_mode is {env.render_mode} and not rgb_array")
         self.name, self.task, self._env, self._size = "gym", name, env, size
         self.action = action_spec(env.action_space, name)
         self.fps = max(1, round(env.metadata.get("render_fps") or FPS))
         self.max_steps = (env.spec.max_episode_steps if env.spec else None) or MAX_STEPS
+        self._keys, self._named = {**KEYS, **keys}, keys
+        pictures = self._observed("camera")
+        if isinstance(pictures, spaces.Dict):
+            self.cameras = tuple(pictures.spaces)
+        elif pictures is not None:
+            self.cameras = (self._keys["camera"],)
+        self._observes = pictures is not None
+        self.proprio = int(np.prod(found.shape or ())) if (found := self._observed("proprio")) is not None else 0
 
-    def reset(self, seed: int) -> Observation:
-        self._env.reset(seed=seed)
-        self._steps = 0
-        return self._observe()
+    def _observed(self, part: str) -> spaces.Space | None:
+        """What the environment observes under a key. Raises LaminaError if that was named and is not there."""
+        found = self._env.observation_space
+        inner = found.spaces if isinstance(found, spaces.Dict) else {}
+        if part in self._named and self._named[part] not in inner:
+            raise LaminaError(f"{self.task}: observes no '{self._named[part]}', but {', '.join(inner) or found}")
+        return inner.get(self._keys[part])
 
-    def step(self, action: Action) -> tuple[Observation, float, bool]:
-        _, reward, terminated, truncated, _ = self._env.step(self._outward(action))
-        self._steps += 1
-        return self._observe(), float(reward), bool(terminated or truncated or self._steps == self.max_steps)
+    def reset(self, seed: int) -> None:
+        self._seen, _ = self._env.reset(seed=seed)
+        self.success = None
+
+    def step(self, action: Action) -> tuple[float, bool]:
+        self._seen, reward, terminated, truncated, info = self._env.step(self._outward(action))
+        key = self._keys["success"]
+        if key in info:
+            self.success = bool(info[key]) or bool(self.success)
+        elif "success" in self._named:
+            raise LaminaError(f"gym/{self.task}: its info has no '{key}', but {', '.join(info) or 'nothing'}")
+        return float(reward), bool(terminated or truncated)
 
     def expert(self, rng: np.random.Generator) -> Action:
         raise LaminaError(f"gym/{self.task} has no scripted expert: play it with an agent or at random")
@@ -89,11 +124,17 @@ class GymWorld(World):
             )
         return outward
 
-    def _observe(self) -> Observation:
-        picture = np.asarray(self._env.render())
+    def observe(self) -> Observation:
+        shown = self._seen[self._keys["camera"]] if self._observes else self._env.render()
+        pictures = shown if isinstance(shown, dict) else {self.cameras[0]: shown}
+        proprio = np.asarray(self._seen[self._keys["proprio"]], np.float32).reshape(-1) if self.proprio else None
+        return Observation({camera: self._picture(pictures[camera]) for camera in self.cameras}, proprio)
+
+    def _picture(self, drawn: Any) -> UInt8[np.ndarray, "h w 3"]:
+        picture = np.asarray(drawn)
         if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
             raise LaminaError(f"gym/{self.task}: draws {picture.dtype} of {picture.shape}, not one colour picture")
-        return Observation({"render": resize(picture, self._size)})
+        return resize(picture, self._size)
 
 
 def action_spec(space: spaces.Space, name: str) -> ActionSpec:
@@ -110,16 +151,22 @@ def action_spec(space: spaces.Space, name: str) -> ActionSpec:
 
 
 def make(name: str, variant: str, size: ImageSize | None) -> GymWorld:
-    """``gym/ID``. Raises LaminaError for an unknown id, a missing simulator, and an environment that cannot draw itself."""
+    """``gym/ID`` or ``gym/ID?KEY=VALUE&...``, see above.
+
+    Raises LaminaError for an unknown id or key, a missing simulator, and an environment that cannot draw itself.
+    """
+    variant, _, query = variant.partition("?")
+    options: dict[str, Any] = dict(parse_qsl(query))
+    keys = {part: options.pop(part) for part in KEYS if part in options}
     if not variant:
         raise LaminaError(f"world '{name}' needs the id of an environment: {name}/CartPole-v1, for example")
     try:
-        env = gymnasium.make(variant, render_mode="rgb_array", disable_env_checker=True)
+        env = gymnasium.make(variant, render_mode="rgb_array", disable_env_checker=True, **options)
     except (gymnasium.error.Error, ImportError, TypeError) as error:  # TypeError: it takes no render_mode
         reason = str(error).strip().partition("\n")[0].rstrip(".")
         raise LaminaError(f"world '{name}/{variant}' cannot be made: {reason}") from error
     try:
-        return GymWorld(env, variant, size)
+        return GymWorld(env, variant, size, keys)
     except LaminaError:
         env.close()
         raise

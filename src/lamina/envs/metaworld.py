@@ -8,12 +8,15 @@ Proprioception is the position of the hand and how far the gripper is open.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Collection
 from difflib import get_close_matches
 
 import numpy as np
 
 from lamina.envs.base import Action, Observation, World
-from lamina.envs.rendering import Camera  # first: it decides how MuJoCo will draw
+from lamina.envs.registry import METAWORLD_TIERS
+from lamina.envs.rendering import Camera, Object  # first: it decides how MuJoCo will draw
+from lamina.envs.scenery import Surroundings, distractors
 from lamina.errors import LaminaError
 from lamina.types import ActionSpec, ImageSize
 
@@ -23,6 +26,9 @@ from metaworld.policies import ENV_POLICY_MAP  # isort: skip
 
 TASKS = tuple(sorted(ENV_POLICY_MAP))
 NAMES = ("x", "y", "z", "gripper")
+CHANGES = ("surroundings", "objects")  # what can look otherwise than in training
+SURFACES = ("T_table", "T_floor", "T_wallmetal")  # textures that all tasks have
+TABLE = np.array([-0.35, 0.45]), np.array([0.35, 0.85])  # the part of it that corner2 sees, x and y
 
 
 class MetaWorld(World):
@@ -34,7 +40,9 @@ class MetaWorld(World):
     max_steps = 300
     proprio = 4
 
-    def __init__(self, task: str, size: ImageSize = (64, 64)):
+    def __init__(self, task: str, size: ImageSize = (64, 64), changes: Collection[str] = ()):
+        self._changes = changes
+        self.tier = next(tier for tier, tasks in METAWORLD_TIERS.items() if task.removesuffix("-v3") in tasks)
         self.task = task.removesuffix("-v3").replace("-", " ")
         self._env = env = ALL_V3_ENVIRONMENTS[task]()
         env._partially_observable = False  # the experts need to know the goal
@@ -47,8 +55,10 @@ class MetaWorld(World):
         # Its cameras are far off; this one is moved close, and hangs upside down.
         env.model.cam_pos[env.model.cam("corner2").id] = (0.75, 0.075, 0.7)
         self._camera = Camera(env.model, "corner2", size)
+        self._surroundings = Surroundings(env.model, self._camera, SURFACES)
+        self._objects: list[Object] = []
 
-    def reset(self, seed: int) -> Observation:
+    def reset(self, seed: int) -> None:
         self._env.seed(seed)
         self._state, _ = self._env.reset()
         for (
@@ -56,13 +66,20 @@ class MetaWorld(World):
         ) in self._env._target_site_config:  # else the goal is drawn in its place from the second picture on only
             self._env._set_pos_site(*site)
         mujoco.mj_forward(self._env.model, self._env.data)
-        self._steps = 0
-        return self._observe()
+        rng = np.random.default_rng([seed, 1])  # not the simulator's: the same episode with and without changes
+        if "surroundings" in self._changes:
+            self._surroundings.draw(rng)
+        if "objects" in self._changes:
+            places = self._state[
+                [[4, 5], [11, 12], [-3, -2]]
+            ]  # of the objects, which are at 0 where there are none, and the goal
+            self._objects = distractors(rng, *TABLE, places, ground=0.0)
+        self.success = False
 
-    def step(self, action: Action) -> tuple[Observation, float, bool]:
-        self._state, _, _, _, info = self._env.step(action)
-        self._steps += 1
-        return self._observe(), float(info["success"]), bool(info["success"]) or self._steps == self.max_steps
+    def step(self, action: Action) -> tuple[float, bool]:
+        self._state, _, _, longest, info = self._env.step(action)
+        self.success = bool(info["success"])
+        return float(self.success), self.success or longest
 
     def expert(self, rng: np.random.Generator) -> Action:
         with warnings.catch_warnings():
@@ -76,18 +93,24 @@ class MetaWorld(World):
     def close(self) -> None:
         self._camera.close()
 
-    def _observe(self) -> Observation:
+    def observe(self) -> Observation:
         data = self._env.data
         frames = {
-            "corner2": self._camera.picture(data)[::-1, ::-1].copy(),
-            "gripperPOV": self._camera.picture(data, "gripperPOV"),
+            "corner2": self._camera.picture(data, objects=self._objects)[::-1, ::-1].copy(),
+            "gripperPOV": self._camera.picture(data, "gripperPOV", self._objects),
         }
         return Observation(frames, self._state[: self.proprio].astype(np.float32))
 
 
 def make(name: str, variant: str, size: ImageSize | None) -> MetaWorld:
-    """``metaworld/TASK``, for example ``metaworld/drawer-open-v3``. Raises LaminaError for an unknown task."""
-    if variant not in TASKS:
-        near = get_close_matches(variant, TASKS, n=3) or TASKS[:3]
+    """``metaworld/TASK``, for example ``metaworld/drawer-open-v3``, or with what is to be changed: ``metaworld/TASK,surroundings,objects``.
+
+    Raises LaminaError for an unknown task or change.
+    """
+    task, *changes = variant.split(",")
+    if task not in TASKS:
+        near = get_close_matches(task, TASKS, n=3) or TASKS[:3]
         raise LaminaError(f"there is no world '{name}/{variant}': {name}/TASK, TASK for example {', '.join(near)}")
-    return MetaWorld(variant, size or (64, 64))
+    if unknown := [change for change in changes if change not in CHANGES]:
+        raise LaminaError(f"world '{name}/{variant}': '{unknown[0]}' cannot be changed, only {' and '.join(CHANGES)}")
+    return MetaWorld(task, size or (64, 64), changes)

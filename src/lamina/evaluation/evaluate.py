@@ -1,4 +1,4 @@
-"""Stage 4: all probes that a model allows on held-out episodes, with controls, and a verdict in plain words -> RUN/evaluation.json."""
+"""Stage 4: all probes that a model allows on held-out episodes, with controls, and a verdict -> RUN/evaluation.json."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ from lamina.models import code_usage as codes
 from lamina.models.heads import ActionHead, Translator, TranslatorConfig
 from lamina.models.hub import LatentActionModel, model_folder
 from lamina.options import check_options
-from lamina.training.alignment import load_translator, training_of
+from lamina.training.alignment import TranslatorNote, load_translator
 from lamina.training.heads import head_training
 from lamina.training.labelled import ActionTarget, actions_of, parse_labels, probe_data, warn_multi_action
 from lamina.training.log import read_log
@@ -69,20 +69,21 @@ class EvaluateConfig:
     structure: int = 256
     """test windows for the probes of the latent's structure; 0 leaves them out"""
     environments: tuple[str, ...] = ()
-    """environments beside --data, for the leakage probe: datasets or videos, or DATASET:CAMERA"""
+    """other environments for the leakage probe: datasets or videos, or DATASET:CAMERA"""
     camera: str | None = None
+    """camera of a LeRobot dataset; default: the first"""
     paired: str | None = None
-    """camera that shows the same states under another exogenous state; default: the one called paired, where there is one"""
+    """camera with the paired view (same states, other exogenous state); default: a camera named "paired", if any"""
     action: str = "action"
+    """feature that holds the actions"""
     labels: str | None = None
-    """train a translator on so many labelled transitions (120, or 5%), where the model has none yet"""
+    """number (120) or share (5%) of labelled transitions to train a translator on, if the run has none"""
     translator_steps: int = 600
     """training steps of that translator and of its controls"""
     actions: ActionsOf | None = None
-    """of the actions taken in the gap of a latent: first, mean or chunk; default: as the translator was aligned, else the first"""
+    """which of the actions in the gap of a latent are predicted: first, mean or chunk; default: as in the alignment, else the first"""
     scratch_steps: int | None = None
-    """steps of the inverse dynamics model and the observation-only control, which train an encoder of their own; default: as many as
-    the translator had"""
+    """training steps of the inverse dynamics model and the observation-only control; default: as many as the translator's"""
     device: DeviceName = "auto"
     precision: Precision = "fp32"
 
@@ -184,17 +185,20 @@ def _evaluate(
 ) -> tuple[dict[str, Any], dict[str, float]]:
     """The record, with pictures in the folder ``drawn``; and the headline figures of the model card. ``run``: of a model of ours."""
     aligned = _aligned(run.path if run else None, config)
-    actions = config.actions or (aligned[1]["actions"] if aligned else "first")
-    if aligned and aligned[1]["data"] == name_of(path):
-        aligned[1]["data"] = path  # the labels of a Dataset cannot be opened by its name
+    actions = config.actions or (aligned[1].actions if aligned else "first")
     prefixes = prefixes_of(subject.slots) if subject.prefix else (subject.slots,)
     source = open_source(path)
     paired = config.paired or next((c for c in source.cameras if c.endswith(".paired") and c != config.camera), None)
     gap = subject.label_gap
     data = DataConfig(
-        (path,), subject.image, gap=(gap, gap), camera=config.camera, action=config.action, actions=actions
+        (path,),
+        subject.image,
+        gap=(gap, gap),
+        camera=config.camera,
+        paired=paired,
+        action=config.action,
+        actions=actions,
     )
-    data = dataclasses.replace(data, paired=paired)
     test = sample_split(data, "test", config.transitions)
     bar = tqdm(total=6, desc="evaluate", unit="probe", dynamic_ncols=True)
     notes = []
@@ -253,17 +257,19 @@ def _evaluate(
         filling = unlabelled(data)
         linear = linear_probes(subject, sample_split(data, "train", config.linear), test, target.label, filling)
         bar.update()
+        trained = None
         if aligned and run:
-            translation, budget = run_translators(run, test, target, aligned, config, filling)
-            record |= {"labels": aligned[1]["labels"], "label_episodes": aligned[1]["label_episodes"], "budget": budget}
-            record["translator_curve"] = translator_curve(run.path / "translator" / "training" / "log.jsonl")
+            trained = aligned_translators(run, path, test, target, aligned, config)
         elif config.labels:
-            translation, trained = new_translator(subject, data, test, target, config, filling)
-            record |= trained
+            trained = new_translator(subject, data, test, target, config)
         elif run:
             notes.append(f"No translator yet: run lamina align {run.path} --data DATASET, then evaluate again.")
         else:
             notes.append("No translator: evaluate again with --labels 120, or another number of labelled transitions.")
+        if trained:
+            scores, record["budget"] = score_controls(trained, test, target, config, filling)
+            translation = trained.scores + scores
+            record |= trained.record
     bar.update(6 - bar.n)
     bar.close()
     record["translator"] = [_translation_row(s, test) for s in translation]
@@ -291,17 +297,17 @@ def _evaluate(
     return record, headline(reconstruction, translation)
 
 
-def _aligned(run: Path | None, config: EvaluateConfig) -> tuple[Translator, dict[str, Any]] | None:
-    """RUN's translator and its record, where there is one. Raises LaminaError for options that do not fit it."""
+def _aligned(run: Path | None, config: EvaluateConfig) -> tuple[Translator, TranslatorNote] | None:
+    """RUN's translator and its note, where there is one. Raises LaminaError for options that do not fit it."""
     folder = run / "translator" if run else None
     if folder is None or not (folder / "translator.json").exists():
         return None
     translator, note = load_translator(folder)
     if config.labels:
         raise LaminaError(f"{folder}: is trained already; leave out --labels, or delete that folder")
-    if config.actions not in (None, note["actions"]):
+    if config.actions not in (None, note.actions):
         raise LaminaError(
-            f"{folder}: was aligned to the {note['actions']} of a gap's actions; leave out --actions, or align again"
+            f"{folder}: was aligned to the {note.actions} of a gap's actions; leave out --actions, or align again"
         )
     return translator, note
 
@@ -453,89 +459,88 @@ def linear_probes(
     return rows
 
 
-def run_translators(
+@dataclass(frozen=True)
+class TrainedTranslators:
+    """The scores of a model's translators on the test split, and all that it takes to train controls in the same way.
+
+    ``record``: the number of labels and the training curve, for evaluation.json.
+    """
+
+    subject: Subject
+    scores: list[TranslationScore]
+    labels: Clip
+    heads: TranslatorConfig
+    training: TrainConfig
+    record: dict[str, Any]
+
+
+def aligned_translators(
     run: _Run,
+    path: Data,
     test: Clip,
     actions: ActionTarget,
-    aligned: tuple[Translator, dict[str, Any]],
+    aligned: tuple[Translator, TranslatorNote],
     config: EvaluateConfig,
-    filling: Clip,
-) -> tuple[list[TranslationScore], dict[str, Any]]:
-    """RUN's translators on the test split, frozen and joint, and the controls, trained on the same labels; and their training budgets."""
+) -> TrainedTranslators:
+    """RUN's translators, frozen and joint."""
     translator, note = aligned
     expected = (actions.spec.discrete, actions.spec.continuous, actions.steps)
     if (translator.spec.discrete, translator.spec.continuous, translator.steps) != expected:
         raise LaminaError(
             f"{run.path / 'translator'}: was trained for other actions than this dataset has; align again on it"
         )
-    subject = subject_of(run.model, note["side"])
+    subject = subject_of(run.model, note.side)
 
-    def scores_of(translator: Translator, read: Subject, note: dict[str, Any], name: str) -> list[TranslationScore]:
-        items = encode_labels(read, test, bool(note["observation"]))
+    def scores_of(translator: Translator, read: Subject, note: TranslatorNote, name: str) -> list[TranslationScore]:
+        items = encode_labels(read, test, bool(note.observation))
         prefix = prefix_of(read, items.z)
-        return score_translator(translator, prefix, items, prefixes_of(note["slots"]), name, "model")
+        return score_translator(translator, prefix, items, prefixes_of(note.slots), name, "model")
 
     scores = scores_of(translator, subject, note, subject.name)
     if (run.path / "joint" / "translator.json").exists():
         joint = LatentActionModel.from_pretrained(str(run.path / "joint" / "model")).to(run.model.device)
         head, joint_note = load_translator(run.path / "joint")
         if (head.spec, head.steps) == (translator.spec, translator.steps):
-            read = subject_of(joint, joint_note["side"])
+            read = subject_of(joint, joint_note.side)
             scores += scores_of(head, read, joint_note, f"{subject.name}, joint")
-    labelled_data = probe_data(run.model, note["data"], note["camera"], note["action"], note["actions"])
-    labelled_data = dataclasses.replace(labelled_data, tasks=tuple(note["tasks"]))
-    training = training_of(note, device=config.device, precision=config.precision)
-    labels = sample_split(labelled_data, "train", note["labels"], seed=training.seed, require_action=True)
-    rest, budget = with_controls(
-        subject, labels, test, actions, TranslatorConfig(**note["config"]), training, config, filling
-    )
-    return scores + rest, budget
+    source = path if name_of(path) == note.data else note.data  # a Dataset cannot be opened by its name
+    data = probe_data(run.model, source, note.camera, note.action, note.actions)
+    data = dataclasses.replace(data, tasks=note.tasks)
+    training = note.train_config(device=config.device, precision=config.precision)
+    labels = sample_split(data, "train", note.labels, seed=training.seed, require_action=True)
+    curve = translator_curve(run.path / "translator" / "training" / "log.jsonl")
+    record = {"labels": note.labels, "label_episodes": note.label_episodes, "translator_curve": curve}
+    return TrainedTranslators(subject, scores, labels, note.config, training, record)
 
 
 def new_translator(
-    subject: Subject,
-    data: DataConfig,
-    test: Clip,
-    actions: ActionTarget,
-    config: EvaluateConfig,
-    filling: Clip,
-) -> tuple[list[TranslationScore], dict[str, Any]]:
-    """A translator trained on ``config.labels`` transitions of the training split with the defaults of `lamina align`, and the controls;
-    and the record's parts on labels, budget and curve."""
-    training, heads = (
-        head_training(config.translator_steps, 0, device=config.device, precision=config.precision),
-        TranslatorConfig(),
-    )
+    subject: Subject, data: DataConfig, test: Clip, actions: ActionTarget, config: EvaluateConfig
+) -> TrainedTranslators:
+    """A translator trained on ``config.labels`` transitions of the training split with the defaults of `lamina align`."""
+    training = head_training(config.translator_steps, 0, device=config.device, precision=config.precision)
+    heads = TranslatorConfig()
     number = parse_labels(config.labels or "", count_transitions(data, "train"))
-    labels = sample_split(
-        dataclasses.replace(data, paired=None), "train", number, seed=training.seed, require_action=True
-    )
-    items, held_out_items = encode_labels(subject, labels), encode_labels(subject, test)
+    data = dataclasses.replace(data, paired=None)
+    labels = sample_split(data, "train", number, seed=training.seed, require_action=True)
+    items, test_items = encode_labels(subject, labels), encode_labels(subject, test)
     prefix = prefix_of(subject, items.z)
     with Scratch() as scratch:
         translator = fit_translator(prefix, items, actions, heads, training, Path(scratch))
         curve = translator_curve(Path(scratch) / "log.jsonl")
     lengths = prefixes_of(prefix.slots) if subject.prefix else (items.z.shape[1],)
-    scores = score_translator(translator, prefix, held_out_items, lengths, subject.name, "model")
-    rest, budget = with_controls(subject, labels, test, actions, heads, training, config, filling)
-    counts = {"labels": len(labels), "label_episodes": len(labels.episode.unique())}
-    return scores + rest, {**counts, "budget": budget, "translator_curve": curve}
+    scores = score_translator(translator, prefix, test_items, lengths, subject.name, "model")
+    record = {"labels": len(labels), "label_episodes": len(labels.episode.unique()), "translator_curve": curve}
+    return TrainedTranslators(subject, scores, labels, heads, training, record)
 
 
-def with_controls(
-    subject: Subject,
-    labels: Clip,
-    test: Clip,
-    actions: ActionTarget,
-    heads: TranslatorConfig,
-    training: TrainConfig,
-    config: EvaluateConfig,
-    filling: Clip,
+def score_controls(
+    trained: TrainedTranslators, test: Clip, actions: ActionTarget, config: EvaluateConfig, filling: Clip
 ) -> tuple[list[TranslationScore], dict[str, Any]]:
     """The controls of a translator, trained as it was, and the training budget of all."""
+    training, heads = trained.training, trained.heads
     steps = config.scratch_steps or training.steps
     scratch = dataclasses.replace(training, steps=steps, checkpoint_every=steps)
-    scores = controls(subject, labels, test, actions, heads, training, filling, scratch)
+    scores = controls(trained.subject, trained.labels, test, actions, heads, training, filling, scratch)
     shared = {"batch": training.batch, "lr": training.lr, "validate_every": training.validate_every}
     return scores, {"steps": training.steps, "scratch_steps": steps, "condition": heads.condition, **shared}
 

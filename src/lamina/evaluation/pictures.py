@@ -20,7 +20,7 @@ matplotlib.use("Agg")
 from matplotlib.figure import Figure
 
 
-def grid(path: Path, columns: list[str], pictures: list[Images], caption: str = "", names: Sequence[str] = ()) -> None:
+def grid(path: Path, columns: list[str], pictures: list[Images], names: Sequence[str] = ()) -> None:
     """A grid of pictures, one column a tensor [rows c h w], as a PNG; ``names`` of the rows, if any."""
     rows, count = len(pictures[0]), len(columns)
     figure = Figure(figsize=(1.25 * count, 1.25 * rows + 0.3), dpi=110, layout="constrained")
@@ -33,8 +33,6 @@ def grid(path: Path, columns: list[str], pictures: list[Images], caption: str = 
             axes[i][j].spines[:].set_visible(False)
     for i, name in enumerate(names):
         axes[i][0].set_ylabel(name, fontsize=8)
-    if caption:
-        figure.supxlabel(caption, fontsize=8)
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path)
@@ -81,7 +79,8 @@ def swap_picture(scores: Mapping[str, SwapScore], path: Path) -> None:
 def composed_picture(subject: Subject, clip: Clip, path: Path, rows: int = 4) -> None:
     """Triplets: the last frame decoded from its own latent and from the sum of the two short ones, from its own start and from a frame of
     another episode."""
-    chosen = clip[most_changed(Clip(clip.frames[:, [0, 2]], clip.time, clip.index, clip.episode), rows)]
+    ends = Clip(clip.frames[:, [0, 2]], clip.time[:, [0, 2]], clip.index[:, [0, 2]], clip.episode)
+    chosen = clip[most_changed(ends, rows)]
     i, j, k = (chosen.frames[:, n] for n in range(3))
     direct, composed = subject.latents(i, k), subject.latents(i, j) + subject.latents(j, k)
     other = clip.frames[other_episode(clip.episode, chosen.episode), 0]

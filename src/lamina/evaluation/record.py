@@ -7,13 +7,12 @@ and values of another type are refused.
 from __future__ import annotations
 
 import json
-from collections.abc import Sized
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from lamina.files import to_json
-from lamina.records import checked
+from lamina.records import validated
 
 Role = Literal["model", "reference", "control"]
 Steps = tuple[int, ...] | None
@@ -153,22 +152,23 @@ class StructureRecord(Part):
     transfer: dict[Literal["agreement", "by_chance", "margin", "moved"], Value] | None = None
 
 
-def _same_length(x: Sized | None, **lines: Sized | None) -> None:
-    for name, values in lines.items():
-        if values and len(values) != len(x or ()):
-            raise ValueError(f"{name} has {len(values)} values for {len(x or ())} steps")
+class Lines(Part):
+    """Lines over one axis, the first field: each has a value for every point of the axis, or none at all."""
+
+    @model_validator(mode="after")
+    def _check_lengths(self) -> Self:
+        (_, axis), *lines = self
+        for name, values in lines:
+            if isinstance(values, tuple) and values and len(values) != len(axis or ()):
+                raise ValueError(f"{name} has {len(values)} values for {len(axis or ())} steps")
+        return self
 
 
-class Trajectory(Part):
+class Trajectory(Lines):
     seconds: Numbers = None
     length: Numbers = None
     displacement: Numbers = None
     r: float | None = None
-
-    @model_validator(mode="after")
-    def _check(self) -> Trajectory:
-        _same_length(self.seconds, length=self.length, displacement=self.displacement)
-        return self
 
 
 class Structure(Part):
@@ -180,29 +180,19 @@ class Structure(Part):
     trajectories: tuple[Trajectory, ...] | None = None
 
 
-class Curve(Part):
+class Curve(Lines):
     steps: Steps = None
     loss: Numbers = None
-
-    @model_validator(mode="after")
-    def _check(self) -> Curve:
-        _same_length(self.steps, loss=self.loss)
-        return self
 
 
 class TrainingCurve(Curve):
     validation: Curve | None = None
 
 
-class TranslatorCurve(Part):
+class TranslatorCurve(Lines):
     steps: Steps = None
     train: Numbers = None
     validation: Numbers = None
-
-    @model_validator(mode="after")
-    def _check(self) -> TranslatorCurve:
-        _same_length(self.steps, train=self.train, validation=self.validation)
-        return self
 
 
 class Budget(Part):
@@ -262,7 +252,7 @@ class Evaluation(Part):
     @classmethod
     def from_dict(cls, values: Any) -> Evaluation:
         """A record as JSON has it. Raises LaminaError, which names the first field that is wrong."""
-        return checked(cls, values)
+        return validated(cls, values)
 
     def to_json(self) -> str:
         """The record as JSON, its fields in the order of their definition; what is not a finite number is null."""

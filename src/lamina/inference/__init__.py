@@ -1,1 +1,1 @@
-"""What is done with a trained LAM without training it: encode episodes, label datasets, stand as a subject of evaluation."""
+"""Use of a trained LAM: encoding of episodes, labelling of datasets, and the interface of an evaluated model."""

@@ -84,5 +84,9 @@ def encode_clip(lam: LAM, clip: Clip, side: Side | None = None, batch: int = 256
 @torch.no_grad()
 def observe(lam: LAM, clip: Clip, side: Side | None = None) -> Float[Tensor, "n o"]:
     """The latent action of o_t paired with itself, which depends on the observation alone."""
-    still = dataclasses.replace(clip, frames=clip.frames[:, :1].expand(-1, 2, -1, -1, -1))
-    return encode_clip(lam, still, side).flatten(1)
+    return encode_clip(lam, still(clip), side).flatten(1)
+
+
+def still(clip: Clip) -> Clip:
+    """The clips with their first frame in the place of the second."""
+    return dataclasses.replace(clip, frames=clip.frames[:, :1].expand(-1, 2, -1, -1, -1))

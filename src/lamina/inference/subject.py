@@ -1,4 +1,4 @@
-"""A model under evaluation: an encoder of frame pairs, with whatever else it can do.
+"""A model under evaluation: an encoder of frame pairs, and optionally a decoder, prefixes, a codebook and controls.
 
 subject = subject_of(model)                    # a checkpoint of ours
 subject = Subject("theirs", encode)            # any encoder: uint8 [n c h w] twice -> [n ...]

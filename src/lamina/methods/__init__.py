@@ -15,7 +15,6 @@ import inspect
 import os
 import pkgutil
 import sys
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
@@ -23,9 +22,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from lamina.errors import LaminaError, LaminaWarning
+from lamina.errors import LaminaError, warn
 from lamina.files import reason
 from lamina.methods.base import Method, MethodConfig
+from lamina.models.registry import load_entry_point
+from lamina.options import TRAINING_OPTIONS
 
 GROUP = "lamina.methods"  # of entry points
 
@@ -52,6 +53,17 @@ def names() -> list[str]:
     return sorted({*_built_in(), *_installed()})
 
 
+def summaries() -> dict[str, str]:
+    """The first line of the docstring of each method, by name; of one that cannot be used, the reason."""
+    found = {}
+    for name in names():
+        try:
+            found[name] = (load(name).__doc__ or "").partition("\n")[0]
+        except LaminaError as error:
+            found[name] = f"cannot be used: {error}"
+    return found
+
+
 def name_of(method: str | Path) -> str:
     """The name of a method that is given by name or by path: a file's name without ".py"."""
     return Path(method).stem if _is_path(method) else str(method)
@@ -73,7 +85,7 @@ def load(method: str | Path) -> Method:
     elif method in _built_in():
         found = importlib.import_module(f"{__name__}.{method}")
     elif method in (installed := _installed()):
-        found = _from_package(installed[str(method)])
+        found = load_entry_point("method", installed[str(method)])
     else:
         known = names()
         near = difflib.get_close_matches(str(method), known, n=1)
@@ -85,8 +97,8 @@ def load(method: str | Path) -> Method:
 def check_method(name: str, found: Any) -> Method:
     """``found``, if it is a method. ``name`` is for the message.
 
-    Raises LaminaError for missing members, a Config that is no frozen dataclass derived from MethodConfig or has options without
-    defaults, and for functions of another signature.
+    Raises LaminaError for missing members, a Config that is no frozen dataclass derived from MethodConfig, has options without defaults
+    or options of the training, and for functions of another signature.
     """
     missing = [member for member in ("Config", "build", "losses", "weights") if not hasattr(found, member)]
     if missing:
@@ -102,6 +114,8 @@ def check_method(name: str, found: Any) -> Method:
     ]
     if needed:
         raise LaminaError(f"{name}: every option of Config needs a default; {', '.join(needed)} has none")
+    if taken := sorted({f.name for f in dataclasses.fields(config)} & TRAINING_OPTIONS):
+        raise LaminaError(f"{name}: Config has '{taken[0]}', which is an option of every training; choose another name")
     for member in ("build", "losses", "weights"):
         _check_arguments(f"{name}.{member}", getattr(found, member), "config")
     return found
@@ -138,17 +152,8 @@ def _built_in() -> set[str]:
 def _installed() -> dict[str, EntryPoint]:
     points = {point.name: point for point in entry_points(group=GROUP)}
     for name in sorted(points.keys() & _built_in()):
-        text = f"the installed method '{name}' ({points.pop(name).value}) has the name of a built-in one and is ignored"
-        warnings.warn(text, LaminaWarning, stacklevel=3)
+        warn(f"the installed method '{name}' ({points.pop(name).value}) has the name of a built-in one and is ignored")
     return points
-
-
-def _from_package(point: EntryPoint) -> Any:
-    try:
-        return point.load()
-    except Exception as error:  # a package may raise anything while it is imported
-        what = f"{type(error).__name__}: {reason(error)}"
-        raise LaminaError(f"method '{point.name}' ({point.value}) cannot be imported: {what}") from error
 
 
 def _from_file(path: Path) -> ModuleType:

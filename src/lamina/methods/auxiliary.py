@@ -121,7 +121,9 @@ def mean_and_deviation(target: Float[Tensor, "n y"], classes: Sequence[int] = ()
     return tuple(mean.tolist()), tuple(deviation.clamp_min(1e-6).tolist())
 
 
-def label_mask(episode: Int[Tensor, "b"], frame: Int[Tensor, "b"], options: MethodConfig) -> Bool[Tensor, "b"]:
+def label_mask(
+    episode: Int[Tensor, "b"] | Int[Tensor, ""], frame: Int[Tensor, "b"], options: MethodConfig
+) -> Bool[Tensor, "b"]:
     """Label mask: selects a fixed share (``target_share``) of all transitions, the same in every run, as labelled."""
     # A stateless hash of (episode, frame) (Wang).
     x = (episode * 0x9E3779B1 + frame * 0x85EBCA77 + 0x165667B1) & 0xFFFFFFFF

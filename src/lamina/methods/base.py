@@ -41,34 +41,34 @@ class MethodConfig:
     encoder: EncoderName = "auto"
     """auto (conv up to 64 pixels, transformer above), conv, transformer, or the name of a registered encoder"""
     decoder: DecoderName = "auto"
-    """auto: flow (rectified flow, FlexLAM's) on CUDA; unet elsewhere, which gives a used latent in a tenth of the time"""
+    """auto: flow (rectified flow, as in FlexLAM) on CUDA; unet elsewhere, which needs a tenth of the training time"""
     slots: int = 16
     """K, tokens of a latent action"""
     frames: int = 2
     """frames of one training sample; every neighbouring pair is trained on"""
     whiten: Whitening = "none"
-    """none; first: each channel of the latents is scaled by its deviation in the first batch; batch: by that in every batch, so that
-    latents cannot shrink"""
+    """scaling of each channel of the latents: none; first: by its deviation in the first batch; batch: by its deviation in every batch, so
+    that latents cannot shrink"""
     augment: float | None = None
-    """random crops of training samples (and mirror images, where a method reads frames alone): the largest share of each side that is cut
-    off; 0: none; default: 0.5 where training sees every sample more than 50 times, else none"""
+    """random crops of training samples: largest share of each side that is cut off; 0: none; default: 0.5 if training sees every sample
+    more than 50 times, else none. Methods that read frames alone also get mirror images"""
     cross_exogenous: float = 0.0
     """weight of cross-exogenous reconstruction, which needs paired views (--paired); 0: none"""
     robust_target: float = 0.0
-    """weight of a linear head's squared error on a target that exogenous state does not change, of each labelled transition, in units of
-    the target's variance; 0: none"""
+    """weight of the robust target, which exogenous state does not change: squared error of a linear head, in units of the target's
+    variance; 0: none"""
     target: str = "action"
-    """that target: action, flow (optical flow), or the name of a feature, whose change is predicted"""
+    """the robust target: action, flow (optical flow), or the name of a feature, whose change is predicted"""
     target_share: float = 1.0
-    """share of the transitions that are labelled with the target"""
+    """share of the transitions whose robust target is known"""
     target_classes: tuple[int, ...] = ()
-    """of a discrete action; filled in from the data"""
+    """numbers of classes of discrete actions; filled in from the data"""
     target_width: int = 0
-    """numbers of the target; filled in from the data"""
+    """size of the robust target; filled in from the data"""
     target_mean: tuple[float, ...] = ()
-    """of the target, which is standardised; filled in from the data"""
+    """mean of the robust target; filled in from the data"""
     target_deviation: tuple[float, ...] = ()
-    """likewise"""
+    """standard deviation of the robust target; filled in from the data"""
     width: int | None = None
     heads: int | None = None
     layers: int | None = None

@@ -16,7 +16,7 @@ from lamina.models.decoders import DECODERS
 from lamina.models.encoders import ENCODERS
 from lamina.models.features import SpaceName
 from lamina.models.registry import Registry
-from lamina.records import Count, Image, Short, Some, checked
+from lamina.records import Count, CountOrZero, Extent, Image, validated
 from lamina.version import __version__
 
 Side = Literal["quantised", "continuous"]
@@ -27,22 +27,23 @@ class LAMConfig:
     """Everything that decides the shape of a LAM. The type of a part's config says which part it is."""
 
     image: Image  # channels, height, width
-    slots: Short
+    slots: Extent
     encoder: Any
     bottleneck: Any
     decoder: Any
     prefix: PrefixDistribution = "full"
     whiten: Whitening = "none"
     space: SpaceName = "pixels"
-    state: Some = (
-        0  # size of the proprioception that follows from the latent; 0: there is no proprioceptive forward model
-    )
-    target: Some = 0  # numbers that a linear head reads off the latent in training; 0: no head
-    task: Some = 0  # slots that an instruction vector replaces; 0: none
-    action_slots: tuple[Some, Count] | None = (
-        None  # first slot of the latent action, and the one after its last; None: all
-    )
-    action_side: Side = "quantised"  # the latent action is what comes out of the quantiser, or what goes into it
+    #: Size of the proprioception that follows from the latent; 0: there is no proprioceptive forward model.
+    state: CountOrZero = 0
+    #: Numbers that a linear head reads off the latent in training; 0: no head.
+    target: CountOrZero = 0
+    #: Slots that an instruction vector replaces; 0: none.
+    task: CountOrZero = 0
+    #: First slot of the latent action, and the one after its last; None: all.
+    action_slots: tuple[CountOrZero, Count] | None = None
+    #: The latent action is what comes out of the quantiser, or what goes into it.
+    action_side: Side = "quantised"
 
     @property
     def latent_action(self) -> slice:
@@ -84,8 +85,8 @@ class LAMConfig:
                         "that does"
                     )
                 raise LaminaError(f"model.{part}: no kind that lamina {__version__} knows, got {kind!r:.60}")
-            parts[part] = checked(kinds[kind].Config, settings, f"model.{part}")
-        return dataclasses.replace(checked(cls, {**values, **dict.fromkeys(parts)}, "model"), **parts)
+            parts[part] = validated(kinds[kind].Config, settings, f"model.{part}")
+        return dataclasses.replace(validated(cls, {**values, **dict.fromkeys(parts)}, "model"), **parts)
 
 
 _PARTS: dict[str, Registry[Any]] = {"encoder": ENCODERS, "bottleneck": BOTTLENECKS, "decoder": DECODERS}

@@ -20,24 +20,24 @@ from lamina.files import read_json, write_text
 from lamina.images import resize, to_float, to_uint8
 from lamina.models.config import LAMConfig
 from lamina.models.lam import LAM
-from lamina.records import Count, Seconds, Whole, checked
+from lamina.records import Count, NonNegative, Seconds, validated
 from lamina.rng import Rng
 from lamina.types import Latent
 from lamina.version import __version__
-from lamina.weights import loaded, save_weights
+from lamina.weights import load_module, save_weights
 
 FORMAT = 1  # of config.json and model.safetensors; raised when an old file can no longer be read
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """What a model card and a label must state: where this model comes from."""
+    """Where a model comes from, as its model card and labels state it."""
 
     method: str = "unknown"
     data: tuple[str, ...] = ()
     gap_seconds: tuple[Seconds, Seconds] = (0.1, 0.2)
     code_version: str = __version__
-    steps: Whole = 0
+    steps: NonNegative = 0
     metrics: dict[str, float] = field(default_factory=dict)
     frames: Count = 2  # that its objective ties together: 2 of a pair, 3 of a triplet, each a gap after the one before
 
@@ -152,7 +152,7 @@ class LatentActionModel(nn.Module, PyTorchModelHubMixin):
     def write_metrics(self, folder: Path, metrics: dict[str, float]) -> None:
         """State ``metrics`` in the provenance and the model card of a saved model, whose weights stay as they are.
 
-        One that is not finite is no figure, and is left out.
+        Values that are not finite are left out.
         """
         finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
         self.provenance = dataclasses.replace(self.provenance, metrics=finite)
@@ -174,12 +174,12 @@ class LatentActionModel(nn.Module, PyTorchModelHubMixin):
                 config_file, weights = (
                     Path(hf_hub_download(model_id, name, **options)) for name in ("config.json", "model.safetensors")
                 )
-            except Exception as error:  # the hub raises many kinds; each means that there is no such model to be had
+            except Exception as error:  # the hub raises many types; each means that the model cannot be loaded
                 raise LaminaError(
                     f"{model_id}: neither a run folder nor a model on the hub ({type(error).__name__})"
                 ) from error
         config, provenance = read_config(config_file)
-        lam = loaded(lambda: LAM(config), config_file, weights, _record(config, provenance))
+        lam = load_module(lambda: LAM(config), config_file, weights, _record(config, provenance))
         return cls(config, provenance, lam).to(map_location).eval()
 
     def _columns(self) -> str:
@@ -225,13 +225,13 @@ Encodes a pair of frames as {self.config.slots} slots of {self.lam.dim} channels
 
 
 def as_words(text: str) -> str:
-    """A name that anybody may have chosen, as markdown shows it: one line without formatting, links, HTML, or what moves a cursor."""
+    """Untrusted text for markdown: one line without formatting, links, HTML or control characters."""
     plain = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.split()))
     return re.sub(r"[\\`*{}\[\]<>|~&$#]|(?<![^\W_])_|_(?![^\W_])", lambda found: f"&#{ord(found[0])};", plain)
 
 
 def _record(config: LAMConfig, provenance: Provenance) -> dict[str, Any]:
-    """What a model's numbers mean, beside their shapes; kept with the weights, so that a config that was changed is noticed."""
+    """The settings that the weights belong to; saved with them, so that a config that was changed is noticed."""
     return {"model": config.to_dict(), "gap_seconds": list(provenance.gap_seconds), "frames": provenance.frames}
 
 
@@ -257,6 +257,6 @@ def read_config(path: Path) -> tuple[LAMConfig, Provenance]:
         if not isinstance(values.get(name), dict):
             raise LaminaError(f"{path}: is not a saved model's config, '{name}' is missing; has the training finished?")
     try:
-        return LAMConfig.from_dict(values["model"]), checked(Provenance, values["provenance"], "provenance")
+        return LAMConfig.from_dict(values["model"]), validated(Provenance, values["provenance"], "provenance")
     except LaminaError as error:
         raise LaminaError(f"{path}: {error}") from error

@@ -7,8 +7,18 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar
 
 from lamina.errors import LaminaError
+from lamina.files import reason
 
 T = TypeVar("T")
+
+
+def load_entry_point(part: str, point: EntryPoint) -> Any:
+    """What an installed package offers as a ``part`` (encoder, method). Raises LaminaError if it cannot be imported."""
+    try:
+        return point.load()
+    except Exception as error:  # a package may raise anything while it is imported
+        what = f"{type(error).__name__}: {reason(error)}"
+        raise LaminaError(f"{part} '{point.name}' ({point.value}) cannot be imported: {what}") from error
 
 
 class Registry(Mapping[str, type[T]], Generic[T]):
@@ -24,13 +34,7 @@ class Registry(Mapping[str, type[T]], Generic[T]):
     def __getitem__(self, name: str) -> type[T]:
         """The class of that name. Raises KeyError if there is none, LaminaError if an installed one cannot be imported."""
         if name not in self._classes:
-            found = self._installed()[name]
-            try:
-                self.register(name, found.load())
-            except Exception as error:  # a package may raise anything while it is imported
-                raise LaminaError(
-                    f"{self.part} '{name}' ({found.value}) cannot be imported: {type(error).__name__}: {error}"
-                ) from error
+            self.register(name, load_entry_point(self.part, self._installed()[name]))
         return self._classes[name]
 
     def __iter__(self) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Closed-loop evaluation: returns of a policy in several worlds, and their share of the experts' returns.
+"""Closed-loop evaluation: returns and successes of a policy in several worlds, and their share of the experts' returns.
 
 Each row of the policy's batch is one world in a process of its own (``workers.py``). All rows that are in an episode decide together. A
 row that ends its episode begins another: of the same world while any are left, else of the world with most episodes left for each row on
@@ -10,31 +10,35 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Shaped, UInt8
 from tqdm import tqdm
 
+from lamina.data.lerobot.writer import CAMERA_PREFIX, check_new
 from lamina.envs.base import Action
-from lamina.envs.registry import SUITES, make
+from lamina.envs.registry import make, members
 from lamina.errors import LaminaError
 from lamina.files import locked, to_json, write_text
+from lamina.intervals import Estimate, wilson
 from lamina.policies.base import Observations, Policy
-from lamina.policies.workers import Make, Workers, WorldInfo
+from lamina.policies.films import Scene, film
+from lamina.policies.workers import Look, Make, Outcome, Workers, WorldInfo
 from lamina.types import ActionSpec, ImageSize
 
 SCRIPTED = ("expert", "random")
 MAX_LOST = 0.25  # share of a world's episodes that may be lost to crashes
 #: Relative difference that is allowed between the policy's time between decisions and the world's.
 TIMING_TOLERANCE = 0.25
-CAMERA = "image"  # what the one camera of a rollout's observations is called: the worlds' own names differ
+CAMERA = "image"  # what the one camera is called in the observations of a policy that names none: the worlds' own names differ
 
 
+@runtime_checkable
 class PlainPolicy(Protocol):
     """Any object with these two methods: a policy of frames alone, without the base class :class:`lamina.policies.base.Policy`.
 
@@ -51,55 +55,110 @@ class PlainPolicy(Protocol):
 Agent = Policy | PlainPolicy | Literal["expert", "random"]
 
 
+@dataclass(frozen=True, kw_only=True)
+class WorldResult:
+    """Episodes of one world, in their order, without the lost ones. None where a figure does not exist (:func:`summarize`)."""
+
+    returns: list[float]
+    lengths: list[int]  # steps
+    mean: float  # return
+    standard_error: float | None
+    expert: float | None  # mean return that the world publishes
+    random: float | None
+    normalized: float | None  # the mean in percent of the expert's, as in FlexLAM (§A.2)
+    normalized_standard_error: float | None
+    above_random: float | None  # the mean where random actions are 0 and the expert is 100
+    success: list[bool] | None  # None = the world does not judge it
+    success_rate: Estimate | None  # with Wilson's interval
+    tier: str  # of difficulty; empty = unknown
+    lost: list[str]  # a line for each lost episode
+    truncated: int  # episodes that the bound on their steps ended
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutResult:
+    """What an agent did in several worlds.
+
+    ``normalized`` and ``above_random`` are means over the worlds that publish returns. Percent of the expert alone misleads where random
+    actions earn less than nothing (Doom's ``basic``, ``my_way_home``) or much (``health_gathering``): read both. ``success``, and that of
+    each of the ``tiers``, is the mean over the worlds that judge it (:func:`mean_success`). ``realtime`` is the simulated time of all
+    environments together over the time that it took, the start of the simulators included.
+    """
+
+    agent: str
+    episodes: int  # of each world
+    seed: int
+    parallel: int
+    worlds: dict[str, WorldResult]
+    normalized: float | None
+    above_random: float | None
+    success: Estimate | None
+    tiers: dict[str, Estimate | None]
+    decisions_per_second: float
+    realtime: float
+    seconds: float
+    k: int | None = None  # latent tokens of a decision, None = all
+    temperature: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return asdict(self)
+
+
 def rollout_worlds(
     agent: Agent,
     worlds: Sequence[str],
     episodes: int = 50,
     parallel: int = 8,
     seed: int = 0,
-    max_steps: int | None = None,
+    max_steps: int | Mapping[str, int | None] | None = None,
     size: ImageSize = (64, 64),
     progress: bool = True,
     make: Make = make,
     workers: Workers | None = None,
-) -> dict[str, Any]:
-    """``episodes`` of each world, played by a policy, by the worlds' scripted experts or at random: a record for JSON.
+    videos: Path | None = None,
+) -> RolloutResult:
+    """``episodes`` of each world, played by a policy, by the worlds' scripted experts or at random.
 
     Episode n of a world starts as in ``lamina.envs.base.rollout(world, policy, seed, n)``, so the returns of a policy that treats its
     rows alike do not depend on ``parallel``. A :class:`Policy` gets :class:`Observations` of ``parallel`` frames of ``size`` (height,
-    width) from each world's first camera, and the worlds' tasks; a plain one gets the frames alone. A row without an episode gets its last
-    frame again (zeros before the first), and its action is ignored. An episode that is not over after the world's ``max_steps``, or
-    ``max_steps`` if that is less, is counted as ``truncated``. ``make`` opens a world by name, in the worker. Starting processes costs
-    seconds: to share them between calls give ``workers``, which then determine ``parallel``, ``size`` and ``make``.
-
-    The record, per world: ``returns`` and ``lengths`` of the episodes in their order, ``mean`` and ``standard_error``; the
-    mean returns of ``expert`` and ``random`` that the world publishes; ``normalized``, the mean in percent of the
-    expert's as in FlexLAM (§A.2), and its standard error; ``above_random``, on a scale where random actions are 0 and the
-    expert 100; ``lost``, a line for each lost episode; ``truncated``, the number of truncated ones. Over all worlds that publish
-    returns: the means of ``normalized`` and ``above_random``. Percent of the expert alone misleads where random actions
-    earn less than nothing (Doom's ``basic``, ``my_way_home``) or much (``health_gathering``): read both. ``realtime`` is the
-    simulated time of all environments together over the time that it took, the start of the simulators included.
+    width) from each camera that it names (else from each world's first one, called "image"), the proprioception if it reads it, and the
+    worlds' tasks; a plain one gets the frames of the first camera alone. A row without an episode gets its last observation again (zeros
+    before the first), and its action is ignored. An episode that is not over after ``max_steps`` (for all worlds or by world; default: the
+    world's own) is counted as ``truncated``. ``make`` opens a world by name, in the worker. Starting processes costs
+    seconds: to share them between calls give ``workers``, which then determine ``parallel``, ``size`` and ``make``. ``videos`` is a new
+    folder for films of some episodes of each world (``films.py``).
 
     A simulator that raises, dies or does not answer for two minutes loses its episode and is started again; the others continue.
 
-    Raises LaminaError for numbers out of range, unknown worlds, a policy that does not fit them (actions, size of frames,
-    time between decisions), an action outside the space, and when more than a quarter of a world's episodes are lost.
+    Raises LaminaError for numbers out of range, unknown worlds, a policy that does not fit them (cameras, proprioception, actions, size
+    of frames, time between decisions), an action outside the space, and when more than a quarter of a world's episodes are lost.
     """
     if isinstance(agent, str) and agent not in SCRIPTED:
         raise LaminaError(f"an agent is an object with reset and act_batch, 'expert' or 'random', not '{agent}'")
-    for name, value in (("episodes", episodes), ("steps", max_steps)):
+    limits = dict(max_steps) if isinstance(max_steps, Mapping) else dict.fromkeys(worlds, max_steps)
+    for name, value in (("episodes", episodes), *(("steps", limit) for limit in limits.values())):
         if value is not None and value < 1:
             raise LaminaError(f"the number of {name} must be at least 1, got {value}")
     if seed < 0:
         raise LaminaError(f"the seed must not be negative, got {seed}")
+    if videos is not None:
+        check_new(videos)
     if not worlds or len(set(worlds)) < len(worlds):
         raise LaminaError(f"name one or more worlds, each once, got {', '.join(worlds) or 'none'}")
     with ExitStack() as stack:
         workers = stack.enter_context(Workers(parallel, size, make)) if workers is None else workers
         bar = tqdm(total=episodes * len(worlds), unit=" episodes", desc="rollout", disable=not progress)
-        evaluation = _Evaluation(agent, tuple(worlds), episodes, seed, max_steps, workers, stack.enter_context(bar))
+        evaluation = _Evaluation(agent, tuple(worlds), episodes, seed, limits, workers, stack.enter_context(bar))
         try:
-            return evaluation.run()
+            result = evaluation.run()
+            if videos is not None:
+                scenes = [
+                    Scene(name, w.tier, w.success_rate, evaluation.tallies[name].results)
+                    for name, w in result.worlds.items()
+                ]
+                film(scenes, seed, workers, videos, f"Rollout of {result.agent}", progress)
+            return result
         except BaseException:
             workers.end(evaluation.jobs)  # they are in the middle of an episode
             raise
@@ -118,23 +177,24 @@ def rollout(
     size: ImageSize | None = None,
     device: str = "auto",
     precision: str = "fp32",
+    videos: Path | None = None,
     progress: bool = True,
-) -> dict[str, Any]:
-    """:func:`rollout_worlds` of the policy in the folder ``run`` (:meth:`Policy.from_run`), or of ``expert`` or ``random``; the record is
-    returned, and written to ``out``.
+) -> RolloutResult:
+    """:func:`rollout_worlds` of the policy in the folder ``run`` (:meth:`Policy.from_run`), or of ``expert`` or ``random``; the result is
+    returned, and written to ``out`` as JSON.
 
-    ``worlds`` may name suites (``doom-suite``), which stand for all their worlds. ``k``: latent tokens of a decision (all by default).
-    ``size``: height and width of the frames; default: the model's own, 64x64 for ``expert`` and ``random``. Raises what rollout_worlds
-    and Policy.from_run raise.
+    ``worlds`` may name suites (``doom-suite``), which stand for all their worlds, with the suite's bound on the steps of an episode unless
+    ``max_steps`` is given. ``k``: latent tokens of a decision (all by default). ``size``: height and width of the frames; default: the
+    model's own, 64x64 for ``expert`` and ``random``. Raises what rollout_worlds and Policy.from_run raise.
     """
     if out is not None and out.is_dir():
         raise LaminaError(f"{out}: is a folder; name a file for the record, for example {out / 'rollout.json'}")
     with nullcontext() if out is None else locked(out):  # a disk that refuses does so now, not after hours
         record = _rollout(
-            run, worlds, k, episodes, parallel, seed, temperature, max_steps, size, progress, device, precision
+            run, worlds, k, episodes, parallel, seed, temperature, max_steps, size, progress, device, precision, videos
         )
         if out is not None:
-            write_text(out, to_json(record, indent=2) + "\n")
+            write_text(out, to_json(record.to_dict(), indent=2) + "\n")
     return record
 
 
@@ -151,36 +211,58 @@ def _rollout(
     progress: bool,
     device: str,
     precision: str,
-) -> dict[str, Any]:
-    names = list(dict.fromkeys(name for given in worlds for name in SUITES.get(given, (given,))))
+    videos: Path | None,
+) -> RolloutResult:
+    limits: dict[str, int | None] = {}
+    for suite in map(members, worlds):
+        for name in suite.worlds:
+            limit = max_steps or suite.max_steps
+            if limits.setdefault(name, limit) != limit:
+                raise LaminaError(
+                    f"'{name}' is in two suites with episodes of other lengths: give the steps of an episode"
+                )
     agent: Any = str(run)
     if agent not in SCRIPTED:
         agent = Policy.from_run(
             run, k=k, batch=parallel, temperature=temperature, seed=seed, device=device, precision=precision
         )
     size = size or getattr(agent, "image", (3, 64, 64))[1:]
-    record = rollout_worlds(agent, names, episodes, parallel, seed, max_steps, size, progress)
-    return record | {"agent": str(run), "k": k, "temperature": temperature}
+    result = rollout_worlds(agent, list(limits), episodes, parallel, seed, limits, size, progress, videos=videos)
+    return replace(result, agent=str(run), k=k, temperature=temperature)
 
 
-def table(record: dict[str, Any]) -> str:
-    """A record as plain text: one line a world, and the means over worlds."""
-
-    def number(value: float | None, form: str) -> str:
-        return "-" if value is None else format(value, form)
-
-    lines = [f"{'world':<26}{'return':>10}{'+-':>8}{'expert':>9}{'random':>9}{'% expert':>10}{'0-100':>8}  lost"]
-    for name, w in record["worlds"].items():
-        cells = [number(w["mean"], ">10.2f"), number(w["standard_error"], ">8.2f")]
-        cells += [number(w[key], form).rjust(wide) for key, form, wide in _COLUMNS]
-        lines.append(f"{name:<26}{''.join(cells)}  {len(w['lost']) or ''}".rstrip())
-    means = "".join(number(record[key], form).rjust(wide) for key, form, wide in _COLUMNS[2:])
-    lines.append(f"{'mean':<62}{means}")
-    lines.append(f"0-100: random actions are 0, the expert is 100. {record['realtime']:.1f} times real time.")
+def table(result: RolloutResult) -> str:
+    """A result as plain text: a line for each world with its return or, where it judges success, its rate; and the means."""
+    wide = max(26, *(len(name) + 2 for name in result.worlds))
+    returns = {name: world for name, world in result.worlds.items() if world.success_rate is None}
+    lines = []
+    if returns:
+        titles = f"{'return':>10}{'+-':>8}{'expert':>9}{'random':>9}{'% expert':>10}{'0-100':>8}  lost"
+        lines.append(f"{'world':<{wide}}{titles}")
+        for name, w in returns.items():
+            cells = f"{w.mean:>10.2f}{_number(w.standard_error, '.2f'):>8}{_number(w.expert):>9}{_number(w.random):>9}"
+            cells += f"{_number(w.normalized):>10}{_number(w.above_random):>8}  {len(w.lost) or ''}"
+            lines.append(f"{name:<{wide}}{cells}".rstrip())
+        lines.append(f"{'mean':<{wide + 36}}{_number(result.normalized):>10}{_number(result.above_random):>8}")
+        lines.append("0-100: random actions are 0, the expert is 100.")
+    if result.success is not None:
+        lines.append(f"{'world':<{wide}}{'success':>10}{'95% interval':>16}{'episodes':>10}  lost")
+        for name, w in result.worlds.items():
+            if w.success_rate is not None and w.success is not None:
+                lines.append(f"{_rate(name, w.success_rate, wide)}{len(w.success):>10}  {len(w.lost) or ''}".rstrip())
+        lines += [_rate(f"mean of {tier} tasks", rate, wide) for tier, rate in result.tiers.items() if rate]
+        lines.append(_rate("mean of tasks", result.success, wide))
+    lines.append(f"{result.realtime:.1f} times real time.")
     return "\n".join(lines)
 
 
-_COLUMNS = (("expert", ".1f", 9), ("random", ".1f", 9), ("normalized", ".1f", 10), ("above_random", ".1f", 8))
+def _number(value: float | None, form: str = ".1f") -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _rate(name: str, rate: Estimate, wide: int) -> str:
+    interval = f"{rate.low:.3f} - {rate.high:.3f}"
+    return f"{name:<{wide}}{rate.mean:>10.3f}{interval:>16}"
 
 
 def summarize(returns: Sequence[float], reference: tuple[float, float] | None) -> dict[str, Any]:
@@ -231,9 +313,8 @@ class _Tally:
     """The outcomes of one world's episodes."""
 
     waiting: deque[int]  # episodes that have not been started
-    results: dict[int, tuple[float, int]] = field(default_factory=dict)  # return and length
+    results: dict[int, Outcome] = field(default_factory=dict)
     lost: dict[int, str] = field(default_factory=dict)
-    truncated: int = 0
 
 
 class _Evaluation:
@@ -245,11 +326,11 @@ class _Evaluation:
         worlds: tuple[str, ...],
         episodes: int,
         seed: int,
-        max_steps: int | None,
+        limits: Mapping[str, int | None],
         workers: Workers,
         bar: tqdm,
     ):
-        self.episodes, self.seed, self.max_steps = episodes, seed, max_steps
+        self.episodes, self.seed, self.limits = episodes, seed, limits
         self.workers, self.bar = workers, bar
         self.policy = None if isinstance(agent, str) else agent
         self.scripted = agent if isinstance(agent, str) else None
@@ -258,14 +339,19 @@ class _Evaluation:
         self.jobs: dict[int, tuple[str, int]] = {}  # row: world and episode
         self.last: dict[int, str] = {}  # row: world of its last episode
         self.fresh: set[int] = set()  # rows whose episode has not had a decision
-        self.frames = np.zeros((len(workers), *workers.size, 3), dtype=np.uint8)
+        cameras = agent.cameras if isinstance(agent, Policy) else ()
+        proprio = agent.proprio if isinstance(agent, Policy) else 0
+        #: The worlds call their cameras so; a policy may call them as a dataset does.
+        self.look = Look(tuple(c.removeprefix(CAMERA_PREFIX) for c in cameras), proprio > 0)
+        self.frames = {c: np.zeros((len(workers), *workers.size, 3), dtype=np.uint8) for c in cameras or (CAMERA,)}
+        self.proprio = np.zeros((len(workers), proprio), dtype=np.float32)
 
-    def run(self) -> dict[str, Any]:
+    def run(self) -> RolloutResult:
         started = time.monotonic()
         self.infos = self.workers.inspect(tuple(self.tallies))
         if self.policy is not None:
             for world, info in self.infos.items():
-                _check_fit(self.policy, self.workers.size, world, info)
+                _check_fit(self.policy, self.workers.size, self.look, world, info)
             self.policy.reset(list(range(len(self.workers))))
         awaited = {row for row in range(len(self.workers)) if self._begin(row)}
         while awaited:
@@ -293,7 +379,7 @@ class _Evaluation:
         if worker.world != world:
             worker.open(world)
         episode = self.tallies[world].waiting.popleft()
-        worker.play(self.scripted, self.seed, episode, self.max_steps)
+        worker.play(self.scripted, self.look, self.seed, episode, self.limits.get(world))
         self.jobs[row] = (world, episode)
         self.fresh.add(row)
         return True
@@ -304,13 +390,17 @@ class _Evaluation:
         kind, *answer = self.workers[row].receive()
         if kind == "mistake":
             raise LaminaError(answer[0])
-        if kind == "frame":
-            self.frames[row] = _check_frame(answer[0], self.workers.size, world)
+        if kind == "observation":
+            for frames, frame in zip(self.frames.values(), answer[0], strict=True):
+                frames[row] = _check_frame(frame, self.workers.size, world)
+            if self.look.proprio:
+                self.proprio[row] = answer[1]
             return False
-        if kind == "end" and not math.isfinite(answer[0]):
-            kind, answer = "lost", [f"its return is {answer[0]}"]
+        if kind == "end" and not math.isfinite(answer[0].total):
+            kind, answer = "lost", [f"its return is {answer[0].total}"]
         if kind == "end":
-            self._finish(world, episode, *answer)
+            self.tallies[world].results[episode] = answer[0]
+            self.bar.set_postfix_str(_so_far([o for tally in self.tallies.values() for o in tally.results.values()]))
         elif kind == "lost":
             self.workers.end([row])
             self._lose(world, episode, answer[0])
@@ -318,11 +408,6 @@ class _Evaluation:
             return True
         self.bar.update()
         return self._begin(row)
-
-    def _finish(self, world: str, episode: int, total: float, length: int, truncated: bool) -> None:
-        tally = self.tallies[world]
-        tally.results[episode] = (total, length)
-        tally.truncated += truncated
 
     def _lose(self, world: str, episode: int, reason: str) -> None:
         lost = self.tallies[world].lost
@@ -337,11 +422,11 @@ class _Evaluation:
         if begun := sorted(self.fresh & self.jobs.keys()):
             policy.reset(begun)
         self.fresh.clear()
-        frames = self.frames.copy()
+        frames = {camera: shown.copy() for camera, shown in self.frames.items()}
         if isinstance(policy, Policy):
             actions = np.asarray(policy.act_batch(self._observations(frames)))
         else:
-            actions = np.asarray(policy.act_batch(frames))
+            actions = np.asarray(policy.act_batch(frames[CAMERA]))
         if len(actions) != len(self.workers):
             raise LaminaError(f"the agent gave {len(actions)} actions for {len(self.workers)} frames")
         chunks = actions if actions.ndim == 3 else actions[:, None]
@@ -352,35 +437,60 @@ class _Evaluation:
         for row, planned in checked.items():
             self.workers[row].act(planned)
 
-    def _observations(self, frames: UInt8[np.ndarray, "b h w 3"]) -> Observations:
+    def _observations(self, frames: dict[str, UInt8[np.ndarray, "b h w 3"]]) -> Observations:
         tasks = [self.infos[self.jobs[row][0]].task if row in self.jobs else "" for row in range(len(self.workers))]
-        return Observations({CAMERA: frames}, task=tuple(tasks))
+        return Observations(frames, self.proprio.copy() if self.look.proprio else None, tuple(tasks))
 
-    def _record(self, seconds: float) -> dict[str, Any]:
-        worlds: dict[str, dict[str, Any]] = {}
+    def _record(self, seconds: float) -> RolloutResult:
+        worlds: dict[str, WorldResult] = {}
         for world, tally in self.tallies.items():
             results = [tally.results[episode] for episode in sorted(tally.results)]
-            worlds[world] = {
-                "returns": [total for total, _ in results],
-                "lengths": [length for _, length in results],
-                **summarize([total for total, _ in results], self.infos[world].reference),
-                "lost": [f"episode {episode}: {tally.lost[episode]}" for episode in sorted(tally.lost)],
-                "truncated": tally.truncated,
-            }
-        decisions = {world: sum(summary["lengths"]) for world, summary in worlds.items()}
+            judged = [o.success for o in results if o.success is not None]
+            worlds[world] = WorldResult(
+                returns=[o.total for o in results],
+                lengths=[len(o.actions) for o in results],
+                **summarize([o.total for o in results], self.infos[world].reference),
+                success=judged if len(judged) == len(results) else None,
+                success_rate=wilson(float(np.mean(judged)), len(judged)) if len(judged) == len(results) else None,
+                tier=self.infos[world].tier,
+                lost=[f"episode {episode}: {tally.lost[episode]}" for episode in sorted(tally.lost)],
+                truncated=sum(o.truncated for o in results),
+            )
+        decisions = {world: sum(result.lengths) for world, result in worlds.items()}
         simulated = sum(count / self.infos[world].fps for world, count in decisions.items())
-        return {
-            "episodes": self.episodes,
-            "seed": self.seed,
-            "parallel": len(self.workers),
-            "agent": self.name,
-            "worlds": worlds,
-            "normalized": _mean(summary["normalized"] for summary in worlds.values()),
-            "above_random": _mean(summary["above_random"] for summary in worlds.values()),
-            "decisions_per_second": sum(decisions.values()) / seconds,
-            "realtime": simulated / seconds,
-            "seconds": seconds,
-        }
+        tiers = dict.fromkeys(result.tier for result in worlds.values() if result.tier)
+        return RolloutResult(
+            episodes=self.episodes,
+            seed=self.seed,
+            parallel=len(self.workers),
+            agent=self.name,
+            worlds=worlds,
+            normalized=_mean(result.normalized for result in worlds.values()),
+            above_random=_mean(result.above_random for result in worlds.values()),
+            success=mean_success(list(worlds.values())),
+            tiers={tier: mean_success([r for r in worlds.values() if r.tier == tier]) for tier in tiers},
+            decisions_per_second=sum(decisions.values()) / seconds,
+            realtime=simulated / seconds,
+            seconds=seconds,
+        )
+
+
+def _so_far(outcomes: Sequence[Outcome]) -> str:
+    """What the progress bar says: how many of the judged episodes succeeded, else the mean return."""
+    judged = [o.success for o in outcomes if o.success is not None]
+    return f"{sum(judged)}/{len(judged)} succeeded" if judged else f"return {np.mean([o.total for o in outcomes]):.2f}"
+
+
+def mean_success(worlds: Sequence[WorldResult]) -> Estimate | None:
+    """The mean over the worlds that judge success of their rates, None where none does.
+
+    Wilson's interval, for as many trials as there are episodes: a little too wide where worlds differ in difficulty. It says how well the
+    mean of these worlds is known, and nothing about other worlds or other trainings of the agent.
+    """
+    judged = [world.success for world in worlds if world.success]
+    if not judged:
+        return None
+    return wilson(float(np.mean([np.mean(success) for success in judged])), sum(map(len, judged)))
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
@@ -397,8 +507,15 @@ def _check_frame(frame: np.ndarray, size: ImageSize, world: str) -> UInt8[np.nda
     return frame
 
 
-def _check_fit(policy: Policy | PlainPolicy, size: ImageSize, world: str, info: WorldInfo) -> None:
-    """Raises LaminaError where a policy's frames, actions or time between decisions differ from the world's."""
+def _check_fit(policy: Policy | PlainPolicy, size: ImageSize, look: Look, world: str, info: WorldInfo) -> None:
+    """Raises LaminaError where a policy's cameras, proprioception, frames, actions or time between decisions differ from the world's."""
+    if missing := [camera for camera in look.cameras if camera not in info.cameras]:
+        raise LaminaError(
+            f"world '{world}' has no camera '{missing[0]}', which the agent reads; it has {', '.join(info.cameras)}"
+        )
+    proprio = policy.proprio if isinstance(policy, Policy) else 0
+    if proprio and proprio != info.proprio:
+        raise LaminaError(f"world '{world}' has proprioception of {info.proprio} numbers, the agent reads {proprio}")
     image, spec, seconds = (getattr(policy, name, None) for name in ("image", "spec", "decision_seconds"))
     if image is not None and tuple(image[-2:]) != tuple(size):
         raise LaminaError(f"the agent sees frames of {image[-2]}x{image[-1]}, not {size[0]}x{size[1]}")

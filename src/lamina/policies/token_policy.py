@@ -118,7 +118,7 @@ class TokenPolicy(Policy):
         tokens = load_token_model(run / "policy", model.lam).to(device)
         inside = (run / "translator.json").is_file()
         translator, note = load_translator(run if inside else run / "translator")
-        if note["side"] != "quantised":
+        if note.side != "quantised":
             raise LaminaError(
                 f"{run}: its translator reads latents from before the quantiser, and a token model predicts what comes after it; align "
                 "again with --side quantised"
@@ -189,7 +189,7 @@ class TokenPolicy(Policy):
                 self.previous = torch.where(begun, given, self.previous)
             return self._decide(pictures, k)
 
-    def _pictures(self, frames: UInt8[np.ndarray, "b h w 3"]) -> UInt8[Tensor, "b h w 3"]:
+    def _pictures(self, frames: UInt8[np.ndarray, "b h w 3"]) -> UInt8[Tensor, "b h2 w2 3"]:
         """The frames at the model's size. Raises LaminaError if their own size changes within an episode."""
         size = (frames.shape[1], frames.shape[2])
         for row, first in enumerate(self.sizes):

@@ -27,14 +27,14 @@ from lamina.models.lam import LAM
 from lamina.policies.encoded import fingerprint
 from lamina.policies.token_model import TokenConfig, TokenModel
 from lamina.policies.windows import Window, WindowStream, encode_windows, fixed_windows, open_steps
-from lamina.records import Codes, Image, Seconds, Short, checked
+from lamina.records import CodebookSize, Extent, Image, Seconds, validated
 from lamina.rng import Rng
 from lamina.training.checkpoints import BestCheckpoint
 from lamina.training.distributed import Processes
 from lamina.training.loop import Validation, fit
 from lamina.training.settings import TrainConfig, fixed_options, keep_settings
 from lamina.version import __version__
-from lamina.weights import loaded, save_weights
+from lamina.weights import load_module, save_weights
 
 FORMAT = 3  # of config.json and model.safetensors; raised when an old file can no longer be read
 
@@ -153,11 +153,11 @@ class _Note:
 
     config: TokenConfig
     image: Image
-    slots: Short
-    codebook_size: Codes
+    slots: Extent
+    codebook_size: CodebookSize
     fingerprint: str
     decision_seconds: Seconds | None
-    levels: Annotated[tuple[Codes, ...], Field(max_length=20)]
+    levels: Annotated[tuple[CodebookSize, ...], Field(max_length=20)]
 
 
 #: Fields of config.json that determine the meaning of the weights; also stored in model.safetensors.
@@ -197,10 +197,10 @@ def load_token_model(folder: Path, lam: LAM | None = None) -> TokenModel:
         raise LaminaError(f"{path}: damaged ({reason}); {remedy}")
     record = {name: note[name] for name in MEANING if name in note}
     try:
-        values = vars(checked(_Note, record))
+        values = vars(validated(_Note, record))
     except LaminaError as error:
         raise LaminaError(f"{path}: damaged ({error}); {remedy}") from error
-    model = loaded(lambda: TokenModel(**values), path, folder / "model.safetensors", record)
+    model = load_module(lambda: TokenModel(**values), path, folder / "model.safetensors", record)
     if lam is not None:
         check_lam(model, lam, str(folder))
     return model.eval()

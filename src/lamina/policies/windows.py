@@ -28,7 +28,7 @@ from lamina.files import whole_folder
 from lamina.inference.encode import frame_pairs
 from lamina.models.hub import LatentActionModel
 from lamina.policies.encoded import ENCODED_SPLITS, encode_stretch, index_of, open_arrays, reserve
-from lamina.records import whole
+from lamina.records import non_negative
 
 FORMAT = 2
 
@@ -132,7 +132,7 @@ class WindowStream:
         return {"drawn": self.drawn}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        self.drawn = whole(state, "drawn")
+        self.drawn = non_negative(state, "drawn")
 
     def close(self) -> None:
         """Nothing is open but memory maps."""

@@ -6,10 +6,10 @@ of a simulator can be ended with their worker. A worker closes its world and end
 when the owner is killed), at SIGTERM, and on an exception. As with all of multiprocessing, the main script is imported again in each
 worker: a script that opens worlds must do so under ``if __name__ == "__main__":``.
 
-Messages are tuples; each order is answered before the next: ``open NAME`` by ``open WorldInfo``; ``play`` by a ``frame`` for each
-decision (the next actions are sent back) and ``end`` (return, length, truncated). Where the world's own expert or random policy acts,
-there are no frames but, once a second, a ``busy``. Instead of any answer there can be ``mistake`` (an input error, one line) or
-``lost`` (a reason), after which the process ends.
+Messages are tuples; each order is answered before the next: ``open NAME`` by ``open WorldInfo``; ``play`` by an ``observation`` for each
+decision (the next actions are sent back) and ``end Outcome``. Where the world's own expert or random policy acts, nothing is observed
+but, once a second, there is a ``busy``. ``film`` is answered by ``busy``s and ``film`` (why there is no film of each take, or nothing).
+Instead of any answer there can be ``mistake`` (an input error, one line) or ``lost`` (a reason), after which the process ends.
 """
 
 from __future__ import annotations
@@ -22,16 +22,17 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, fields
 from multiprocessing import connection, forkserver
 from multiprocessing.connection import Connection
-from typing import Any, Self, cast
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 
 import lamina.envs
-from lamina.envs.base import Action, Observation, World
+from lamina.data.lerobot.writer import VideoEncoding, write_video
+from lamina.envs.base import Action, Transition, World
 from lamina.errors import LaminaError
 from lamina.types import ActionSpec, ImageSize
 
@@ -41,6 +42,7 @@ PATIENCE = (
     120.0  # seconds without an answer until a worker is given up; opening a simulator on a busy machine takes many
 )
 GRACE = 5.0  # seconds that a worker has to close its world
+FILM = VideoEncoding(crf=20, g=30)
 CONTEXT = multiprocessing.get_context("forkserver")
 #: What the fork server imports: what workers need, and the main module of the command line, which each worker imports again.
 PRELOADED = ["lamina.envs.registry", "lamina.policies.workers", "lamina.cli"]
@@ -54,24 +56,43 @@ class WorldInfo:
     action: ActionSpec
     task: str
     reference: tuple[float, float] | None
+    cameras: tuple[str, ...]
+    proprio: int
+    tier: str
+
+    @classmethod
+    def of(cls, world: World) -> WorldInfo:
+        return cls(**{field.name: getattr(world, field.name) for field in fields(cls)})
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an episode went: its return, what was done, whether it was cut off, and whether its goal was reached (None: not judged)."""
+
+    total: float
+    actions: Sequence[Action]
+    truncated: bool
+    success: bool | None
+
+
+@dataclass(frozen=True)
+class Take:
+    """An episode that has been played and is to be filmed."""
+
+    episode: int
+    outcome: Outcome
+    path: Path  # of the film
+
+
+@dataclass(frozen=True)
+class Look:
+    """What is observed for a decision: these cameras (none: the world's first, whatever it is called), and proprioception if asked for."""
+
+    cameras: tuple[str, ...] = ()
+    proprio: bool = False
 
 
 # ------------------------------------------------------------------------------------------------------ in the worker
-
-
-class _Watched:
-    """A world that remembers its last observation: ``rollout`` gives a policy a generator only."""
-
-    def __init__(self, world: World):
-        self._world = world
-
-    def reset(self, seed: int) -> Observation:
-        self.seen = self._world.reset(seed)
-        return self.seen
-
-    def step(self, action: Action) -> tuple[Observation, float, bool]:
-        self.seen, reward, done = self._world.step(action)
-        return self.seen, reward, done
 
 
 class _Link:
@@ -111,10 +132,12 @@ def serve(owner: Connection) -> None:
                 if world is not None:
                     world.close()
                 world = make(*arguments, size)
-                link.send("open", WorldInfo(world.fps, world.action, world.task, world.reference))
+                link.send("open", WorldInfo.of(world))
+            elif order == "film":
+                link.send("film", _film(link, make, *arguments))
             else:
                 assert world is not None
-                link.send("end", *_play(link, world, *arguments))
+                link.send("end", _play(link, world, *arguments))
     except LaminaError as error:
         link.send("mistake", str(error))
     except Exception as error:  # a simulator may raise anything
@@ -126,15 +149,17 @@ def serve(owner: Connection) -> None:
 
 
 def _play(
-    link: _Link, world: World, policy: str | None, seed: int, episode: int, max_steps: int | None
-) -> tuple[float, int, bool]:
-    """One episode: its return, its length, and whether it was truncated."""
-    watched, answered = _Watched(world), time.monotonic()
+    link: _Link, world: World, policy: str | None, look: Look, seed: int, episode: int, max_steps: int | None
+) -> Outcome:
+    """One episode."""
+    answered = time.monotonic()
     planned: list[Action] = []
+    cameras = look.cameras or world.cameras[:1]
 
     def ask(rng: np.random.Generator) -> Action:
         if not planned:
-            link.send("frame", watched.seen.frames[world.cameras[0]])
+            seen = world.observe()
+            link.send("observation", [seen.frames[c] for c in cameras], seen.proprio if look.proprio else None)
             planned.extend(link.receive())
         return planned.pop(0)
 
@@ -145,12 +170,38 @@ def _play(
             link.send("busy")
         return getattr(world, cast(str, policy))(rng)
 
-    bound = world.max_steps if max_steps is None else min(world.max_steps, max_steps)
-    total, length, done = 0.0, 0, False
-    steps = lamina.envs.rollout(cast(World, watched), ask if policy is None else decide, seed, episode)
-    for step in islice(steps, bound):
-        total, length, done = total + float(step.reward), length + 1, bool(step.done)
-    return total, length, not done
+    return outcome(world, lamina.envs.play(world, ask if policy is None else decide, seed, episode, max_steps))
+
+
+def _film(link: _Link, make: Make, name: str, size: ImageSize, seed: int, takes: Sequence[Take]) -> list[str]:
+    """Plays episodes again and writes what the first camera shows; for each, why it could not be done, or nothing."""
+    reasons = []
+    with make(name, size) as world:
+        for take in takes:
+            frames: list[np.ndarray] = []
+            actions = iter(take.outcome.actions)
+
+            def again(rng: np.random.Generator, frames: list = frames, actions: Iterator[Action] = actions) -> Action:
+                if len(frames) % 10 == 0:
+                    link.send("busy")
+                frames.append(world.observe().frames[world.cameras[0]])
+                return next(actions)
+
+            found = outcome(world, lamina.envs.play(world, again, seed, take.episode, len(take.outcome.actions)))
+            same = (found.total, found.success) == (take.outcome.total, take.outcome.success)
+            if same:
+                write_video(take.path, frames, world.fps, FILM)
+            reasons.append("" if same else f"played again, its return is {found.total:g}")
+    return reasons
+
+
+def outcome(world: World, steps: Iterable[Transition]) -> Outcome:
+    """How the episode of ``world`` that consists of these steps went."""
+    total, actions, truncated = 0.0, [], False
+    for step in steps:
+        total, truncated = total + float(step.reward), step.truncated
+        actions.append(step.action)
+    return Outcome(total, actions, truncated, world.success)
 
 
 def _end_after_owner() -> None:
@@ -204,13 +255,17 @@ class Worker:
         self.world = world
         self._send(("open", world))
 
-    def play(self, policy: str | None, seed: int, episode: int, max_steps: int | None) -> None:
+    def play(self, policy: str | None, look: Look, seed: int, episode: int, max_steps: int | None) -> None:
         """One episode of the open world, by its own ``policy`` (``expert``, ``random``) or by actions that will be sent."""
-        self._send(("play", policy, seed, episode, max_steps))
+        self._send(("play", policy, look, seed, episode, max_steps))
 
     def act(self, planned: Sequence[Action]) -> None:
-        """The next actions, in turn; the next frame follows them."""
+        """The next actions, in turn; the next observation follows them."""
         self._send(planned)
+
+    def film(self, world: str, size: ImageSize, seed: int, takes: Sequence[Take]) -> None:
+        """Episodes of a world, played again with pictures of ``size`` and filmed."""
+        self._send(("film", world, size, seed, takes))
 
     def _send(self, message: Any) -> None:
         self._answered = time.monotonic()
@@ -334,7 +389,7 @@ class Workers:
         """Ends all workers. Safe to call twice; a later use starts them again."""
         self.end(range(len(self)))
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Workers:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,12 +1,12 @@
-"""The stage itself: `lamina align` writes RUN/translator, or RUN/joint with the model that moved."""
+"""Stage 2: `lamina align` ties latent actions to real ones with few labels (FlexLAM §4.2, §6.3) and writes RUN/translator or RUN/joint."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
+import math
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -17,13 +17,12 @@ from lamina.data.stream import sample_split
 from lamina.device import autocast, pick_device
 from lamina.errors import LaminaError
 from lamina.files import checkpoint_hash, locked, read_json, write_text
-from lamina.methods.base import Losses
 from lamina.models.config import Side
 from lamina.models.heads import Translator, TranslatorConfig
 from lamina.models.hub import LatentActionModel, model_folder
-from lamina.records import Count, Short, Whole, checked
+from lamina.records import Count, Extent, NonNegative, validated
 from lamina.training.heads import train_translator
-from lamina.training.joint import train_joint
+from lamina.training.joint import JointObjective, train_joint
 from lamina.training.labelled import (
     ActionTarget,
     LabelledTransitions,
@@ -36,7 +35,7 @@ from lamina.training.labelled import (
 )
 from lamina.training.settings import TrainConfig, fixed_options, keep_settings
 from lamina.types import ActionSpec, Clip
-from lamina.weights import loaded, save_weights
+from lamina.weights import load_module, save_weights
 
 LARGEST_ACTION = 65_536  # numbers of a label whose discrete dimensions are one-hot
 FORMAT = 2  # of translator.json; raised when an old file can no longer be read
@@ -44,7 +43,7 @@ FORMAT = 2  # of translator.json; raised when an old file can no longer be read
 
 @dataclass(frozen=True)
 class AlignConfig:
-    """How latents are tied to actions."""
+    """How the translator from latent to real actions is trained."""
 
     labels: str = "5%"
     """number of labelled transitions (120) or share of the training split (5%); a quarter of them choose the checkpoint"""
@@ -52,87 +51,70 @@ class AlignConfig:
     """let the action loss update encoder and bottleneck too"""
     translator: TranslatorConfig = field(default_factory=TranslatorConfig)
     actions: ActionsOf = "first"
-    """of the actions that are taken in the gap of a latent: the first, their mean, or all of them (a chunk)"""
+    """which of the actions in the gap of a latent are predicted: the first, their mean, or all of them (a chunk)"""
     side: Literal["model", "quantised", "continuous"] = "model"
-    """which side of the quantiser the translator reads; model: the one that the model's config names"""
+    """latents that the translator reads: before (continuous) or after (quantised) the quantiser; model: as the model's config says"""
     tasks: tuple[str, ...] = ()
     """tasks that the labels come from; default: evenly from all"""
     camera: str | None = None
+    """camera of a LeRobot dataset; default: the first"""
     action: str = "action"
+    """feature that holds the actions"""
 
 
 def align(
-    run: Path,
-    path: Data,
-    config: AlignConfig,
-    training: TrainConfig,
-    losses: Losses | None = None,
-    weights: dict[str, float] | None = None,
-    needs: Mapping[str, Any] = {},
+    run: Path, path: Data, config: AlignConfig, training: TrainConfig, objective: JointObjective | None = None
 ) -> Path:
     """Train the translator of RUN's model on a few labels of the training split and save it.
 
-    Frozen: RUN/translator. Joint: RUN/joint, with the model that moved with it; this needs the method's ``losses`` and ``weights``, and
-    the fields of DataConfig that those read (``needs``).
+    Frozen: RUN/translator. Joint: RUN/joint, with the LAM that was trained with it, by ``objective`` on unlabelled video.
     Raises LaminaError for data without actions, too few labels, a folder that is there already without ``resume``, a resumed alignment
     with other settings or labels.
     """
-    with locked(run / ("joint" if config.joint else "translator")):
-        return _align(run, path, config, training, losses, weights, needs)
-
-
-def _align(
-    run: Path,
-    path: Data,
-    config: AlignConfig,
-    training: TrainConfig,
-    losses: Losses | None,
-    weights: dict[str, float] | None,
-    needs: Mapping[str, Any],
-) -> Path:
     folder = run / ("joint" if config.joint else "translator")
-    model = LatentActionModel.from_pretrained(str(run)).to(pick_device(training.device))
-    data = probe_data(model, path, config.camera, config.action, config.actions)
-    data = dataclasses.replace(data, tasks=config.tasks)
-    number = parse_labels(config.labels, count_transitions(data, "train"))
-    if (folder / "translator.json").exists() and not training.resume:
-        raise LaminaError(f"{folder}: aligned already; add --resume to go on, or delete that folder")
-    if config.joint and (losses is None or weights is None):
-        raise LaminaError("joint alignment needs the method's own losses")
-    actions = actions_of(data)
-    _check_width(actions.spec, actions.steps)
-    warn_multi_action(data, actions)
-    clip = sample_split(data, "train", number, seed=training.seed, require_action=True)
-    side = model.config.action_side if config.side == "model" else config.side
-    with autocast(model.device, training.precision):
-        items = encode_labels(model.lam, clip, side, config.translator.condition.endswith("observation"))
-    scratch = folder / "training"
-    if not training.resume:  # what a killed alignment left
-        shutil.rmtree(scratch, ignore_errors=True)
-    settings = {
-        "align": {n: v for n, v in dataclasses.asdict(config).items() if n != "labels"},
-        "train": fixed_options(training),
-        "labels": _digest(clip),
-        "model": checkpoint_hash(model_folder(run)),
-    }
-    keep_settings(scratch / "settings.json", settings, training.resume)
-    train, held = split_labels(items, training.seed)
-    if config.joint:
-        assert losses is not None and weights is not None
-        video = dataclasses.replace(data, gap=model.provenance.gap_seconds, actions="first", tasks=(), **needs)
-        translator, loss = train_joint(
-            model.lam, train, held, actions.spec, config.translator, training, losses, weights, video, scratch, actions.steps, side
-        )  # fmt: skip
-    else:
-        # The translator is small and its latents are cached: it reads no video while it trains.
-        train, held = dataclasses.replace(train, clip=None), dataclasses.replace(held, clip=None)
-        translator, loss = train_translator(
-            model.lam, train, held, actions.spec, config.translator, training, scratch, actions.steps
-        )
-    note = note_of(items, actions, config, side, name_of(path), training, loss)
-    if config.joint:
-        model.save_pretrained(folder / "model")
-    save_translator(folder, translator, note)
+    with locked(folder):
+        model = LatentActionModel.from_pretrained(str(run)).to(pick_device(training.device))
+        data = probe_data(model, path, config.camera, config.action, config.actions)
+        data = dataclasses.replace(data, tasks=config.tasks)
+        number = parse_labels(config.labels, count_transitions(data, "train"))
+        if (folder / "translator.json").exists() and not training.resume:
+            raise LaminaError(f"{folder}: aligned already; add --resume to go on, or delete that folder")
+        if config.joint and objective is None:
+            raise LaminaError("joint alignment needs the method's own losses")
+        actions = actions_of(data)
+        _check_width(actions.spec, actions.steps)
+        warn_multi_action(data, actions)
+        clip = sample_split(data, "train", number, seed=training.seed, require_action=True)
+        side = model.config.action_side if config.side == "model" else config.side
+        with autocast(model.device, training.precision):
+            items = encode_labels(model.lam, clip, side, config.translator.condition.endswith("observation"))
+        scratch = folder / "training"
+        if not training.resume:  # what a killed alignment left
+            shutil.rmtree(scratch, ignore_errors=True)
+        settings = {
+            "align": {n: v for n, v in dataclasses.asdict(config).items() if n != "labels"},
+            "train": fixed_options(training),
+            "labels": _digest(clip),
+            "model": checkpoint_hash(model_folder(run)),
+        }
+        keep_settings(scratch / "settings.json", settings, training.resume)
+        train, held = split_labels(items, training.seed)
+        if config.joint:
+            assert objective is not None
+            video = dataclasses.replace(data, gap=model.provenance.gap_seconds, actions="first", tasks=())
+            translator, loss = train_joint(
+                model.lam, train, held, actions.spec, config.translator, training, objective, video, scratch, actions.steps, side
+            )  # fmt: skip
+        else:
+            # The translator is small and its latents are cached: it reads no video while it trains.
+            train, held = dataclasses.replace(train, clip=None), dataclasses.replace(held, clip=None)
+            translator, loss = train_translator(
+                model.lam.prefix, train, held, actions.spec, config.translator, training, scratch, actions.steps
+            )
+        note = note_of(items, actions, config, side, name_of(path), training, loss)
+        if config.joint:
+            model.save_pretrained(folder / "model")
+        save_translator(folder, translator, note)
     return folder
 
 
@@ -145,63 +127,46 @@ def _digest(clip: Clip) -> str:
     return digest.hexdigest()
 
 
-def note_of(
-    items: LabelledTransitions,
-    actions: ActionTarget,
-    config: AlignConfig,
-    side: Side,
-    data: str,
-    training: TrainConfig,
-    validation: float,
-) -> dict[str, Any]:
-    """What translator.json says of a translator that was trained on ``items``: all that it takes to use it, and to train another one, a
-    control, in the same way."""
-    return {
-        "format": FORMAT,
-        "data": data,
-        "camera": config.camera,
-        "action": config.action,
-        "actions": config.actions,
-        "steps": actions.steps,
-        "tasks": list(config.tasks),
-        "labels": len(items),
-        "label_episodes": len(items.episode.unique()),
-        "spec": dataclasses.asdict(actions.spec),
-        "config": dataclasses.asdict(config.translator),
-        "slots": items.z.shape[1],
-        "side": side,
-        "latent": items.z.shape[1] * items.z.shape[2],
-        "observation": 0 if items.observation is None else items.observation.shape[-1],
-        "training": {n: v for n, v in vars(training).items() if n not in ("resume", "tensorboard", "wandb")},
-        "validation_loss": validation,
-    }
+@dataclass(frozen=True, kw_only=True)
+class TranslatorNote:
+    """translator.json: all that it takes to use a translator, and to train another one, a control, in the same way."""
 
-
-#: What the numbers of translator.safetensors mean, beside their shapes: kept with them too.
-MEANING = ("spec", "config", "slots", "side", "latent", "observation", "steps")
-
-
-@dataclass(frozen=True)
-class _Note:
-    """translator.json, as it is read: what it takes to use the translator, then what it takes to train another one."""
-
-    spec: ActionSpec
-    config: TranslatorConfig
-    slots: Short
-    side: Side
-    latent: Whole
-    observation: Whole
-    steps: Count
     data: str = ""
     camera: str | None = None
     action: str = "action"
     actions: ActionsOf = "first"
+    steps: Count
     tasks: tuple[str, ...] = ()
-    labels: Whole = 0
-    label_episodes: Whole = 0
+    labels: NonNegative = 0
+    label_episodes: NonNegative = 0
+    spec: ActionSpec
+    config: TranslatorConfig
+    slots: Extent
+    side: Side
+    latent: NonNegative
+    """numbers of a latent"""
+    observation: NonNegative
+    """numbers of the features of o_t; 0: the translator does not read them"""
+    training: dict[str, Any] = field(default_factory=dict)
+    """options of TrainConfig"""
+    validation_loss: float = math.nan
 
     def __post_init__(self) -> None:
         _check_width(self.spec, self.steps)
+
+    def meaning(self) -> dict[str, Any]:
+        """What the numbers of translator.safetensors mean, beside their shapes: kept with them too."""
+        names = ("spec", "config", "slots", "side", "latent", "observation", "steps")
+        return {name: value for name, value in dataclasses.asdict(self).items() if name in names}
+
+    def train_config(self, **changes: Any) -> TrainConfig:
+        """How the translator was trained, with ``changes``. Raises LaminaError for options that this version does not know."""
+        if not self.training:
+            raise LaminaError("translator.json: does not say how it was trained; align again")
+        try:
+            return validated(TrainConfig, {**self.training, **changes}, "training")
+        except LaminaError as error:
+            raise LaminaError(f"translator.json: does not say how it was trained ({error}); align again") from error
 
 
 def _check_width(spec: ActionSpec, steps: int) -> None:
@@ -210,39 +175,61 @@ def _check_width(spec: ActionSpec, steps: int) -> None:
         raise LaminaError(f"an action of {spec.width} numbers times {steps}; they can be at most {LARGEST_ACTION}")
 
 
-def training_of(note: Mapping[str, Any], **changes: Any) -> TrainConfig:
-    """How the translator of a note was trained. Raises LaminaError for options that this version does not know."""
-    try:
-        return checked(TrainConfig, {**note["training"], **changes}, "training")
-    except (KeyError, TypeError, LaminaError) as error:
-        raise LaminaError(f"translator.json: does not say how it was trained ({error}); align again") from error
+def note_of(
+    items: LabelledTransitions,
+    actions: ActionTarget,
+    config: AlignConfig,
+    side: Side,
+    data: str,
+    training: TrainConfig,
+    validation: float,
+) -> TranslatorNote:
+    """The note of a translator that was trained on ``items``."""
+    return TranslatorNote(
+        data=data,
+        camera=config.camera,
+        action=config.action,
+        actions=config.actions,
+        steps=actions.steps,
+        tasks=config.tasks,
+        labels=len(items),
+        label_episodes=len(items.episode.unique()),
+        spec=actions.spec,
+        config=config.translator,
+        slots=items.z.shape[1],
+        side=side,
+        latent=items.z.shape[1] * items.z.shape[2],
+        observation=0 if items.observation is None else items.observation.shape[-1],
+        training={n: v for n, v in vars(training).items() if n not in ("resume", "tensorboard", "wandb")},
+        validation_loss=validation,
+    )
 
 
-def save_translator(folder: Path, translator: Translator, note: dict[str, Any]) -> None:
+def save_translator(folder: Path, translator: Translator, note: TranslatorNote) -> None:
     """RUN/translator/: translator.safetensors, then translator.json, whose presence says that both are whole."""
-    save_weights(folder / "translator.safetensors", translator.state_dict(), {name: note[name] for name in MEANING})
-    write_text(folder / "translator.json", json.dumps(note, indent=2) + "\n")
+    save_weights(folder / "translator.safetensors", translator.state_dict(), note.meaning())
+    write_text(folder / "translator.json", json.dumps({"format": FORMAT, **dataclasses.asdict(note)}, indent=2) + "\n")
 
 
-def load_translator(folder: Path) -> tuple[Translator, dict[str, Any]]:
+def load_translator(folder: Path) -> tuple[Translator, TranslatorNote]:
     """A saved translator and its note. Raises LaminaError if there is none or it is damaged."""
     path = folder / "translator.json"
     remedy = f"delete {folder} and align again"
     if not path.exists():
         raise LaminaError(f"{folder}: no translator here; run: lamina align {folder.parent} --data DATASET")
-    note = read_json(path, remedy)
-    if note.get("format") != FORMAT:
-        told = f"format {note.get('format')!r:.60}, this version of lamina reads {FORMAT}"
+    values = read_json(path, remedy)
+    if values.get("format") != FORMAT:
+        told = f"format {values.get('format')!r:.60}, this version of lamina reads {FORMAT}"
         raise LaminaError(f"{path}: damaged ({told}); {remedy}")
-    known = [f.name for f in dataclasses.fields(_Note)]
+    known = {f.name for f in dataclasses.fields(TranslatorNote)}
     try:
-        n = checked(_Note, {name: note[name] for name in known if name in note})
+        note = validated(TranslatorNote, {name: value for name, value in values.items() if name in known})
     except LaminaError as error:
         raise LaminaError(f"{path}: damaged ({error}); {remedy}") from error
-    translator = loaded(
-        lambda: Translator(n.latent, n.spec, n.config, n.observation, n.steps),
+    translator = load_module(
+        lambda: Translator(note.latent, note.spec, note.config, note.observation, note.steps),
         path,
         folder / "translator.safetensors",
-        {name: note[name] for name in MEANING},
+        note.meaning(),
     )
     return translator.eval(), note

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 import torch
 import torch.distributed as dist
@@ -23,8 +23,9 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from lamina.errors import LaminaError
 from lamina.files import json_of, reason, whole_folder, write_text
-from lamina.records import Malformed, Whole, checked
-from lamina.weights import Layout, infinite, layout, load_weights, read_tensors, record_of, save_weights
+from lamina.records import Malformed, NonNegative, validated
+from lamina.training.distributed import Processes
+from lamina.weights import Layout, first_non_finite, layout, load_weights, read_tensors, record_of, save_weights
 
 #: What an optimiser keeps of a parameter: a number of steps ("step"), the rest of the parameter's shape. A group of parameters whose
 #: optimiser keeps something else names it under "moments".
@@ -35,17 +36,18 @@ FILES = (*TENSORS, "streams.json")
 
 @dataclass(frozen=True)
 class _File:
-    size: Whole
+    size: NonNegative
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 @dataclass(frozen=True)
 class _Manifest:
     format: Literal[1]
-    step: Whole
+    step: NonNegative
     files: dict[str, _File]
 
 
+@runtime_checkable
 class Stream(Protocol):
     """An endless stream of batches (:class:`Clip` or anything with ``.to(device)``) whose position can be saved and restored."""
 
@@ -55,13 +57,15 @@ class Stream(Protocol):
     def close(self) -> None: ...
 
 
-class Process(Protocol):
-    """This process among the processes of the job."""
+@dataclass(frozen=True)
+class TrainingState:
+    """What a checkpoint keeps. ``average``: the averaged weights, if there are any; ``processes``: those that train together."""
 
-    @property
-    def rank(self) -> int: ...
-    @property
-    def size(self) -> int: ...
+    processes: Processes
+    module: nn.Module
+    optimizer: torch.optim.Optimizer
+    average: Mapping[str, Tensor]
+    stream: Stream
 
 
 def full(value: Tensor) -> Tensor:
@@ -79,7 +83,7 @@ class Checkpoints:
         return self.folder / f"step-{step:08d}"
 
     def _named(self) -> dict[int, Path]:
-        """What has a checkpoint's name, whatever it is. Copies, and folders of other names, are somebody else's."""
+        """Files and folders with the name of a checkpoint, by step. Copies and other names are not ours."""
         steps = [int(p.name[5:]) for p in self.folder.glob("step-*") if re.fullmatch("step-[0-9]{8,18}", p.name)]
         named = {step: self.path(step) for step in sorted(steps) if step}
         return {step: path for step, path in named.items() if os.path.lexists(path)}
@@ -95,36 +99,27 @@ class Checkpoints:
         """
         for step, path in self._named().items():
             if path.is_symlink() or not path.is_dir():
-                raise LaminaError(f"{path}: is no checkpoint's folder but a file or a link; move it away")
+                raise LaminaError(f"{path}: is a file or a link, not the folder of a checkpoint; move it away")
             if step > steps:
                 raise LaminaError(f"{path}: is of a step beyond this run's {steps}; move it away")
         return max(self.steps(), default=0)
 
-    def save(
-        self,
-        step: int,
-        world: Process,
-        module: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        average: dict[str, Tensor],
-        stream: Stream,
-    ) -> None:
+    def save(self, step: int, state: TrainingState) -> None:
         """Write a checkpoint and remove the oldest. Raises LaminaError for weights that are not finite, and where the disk refuses."""
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         weights: Any
         optim: Any
-        weights, optim = get_state_dict(module, optimizer, options=options)
-        averaged = {name: full(value) for name, value in average.items()}
-        mine = (stream.state_dict(), infinite({**weights, **averaged}))
-        everybodys: list[Any] = [mine]
-        if world.size > 1:
-            everybodys = [None] * world.size
-            dist.all_gather_object(everybodys, mine)
-        if bad := next((bad for _, bad in everybodys if bad), None):  # known to all processes, so that all of them end
+        weights, optim = get_state_dict(state.module, state.optimizer, options=options)
+        averaged = {name: full(value) for name, value in state.average.items()}
+        own = (state.stream.state_dict(), first_non_finite({**weights, **averaged}))
+        gathered: list[Any] = [own] * state.processes.size
+        if state.processes.size > 1:
+            dist.all_gather_object(gathered, own)
+        if bad := next((bad for _, bad in gathered if bad), None):  # known to all processes, so that all of them end
             raise LaminaError(
                 f"{self.run}: '{bad}' is not finite at step {step}; go on from an earlier checkpoint or start again, with a lower --lr"
             )
-        if world.rank == 0:
+        if state.processes.rank == 0:
             path = self.path(step)
             if path.is_symlink() or path.is_file():
                 raise LaminaError(f"{path}: a file or a link is where a checkpoint has to go; move it away")
@@ -136,53 +131,47 @@ class Checkpoints:
             with whole_folder(path) as folder:
                 for name, tensors in zip(TENSORS, (weights, averaged, moments), strict=True):
                     save_file({k: v.contiguous() for k, v in tensors.items()}, folder / name)
-                write_text(folder / "streams.json", json.dumps([state for state, _ in everybodys]))
+                write_text(folder / "streams.json", json.dumps([position for position, _ in gathered]))
                 files = {n: {"size": (folder / n).stat().st_size, "sha256": _sha256(folder / n)} for n in FILES}
                 write_text(folder / "manifest.json", json.dumps({"format": 1, "step": step, "files": files}, indent=1))
             # Not those of later steps, which are not this run's.
             for old in [s for s in self.steps() if s <= step][: -self.keep]:
                 shutil.rmtree(self.path(old))
-        if world.size > 1:
+        if state.processes.size > 1:
             dist.barrier()
 
-    def load(
-        self,
-        step: int,
-        world: Process,
-        module: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        average: dict[str, Tensor],
-        stream: Stream,
-    ) -> None:
+    def load(self, step: int, state: TrainingState) -> None:
         """Put everything back where it was at ``step``.
 
         Raises LaminaError, and has loaded nothing, for a checkpoint that is damaged, of another model, or of another number of processes;
         and for a stream of other data.
         """
         folder = self.path(step)
-        names = {id(p): name for name, p in module.named_parameters()}
+        names = {id(p): name for name, p in state.module.named_parameters()}
         try:
             _check_files(folder, step)
-            expected = (layout(module.state_dict()), layout(average), _moments(optimizer, names))
+            expected = (layout(state.module.state_dict()), layout(state.average), _moments(state.optimizer, names))
             weights: Any
             weights, averaged, moments = (
                 read_tensors(folder / name, wanted)[0] for name, wanted in zip(TENSORS, expected, strict=True)
             )
             streams = json_of(folder / "streams.json", list)
-            if len(streams) != world.size:
+            if len(streams) != state.processes.size:
                 raise LaminaError(
-                    f"{folder}: written by {len(streams)} processes, this job has {world.size}; resume with as many"
+                    f"{folder}: written by {len(streams)} processes, this job has {state.processes.size}; resume with as many"
                 )
-            stream.load_state_dict(streams[world.rank])
-            state: dict[str, Any] = {}
+            state.stream.load_state_dict(streams[state.processes.rank])
+            kept: dict[str, Any] = {}
             for name, value in moments.items():
                 parameter, moment = name.rsplit(".", 1)
-                state.setdefault(parameter, {})[moment] = value
+                kept.setdefault(parameter, {})[moment] = value
             # The groups' own options are the run's settings, which are compared elsewhere.
-            groups = [{**g, "params": [names[id(p)] for p in g["params"]]} for g in optimizer.param_groups]
-            optim: Any = {"state": state, "param_groups": groups}
+            groups = [{**g, "params": [names[id(p)] for p in g["params"]]} for g in state.optimizer.param_groups]
+            optim: Any = {"state": kept, "param_groups": groups}
             options = StateDictOptions(full_state_dict=True)
-            set_state_dict(module, optimizer, model_state_dict=weights, optim_state_dict=optim, options=options)
+            set_state_dict(
+                state.module, state.optimizer, model_state_dict=weights, optim_state_dict=optim, options=options
+            )
         except Exception as error:  # torch and safetensors raise many kinds for damaged files; to the user they are one
             if isinstance(error, LaminaError) and not isinstance(error, Malformed):
                 raise
@@ -190,7 +179,7 @@ class Checkpoints:
                 f"{folder}: damaged checkpoint ({reason(error)}); delete this folder and --resume goes on from the one before"
             ) from error
         for name, value in averaged.items():
-            own = average[name]
+            own = state.average[name]
             piece = distribute_tensor(value, own.device_mesh, own.placements) if isinstance(own, DTensor) else value
             own.copy_(piece)
 
@@ -216,7 +205,7 @@ def _moments(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> Layo
 def _check_files(folder: Path, step: int) -> None:
     """Raises ValueError or OSError unless a checkpoint's files are, byte for byte, those that its manifest lists."""
     try:
-        manifest = checked(_Manifest, json_of(folder / "manifest.json"), "manifest.json")
+        manifest = validated(_Manifest, json_of(folder / "manifest.json"), "manifest.json")
     except FileNotFoundError as error:
         raise ValueError("no manifest.json: incomplete, or of a version of lamina that wrote none") from error
     if manifest.step != step or manifest.files.keys() != set(FILES):
@@ -242,7 +231,7 @@ class BestCheckpoint:
         if path.exists():
             try:
                 note = record_of(path) or {}
-                self.loss = checked(_Loss, note).loss
+                self.loss = validated(_Loss, note).loss
             except (SafetensorError, OSError, ValueError) as error:
                 raise LaminaError(f"{path}: damaged ({reason(error)}); delete {path.parent} and align again") from error
 

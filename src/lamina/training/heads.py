@@ -16,7 +16,6 @@ from lamina.methods.base import Losses
 from lamina.models.bottlenecks.prefix import RetainedPrefix
 from lamina.models.config import LAMConfig
 from lamina.models.heads import InverseDynamics, Translator, TranslatorConfig
-from lamina.models.lam import LAM
 from lamina.rng import Rng
 from lamina.training.checkpoints import BestCheckpoint
 from lamina.training.labelled import LabelledTransitions, Minibatches
@@ -83,7 +82,7 @@ def idm_losses(module: InverseDynamics, batch: LabelledTransitions, rng: Rng) ->
 
 
 def train_translator(
-    lam: LAM,
+    prefix: RetainedPrefix,
     train: LabelledTransitions,
     held: LabelledTransitions,
     spec: ActionSpec,
@@ -92,19 +91,19 @@ def train_translator(
     run: Path | None = None,
     steps: int = 1,
 ) -> tuple[Translator, float]:
-    """A translator for a frozen LAM, and its validation loss. ``run`` keeps log and checkpoints (a temporary folder by default).
+    """A translator of a frozen LAM with this ``prefix``, and its validation loss.
 
-    ``spec``: of one action; ``steps``: actions of one label.
+    ``spec``: of one action; ``steps``: actions of one label. ``run`` keeps log and checkpoints (a temporary folder by default).
     """
     torch.manual_seed(training.seed)
     observation = 0 if train.observation is None else train.observation.shape[-1]
-    translator = Translator(train.z.shape[1] * train.z.shape[2], spec, config, observation, steps)
+    latent = train.z.shape[1] * train.z.shape[2]
+    translator = Translator(latent, spec, config, observation, steps)
     translator.calibrate(train.action)
-    prefix = copy.deepcopy(lam.prefix).requires_grad_(False)
+    losses = translator_losses(copy.deepcopy(prefix).requires_grad_(False))
     with Scratch() as scratch:
-        title = "align" if run else None
         folder = run or Path(scratch)
-        loss = fit_head(translator, translator_losses(prefix), train, held, training, folder, title=title)
+        loss = fit_head(translator, losses, train, held, training, folder, title="align" if run else None)
     return translator.to(train.z.device).eval(), loss
 
 
@@ -118,8 +117,8 @@ def train_idm(
     head: TranslatorConfig | None = None,
     steps: int = 1,
 ) -> tuple[InverseDynamics, float]:
-    """An inverse dynamics model from scratch on the labels alone, and its validation loss. ``head``: the translator's shape, ``spec`` and
-    ``steps`` as for that."""
+    """An inverse dynamics model from scratch on the labels alone, and its validation loss. ``head``: the translator's shape;
+    ``spec``, ``steps``: as for that."""
     torch.manual_seed(training.seed)
     module = InverseDynamics(config, spec, pairs, head or TranslatorConfig(), steps)
     module.translator.calibrate(train.action)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,15 @@ class JointStream:
         self.video.close()
 
 
+@dataclass(frozen=True)
+class JointObjective:
+    """A method's own losses on unlabelled video, the weight of each, and the fields of DataConfig that they read (``needs``)."""
+
+    losses: Losses
+    weights: Mapping[str, float]
+    needs: Mapping[str, Any] = field(default_factory=dict)
+
+
 def joint_losses(objective: Losses) -> Losses:
     """The action loss through encoder, bottleneck and drawn prefix, plus the LAM's objective on unlabelled video."""
 
@@ -88,8 +97,7 @@ def train_joint(
     spec: ActionSpec,
     config: TranslatorConfig,
     training: TrainConfig,
-    losses: Losses,
-    weights: dict[str, float],
+    objective: JointObjective,
     video: DataConfig,
     run: Path,
     steps: int = 1,
@@ -97,28 +105,19 @@ def train_joint(
 ) -> tuple[Translator, float]:
     """A translator and the LAM (changed in place) that was tuned with it, at their best validation loss, which is returned (§6.3).
 
-    ``losses`` and ``weights`` are the method's own, on unlabelled pairs of ``video``. The labelled transitions need their frames.
+    ``video``: unlabelled, for the ``objective``. The labelled transitions need their frames.
     """
-    train_small, held_small = dataclasses.replace(train, clip=None), dataclasses.replace(held, clip=None)
-    start, _ = train_translator(
-        lam,
-        train_small,
-        held_small,
-        spec,
-        config,
-        head_training(400, training.seed, device=training.device),
-        steps=steps,
-    )
+    small = [dataclasses.replace(part, clip=None) for part in (train, held)]
+    heads = head_training(400, training.seed, device=training.device)
+    start, _ = train_translator(lam.prefix, small[0], small[1], spec, config, heads, steps=steps)
     joint = JointModel(lam.requires_grad_(True), start, side)
     lam.prefix.null.requires_grad_(lam.config.prefix != "full")
 
     def stream() -> JointStream:
-        batch = training.batch // training.accumulate
-        return JointStream(Minibatches(train, batch, training.seed), ClipStream(video, batch, training.seed))
+        batch, data = training.batch // training.accumulate, dataclasses.replace(video, **objective.needs)
+        return JointStream(Minibatches(train, batch, training.seed), ClipStream(data, batch, training.seed))
 
-    all_weights = {"action": 1.0, **weights}
-    loss = fit_head(
-        joint, joint_losses(losses), train, JointBatch(held), training, run, all_weights, stream, "align jointly"
-    )
+    losses, weights = joint_losses(objective.losses), {"action": 1.0, **objective.weights}
+    loss = fit_head(joint, losses, train, JointBatch(held), training, run, weights, stream, "align jointly")
     joint.cpu()
     return joint.translator.eval(), loss

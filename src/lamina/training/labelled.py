@@ -1,9 +1,8 @@
-"""Labelled transitions: how many, which, encoded once, and divided by episode."""
+"""Labelled transitions: their number, their encoding, and their division by episode."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,12 +12,12 @@ from torch import Tensor
 
 from lamina.data.dataset import Data
 from lamina.data.sampling import ActionsOf, DataConfig, SampleIndex
-from lamina.errors import LaminaError, LaminaWarning
-from lamina.inference.encode import encode_clip, observe
+from lamina.errors import LaminaError, warn
+from lamina.inference.encode import encode_clip, still
 from lamina.models.config import Side
 from lamina.models.hub import LatentActionModel
 from lamina.models.lam import LAM
-from lamina.records import whole
+from lamina.records import non_negative
 from lamina.types import ActionSpec, Clip, TensorRecord
 
 
@@ -27,7 +26,7 @@ class LabelledTransitions(TensorRecord):
     """Labelled transitions with their latents. ``z`` holds all slots, before any prefix is cut; ``clip`` keeps the frames."""
 
     z: Float[Tensor, "n k d"]
-    previous: Float[Tensor, "n a"]
+    previous: Float[Tensor, "n a1"]
     action: Float[Tensor, "n a"]
     episode: Int[Tensor, "n"]
     clip: Clip | None = None
@@ -35,6 +34,17 @@ class LabelledTransitions(TensorRecord):
 
     def __len__(self) -> int:
         return len(self.z)
+
+    @classmethod
+    def encoded(
+        cls, clip: Clip, encode: Callable[[Clip], Float[Tensor, "n k d"]], observed: bool = False
+    ) -> LabelledTransitions:
+        """A clip with actions, encoded once for all translators that are trained on it; ``observed``: with features of o_t too, which are
+        the latent of o_t paired with itself. Raises LaminaError without actions."""
+        if clip.action is None or clip.previous_action is None:
+            raise LaminaError("this data has no actions: --data must be a LeRobot dataset with an action feature")
+        observation = encode(still(clip)).flatten(1) if observed else None
+        return cls(encode(clip), clip.previous_action[:, 0], clip.action[:, 0], clip.episode, clip, observation)
 
 
 class Minibatches:
@@ -57,7 +67,7 @@ class Minibatches:
         return {"drawn": self.drawn}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        self.drawn = whole(state, "drawn")
+        self.drawn = non_negative(state, "drawn")
 
     def close(self) -> None:
         """Nothing is open."""
@@ -78,14 +88,8 @@ def parse_labels(text: str, transitions: int) -> int:
 
 
 def encode_labels(lam: LAM, clip: Clip, side: Side | None = None, observed: bool = False) -> LabelledTransitions:
-    """Encode a clip with actions once, for all the translators that will be trained on it; ``observed``: o_t too.
-
-    Raises LaminaError without actions.
-    """
-    if clip.action is None or clip.previous_action is None:
-        raise LaminaError("this data has no actions: --data must be a LeRobot dataset with an action feature")
-    z, observation = encode_clip(lam, clip, side), observe(lam, clip, side) if observed else None
-    return LabelledTransitions(z, clip.previous_action[:, 0], clip.action[:, 0], clip.episode, clip, observation)
+    """:meth:`LabelledTransitions.encoded` by a LAM."""
+    return LabelledTransitions.encoded(clip, lambda given: encode_clip(lam, given, side), observed)
 
 
 def split_labels(
@@ -126,7 +130,7 @@ def probe_data(
 
 @dataclass(frozen=True)
 class ActionTarget:
-    """What labels hold: ``steps`` actions of ``spec`` each; ``spanned``: how many the gap of a latent spans."""
+    """The content of a label: ``steps`` actions of ``spec``; ``spanned``: number of actions in the gap of a latent."""
 
     spec: ActionSpec
     steps: int
@@ -134,7 +138,7 @@ class ActionTarget:
 
     @property
     def label(self) -> ActionSpec:
-        """What one label holds."""
+        """The layout of one label."""
         return self.spec.chunk(self.steps)
 
 
@@ -149,8 +153,7 @@ def actions_of(data: DataConfig) -> ActionTarget:
 def warn_multi_action(data: DataConfig, actions: ActionTarget) -> None:
     """Warn where a gap spans several actions and its latent is tied to the first alone."""
     if actions.spanned > 1 and data.actions == "first":
-        text = (
+        warn(
             f"{data.names[0]}: a latent spans {data.gap[0]:g} s, in which {actions.spanned} actions are taken; it is tied to the first of "
             "them. --actions mean or --actions chunk ties it to all"
         )
-        warnings.warn(text, LaminaWarning, stacklevel=3)

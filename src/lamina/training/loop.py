@@ -26,12 +26,12 @@ from lamina.methods.base import Losses
 from lamina.models.layers import BLOCKS
 from lamina.rng import Rng
 from lamina.training.average import WeightAverage, as_saved, state_of
-from lamina.training.checkpoints import Checkpoints, Stream, full
+from lamina.training.checkpoints import Checkpoints, Stream, TrainingState, full
 from lamina.training.distributed import Processes, replicate, shard, unsynchronised
 from lamina.training.log import Log
 from lamina.training.muon import MOMENTS, Muon, matrices
 from lamina.training.settings import TrainConfig
-from lamina.weights import infinite
+from lamina.weights import first_non_finite
 
 #: What a validation returns: figures for the log, and warnings for the user.
 Validation = tuple[dict[str, float], list[str]]
@@ -144,9 +144,13 @@ def fit(
     stream = open_stream(shards, own_shard)
     checkpoints = Checkpoints(run, config.keep)
     start = checkpoints.last(config.steps) if config.resume else 0
-    if start:
+
+    def state() -> TrainingState:
         averaged = state_of(average.module) if average else {}
-        checkpoints.load(start, processes, step_module, optimizer, averaged, stream)
+        return TrainingState(processes, step_module, optimizer, averaged, stream)
+
+    if start:
+        checkpoints.load(start, state())
     if average:
         average.resume(start)
     schedule = LambdaLR(optimizer, lambda step: learning_rate(config, step), last_epoch=start - 1)
@@ -187,8 +191,7 @@ def fit(
             log.write(row)
             bar.set_postfix(loss=f"{row['loss']:.4f}", refresh=False)
         if number % config.checkpoint_every == 0 or last:
-            averaged = state_of(average.module) if average else {}
-            checkpoints.save(number, processes, step_module, optimizer, averaged, stream)
+            checkpoints.save(number, state())
     bar.close()
     stream.close()
     return _final_weights(run, saved, recalibrate)
@@ -230,6 +233,6 @@ def _final_weights(run: Path, module: nn.Module, recalibrate: Callable[[Any], No
     with as_saved(module, recalibrate) as current:
         buffers = {name: value.clone() for name, value in current.named_buffers()}
     final = {name: full(buffers.get(name, value)).clone() for name, value in state_of(module).items()}
-    if bad := infinite(final):
+    if bad := first_non_finite(final):
         raise LaminaError(f"{run}: '{bad}' is not finite at the end; start again with a lower --lr")
     return final

@@ -13,7 +13,6 @@ import dataclasses
 import json
 import sys
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -26,14 +25,14 @@ from lamina.data.paired import MIN_TRANSITIONS, same_states
 from lamina.data.sampling import DataConfig, parse_data
 from lamina.data.stream import ClipStream, sample_split
 from lamina.device import autocast, memory, pick_device
-from lamina.errors import LaminaError, LaminaWarning
+from lamina.errors import LaminaError, warn
 from lamina.files import locked, read_json, whole_folder, write_bytes, write_text
 from lamina.losses.reconstruction import total
 from lamina.models.calibration import calibrating, has_statistics
 from lamina.models.config import LAMConfig
 from lamina.models.hub import LatentActionModel, Provenance
 from lamina.models.lam import LAM
-from lamina.records import checked, differences
+from lamina.records import differences, validated
 from lamina.rng import Rng
 from lamina.training.diagnostics import latent_diagnostics
 from lamina.training.distributed import Processes
@@ -45,15 +44,13 @@ from lamina.version import __version__
 
 #: Sections of a run's settings that may not change.
 FIXED = ("method", "options", "weights", "data", "train")
-
-
-#: What may lie in a folder that is no run yet: the lock of this one, and a first write that was killed.
-FIRST = {".model.lock", ".config.json.partial"}
+#: Files that a folder may hold before it is a run: its lock, and a first write that was interrupted.
+TEMPORARY = {".model.lock", ".config.json.partial"}
 
 
 def fixed_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that may not change when a run is resumed. Where its data lies may, and who decodes it; the stream itself compares
-    what the data is."""
+    """The settings that may not change when a run is resumed. Paths of data and the number of workers may change; the stream compares the
+    content of the data."""
     kept = {name: settings[name] for name in FIXED if name in settings}
     data = {name: value for name, value in kept["data"].items() if name not in ("data", "workers")}
     shares = [parse_data(text)[1] for text in kept["data"]["data"]]
@@ -67,13 +64,13 @@ def check_run(run: Path, settings: dict[str, Any], resume: bool) -> None:
     """Raises LaminaError if there is a run (or anything else) at ``run`` and ``resume`` is off, or its settings differ."""
     path = run / "config.json"
     if not path.exists():
-        if run.exists() and {entry.name for entry in run.iterdir()} - FIRST:
+        if run.exists() and {entry.name for entry in run.iterdir()} - TEMPORARY:
             raise LaminaError(f"{run}: not empty and not a run of lamina; choose another --out")
         return
     if not resume:
         raise LaminaError(f"{run}: there is a run here already; add --resume to go on with it, or choose another --out")
+    recorded = read_json(path, "it cannot be resumed")
     try:
-        recorded = read_json(path, "it cannot be resumed")
         before = fixed_settings(recorded)
     except (KeyError, TypeError, AttributeError) as error:
         raise LaminaError(
@@ -110,11 +107,11 @@ def recalibration(recipe: Recipe, data: DataConfig, config: TrainConfig) -> Call
     return recalibrate
 
 
-COPIES = 5  # of every weight while it is trained: itself, its gradient, two moments and the average
+COPIES = 5  # values kept for each weight in training: itself, its gradient, two moments and the average
 
 
 def check_memory(lam: LAMConfig, config: TrainConfig) -> None:
-    """Raises LaminaError for a LAM that this machine cannot hold while it is trained, before any of it is allocated."""
+    """Raises LaminaError, before anything is allocated, for a LAM whose training needs more memory than this machine has."""
     try:
         with torch.device("meta"):
             needed = COPIES * sum(value.numel() * value.element_size() for value in LAM(lam).parameters())
@@ -157,6 +154,16 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
 
 
+def _show_duration(lam: LAM, recipe: Recipe, clip: Clip, config: TrainConfig) -> None:
+    step, device = seconds_a_step(lam, recipe, clip, config), pick_device(config.device)
+    threads = f", {torch.get_num_threads()} threads" if device == "cpu" else ""
+    tqdm.write(
+        f"{config.steps:,} steps of {config.batch} samples on {device}{threads}: about {duration(step * config.steps)} "
+        f"({config.batch / step:.0f} samples a second)",
+        file=sys.stderr,
+    )
+
+
 def load_matching_weights(lam: LAM, path: Path) -> None:
     """Fill ``lam`` with the weights of the model at ``path`` (a run or model folder), as far as names and shapes agree.
 
@@ -172,11 +179,8 @@ def load_matching_weights(lam: LAM, path: Path) -> None:
     lam.load_state_dict(shared, strict=False)
 
 
-def pretrain(run: Path, recipe: Recipe, data: DataConfig, config: TrainConfig, init: Path | None = None) -> Path:
-    """Train the recipe's LAM on ``data`` and save it under ``run``; returns the model's folder.
-
-    ``init``: a run whose weights it starts from.
-    """
+def run_settings(recipe: Recipe, data: DataConfig, config: TrainConfig, init: Path | None) -> dict[str, Any]:
+    """What RUN/config.json says, as it will be read back."""
     settings: dict[str, Any] = {
         "format": 1,
         "lamina": __version__,
@@ -187,71 +191,61 @@ def pretrain(run: Path, recipe: Recipe, data: DataConfig, config: TrainConfig, i
         "train": dataclasses.asdict(config),
     }
     settings |= {"init": str(init)} if init is not None else {}
-    if recipe.file is not None:
-        settings["method_file"] = recipe.file.record()
-    settings = json.loads(json.dumps(settings))  # as it will be read back
-    with locked(run / "model") if Processes.here().rank == 0 else nullcontext():
-        return _pretrain(run, recipe, data, config, init, settings)
+    settings |= {"method_file": recipe.file.record()} if recipe.file is not None else {}
+    return json.loads(json.dumps(settings))
 
 
-def _pretrain(
-    run: Path, recipe: Recipe, data: DataConfig, config: TrainConfig, init: Path | None, settings: dict[str, Any]
-) -> Path:
-    world = Processes.here()
-    if world.rank == 0:
-        check_run(run, settings, config.resume)
-    check_memory(recipe.lam, config)
-    torch.manual_seed(config.seed)
-    # Model and data are opened before anything is written: what is wrong with them leaves no half a run behind.
-    # As they will be read: what could not be loaded is not trained.
-    lam = LAM(LAMConfig.from_dict(recipe.lam.to_dict()))
-    provenance = Provenance(
-        recipe.method, data.names, data.gap, __version__, config.steps, frames=recipe.objective_frames
-    )
-    checked(Provenance, dataclasses.asdict(provenance))
-    if init is not None:
-        load_matching_weights(lam, init)
-    held = sample_split(data, "validation", limit=256)
-    if held.paired is not None and len(held) >= MIN_TRANSITIONS and same_states(held).low <= 0:
-        text = (
-            f"{', '.join(data.names)}: {data.paired} does not seem to show the same states: the change in one view tells nothing of the "
-            "change in the other, held out"
+def pretrain(run: Path, recipe: Recipe, data: DataConfig, config: TrainConfig, init: Path | None = None) -> Path:
+    """Train the recipe's LAM on ``data`` and save it under ``run``; returns the model's folder.
+
+    ``init``: a run whose weights it starts from.
+    """
+    folder, settings, processes = run / "model", run_settings(recipe, data, config, init), Processes.here()
+    first = processes.rank == 0
+    with locked(folder) if first else nullcontext():
+        if first:
+            check_run(run, settings, config.resume)
+        check_memory(recipe.lam, config)
+        torch.manual_seed(config.seed)
+        # Model and data are opened before anything is written, so that an error in them leaves nothing behind.
+        # The config is used as it will be read: a model that could not be loaded is not trained.
+        lam = LAM(LAMConfig.from_dict(recipe.lam.to_dict()))
+        provenance = Provenance(
+            recipe.method, data.names, data.gap, __version__, config.steps, frames=recipe.objective_frames
         )
-        warnings.warn(text, LaminaWarning, stacklevel=2)
-    if world.rank == 0:
-        if not (run / "config.json").exists():
+        validated(Provenance, dataclasses.asdict(provenance))
+        if init is not None:
+            load_matching_weights(lam, init)
+        held = sample_split(data, "validation", limit=256)
+        if held.paired is not None and len(held) >= MIN_TRANSITIONS and same_states(held).low <= 0:
+            warn(
+                f"{', '.join(data.names)}: {data.paired} does not seem to show the same states: the change in one view tells nothing of "
+                "the change in the other, held out"
+            )
+        if first and not (run / "config.json").exists():
             write_text(run / "config.json", json.dumps(settings, indent=2) + "\n")
-        if recipe.file is not None and not (run / "method.py").exists():
+        if first and recipe.file is not None and not (run / "method.py").exists():
             write_bytes(run / "method.py", recipe.file.source)  # a record, which nothing executes
+        if processes.size == 1:
+            _show_duration(lam, recipe, held, config)
 
-    if world.size == 1:
-        step = seconds_a_step(lam, recipe, held, config)
-        threads = f", {torch.get_num_threads()} threads" if pick_device(config.device) == "cpu" else ""
-        tqdm.write(
-            f"{config.steps:,} steps of {config.batch} samples on {pick_device(config.device)}{threads}: about "
-            f"{duration(step * config.steps)} ({config.batch / step:.0f} samples a second)",
-            file=sys.stderr,
+        def open_stream(shards: int, shard: int | None) -> ClipStream:
+            return ClipStream(data, config.batch // config.accumulate, config.seed, shards=shards, shard=shard)
+
+        state = fit(
+            run,
+            lam,
+            recipe.losses,
+            recipe.weights,
+            open_stream,
+            config,
+            latent_diagnostics(lam, held, config.seed),
+            title=f"train {recipe.method}",
+            recalibrate=recalibration(recipe, data, config) if config.ema and has_statistics(lam) else None,
         )
-
-    def open_stream(shards: int, shard: int | None) -> ClipStream:
-        return ClipStream(data, config.batch // config.accumulate, config.seed, shards=shards, shard=shard)
-
-    recalibrate = recalibration(recipe, data, config) if config.ema and has_statistics(lam) else None
-    state = fit(
-        run,
-        lam,
-        recipe.losses,
-        recipe.weights,
-        open_stream,
-        config,
-        latent_diagnostics(lam, held, config.seed),
-        title=f"train {recipe.method}",
-        recalibrate=recalibrate,
-    )
-    folder = run / "model"
-    if world.rank == 0:
-        model = LatentActionModel(recipe.lam, provenance)
-        model.lam.load_state_dict(state)
-        with whole_folder(folder) as partial:
-            model.save_pretrained(partial)
+        if first:
+            model = LatentActionModel(recipe.lam, provenance)
+            model.lam.load_state_dict(state)
+            with whole_folder(folder) as partial:
+                model.save_pretrained(partial)
     return folder

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from lamina.data.augment import DEFAULT_CROP, MAX_REPEATS, augmented
 from lamina.data.sampling import DataConfig, SampleIndex, count_transitions, feature_width, open_sources
 from lamina.data.stream import sample_split
 from lamina.device import pick_device
-from lamina.errors import LaminaError, LaminaWarning
+from lamina.errors import LaminaError, warn
 from lamina.files import read_json
 from lamina.losses.optical_flow import FLOW_WIDTH
 from lamina.methods import MethodFile
@@ -75,7 +74,7 @@ def recipe_of(run: Path, method: str | Path | None = None) -> tuple[Recipe, dict
     """The recipe that a run was trained with, and the settings of its data.
 
     ``method``: the method's file, for a run that was trained from one. RUN/method.py is a record and is never executed. A file that has
-    changed since is a LaminaWarning. Raises LaminaError if RUN/config.json cannot be read, or the method is not to be had.
+    changed since is a LaminaWarning. Raises LaminaError if RUN/config.json cannot be read, or the method cannot be loaded.
     """
     path = run / "config.json"
     settings = read_json(path, "it does not say how this run was trained")
@@ -99,8 +98,7 @@ def warn_changed_file(run: Path, recorded: Any, file: Mapping[str, str] | None) 
     """Warn if a run's method file is not the one that it was started with. ``recorded``, ``file``: path and sha256 of each."""
     before = recorded.get("sha256") if isinstance(recorded, dict) else None
     if file is not None and file["sha256"] != before:
-        text = f"{file['path']}: is not the code that {run} was started with, of which {run / 'method.py'} is a copy"
-        warnings.warn(text, LaminaWarning, stacklevel=3)
+        warn(f"{file['path']}: is not the code that {run} was started with, of which {run / 'method.py'} is a copy")
 
 
 def checked_losses(name: str, losses: MethodLosses) -> MethodLosses:
@@ -210,7 +208,8 @@ def with_proprio(options: Any, data: DataConfig) -> tuple[Any, DataConfig]:
         return options, data
     width = feature_width(data, name)
     if width is None:
-        text = f"{', '.join(data.names)}: no feature '{name}' of one width: trained without the proprioceptive forward model"
-        warnings.warn(text, LaminaWarning, stacklevel=2)
+        warn(
+            f"{', '.join(data.names)}: no feature '{name}' of one width: trained without the proprioceptive forward model"
+        )
         return options, data
     return replace(options, proprio_width=width), replace(data, proprio=name)

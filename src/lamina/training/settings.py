@@ -61,14 +61,14 @@ class TrainConfig:
             raise LaminaError(f"--batch {self.batch} does not split into {parts} equal parts")
 
 
-#: Training options that a resumed run may change without becoming another experiment.
+#: Training options that a resumed run may change: where it runs, and how often it logs, validates and saves.
 RESUMABLE_OPTIONS = {
     "resume", "checkpoint_every", "keep", "tensorboard", "wandb", "compile", "parallel", "device", "log_every", "validate_every"
 }  # fmt: skip
 
 
 def fixed_options(config: TrainConfig) -> dict[str, Any]:
-    """The options that make a run the experiment that it is."""
+    """The options that a resumed run may not change."""
     return {name: value for name, value in vars(config).items() if name not in RESUMABLE_OPTIONS}
 
 

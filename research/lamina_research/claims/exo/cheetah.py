@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from lamina import training as align
 from lamina.data.sampling import DataConfig
 from lamina.data.stream import sample_split
 from lamina.evaluation.pictures import swap_picture
@@ -28,7 +27,8 @@ from lamina.methods.auxiliary import label_mask
 from lamina.models.heads import TranslatorConfig
 from lamina.policies import cloning as behaviour
 from lamina.policies import rollout
-from lamina.training.labelled import LabelledTransitions
+from lamina.training.heads import head_training, train_translator
+from lamina.training.labelled import LabelledTransitions, actions_of, encode_labels, split_labels
 from lamina.training.settings import TrainConfig
 from lamina.types import ActionSpec, Clip
 from lamina_research.experiment import Experiment, Outcome
@@ -129,7 +129,7 @@ class CheetahStudy(Study[CheetahSetup]):
         return self.clip("test", self.setup.tested)
 
     def actions(self) -> ActionSpec:
-        return align.actions_of(DataConfig((str(self.dataset()),))).spec
+        return actions_of(DataConfig((str(self.dataset()),))).spec
 
     def scores(self, variant: str, seed: int) -> dict[str, float]:
         """Probe NMSE, the exogenous shares of the latent, and the return of the latent policy; NaN if the training was stopped."""
@@ -141,15 +141,15 @@ class CheetahStudy(Study[CheetahSetup]):
         def compute() -> dict[str, float]:
             model, spec = self.load(lam), self.actions()
             clips = (self.train_clip, self.held_clip, self.test_clip)
-            train, held, test = (align.encode_labels(model.lam, clip) for clip in clips)
+            train, held, test = (encode_labels(model.lam, clip) for clip in clips)
             found = probe.linear_probe(
                 train.z.flatten(1), train.action, test.z.flatten(1), test.action, test.episode, spec
             )  # fmt: skip
             latents = exogenous.views(subject_of(model), self.test_clip)
             mask = label_mask(self.train_clip.episode, self.train_clip.index[:, 0], lapo.Config(target_share=s.labels))
-            translator, _ = align.train_translator(
-                model.lam, *align.split_labels(train[mask], seed), spec, TranslatorConfig(condition="latent"),
-                align.head_training(s.translator_steps, seed),
+            translator, _ = train_translator(
+                model.lam.prefix, *split_labels(train[mask], seed), spec, TranslatorConfig(condition="latent"),
+                head_training(s.translator_steps, seed),
             )  # fmt: skip
             policy = behaviour.latent_policy(
                 model.config, train, held, translator, self.policy_training(seed), batch=s.parallel
@@ -157,7 +157,7 @@ class CheetahStudy(Study[CheetahSetup]):
             shares = (latents.future_share(test.episode).mean, latents.inconsistency(test.episode).mean)
             return dict(zip(SCORES, (found.nmse.mean, *shares, self.play(policy, seed)), strict=True))
 
-        code = (align, behaviour, rollout, exogenous, probe, lapo, *self.code(s.data))
+        code = ("lamina.training.heads", behaviour, rollout, exogenous, probe, lapo, *self.code(s.data))
         return self.experiment.cached_value(key, code, compute)
 
     def policy_key(self) -> dict[str, Any]:
@@ -173,7 +173,7 @@ class CheetahStudy(Study[CheetahSetup]):
 
     def policy_training(self, seed: int) -> TrainConfig:
         steps = self.setup.policy_steps
-        return replace(align.head_training(steps, seed, lr=1e-3), validate_every=max(1, steps // 10))
+        return replace(head_training(steps, seed, lr=1e-3), validate_every=max(1, steps // 10))
 
     def play(self, policy: behaviour.FramePolicy, seed: int) -> float:
         """The return of a policy."""
@@ -181,7 +181,9 @@ class CheetahStudy(Study[CheetahSetup]):
         record = rollout.rollout_worlds(
             policy, [s.data.world], s.episodes, s.parallel, seed=1000 + seed, max_steps=s.steps, size=s.options["image"], progress=False
         )  # fmt: skip
-        return float(record["worlds"][s.data.world]["above_random"]) / 100
+        above = record.worlds[s.data.world].above_random
+        assert above is not None, f"{s.data.world} publishes no returns"
+        return above / 100
 
     def cloning(self, seed: int) -> float:
         """The return of behaviour cloning on all actions."""

@@ -20,13 +20,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lamina import training as align
 from lamina.data.sampling import DataConfig, open_source
 from lamina.data.stream import sample_split
 from lamina.envs.registry import SUITES
 from lamina.evaluation.probes import structure as structural
 from lamina.evaluation.probes import translation
 from lamina.files import write_text
+from lamina.inference.encode import observe
 from lamina.inference.subject import subject_of
 from lamina.methods import fixed_k, flexlam
 from lamina.models.heads import Condition, TranslatorConfig
@@ -37,7 +37,10 @@ from lamina.policies import token_policy as latent
 from lamina.policies.token_model import TokenConfig
 from lamina.policies.token_policy import TokenPolicy
 from lamina.policies.token_training import load_token_model, train_token_model
-from lamina.training.labelled import LabelledTransitions
+from lamina.training import alignment as align
+from lamina.training.heads import head_training, train_idm, train_translator
+from lamina.training.joint import JointObjective, train_joint
+from lamina.training.labelled import LabelledTransitions, actions_of, encode_labels, probe_data, split_labels
 from lamina.training.recipe import recipe
 from lamina.training.settings import TrainConfig
 from lamina.types import Clip
@@ -71,7 +74,7 @@ class FlexLAMSetup(StudySetup):
 
 
 #: The worlds of the normalised return: the suite without the world of the narrow-source claim, as in the paper (App. A.2).
-NORMALIZED = tuple(world for world in SUITES["doom-suite"] if world != "deadly_corridor")
+NORMALIZED = tuple(world for world in SUITES["doom-suite"].worlds if world != "deadly_corridor")
 
 #: At cpu scale the decoder is a U-Net: a rectified flow needs more steps than two cores give.
 SETUPS = {
@@ -161,7 +164,7 @@ class FlexLAMStudy(Study[FlexLAMSetup]):
 
     def label_data(self, model: LatentActionModel) -> DataConfig:
         """The labelled transitions of a model: the dataset at the model's label gap, which is the same for all models of a setup."""
-        return align.probe_data(model, str(self.dataset()))
+        return probe_data(model, str(self.dataset()))
 
     def transitions(self, model: LatentActionModel, split: str) -> Clip:
         """All transitions of a split."""
@@ -177,7 +180,7 @@ class FlexLAMStudy(Study[FlexLAMSetup]):
         key = (self.run(model), split)
         if key not in self._latents:
             loaded = self.load(model)
-            self._latents[key] = align.encode_labels(loaded.lam, self.transitions(loaded, split))
+            self._latents[key] = encode_labels(loaded.lam, self.transitions(loaded, split))
         return self._latents[key]
 
     def labelled(self, model: ModelSpec, labels: Labels) -> LabelledTransitions:
@@ -202,24 +205,27 @@ class FlexLAMStudy(Study[FlexLAMSetup]):
         def build(path: Path) -> None:
             loaded = self.load(model)
             few, test = self.labelled(model, labels), self.latents(model, s.split)
-            actions, config = align.actions_of(self.label_data(loaded)), TranslatorConfig(condition=labels.condition)
+            actions, config = actions_of(self.label_data(loaded)), TranslatorConfig(condition=labels.condition)
             if "observation" in labels.condition:
-                few, test = (replace(x, observation=align.observe(loaded.lam, x.clip)) for x in (few, test))  # type: ignore[arg-type]
-            train, held = align.split_labels(few, labels.draw)
+                few, test = (replace(x, observation=observe(loaded.lam, x.clip)) for x in (few, test))  # type: ignore[arg-type]
+            train, held = split_labels(few, labels.draw)
             if labels.joint:
                 plan = recipe(model.name, model.method, model.method.Config(**self.options(model)))
                 training = replace(s.joint, seed=labels.draw, resume=True)
                 video = replace(self.label_data(loaded), gap=loaded.provenance.gap_seconds, action=None)
-                translator, validation = align.train_joint(
-                    loaded.lam, train, held, actions.spec, config, training, plan.losses, dict(plan.weights), video, path / "joint"
+                objective = JointObjective(plan.losses, plan.weights)
+                translator, validation = train_joint(
+                    loaded.lam, train, held, actions.spec, config, training, objective, video, path / "joint"
                 )  # fmt: skip
                 loaded.lam.eval()
                 assert test.clip is not None
-                test = align.encode_labels(loaded.lam, test.clip)  # the encoder has changed
+                test = encode_labels(loaded.lam, test.clip)  # the encoder has changed
             else:
                 train, held = (replace(part, clip=None) for part in (train, held))
-                training = align.head_training(s.translator_steps, labels.draw)
-                translator, validation = align.train_translator(loaded.lam, train, held, actions.spec, config, training)
+                training = head_training(s.translator_steps, labels.draw)
+                translator, validation = train_translator(
+                    loaded.lam.prefix, train, held, actions.spec, config, training
+                )
             slots = loaded.config.slots
             ks = (slots,) if loaded.config.prefix == "full" else tuple(range(1, slots + 1))
             scores = translation.score_translator(translator, loaded.lam.prefix, test, ks, "", "model")
@@ -260,9 +266,9 @@ class FlexLAMStudy(Study[FlexLAMSetup]):
             loaded = self.load(model)
             few, test = self.labelled(model, labels), self.latents(model, s.split)
             assert few.clip is not None and test.clip is not None
-            training = align.head_training(s.translator_steps, labels.draw)
+            training = head_training(s.translator_steps, labels.draw)
             scores = translation.controls(
-                subject_of(loaded), few.clip, test.clip, align.actions_of(self.label_data(loaded)), TranslatorConfig(), training,
+                subject_of(loaded), few.clip, test.clip, actions_of(self.label_data(loaded)), TranslatorConfig(), training,
                 structural.unlabelled(self.data()),
             )  # fmt: skip
             return {score.name: mean_loss(self.loss_by_task(score.loss, test)) for score in scores}
@@ -278,11 +284,11 @@ class FlexLAMStudy(Study[FlexLAMSetup]):
 
         def compute() -> float:
             loaded = self.load(reference)
-            train, held = align.split_labels(self.latents(reference, "train"), seed, held=0.05)
-            training = align.head_training(s.supervised_steps, seed, lr=1e-3)
+            train, held = split_labels(self.latents(reference, "train"), seed, held=0.05)
+            training = head_training(s.supervised_steps, seed, lr=1e-3)
             training = replace(training, validate_every=max(1, s.supervised_steps // 8))
-            spec = align.actions_of(self.label_data(loaded)).spec
-            module, _ = align.train_idm(loaded.lam.config, train, held, spec, training)
+            spec = actions_of(self.label_data(loaded)).spec
+            module, _ = train_idm(loaded.lam.config, train, held, spec, training)
             test = self.latents(reference, s.split)
             return mean_loss(self.loss_by_task(translation.score_idm(module, test, "", "reference").loss, test))
 
@@ -320,9 +326,10 @@ class FlexLAMStudy(Study[FlexLAMSetup]):
                 loaded, load_token_model(folder / "policy", loaded.lam), align.load_translator(translator)[0],
                 k=k, batch=s.parallel, temperature=s.temperature, seed=model.seed,
             )  # fmt: skip
-            return rollout.rollout_worlds(
+            result = rollout.rollout_worlds(
                 agent, s.worlds, s.episodes, s.parallel, seed=1000 + model.seed, size=loaded.config.image[1:], progress=False
             )  # fmt: skip
+            return result.to_dict()
 
         record = self.experiment.cached_value(key, (rollout, latent, model.method), compute)
         return {"above_random": float(record["above_random"]), "percent_of_expert": float(record["normalized"])}

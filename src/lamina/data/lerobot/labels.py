@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import shutil
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
@@ -28,35 +27,44 @@ from lamina.data.lerobot.statistics import (
     pixel_histogram,
     pixel_statistics,
 )
-from lamina.data.lerobot.tables import open_table, read_json, read_table, to_numpy
+from lamina.data.lerobot.tables import open_table, read_metadata, read_table, to_numpy
 from lamina.data.lerobot.writer import (
     CHUNK_FILES,
-    DATA_MB,
     DATA_PATH,
     EPISODES_PATH,
     INDEX_FEATURES,
     SMALL_PICTURES,
     VIDEO_PATH,
+    DatasetTables,
     LeRobotWriter,
     action_feature,
     as_json,
     camera_feature,
     check_new,
     column_type,
-    dataset_info,
     episode_table,
+    file_name,
     statistics_columns,
-    tasks_table,
     to_arrow,
     video_info,
     write_json,
     write_table,
     writing,
 )
-from lamina.data.paths import belongs, is_dataset, local, reason, walk
-from lamina.data.video import FAILURES, SUFFIXES, VideoFolder, index_video, open_video, video_facts, video_stream
-from lamina.errors import LaminaError, LaminaWarning
-from lamina.files import partial_path, sync
+from lamina.data.paths import belongs, is_dataset, local, walk
+from lamina.data.video import (
+    FAILURES,
+    SUFFIXES,
+    VideoFile,
+    VideoFolder,
+    failures,
+    index_video,
+    open_video,
+    video_facts,
+    video_stream,
+)
+from lamina.errors import LaminaError, warn
+from lamina.files import partial_path, reason, sync, whole_file
 
 VALID = "latent_action.valid"  # rows where it is False are left out of the other labels' statistics
 CAMERA = "observation.images.video"  # what the one camera of plain video is called in a LeRobot dataset
@@ -75,21 +83,20 @@ def write_labels(
     features: Features,
     label: Callable[[Episode, str], Columns],
     provenance: dict[str, Any],
-    meta_name: str = "lamina.json",
     camera: str | None = None,
 ) -> Path:
     """Write ``source`` with new columns as a LeRobotDataset v3.0 at ``out``, which is returned.
 
     ``features`` maps the new columns to {"dtype", "shape": [d], "names"}; ``label(episode, camera)`` gives their values
-    [t, d] (or [t]). ``provenance`` goes to meta/``meta_name``. All ten statistics are written for every new column;
+    [t, d] (or [t]). ``provenance`` goes to meta/lamina.json. All ten statistics are written for every new column;
     those of labels leave out the rows where ``latent_action.valid`` is False.
 
-    A LeRobot dataset keeps its tables and its videos (hard links, copies on another disk); files get the usual names, whatever theirs
-    were. Episodes that ``camera`` does not show get rows of zeros that are not valid, with a warning. Plain video becomes one
-    episode a file and one row a frame with the frame's real time, episodes grouped by split, each file linked, or
-    remuxed without re-encoding where its container is another: to mp4, or all of them to mkv if one has a codec that no mp4 can hold.
-    LeRobot's own reader finds frames by a constant rate, so files whose rate varies are named in a warning. Any other Dataset is
-    written with its columns, its frames encoded as video (:class:`LeRobotWriter`), episodes grouped by split.
+    A LeRobot dataset keeps its tables and its videos (hard links, copies on another disk); files get LeRobot's usual names. Episodes that
+    ``camera`` does not show get rows of zeros that are not valid, with a warning. Plain video becomes one episode a file and one row a
+    frame with the frame's real time, episodes grouped by split; each file is linked, or remuxed without re-encoding where its container is
+    another: to mp4, or all of them to mkv if one has a codec that no mp4 can hold. LeRobot's own reader finds frames by a constant rate, so
+    files whose rate varies are named in a warning. Any other Dataset is written with its columns, its frames encoded as video
+    (:class:`LeRobotWriter`), episodes grouped by split.
 
     Interrupted and run again, it continues after the last whole episode, and the result is the same, byte for byte, as long as
     ``provenance`` and the data are (so keep clock times out of it); otherwise it starts over. :func:`check_writable` is called before
@@ -125,7 +132,7 @@ def write_labels(
             _convert(source, dataset, staging)
         else:
             _record(source, dataset, staging)
-        write_json(dataset / "meta" / meta_name, provenance)
+        write_json(dataset / "meta/lamina.json", provenance)
         os.replace(dataset, out)
         sync(out.parent)
         shutil.rmtree(partial)
@@ -144,8 +151,9 @@ def check_shown(source: Dataset, camera: str) -> set[int]:
     if len(missing) == len(source.episodes):
         raise LaminaError(f"{source.name}: '{camera}' shows no episode; name another camera")
     if missing:
-        text = f"{source.name}: '{camera}' does not show {len(missing)} of {len(source.episodes)} episodes; their rows are not valid"
-        warnings.warn(text, LaminaWarning, stacklevel=4)
+        warn(
+            f"{source.name}: '{camera}' does not show {len(missing)} of {len(source.episodes)} episodes; their rows are not valid"
+        )
     return set(missing)
 
 
@@ -172,13 +180,8 @@ def check_writable(source: Dataset, out: Path, features: Features, camera: str) 
             )
         _ = source.stats
         for path in dict.fromkeys(_videos(source).values()):
-            try:
-                with open_video(path) as container:
-                    video_stream(container)
-            except FAILURES as error:
-                if isinstance(error, LaminaError):
-                    raise
-                raise LaminaError(f"{path}: is no video ({reason(error)}); mend the dataset") from error
+            with failures(path, "is no video", "mend the dataset"), open_video(path) as container:
+                video_stream(container)
     else:
         if rates := {e.fps for e in source.episodes} - {source.fps}:
             raise LaminaError(
@@ -205,7 +208,7 @@ class _Staging:
         """Keep what an interrupted run with the same key left behind, and nothing else."""
         marker = self.folder / "key.json"
         with writing(self.out):
-            if self.partial.exists() and not (marker.exists() and read_json(marker).get("key") == key):
+            if self.partial.exists() and not (marker.exists() and read_metadata(marker).get("key") == key):
                 shutil.rmtree(self.partial)
             self.folder.mkdir(parents=True, exist_ok=True)
             for path in self.folder.glob("*.parquet"):
@@ -244,11 +247,6 @@ class _Staging:
         return table, {n: column_statistics(v if n == VALID else v[valid]) for n, v in values.items()}
 
 
-def _file_name(template: str, number: int, **more: str) -> str:
-    """The usual name of file ``number``. No name that a dataset states is ever written to."""
-    return template.format(chunk_index=number // CHUNK_FILES, file_index=number % CHUNK_FILES, **more)
-
-
 def _extend(source: LeRobotDataset, partial: Path, staging: _Staging) -> None:
     """The same dataset with the new columns: tables rewritten, videos linked, everything else copied."""
     by_file: dict[int, list[Episode]] = {}
@@ -261,14 +259,14 @@ def _extend(source: LeRobotDataset, partial: Path, staging: _Staging) -> None:
         for episode in episodes:
             table, statistics[episode.number] = staging.get(episode)
             labels.append(table)
-        _extend_file(source.rows.files[number], partial / _file_name(DATA_PATH, number), pa.concat_tables(labels))
+        _extend_file(source.rows.files[number], partial / file_name(DATA_PATH, number), pa.concat_tables(labels))
     overall: dict[str, Statistics] = {}
     for n in range(len(source.episodes)):
         overall = {name: merge_statistics(overall.get(name), s) for name, s in statistics[n].items()}
     for number, path in enumerate(sorted(walk(source.root / "meta/episodes"))):
         if path.suffix == ".parquet":
             table = _extend_episodes(source, read_table(path), statistics)
-            write_table(partial / _file_name(EPISODES_PATH, number), [table], table.schema)
+            write_table(partial / file_name(EPISODES_PATH, number), [table], table.schema)
     write_json(partial / "meta/stats.json", {**source.stats, **as_json(overall)})
     videos = _videos(source)
     template = VIDEO_PATH.removesuffix(".mp4") + (_suffix(source) if videos else ".mp4")
@@ -281,7 +279,7 @@ def _extend(source: LeRobotDataset, partial: Path, staging: _Staging) -> None:
 
 
 def _extend_episodes(source: LeRobotDataset, table: pa.Table, statistics: dict[int, dict[str, Statistics]]) -> pa.Table:
-    """Rows of meta/episodes with the statistics of the new columns, and with the place where the rows of each episode are in truth."""
+    """Rows of meta/episodes with the statistics of the new columns and the data file that really holds the rows of each episode."""
     numbers = table["episode_index"].to_pylist()
     files = source.rows.file[np.array(numbers, dtype=int)] if numbers else np.zeros(0, int)
     for name, values in (("data/chunk_index", files // CHUNK_FILES), ("data/file_index", files % CHUNK_FILES)):
@@ -296,7 +294,7 @@ def _extend_episodes(source: LeRobotDataset, table: pa.Table, statistics: dict[i
 
 
 def _videos(source: LeRobotDataset) -> dict[tuple[str, int, int], Path]:
-    """Every place that an episode has pictures at (camera, chunk, file), and the video file there."""
+    """The video files of the episodes, by (camera, chunk, file)."""
     places: dict[tuple[str, int, int], Path] = {}
     for camera in source.cameras:
         if not source.in_table(camera):
@@ -330,7 +328,7 @@ def _extend_file(path: Path, out: Path, labels: pa.Table) -> None:
 
 
 def _carry_over(source: LeRobotDataset, partial: Path) -> None:
-    """What else there is (tasks, README, ...) is copied; but not hidden files, other datasets, and links that lead out of this one."""
+    """Copy the other files (tasks, README, ...), except hidden files, other datasets and links that lead out of this one."""
     outside: list[Path] = []
     for path in sorted(walk(source.root, lambda folder: not is_dataset(folder))):
         relative = path.relative_to(source.root)
@@ -342,11 +340,7 @@ def _carry_over(source: LeRobotDataset, partial: Path) -> None:
             (partial / relative).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, partial / relative)
     if outside:
-        warnings.warn(
-            f"{outside[0]}: leads out of the dataset and is not copied ({len(outside)} such link(s))",
-            LaminaWarning,
-            stacklevel=4,
-        )
+        warn(f"{outside[0]}: leads out of the dataset and is not copied ({len(outside)} such link(s))")
 
 
 def link(path: Path, out: Path) -> None:
@@ -356,10 +350,8 @@ def link(path: Path, out: Path) -> None:
     try:
         os.link(path.resolve(), out)
     except OSError:
-        copy = partial_path(out)
-        shutil.copyfile(path, copy)
-        sync(copy)
-        os.replace(copy, out)
+        with whole_file(out) as copy:
+            shutil.copyfile(path, copy)
 
 
 def _convert(source: VideoFolder, partial: Path, staging: _Staging) -> None:
@@ -373,31 +365,20 @@ def _convert(source: VideoFolder, partial: Path, staging: _Staging) -> None:
             splits[split] = f"{numbers[0]}:{numbers[-1] + 1}"
     uneven = [e.name for e in order if e.stamps is not None]
     if uneven:
-        warnings.warn(
+        warn(
             f"{uneven[0]}: has a varying frame rate ({len(uneven)} such file(s)); its labels keep the real times, but "
-            "LeRobot's own reader needs a constant rate",
-            LaminaWarning,
-            stacklevel=3,
+            "LeRobot's own reader needs a constant rate"
         )
     suffix = video_suffix(source)
     if suffix != ".mp4":
-        warnings.warn(
+        warn(
             f"{source.root}: holds video that no mp4 can hold; all of it is written as {suffix}, whose times are rounded to a thousandth "
-            "of a second: LeRobot's own reader needs a tolerance of 0.001 for it",
-            LaminaWarning,
-            stacklevel=3,
+            "of a second: LeRobot's own reader needs a tolerance of 0.001 for it"
         )
     template = VIDEO_PATH.removesuffix(".mp4") + suffix
     schema = pa.schema([(n, column_type(f)) for n, f in INDEX_FEATURES.items()] + list(staging.schema))
-    overall: dict[str, Statistics] = {}
-    rows: list[dict[str, Any]] = []
-    pending: list[pa.Table] = []
+    tables = DatasetTables(partial, schema)
     sizes = [(0, 0)] * len(source.files)  # as shown
-    files = index = held = 0
-
-    def flush() -> None:
-        write_table(partial / _file_name(DATA_PATH, files), pending, schema)
-
     for number, episode in enumerate(order):
         labels, statistics = staging.get(episode)
         length = episode.length
@@ -405,49 +386,23 @@ def _convert(source: VideoFolder, partial: Path, staging: _Staging) -> None:
             "timestamp": episode.times,
             "frame_index": np.arange(length),
             "episode_index": np.full(length, number),
-            "index": np.arange(index, index + length),
+            "index": np.arange(tables.frames, tables.frames + length),
             "task_index": np.zeros(length),
         }
         statistics |= {n: column_statistics(v[:, None]) for n, v in indices.items()}
-        statistics[CAMERA], size = _pixels(source, episode)
-        sizes[episode.number] = size
+        statistics[CAMERA], sizes[episode.number] = _pixels(source, episode)
         columns = [to_arrow(v, INDEX_FEATURES[n]) for n, v in indices.items()]
-        table = pa.table([*columns, *labels.columns], schema=schema)
-        if pending and held + table.nbytes > DATA_MB * 2**20:
-            flush()
-            pending, files, held = [], files + 1, 0
-        pending.append(table)
-        held += table.nbytes
-        place = {"chunk_index": number // CHUNK_FILES, "file_index": number % CHUNK_FILES}
-        start = _place_video(source, episode, partial / _file_name(template, number, video_key=CAMERA))
-        rows.append(
-            {
-                "episode_index": number,
-                "tasks": [""],
-                "length": length,
-                "data/chunk_index": files // CHUNK_FILES,
-                "data/file_index": files % CHUNK_FILES,
-                "dataset_from_index": index,
-                "dataset_to_index": index + length,
-                **{f"videos/{CAMERA}/{k}": v for k, v in place.items()},
-                f"videos/{CAMERA}/from_timestamp": start,
-                f"videos/{CAMERA}/to_timestamp": start + float(episode.times[-1]) + 1.0 / episode.fps,
-                **statistics_columns(statistics),
-                "meta/episodes/chunk_index": 0,
-                "meta/episodes/file_index": 0,
-            }
-        )
-        overall = {name: merge_statistics(overall.get(name), s) for name, s in statistics.items()}
-        index += length
-    flush()
-    meta = episode_table(rows)
-    write_table(partial / EPISODES_PATH.format(chunk_index=0, file_index=0), [meta], meta.schema)
-    tasks = tasks_table([""])
-    write_table(partial / "meta/tasks.parquet", [tasks], tasks.schema)
-    write_json(partial / "meta/stats.json", as_json(overall))
+        start = _place_video(source, episode, partial / file_name(template, number, video_key=CAMERA))
+        place = {
+            "chunk_index": number // CHUNK_FILES,
+            "file_index": number % CHUNK_FILES,
+            "from_timestamp": start,
+            "to_timestamp": start + float(episode.times[-1]) + 1.0 / episode.fps,
+        }
+        videos = {f"videos/{CAMERA}/{name}": value for name, value in place.items()}
+        tables.add(pa.table([*columns, *labels.columns], schema=schema), [""], videos, statistics)
     features = {CAMERA: _camera_feature(source, sizes), **staging.features}
-    info = dataset_info(source.fps, features, None, len(rows), index, tasks=1, splits=splits)
-    write_json(partial / "meta/info.json", {**info, "video_path": template})
+    tables.finish(source.fps, features, [""], splits, {"video_path": template})
 
 
 def _record(source: Dataset, out: Path, staging: _Staging) -> None:
@@ -478,10 +433,8 @@ def _recorded_cameras(source: Dataset) -> dict[str, str]:
     if len(partial) == len(source.cameras):
         raise LaminaError(f"{source.name}: no camera shows every episode; leave out the episodes that it does not show")
     if partial:
-        warnings.warn(
-            f"{source.name}: '{partial[0]}' does not show every episode and is not written ({len(partial)} such camera(s))",
-            LaminaWarning,
-            stacklevel=4,
+        warn(
+            f"{source.name}: '{partial[0]}' does not show every episode and is not written ({len(partial)} such camera(s))"
         )
     prefix = "observation.images."
     return {c: c if c.startswith(prefix) else prefix + c for c in source.cameras if c not in partial}
@@ -495,7 +448,7 @@ def _all_frames(source: Dataset, episode: Episode, camera: str) -> Iterator[np.n
 def _camera_feature(source: VideoFolder, sizes: Sequence[tuple[int, int]]) -> dict[str, Any]:
     """The feature of plain video: the most frequent size as it is shown, and what a file of that size is like."""
     (height, width), _ = Counter(sizes).most_common(1)[0]
-    codec, pix_fmt, has_audio = video_facts(source.files[sizes.index((height, width))])
+    codec, pix_fmt, has_audio = video_facts(source.files[sizes.index((height, width))].path)
     return camera_feature(height, width) | {"info": video_info(height, width, codec, pix_fmt, source.fps, has_audio)}
 
 
@@ -518,16 +471,15 @@ def video_suffix(source: VideoFolder) -> str:
     Raises LaminaError if neither can hold one of them.
     """
     # By codec, container and suffix: what goes for one such file goes for all of them.
-    files = zip(source.codecs, source.formats, source.cut, source.files, strict=True)
-    like = {(codec, form, cut, path.suffix): path for codec, form, cut, path in reversed(list(files))}
+    like = {(file.codec, file.format, file.cut, file.path.suffix): file for file in reversed(source.files)}
     refusals: dict[str, tuple[Path, str]] = {}
     for suffix, form in CONTAINERS.items():
-        for (_, given, cut, _), path in like.items():
-            refusal = None if suffix == ".mp4" and _is_mp4(path, given) else _refusal(path, form)
-            if suffix == ".mkv" and cut:
+        for file in like.values():
+            refusal = None if suffix == ".mp4" and _is_mp4(file) else _refusal(file.path, form)
+            if suffix == ".mkv" and file.cut:
                 refusal = "no mkv can hide what was cut off its beginning"
             if refusal is not None:
-                refusals[suffix] = path, refusal
+                refusals[suffix] = file.path, refusal
                 break
         else:
             return suffix
@@ -537,9 +489,9 @@ def video_suffix(source: VideoFolder) -> str:
     )
 
 
-def _is_mp4(path: Path, form: str) -> bool:
-    """Whether a file in container ``form`` is an mp4 already, which can be linked."""
-    return "mp4" in form and path.suffix.lower() in (".mp4", ".m4v")
+def _is_mp4(file: VideoFile) -> bool:
+    """Whether a file is an mp4 already, which can be linked."""
+    return "mp4" in file.format and file.path.suffix.lower() in (".mp4", ".m4v")
 
 
 def _refusal(path: Path, form: str) -> str | None:
@@ -559,16 +511,25 @@ def _refusal(path: Path, form: str) -> str | None:
 
 def _place_video(source: VideoFolder, episode: Episode, out: Path) -> float:
     """Link an mp4, remux anything else; returns the time of the first frame in the new file, in seconds."""
-    path, start = source.files[episode.number], source.clocks[episode.number].start
-    if out.suffix == ".mp4" and _is_mp4(path, source.formats[episode.number]):
+    file = source.files[episode.number]
+    path, start = file.path, file.clock.start
+    if out.suffix == ".mp4" and _is_mp4(file):
         link(path, out)
         return start
     # Where frames are regular they get their exact times again, which a container may have rounded: LeRobot's own reader looks for those.
     grid = Fraction(episode.fps).limit_denominator(1001) if episode.stamps is None and out.suffix == ".mp4" else None
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = partial_path(out)
+    with whole_file(out) as partial:
+        _remux(path, start, grid, partial, CONTAINERS[out.suffix])
+        index = index_video(partial, quick=True)
+        if len(index.times) != episode.length:
+            raise LaminaError(f"{path}: lost frames on its way into {out.name}; re-encode it: ffmpeg -i IN OUT.mp4")
+    return index.start
+
+
+def _remux(path: Path, start: float, grid: Fraction | None, out: Path, form: str) -> None:
+    """Copy the packets of a video into another container. ``grid``: frames a second, whose exact times they get; None: they keep theirs."""
     try:
-        with open_video(path) as given, av.open(f"file:{partial}", "w", format=CONTAINERS[out.suffix]) as target:
+        with open_video(path) as given, av.open(f"file:{out}", "w", format=form) as target:
             stream = video_stream(given)
             copy = target.add_stream_from_template(stream)
             assert stream.time_base is not None
@@ -590,13 +551,6 @@ def _place_video(source: VideoFolder, episode: Episode, out: Path) -> float:
     except (*FAILURES, TypeError) as error:
         if isinstance(error, LaminaError):
             raise
-        kind = out.suffix.removeprefix(".")
         raise LaminaError(
-            f"{path}: cannot be put into an {kind} ({reason(error)}); re-encode it: ffmpeg -i IN OUT.mp4"
+            f"{path}: cannot be put into an {form} ({reason(error)}); re-encode it: ffmpeg -i IN OUT.mp4"
         ) from error
-    index = index_video(partial, quick=True)
-    if len(index.times) != episode.length:
-        raise LaminaError(f"{path}: lost frames on its way into {out.name}; re-encode it: ffmpeg -i IN OUT.mp4")
-    sync(partial)
-    os.replace(partial, out)
-    return index.start

@@ -37,12 +37,12 @@ class RowAlignment:
     """The pictures of one file, by episode."""
 
     pictures: dict[int, Numbers]
-    refused: dict[int, str]  # what is said of the two clocks of an episode whose pictures are not known
+    refused: dict[int, str]  # episodes whose pictures are not known, with a description of the two clocks
     counted: tuple[int, ...] = ()  # episodes whose pictures were counted, because the clocks disagree
 
 
 def rate_of(times: Float[np.ndarray, "t"], fps: float) -> float:
-    """Rows per second by the usual distance of two of them, whatever was cut out in between; ``fps`` for a single row."""
+    """Rows per second: 1 / the median distance of neighbouring rows, which gaps do not change; ``fps`` for a single row."""
     return float(1.0 / np.median(np.diff(times))) if len(times) > 1 else fps
 
 

@@ -7,9 +7,8 @@ opened, and with the frames of a camera when that is used.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -20,7 +19,7 @@ import pyarrow as pa
 from jaxtyping import Float, Int, UInt8
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from lamina.data.dataset import Dataset
+from lamina.data.dataset import Dataset, check_name
 from lamina.data.episodes import (
     MAX_CLASSES,
     DecodeError,
@@ -31,10 +30,11 @@ from lamina.data.episodes import (
     split_episodes,
 )
 from lamina.data.lerobot.match import Numbers, RowAlignment, VideoSpan, align_rows, rate_of
-from lamina.data.lerobot.tables import Columns, read_json, read_table, to_numpy
-from lamina.data.paths import check_inside, check_name, check_regular, check_template, contents, local, reason, walk
+from lamina.data.lerobot.tables import Columns, read_metadata, read_table, to_numpy
+from lamina.data.paths import check_folder_name, check_inside, check_regular, check_template, contents, local, walk
 from lamina.data.video import FAILURES, FrameClock, decode, decode_picture, index_video, key_distance
-from lamina.errors import LaminaError, LaminaWarning
+from lamina.errors import LaminaError, warn
+from lamina.files import reason
 from lamina.types import ActionSpec
 
 WIDEST = 2**20  # values of a feature in one row, at most
@@ -50,14 +50,14 @@ NUMBERS = {
 
 
 class _Feature(BaseModel):
-    """A feature in meta/info.json, as far as every reader needs it; the rest is looked at where it is used."""
+    """A feature in meta/info.json: what is always needed. Other fields are checked where they are used."""
 
     model_config = ConfigDict(extra="allow")
     dtype: str
 
 
 class _Info(BaseModel):
-    """meta/info.json, as far as every reader needs it."""
+    """meta/info.json: what is always needed."""
 
     model_config = ConfigDict(extra="allow", allow_inf_nan=False)
     codebase_version: str
@@ -71,7 +71,7 @@ class _Info(BaseModel):
 
 @dataclass(frozen=True)
 class _Rows:
-    """Where the rows of the episodes are, by episode; found by their episode_index, whatever the episode table says."""
+    """Where the rows of each episode are, by the column episode_index of the rows themselves and not by meta/episodes."""
 
     files: tuple[Path, ...]  # in the order of the episodes
     file: Int[np.ndarray, "e"]  # number of the file
@@ -87,13 +87,21 @@ class LeRobotDataset(Dataset):
 
     root: Path
     info: dict[str, Any]
-    places: dict[
-        str, np.ndarray
-    ]  # one value per episode: where its pictures are said to be (NaN: nowhere), and its task
+    #: By column of meta/episodes, a value for each episode: where its frames are stated to be (NaN: nowhere), and its task.
+    places: dict[str, np.ndarray]
     rows: _Rows
     cameras: tuple[str, ...] = ()  # those with colours first
     columns: tuple[str, ...] = ()
     episodes: tuple[Episode, ...] = ()
+    # Results that are computed when they are first needed: by feature, by camera, by camera and file.
+    _specs: dict[str, ActionSpec] = field(init=False, default_factory=dict)
+    _missing: dict[str, dict[int, DecodeError | None]] = field(init=False, default_factory=dict)
+    _groups: dict[str, dict[Path | None, list[int]]] = field(init=False, default_factory=dict)
+    _matched: dict[tuple[str, Path], tuple[FrameClock, RowAlignment] | DecodeError] = field(
+        init=False, default_factory=dict
+    )
+    _numbers: Columns = field(init=False, default_factory=Columns)
+    _pictures: Columns = field(init=False, default_factory=Columns)
 
     @property
     def name(self) -> str:
@@ -122,7 +130,8 @@ class LeRobotDataset(Dataset):
         dim = width_of(feature)
         stated = feature.get("num_classes")
         if stated is None:
-            classes = self._count_classes(name)
+            whole = np.dtype(feature["dtype"]).kind in "iu"
+            classes = count_classes([self.column(e, name) for e in self.episodes], name, self.name) if whole else ()
         elif isinstance(stated, list):
             classes = tuple(stated)
         else:
@@ -134,33 +143,11 @@ class LeRobotDataset(Dataset):
             )
         return ActionSpec(classes, dim - len(classes), feature_names(feature))
 
-    def _count_classes(self, name: str) -> tuple[int, ...]:
-        """Classes of whole numbers where the feature does not state them."""
-        if np.dtype(self.info["features"][name]["dtype"]).kind not in "iu":
-            return ()
-        return count_classes([self.column(e, name) for e in self.episodes], name, str(self.root))
-
-    @cached_property
-    def _specs(self) -> dict[str, ActionSpec]:
-        return {}
-
     @cached_property
     def stats(self) -> dict[str, Any]:
         """meta/stats.json, empty where there is none."""
         path = self.root / "meta/stats.json"
-        return read_json(path) if path.exists() else {}
-
-    @cached_property
-    def _cache(self) -> Columns:
-        return Columns()
-
-    @cached_property
-    def _pictures(self) -> Columns:
-        return Columns()
-
-    @cached_property
-    def _matched(self) -> dict[tuple[str, Path], tuple[FrameClock, RowAlignment] | DecodeError]:
-        return {}
+        return read_metadata(path) if path.exists() else {}
 
     def data_file(self, number: int) -> Path:
         """The parquet file with the rows of episode ``number``."""
@@ -197,19 +184,15 @@ class LeRobotDataset(Dataset):
         return contents(self.files)
 
     def missing_episodes(self, camera: str) -> dict[int, DecodeError | None]:
-        """See :meth:`lamina.data.dataset.Dataset.missing_episodes`. Compares the rows with the pictures of every file of the camera."""
-        self._check_camera(camera)
+        """Compares the rows with the pictures of every file of the camera."""
+        check_name(self, "camera", camera, self.cameras)
         if camera not in self._missing:
             self._missing[camera] = self._find_missing(camera)
         return self._missing[camera]
 
-    @cached_property
-    def _missing(self) -> dict[str, dict[int, DecodeError | None]]:
-        return {}
-
     def _find_missing(self, camera: str) -> dict[int, DecodeError | None]:
         missing: dict[int, DecodeError | None] = {}
-        counted: list[int] = []
+        counted: dict[int, tuple[Path, FrameClock]] = {}
         for path, episodes in ({} if self.in_table(camera) else self._by_file(camera)).items():
             if path is None:
                 missing |= dict.fromkeys(episodes)
@@ -218,19 +201,16 @@ class LeRobotDataset(Dataset):
             if isinstance(found, DecodeError):
                 missing |= dict.fromkeys(episodes, found)
             else:
-                counted += found[1].counted
-                missing |= {n: self._refusal(n, path, text) for n, text in found[1].refused.items()}
+                clock, matched = found
+                counted |= dict.fromkeys(matched.counted, (path, clock))
+                missing |= {n: self._refusal(n, path, text) for n, text in matched.refused.items()}
         if counted:
             n = min(counted)
-            path = self.shown_in(n, camera)
-            assert path is not None
-            clock = self._match(camera, path)[0]  # type: ignore[index]
-            warnings.warn(
+            path, clock = counted[n]
+            warn(
                 f"{self.root}/meta/episodes: the times of episode {n} (rows at {self.episodes[n].fps:.5g} a second) do not fit its video "
                 f"{path} ({clock.fps:.5g} pictures a second); it has a picture for each row, and so they are "
-                f"paired by number ({len(counted)} such episode(s))",
-                LaminaWarning,
-                stacklevel=3,
+                f"paired by number ({len(counted)} such episode(s))"
             )
         return missing
 
@@ -241,10 +221,6 @@ class LeRobotDataset(Dataset):
             for n in range(len(self.episodes)):
                 groups.setdefault(self.shown_in(n, camera), []).append(n)
         return self._groups[camera]
-
-    @cached_property
-    def _groups(self) -> dict[str, dict[Path | None, list[int]]]:
-        return {}
 
     def partly_seen(self) -> set[int]:
         """The episodes that some camera does not show, by the episode table; if those are most of them, that the first camera does not."""
@@ -284,15 +260,10 @@ class LeRobotDataset(Dataset):
             "belongs to which row is not known: mend one of them, or leave out the episode"
         )
 
-    def _check_camera(self, camera: str) -> None:
-        if camera not in self.cameras:
-            raise LaminaError(f"{self.root}: has no camera '{camera}'; it has: {', '.join(self.cameras) or 'none'}")
-
     def frames(
         self, episode: Episode, camera: str, start: int, stop: int, size: tuple[int, int] | None = None
     ) -> UInt8[np.ndarray, "n h w 3"]:
-        """See :meth:`lamina.data.dataset.Dataset.frames`."""
-        self._check_camera(camera)
+        check_name(self, "camera", camera, self.cameras)
         stop = min(stop, episode.length)
         if self.in_table(camera):
             return self._images(episode, camera, start, stop, size)
@@ -311,7 +282,7 @@ class LeRobotDataset(Dataset):
     def _images(
         self, episode: Episode, camera: str, start: int, stop: int, size: tuple[int, int] | None
     ) -> UInt8[np.ndarray, "n h w 3"]:
-        """Pictures out of the table, or out of the files that it names."""
+        """Images that are stored in the table, or in files that it names."""
         path, first = self.data_file(episode.number), int(self.rows.start[episode.number])
         pictures: list[np.ndarray] = []
         for part in self._pictures.parts(path, camera, first + start, first + stop):
@@ -327,7 +298,7 @@ class LeRobotDataset(Dataset):
         return np.stack(pictures)
 
     def _image_bytes(self, stored: Any) -> bytes:
-        """The file that a cell of the table holds or names."""
+        """The content of an image file that a cell of the table holds or names."""
         data, name = (stored.get("bytes"), stored.get("path")) if isinstance(stored, dict) else (stored, None)
         if isinstance(data, str):
             data, name = None, data
@@ -341,18 +312,15 @@ class LeRobotDataset(Dataset):
         return path.read_bytes()
 
     def seconds(self, episode: Episode, camera: str) -> float:
-        """See :meth:`lamina.data.dataset.Dataset.seconds`."""
         if self.in_table(camera):
             return float(episode.times[-1]) + 1.0 / episode.fps
         begin, end = (self.places[f"videos/{camera}/{k}_timestamp"][episode.number] for k in ("from", "to"))
         return float(end - begin)
 
     def width(self, name: str) -> int | None:
-        """See :meth:`lamina.data.dataset.Dataset.width`."""
         return width_of(self.info["features"][name]) if name in self.columns else None
 
     def column(self, episode: Episode, name: str) -> Float[np.ndarray, "t d"]:
-        """See :meth:`lamina.data.dataset.Dataset.column`."""
         if name not in self.columns:
             kind = self.info["features"].get(name, {}).get("dtype")
             lacks = "no feature" if kind is None else f"no numbers in its feature (of {kind})"
@@ -361,7 +329,7 @@ class LeRobotDataset(Dataset):
         start = int(self.rows.start[episode.number])
         width = width_of(self.info["features"][name])
         with np.errstate(over="ignore"):
-            values = self._cache.rows(path, name, start, start + episode.length, width).astype(np.float32)
+            values = self._numbers.rows(path, name, start, start + episode.length, width).astype(np.float32)
         remedy = "mend it, or do without the feature"
         check_finite(values, name, str(path), f"episode {episode.number}, ", remedy)
         return values
@@ -392,7 +360,7 @@ def open_lerobot(root: Path) -> LeRobotDataset:
     Raises LaminaError for a dataset of another version, and for one whose tables are damaged or do not agree.
     """
     info_path = root / "meta/info.json"
-    info = read_json(info_path)
+    info = read_metadata(info_path)
     version = str(info.get("codebase_version"))[:20]
     if not version.startswith("v3."):
         raise LaminaError(
@@ -436,7 +404,7 @@ def open_lerobot(root: Path) -> LeRobotDataset:
 
 
 def _is_numeric(feature: dict[str, Any]) -> bool:
-    """Whether a feature is numbers. Others (words, pictures, what a later version thinks of) are carried along, and never in the way."""
+    """Whether a feature holds numbers. Other features (text, images, types of later versions) are ignored here and copied by labelling."""
     try:
         return feature["dtype"] in NUMBERS and width_of(feature) > 0
     except ValueError:
@@ -444,7 +412,7 @@ def _is_numeric(feature: dict[str, Any]) -> bool:
 
 
 def _cameras(info_path: Path, info: dict[str, Any]) -> tuple[str, ...]:
-    """The features that are pictures: video, then pictures in the table, then depth."""
+    """The features that hold images: first video, then images in the table, then depth."""
 
     def order(name: str) -> int:
         feature = info["features"][name]
@@ -461,7 +429,7 @@ def _cameras(info_path: Path, info: dict[str, Any]) -> tuple[str, ...]:
     videos = [name for name in cameras if info["features"][name]["dtype"] == "video"]
     try:
         for name in videos:
-            check_name(name)
+            check_folder_name(name)
         if videos:
             check_template(info.get("video_path"), {"video_key", "chunk_index", "file_index"})
             info["video_path"].format(video_key="", chunk_index=0, file_index=0)
@@ -471,7 +439,7 @@ def _cameras(info_path: Path, info: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _read_places(root: Path, cameras: Sequence[str]) -> dict[str, np.ndarray]:
-    """What the episode table says of each episode, in the order of episode_index: NaN where it says nothing."""
+    """The columns of meta/episodes that are read, in the order of episode_index; NaN where a value is missing."""
     where = root / "meta/episodes"
     files = _parquet_files(where)
     if not files:
@@ -540,8 +508,8 @@ class _Run:
 def _find_rows(root: Path, template: str, places: dict[str, np.ndarray], fps: float) -> _Rows:
     """The rows of every episode: in the files that the episode table names, or else in any other below their folder.
 
-    Converters are known to leave a file's number one episode behind; the rows themselves say which episode they are of. Raises LaminaError
-    where rows are missing, too many, out of order, or twice there.
+    Some converters write wrong file numbers into meta/episodes, so the episode_index of the rows decides. Raises LaminaError for rows that
+    are missing, too many, out of order or present twice.
     """
     lengths = places["length"].astype(int)
     stated = _stated_files(root, template, places)
@@ -576,11 +544,7 @@ def _find_rows(root: Path, template: str, places: dict[str, np.ndarray], fps: fl
                 f"{path}: has {len(run.times) if run else 0} rows of episode {n}, and meta/episodes says {length}; one of them is truncated"
             )
     for path, count in unlisted.items():
-        warnings.warn(
-            f"{path}: {count} row(s) are of episodes that meta/episodes does not list; they are not read",
-            LaminaWarning,
-            stacklevel=4,
-        )
+        warn(f"{path}: {count} row(s) are of episodes that meta/episodes does not list; they are not read")
     files = {path: i for i, path in enumerate(dict.fromkeys(found[n].path for n in range(len(lengths))))}
     stamps = {}
     for n, length in enumerate(lengths.tolist()):

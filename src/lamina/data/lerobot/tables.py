@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -14,24 +13,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lamina.data.paths import check_regular, open_arrow, reason
+from lamina.data.paths import check_regular, open_arrow
 from lamina.errors import LaminaError
+from lamina.files import read_json, reason
 
 CACHE_BYTES = 128 * 2**20  # columns of row groups kept in memory, per process
-ROWS_PER_BYTE = 16  # of a table that is believed; what is written usually takes a byte a row and more
+ROWS_PER_BYTE = 16  # maximum of a parquet file; usual ones have at most one, and more could fill the memory
 FAILURES = (pa.ArrowException, OSError, ValueError, KeyError)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from ``path``. Raises LaminaError if it is missing or damaged."""
-    check_regular(path)
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise LaminaError(f"{path}: cannot be read ({reason(error)}); the dataset is incomplete or damaged") from error
-    if not isinstance(content, dict):
-        raise LaminaError(f"{path}: is not a JSON object; the dataset is damaged")
-    return content
+def read_metadata(path: Path) -> dict[str, Any]:
+    """A JSON object of a dataset. Raises LaminaError if it is missing or damaged."""
+    return read_json(path, "the dataset is incomplete or damaged")
 
 
 @contextmanager

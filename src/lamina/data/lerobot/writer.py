@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -27,9 +27,9 @@ from lamina.data.lerobot.statistics import (
     pixel_histogram,
     pixel_statistics,
 )
-from lamina.data.paths import check_name, open_arrow
+from lamina.data.paths import check_folder_name, open_arrow
 from lamina.errors import LaminaError
-from lamina.files import disk_errors, partial_path, sync, write_text
+from lamina.files import disk_errors, partial_path, sync, whole_file, write_text
 from lamina.types import ActionSpec
 
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
@@ -41,6 +41,7 @@ INDEX_FEATURES = {
     name: {"dtype": "float32" if name == "timestamp" else "int64", "shape": [1], "names": None}
     for name in ("timestamp", "frame_index", "episode_index", "index", "task_index")
 }
+CAMERA_PREFIX = "observation.images."  # of the features that hold cameras
 ENCODERS = {"h264": "libx264", "av1": "libsvtav1"}
 
 
@@ -69,15 +70,18 @@ def write_json(path: Path, content: Any) -> None:
 
 def write_table(path: Path, tables: Iterable[pa.Table], schema: pa.Schema, durable: bool = True) -> None:
     """Write a parquet file, one row group a table, whole or not at all; but for a loss of power, if it is not to be ``durable``."""
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = partial_path(path)
-        with open_arrow(partial, "wb") as raw, pq.ParquetWriter(raw, schema, write_page_checksum=True) as writer:
-            for table in tables:
-                writer.write_table(table.cast(schema))
-        if durable:
-            sync(partial)
-        os.replace(partial, path)
+    with (
+        whole_file(path, durable) as partial,
+        open_arrow(partial, "wb") as raw,
+        pq.ParquetWriter(raw, schema, write_page_checksum=True) as writer,
+    ):
+        for table in tables:
+            writer.write_table(table.cast(schema))
+
+
+def file_name(template: str, number: int, **more: str) -> str:
+    """The usual name of file ``number``. No name that a dataset states is ever written to."""
+    return template.format(chunk_index=number // CHUNK_FILES, file_index=number % CHUNK_FILES, **more)
 
 
 def camera_feature(height: int, width: int) -> dict[str, Any]:
@@ -130,6 +134,72 @@ def statistics_columns(statistics: dict[str, Statistics]) -> dict[str, np.ndarra
     return {f"stats/{name}/{s}": v for name, values in statistics.items() for s, v in values.items()}
 
 
+class DatasetTables:
+    """The tables of a new dataset at ``root``: the rows of its episodes, in files of about DATA_MB, and meta/."""
+
+    def __init__(self, root: Path, schema: pa.Schema) -> None:
+        self.root, self.schema = root, schema
+        self.episodes: list[dict[str, Any]] = []  # rows of meta/episodes
+        self.frames = 0  # of the episodes so far
+        self._statistics: dict[str, Statistics] = {}
+        self._pending: list[pa.Table] = []
+        self._file = self._size = 0  # number of the data file that the pending tables will be in, and their bytes
+
+    def add(self, table: pa.Table, tasks: list[str], videos: dict[str, Any], statistics: dict[str, Statistics]) -> None:
+        """Append an episode: its rows, its tasks, its ``videos/...`` columns in meta/episodes, its statistics."""
+        if self._pending and self._size + table.nbytes > DATA_MB * 2**20:
+            self._write_data()
+            self._pending, self._file, self._size = [], self._file + 1, 0
+        self._pending.append(table)
+        self._size += table.nbytes
+        self.episodes.append(
+            {
+                "episode_index": len(self.episodes),
+                "tasks": tasks,
+                "length": len(table),
+                "data/chunk_index": self._file // CHUNK_FILES,
+                "data/file_index": self._file % CHUNK_FILES,
+                "dataset_from_index": self.frames,
+                "dataset_to_index": self.frames + len(table),
+                **videos,
+                **statistics_columns(statistics),
+                "meta/episodes/chunk_index": 0,
+                "meta/episodes/file_index": 0,
+            }
+        )
+        self.frames += len(table)
+        self._statistics = {n: merge_statistics(self._statistics.get(n), s) for n, s in statistics.items()}
+
+    def _write_data(self) -> None:
+        write_table(self.root / file_name(DATA_PATH, self._file), self._pending, self.schema)
+
+    def finish(
+        self, fps: float, features: dict[str, Any], tasks: list[str], splits: dict[str, str], info: dict[str, Any]
+    ) -> None:
+        """Write what is left of the rows, and meta/. ``info``: further entries of meta/info.json, which may replace the usual ones."""
+        self._write_data()
+        described = episode_table(self.episodes), tasks_table(tasks)
+        for name, table in zip((file_name(EPISODES_PATH, 0), "meta/tasks.parquet"), described, strict=True):
+            write_table(self.root / name, [table], table.schema)
+        write_json(self.root / "meta/stats.json", as_json(self._statistics))
+        usual = {
+            "codebase_version": "v3.0",
+            "robot_type": None,
+            "total_episodes": len(self.episodes),
+            "total_frames": self.frames,
+            "total_tasks": len(tasks),
+            "chunks_size": CHUNK_FILES,
+            "data_files_size_in_mb": DATA_MB,
+            "video_files_size_in_mb": VIDEO_MB,
+            "fps": as_fps(fps),
+            "splits": splits,
+            "data_path": DATA_PATH,
+            "video_path": VIDEO_PATH,
+            "features": {**features, **INDEX_FEATURES},
+        }
+        write_json(self.root / "meta/info.json", usual | info)
+
+
 def tasks_table(tasks: list[str]) -> pa.Table:
     """meta/tasks.parquet: the task is the index of a pandas frame, which pandas finds in the schema's metadata."""
     index = "__index_level_0__"
@@ -175,6 +245,30 @@ class VideoEncoding:
 SMALL_PICTURES = VideoEncoding(crf=10, pix_fmt="yuv444p")
 
 
+def open_video(
+    path: Path, fps: Fraction, height: int, width: int, encoding: VideoEncoding
+) -> tuple[av.container.OutputContainer, av.VideoStream]:
+    """A new video file, and its stream to encode pictures with."""
+    container = av.open(f"file:{path}", "w")
+    options = {"g": str(encoding.g), "crf": str(encoding.crf), "bf": "0", "forced-idr": "1"}
+    codec = ENCODERS.get(encoding.codec, encoding.codec)
+    stream = cast(av.VideoStream, container.add_stream(codec, rate=fps, options=options))
+    stream.height, stream.width = height, width
+    stream.pix_fmt = encoding.for_size(height, width)
+    return container, stream
+
+
+def write_video(path: Path, frames: Sequence[UInt8[np.ndarray, "h w 3"]], fps: float, encoding: VideoEncoding) -> None:
+    """A video file of its own. Raises LaminaError where it cannot be written."""
+    height, width, _ = frames[0].shape
+    with writing(path):
+        container, stream = open_video(path, Fraction(fps).limit_denominator(1001), height, width, encoding)
+        with container:
+            for frame in frames:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+            container.mux(stream.encode())
+
+
 class _VideoTrack:
     """The files of one camera and one split, in which episodes lie end to end."""
 
@@ -190,13 +284,8 @@ class _VideoTrack:
         height, width, _ = self.shape
         path = self.folder / f"{len(self.files):06d}.mp4"
         self.folder.mkdir(parents=True, exist_ok=True)
-        container = av.open(f"file:{path}", "w")
+        container, self.stream = open_video(path, self.fps, height, width, self.encoding)
         self.files.append(path)
-        options = {"g": str(self.encoding.g), "crf": str(self.encoding.crf), "bf": "0", "forced-idr": "1"}
-        codec = ENCODERS.get(self.encoding.codec, self.encoding.codec)
-        self.stream = cast(av.VideoStream, container.add_stream(codec, rate=self.fps, options=options))
-        self.stream.height, self.stream.width = height, width
-        self.stream.pix_fmt = self.encoding.for_size(height, width)
         self.count = self.size = 0
         return container
 
@@ -262,10 +351,11 @@ class LeRobotWriter:
         self.root = Path(root)
         self.fps = fps
         self.features = {name: dict(feature) for name, feature in features.items()}
+        self.cameras = [name for name, feature in features.items() if feature["dtype"] == "video"]
         self.robot_type, self.video, self.extra_info = robot_type, video, extra_info or {}
         for name in features:
             try:
-                check_name(name)
+                check_folder_name(name)
                 taken = name in INDEX_FEATURES
             except ValueError:
                 taken = True
@@ -297,17 +387,47 @@ class LeRobotWriter:
 
         ``statistics``: of the features whose statistics are not to be taken over all rows.
         """
-        cameras = {n for n, f in self.features.items() if f["dtype"] == "video"}
         if split not in SPLITS:
             raise LaminaError(f"{self.root}: no split '{split}'; there are: {', '.join(SPLITS)}")
-        if columns.keys() | videos.keys() != self.features.keys() or videos.keys() != cameras:
+        if columns.keys() | videos.keys() != self.features.keys() or videos.keys() != set(self.cameras):
             raise LaminaError(f"{self.root}: an episode has {sorted({*columns, *videos})}, not {sorted(self.features)}")
         arrays = {n: self._checked(n, values) for n, values in columns.items()}
-        try:
-            self._add(arrays, videos, task, split, statistics)
-        except BaseException:
-            self.abort()
-            raise
+        with self._aborting():
+            found: dict[str, Statistics] = {}
+            row: dict[str, Any] = {"tasks": [task]}
+            lengths = {len(a) for a in arrays.values()}
+            for camera, frames in videos.items():
+                track = self._track(split, camera)
+                file, first, length, found[camera] = track.add(frames)
+                lengths.add(length)
+                row[f"videos/{camera}/file"] = file
+                row[f"videos/{camera}/from_timestamp"] = float(first / track.fps)
+                row[f"videos/{camera}/to_timestamp"] = float((first + length) / track.fps)
+            if len(lengths) != 1:
+                raise LaminaError(
+                    f"{self.root}: the parts of an episode have {sorted(lengths)} frames; they must agree"
+                )
+            length = row["length"] = lengths.pop()
+            if length == 0:
+                raise LaminaError(f"{self.root}: an episode has no frame")
+            number = self.tasks.setdefault(task, len(self.tasks))
+            arrays = {
+                **arrays,
+                "timestamp": np.arange(length) / self.fps,
+                "frame_index": np.arange(length),
+                "episode_index": np.zeros(length, np.int64),  # known when all are counted, as is the index
+                "index": np.zeros(length, np.int64),
+                "task_index": np.full(length, number),
+            }
+            for name, values in arrays.items():
+                found[name] = statistics.get(name) or column_statistics(values.reshape(length, -1))
+            row["statistics"] = found
+            stored = [to_arrow(arrays[n], INDEX_FEATURES.get(n) or self.features[n]) for n in self._schema.names]
+            with writing(self.root):
+                if split not in self._staged:
+                    self._staged[split] = pq.ParquetWriter(self.partial / f"{split}.parquet", self._schema)
+                self._staged[split].write_table(pa.table(stored, schema=self._schema))
+            self._episodes[split].append(row)
 
     def _checked(self, name: str, values: np.ndarray) -> np.ndarray:
         feature = self.features[name]
@@ -325,51 +445,6 @@ class LeRobotWriter:
             )
         return array.astype(feature["dtype"])
 
-    def _add(
-        self,
-        arrays: dict[str, np.ndarray],
-        videos: Mapping[str, Any],
-        task: str,
-        split: str,
-        given: Mapping[str, Statistics],
-    ) -> None:
-        statistics: dict[str, Statistics] = {}
-        row: dict[str, Any] = {"tasks": [task]}
-        lengths = {len(a) for a in arrays.values()}
-        for camera, frames in videos.items():
-            track = self._track(split, camera)
-            file, first, length, statistics[camera] = track.add(frames)
-            lengths.add(length)
-            row[f"videos/{camera}/file"] = file
-            row[f"videos/{camera}/from_timestamp"] = float(first / track.fps)
-            row[f"videos/{camera}/to_timestamp"] = float((first + length) / track.fps)
-        if len(lengths) != 1:
-            raise LaminaError(f"{self.root}: the parts of an episode have {sorted(lengths)} frames; they must agree")
-        length = row["length"] = lengths.pop()
-        if length == 0:
-            raise LaminaError(f"{self.root}: an episode has no frame")
-        number = self.tasks.setdefault(task, len(self.tasks))
-        arrays = {
-            **arrays,
-            "timestamp": np.arange(length) / self.fps,
-            "frame_index": np.arange(length),
-            "episode_index": np.zeros(length, np.int64),  # known when all are counted, as is the index
-            "index": np.zeros(length, np.int64),
-            "task_index": np.full(length, number),
-        }
-        for name, values in arrays.items():
-            statistics[name] = given[name] if name in given else column_statistics(values.reshape(length, -1))
-        row["statistics"] = statistics
-        columns = [to_arrow(arrays[n], self._feature(n)) for n in self._schema.names]
-        with writing(self.root):
-            if split not in self._staged:
-                self._staged[split] = pq.ParquetWriter(self.partial / f"{split}.parquet", self._schema)
-            self._staged[split].write_table(pa.table(columns, schema=self._schema))
-        self._episodes[split].append(row)
-
-    def _feature(self, name: str) -> dict[str, Any]:
-        return INDEX_FEATURES.get(name) or self.features[name]
-
     def _track(self, split: str, camera: str) -> _VideoTrack:
         if (split, camera) not in self._tracks:
             shape = tuple(int(n) for n in self.features[camera]["shape"])
@@ -380,80 +455,41 @@ class LeRobotWriter:
 
     def finish(self) -> Path:
         """Put the files in their places and rename the folder to its final name, which is returned."""
-        if not any(self._episodes.values()):
-            self.abort()
-            raise LaminaError(f"{self.root}: no episode was added; there is nothing to write")
-        try:
-            with writing(self.root):
-                self._finish()
-        except BaseException:
-            self.abort()
-            raise
-        return self.root
-
-    def _finish(self) -> None:
-        for staging in self._staged.values():
-            staging.close()
-        video_files = self._place_videos()
-        overall: dict[str, Statistics] = {}
-        rows: list[dict[str, Any]] = []
-        tables: list[pa.Table] = []
-        splits, files, size, index = {}, 0, 0, 0
-        for split in SPLITS:
-            episodes = self._episodes[split]
-            if episodes:
-                splits[split] = f"{len(rows)}:{len(rows) + len(episodes)}"
-                staging = pq.ParquetFile(self.partial / f"{split}.parquet")
-            for group, episode in enumerate(episodes):
-                table = staging.read_row_group(group)
-                if tables and size + table.nbytes > DATA_MB * 2**20:
-                    self._write_data(files, tables)
-                    tables, size, files = [], 0, files + 1
-                length = episode["length"]
-                number, place = len(rows), np.arange(index, index + length)
-                for name, values in (("episode_index", np.full(length, number)), ("index", place)):
-                    table = table.set_column(table.schema.get_field_index(name), name, pa.array(values))
-                    episode["statistics"][name] = column_statistics(values[:, None])
-                tables.append(table)
-                size += table.nbytes
-                statistics = episode["statistics"]
-                overall = {n: merge_statistics(overall.get(n), s) for n, s in statistics.items()}
-                rows.append(
-                    {
-                        "episode_index": number,
-                        "tasks": episode["tasks"],
-                        "length": length,
-                        "data/chunk_index": files // CHUNK_FILES,
-                        "data/file_index": files % CHUNK_FILES,
-                        "dataset_from_index": index,
-                        "dataset_to_index": index + length,
-                        **self._video_columns(split, episode, video_files),
-                        **statistics_columns(statistics),
-                        "meta/episodes/chunk_index": 0,
-                        "meta/episodes/file_index": 0,
+        with self._aborting(), writing(self.root):
+            if not any(self._episodes.values()):
+                raise LaminaError(f"{self.root}: no episode was added; there is nothing to write")
+            for staging in self._staged.values():
+                staging.close()
+            video_files = self._place_videos()
+            tables, splits = DatasetTables(self.partial, self._schema), {}
+            for split, episodes in self._episodes.items():
+                if not episodes:
+                    continue
+                splits[split] = f"{len(tables.episodes)}:{len(tables.episodes) + len(episodes)}"
+                staged = pq.ParquetFile(self.partial / f"{split}.parquet")
+                for group, episode in enumerate(episodes):
+                    table = staged.read_row_group(group)
+                    numbers = {
+                        "episode_index": np.full(len(table), len(tables.episodes)),
+                        "index": np.arange(tables.frames, tables.frames + len(table)),
                     }
-                )
-                index += length
-        self._write_data(files, tables)
-        for split in self._staged:
-            (self.partial / f"{split}.parquet").unlink()
-        meta = episode_table(rows)
-        write_table(self.partial / EPISODES_PATH.format(chunk_index=0, file_index=0), [meta], meta.schema)
-        tasks = tasks_table(list(self.tasks))
-        write_table(self.partial / "meta/tasks.parquet", [tasks], tasks.schema)
-        write_json(self.partial / "meta/stats.json", as_json(overall))
-        write_json(self.partial / "meta/info.json", self._info(len(rows), index, splits))
-        os.replace(self.partial, self.root)
-        sync(self.root.parent)
-
-    def _write_data(self, number: int, tables: list[pa.Table]) -> None:
-        name = DATA_PATH.format(chunk_index=number // CHUNK_FILES, file_index=number % CHUNK_FILES)
-        write_table(self.partial / name, tables, self._schema)
+                    for name, values in numbers.items():
+                        table = table.set_column(table.schema.get_field_index(name), name, pa.array(values))
+                        episode["statistics"][name] = column_statistics(values[:, None])
+                    videos = self._video_columns(split, episode, video_files)
+                    tables.add(table, episode["tasks"], videos, episode["statistics"])
+            for split in self._staged:
+                (self.partial / f"{split}.parquet").unlink()
+            info = {"robot_type": self.robot_type, **self.extra_info}
+            tables.finish(self.fps, self._described_features(), list(self.tasks), splits, info)
+            os.replace(self.partial, self.root)
+            sync(self.root.parent)
+        return self.root
 
     def _place_videos(self) -> dict[tuple[str, str], int]:
         """Give the encoded files their numbers: (split, camera) -> number of its first file."""
         first: dict[tuple[str, str], int] = {}
-        for camera in (n for n, f in self.features.items() if f["dtype"] == "video"):
+        for camera in self.cameras:
             number = 0
             for split in SPLITS:
                 track = self._tracks.get((split, camera))
@@ -462,9 +498,7 @@ class LeRobotWriter:
                 track.close()
                 first[split, camera] = number
                 for path in track.files:
-                    place = self.partial / VIDEO_PATH.format(
-                        video_key=camera, chunk_index=number // CHUNK_FILES, file_index=number % CHUNK_FILES
-                    )
+                    place = self.partial / file_name(VIDEO_PATH, number, video_key=camera)
                     place.parent.mkdir(parents=True, exist_ok=True)
                     os.replace(path, place)
                     number += 1
@@ -473,7 +507,7 @@ class LeRobotWriter:
 
     def _video_columns(self, split: str, episode: dict[str, Any], first: dict[tuple[str, str], int]) -> dict[str, Any]:
         columns: dict[str, Any] = {}
-        for camera in (n for n, f in self.features.items() if f["dtype"] == "video"):
+        for camera in self.cameras:
             number = first[split, camera] + episode[f"videos/{camera}/file"]
             columns[f"videos/{camera}/chunk_index"] = number // CHUNK_FILES
             columns[f"videos/{camera}/file_index"] = number % CHUNK_FILES
@@ -481,18 +515,22 @@ class LeRobotWriter:
                 columns[f"videos/{camera}/{key}"] = episode[f"videos/{camera}/{key}"]
         return columns
 
-    def _info(self, episodes: int, frames: int, splits: dict[str, str]) -> dict[str, Any]:
+    def _described_features(self) -> dict[str, Any]:
+        """The features as meta/info.json states them: with the encoding of each camera."""
         features = {name: dict(feature) for name, feature in self.features.items()}
-        for feature in features.values():
-            if feature["dtype"] == "video":
-                height, width, _ = feature["shape"]
-                feature["info"] = video_info(
-                    height, width, self.video.codec, self.video.for_size(height, width), self.fps
-                )
-        return {
-            **dataset_info(self.fps, features, self.robot_type, episodes, frames, len(self.tasks), splits),
-            **self.extra_info,
-        }
+        for camera in self.cameras:
+            height, width, _ = features[camera]["shape"]
+            pixels = self.video.for_size(height, width)
+            features[camera]["info"] = video_info(height, width, self.video.codec, pixels, self.fps)
+        return features
+
+    @contextmanager
+    def _aborting(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self.abort()
+            raise
 
     def abort(self) -> None:
         """Remove everything that was written."""
@@ -531,33 +569,6 @@ def video_info(
         "video.fps": as_fps(fps),
         "video.channels": 3,
         "has_audio": has_audio,
-    }
-
-
-def dataset_info(
-    fps: float,
-    features: dict[str, Any],
-    robot_type: str | None,
-    episodes: int,
-    frames: int,
-    tasks: int,
-    splits: dict[str, str],
-) -> dict[str, Any]:
-    """meta/info.json of a new dataset."""
-    return {
-        "codebase_version": "v3.0",
-        "robot_type": robot_type,
-        "total_episodes": episodes,
-        "total_frames": frames,
-        "total_tasks": tasks,
-        "chunks_size": CHUNK_FILES,
-        "data_files_size_in_mb": DATA_MB,
-        "video_files_size_in_mb": VIDEO_MB,
-        "fps": as_fps(fps),
-        "splits": splits,
-        "data_path": DATA_PATH,
-        "video_path": VIDEO_PATH,
-        "features": {**features, **INDEX_FEATURES},
     }
 
 

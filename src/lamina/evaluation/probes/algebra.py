@@ -7,8 +7,7 @@ decoder ignores the latent (:func:`lamina.evaluation.probes.usage.latent_use`).
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -31,9 +30,6 @@ class Error:
 
     raw: Estimate
     relative: Estimate
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def spread(z: Vectors) -> float:

@@ -19,12 +19,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from lamina.errors import LaminaError
 from lamina.evaluation.probes.reconstruction import decoded, psnr
-from lamina.inference.subject import Images, Subject, Vectors
+from lamina.inference.subject import Subject, Vectors
 from lamina.intervals import Estimate, bootstrap_ratio
 from lamina.types import Clip
 
@@ -56,7 +56,7 @@ class SwapScore(PairedLatents):
     augmented: Float[np.ndarray, "n"]  # of o~', by z(o~, o~')
     swap: Float[np.ndarray, "n"]  # of o', by z(o, o~')
     swap_as_paired: Float[np.ndarray, "n"]  # of o~', by z(o, o~')
-    pictures: dict[str, Images]  # of a few transitions, evenly spread
+    pictures: dict[str, UInt8[Tensor, "m c h w"]]  # of a few transitions, evenly spread
 
     def psnrs(self) -> dict[str, Float[np.ndarray, "n"]]:
         """The rows of Fig. 2b by their titles."""

@@ -49,13 +49,10 @@ def reconstruct_horizons(subject: Subject, frames: Frames, seen: int) -> list[Ho
 
 @dataclass(frozen=True)
 class Transfer:
-    """Latents of triplets i < j < k decoded from another start o'. Agreement in dB between the two ways; and where the latent of
-    another triplet leads instead, which is the agreement of two predictions from one start frame that is due to chance.
-    """
+    """Latents of triplets i < j < k decoded from a start frame o' of another episode: agreement of the direct and the composed prediction,
+    and as its chance level the agreement of the direct one with the prediction from another triplet's latent."""
 
-    direct: Images  # D(o', z_ik)
-    composed: Images  # D(o', z_ij + z_jk)
-    agreement: Float[np.ndarray, "n"]  # PSNR of the two
+    agreement: Float[np.ndarray, "n"]  # PSNR of D(o', z_ik) and D(o', z_ij + z_jk)
     by_chance: Float[np.ndarray, "n"]  # PSNR of D(o', z_ik) and D(o', z_ik of another triplet)
     moved: Float[np.ndarray, "n"]  # PSNR of D(o', z_ik) and o': 60 dB: no change
 
@@ -73,7 +70,7 @@ def transfer(subject: Subject, frames: Frames, start: Images) -> Transfer:
     composed = subject.draw(start, subject.latents(i, j) + subject.latents(j, k))
     other = subject.draw(start, z.roll(len(z) // 2, 0))
     pairs = ((direct, composed), (direct, other), (direct, start))
-    return Transfer(direct, composed, *(psnr(a, b).numpy() for a, b in pairs))
+    return Transfer(*(psnr(a, b).numpy() for a, b in pairs))
 
 
 def other_episode(pool: Int[Tensor, "m"], episode: Int[Tensor, "n"]) -> list[int]:

@@ -28,12 +28,10 @@ PIXELS = "pixels of the first frame"
 class Leakage:
     """Accuracy of the environment on the held-out fifth. ``accuracy``: a random fifth of the samples, as in the paper; samples of one
     episode can then be on both sides. ``unseen``: of episodes without a training sample; None with fewer than two a class.
-    ``chance``: always the most common environment.
     """
 
     accuracy: Estimate
     unseen: Estimate | None
-    chance: float
 
 
 def leakages(subjects: Sequence[Subject], clips: Sequence[Clip], seed: int = 0) -> dict[str, Leakage]:
@@ -73,7 +71,6 @@ def leakage(
     return Leakage(
         accuracy=_accuracy(z, label, episode, test, seed),
         unseen=None if unseen is None else _accuracy(z, label, episode, unseen, seed),
-        chance=float(np.bincount(label).max() / len(label)),
     )
 
 

@@ -52,7 +52,7 @@ def linear_probe(
 
 def pixel_features(
     train: UInt8[Tensor, "n t c h w"], test: UInt8[Tensor, "m t c h w"], width: int
-) -> tuple[Float[Tensor, "n w"], Float[Tensor, "m w"]]:
+) -> tuple[Float[Tensor, "n d"], Float[Tensor, "m d"]]:
     """Principal components, fitted on the training split, of the first frame and of the change: a reference without a model.
 
     ``width`` components in all, the width of the latent, so that the comparison is at equal width.

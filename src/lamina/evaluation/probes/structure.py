@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -70,26 +70,14 @@ def measure(subject: Subject, held: StructureData) -> dict[str, Any]:
     found = structure(subject, t.frames, t.episode, t.proprio)
     use = latent_use(subject, w.frames[:, 0], w.frames[:, 1], w.episode) if subject.decode else None
     steps = {h.t: h for h in reconstruct_horizons(subject, w.frames, held.seen)} if subject.pictures else {}
+    ways = ("direct", "cumulative", "copy")
     record: dict[str, Any] = {
         "name": subject.name,
         "void": invalid(found, use),
-        "use": None if use is None else {name: getattr(use, name).to_dict() for name in ("another", "mean", "copy")},
-        "spread": found.spread,
-        **{name: getattr(found, name).to_dict() for name in ("composition", "identity", "inverse")},
-        "displacement": None if found.displacement is None else found.displacement.to_dict(),
+        "use": None if use is None else asdict(use),
+        **asdict(found),
         "horizons": [
-            {
-                "t": h.t,
-                "seen": h.seen,
-                "addition": h.addition.to_dict(),
-                "reversal": h.reversal.to_dict(),
-                "length": h.length.to_dict(),
-                **{
-                    way: _means(getattr(steps[h.t], way), w.episode)
-                    for way in ("direct", "cumulative", "copy")
-                    if h.t in steps
-                },
-            }
+            asdict(h) | {way: _means(getattr(steps[h.t], way), w.episode) for way in ways if h.t in steps}
             for h in horizons(subject, w.frames, w.episode, held.seen)
         ],
     }

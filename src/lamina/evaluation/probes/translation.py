@@ -18,15 +18,12 @@ import copy
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lamina.errors import LaminaError
 from lamina.evaluation.probes.linear_probe import pixel_features
 from lamina.images import to_float
 from lamina.inference.encode import in_batches
@@ -78,17 +75,8 @@ def score_translator(
 ) -> list[TranslationScore]:
     """Scores of a translator at each prefix length, computed on the CPU."""
     translator, prefix = translator.cpu(), copy.deepcopy(prefix).cpu()
-    return [
-        score(
-            translator.action,
-            translator(prefix(test.z, k), test.previous, test.observation),
-            test.action,
-            name,
-            role,
-            k,
-        )
-        for k in prefixes
-    ]
+    outputs = {k: translator(prefix(test.z, k), test.previous, test.observation) for k in prefixes}
+    return [score(translator.action, output, test.action, name, role, k) for k, output in outputs.items()]
 
 
 @torch.no_grad()
@@ -100,17 +88,8 @@ def score_idm(module: InverseDynamics, test: LabelledTransitions, name: str, rol
 
 
 def encode_labels(subject: Subject, clip: Clip, observed: bool = False) -> LabelledTransitions:
-    """A clip with actions, encoded once for all translators that are trained on it; ``observed``: with the latent of o_t alone too.
-
-    Raises LaminaError without actions.
-    """
-    if clip.action is None or clip.previous_action is None:
-        raise LaminaError("this data has no actions: --data must be a LeRobot dataset with an action feature")
-    src, dst = clip.frames[:, 0], clip.frames[:, 1]
-    observation = subject.actions(src, src) if observed else None
-    return LabelledTransitions(
-        subject.slotted(src, dst), clip.previous_action[:, 0], clip.action[:, 0], clip.episode, clip, observation
-    )
+    """:meth:`LabelledTransitions.encoded` by a subject."""
+    return LabelledTransitions.encoded(clip, lambda c: subject.slotted(c.frames[:, 0], c.frames[:, 1]), observed)
 
 
 def prefix_of(subject: Subject, z: Float[Tensor, "n k d"]) -> RetainedPrefix:
@@ -128,8 +107,7 @@ def fit_translator(
 ) -> Translator:
     """A translator for cached latents; its labels are divided as :func:`lamina.training.labelled.split_labels` does."""
     train, held = (dataclasses.replace(part, clip=None) for part in split_labels(items, training.seed))
-    lam: Any = SimpleNamespace(prefix=prefix)  # of the LAM only the prefix is read
-    return train_translator(lam, train, held, actions.spec, config, training, run, actions.steps)[0]
+    return train_translator(prefix, train, held, actions.spec, config, training, run, actions.steps)[0]
 
 
 def controls(

@@ -123,11 +123,9 @@ def line_chart(
 
 def _inline(svg: str, summary: str) -> Markup:
     """Matplotlib's file as an element of the page, with ``summary`` as its title."""
-    box, body = (
-        re.search(r'viewBox="([^"]*)"', svg),
-        svg[svg.index("</defs>") + len("</defs>") :],
-    )  # behind its style sheet
+    box = re.search(r'viewBox="([^"]*)"', svg)
     assert box is not None
+    body = svg.partition("</defs>")[2]  # what follows its style sheet
     body = re.sub(r' id="[\w.]+_\d+"', "", body)  # names of groups, which would occur in every chart
     body = re.sub("|".join(COLOURS), lambda colour: COLOURS[colour[0]], body)
     label = escape(summary)

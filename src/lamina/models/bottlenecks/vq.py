@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lamina.errors import LaminaError
 from lamina.models.bottlenecks.base import Bottleneck
-from lamina.records import Codes, Count, Layers, Share, Some
+from lamina.records import CodebookSize, Count, CountOrZero, Layers, Share
 from lamina.types import Latent
 
 
@@ -36,7 +36,7 @@ class VQ(Bottleneck):
 
     @dataclass(frozen=True)
     class Config:
-        codebook_size: Codes = 256
+        codebook_size: CodebookSize = 256
         dim: Count = 32
         decay: Share = 0.99
         dead_below: Share = 0.05
@@ -130,11 +130,11 @@ class SplitVQ(Bottleneck):
     @dataclass(frozen=True)
     class Config:
         groups: Layers = 2
-        codebook_size: Codes = 16
+        codebook_size: CodebookSize = 16
         dim: Count = 32
         decay: Share = 0.99
         dead_below: Share = 0.05
-        frozen: Annotated[tuple[Some, ...], Field(max_length=256)] = ()
+        frozen: Annotated[tuple[CountOrZero, ...], Field(max_length=256)] = ()
 
     def __init__(self, groups: int, frozen: Sequence[int] = (), **vq: Any):
         super().__init__()

@@ -11,7 +11,7 @@ from pydantic import Field
 from lamina.errors import LaminaError
 from lamina.models.config import NETWORK_SIZES, SizeName
 from lamina.options import check_options
-from lamina.records import Count, Image, Seconds, Some
+from lamina.records import Count, CountOrZero, Image, Seconds
 from lamina.types import ActionSpec
 
 Form = Literal["alam", "villa_x"]
@@ -120,10 +120,10 @@ class FlowShapes:
     image: Image
     cameras: Names
     discrete: Annotated[tuple[Count, ...], Field(max_length=1024)]
-    continuous: Some
+    continuous: CountOrZero
     names: Names  # of the action's dimensions
-    proprio: Some  # numbers; 0: none
-    latent: Some  # numbers of one latent; 0: none
+    proprio: CountOrZero  # numbers; 0: none
+    latent: CountOrZero  # numbers of one latent; 0: none
     gap: Count  # frames between the two of a latent
     stride: Count  # frames from one latent to the next
     fps: Seconds

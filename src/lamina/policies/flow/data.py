@@ -47,7 +47,7 @@ from lamina.policies.encoded import (
 from lamina.policies.flow.config import FlowConfig
 from lamina.policies.flow.context import Context
 from lamina.policies.flow.model import FlowBatch, Statistics
-from lamina.records import whole
+from lamina.records import non_negative
 from lamina.types import ActionSpec
 
 FORMAT = 1
@@ -393,7 +393,7 @@ class FlowStream:
         return {"drawn": self.drawn}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        self.drawn = whole(state, "drawn")
+        self.drawn = non_negative(state, "drawn")
 
     def close(self) -> None:
         """Nothing is open but memory maps."""

@@ -36,13 +36,13 @@ from lamina.policies.flow.data import (
     statistics_of,
 )
 from lamina.policies.flow.model import FlowBatch, FlowModel, flow_losses
-from lamina.records import checked
+from lamina.records import validated
 from lamina.rng import Rng
 from lamina.training.distributed import Processes
 from lamina.training.loop import Validation, fit
 from lamina.training.settings import TrainConfig, fixed_options, keep_settings
 from lamina.version import __version__
-from lamina.weights import loaded, save_weights
+from lamina.weights import load_module, save_weights
 
 FORMAT = 1  # of config.json and model.safetensors; raised when an old file can no longer be read
 KIND = "flow"
@@ -231,10 +231,10 @@ def load_flow_policy(folder: Path, lam: LAM | None = None) -> FlowModel:
         raise LaminaError(f"{path}: damaged ({reason}); {remedy}")
     record = {field.name: note[field.name] for field in dataclasses.fields(_Note) if field.name in note}
     try:
-        values = checked(_Note, record)
+        values = validated(_Note, record)
     except LaminaError as error:
         raise LaminaError(f"{path}: damaged ({error}); {remedy}") from error
-    model = loaded(lambda: FlowModel(values.config, values.shapes), path, folder / "model.safetensors", record)
+    model = load_module(lambda: FlowModel(values.config, values.shapes), path, folder / "model.safetensors", record)
     if lam is not None and fingerprint(lam) != model.shapes.fingerprint:
         raise LaminaError(
             f"{folder}: was trained with another LAM (its encoder or bottleneck differs); train a policy for this one"

@@ -1,0 +1,20 @@
+"""In tests that are marked ``typed``, every call of the library is checked against its annotations: shapes, data types, classes.
+
+A test of bad input calls functions with what their annotations forbid; in a marked module it is marked ``typed(False)``.
+"""
+
+from __future__ import annotations
+
+import jaxtyping
+import pytest
+
+#: An int is a float, as type checkers say (PEP 484).
+CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+jaxtyping.install_import_hook(["lamina", "lamina_research"], CHECKER)
+jaxtyping.config.update("jaxtyping_disable", True)  # outside of tests
+
+
+@pytest.hookimpl(tryfirst=True)  # before the fixtures of a module
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    mark = item.get_closest_marker("typed")
+    jaxtyping.config.update("jaxtyping_disable", mark is None or mark.args == (False,))
