@@ -87,7 +87,8 @@ def test_an_example_runs(place, script):
 
 @pytest.mark.parametrize("page", [page for page, code in PAGES.items() if code])
 def test_the_python_of_a_page_runs(place, page, tmp_path):
-    shutil.copytree(place / "data", tmp_path / "data")
+    for name in ("doom", "arms"):  # and not what an example has written
+        shutil.copytree(place / "data" / name, tmp_path / "data" / name)
     (tmp_path / "page.py").write_text(f"{GIVEN.get(page, '')}\n{faster(PAGES[page])}")
     done = run(tmp_path, "page.py")
     assert done.returncode == 0, done.stderr

@@ -7,7 +7,7 @@ and values of another type are refused.
 from __future__ import annotations
 
 import json
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -156,7 +156,7 @@ class Lines(Part):
     """Lines over one axis, the first field: each has a value for every point of the axis, or none at all."""
 
     @model_validator(mode="after")
-    def _check_lengths(self) -> Self:
+    def _check_lengths(self) -> Lines:
         (_, axis), *lines = self
         for name, values in lines:
             if isinstance(values, tuple) and values and len(values) != len(axis or ()):

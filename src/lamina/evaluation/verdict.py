@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from lamina.data.paired import are_related
 from lamina.evaluation.probes.exogenous import PairedLatents, SwapScore
 from lamina.evaluation.probes.reconstruction import ReconstructionScore
 from lamina.evaluation.probes.translation import TranslationScore
@@ -90,7 +91,7 @@ def judge_exogenous(
     ``views``: None without paired views; a SwapScore where the model predicts pictures. ``alike``: the estimate of whether the paired
     views show the same states. ``actions``: the data has action labels.
     """
-    apart = alike is not None and alike.low <= 0
+    apart = alike is not None and not are_related(alike)
     target = (
         f"--robust-target {ROBUST_WEIGHT:g}, which a few of your action labels allow"
         if actions

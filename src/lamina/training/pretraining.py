@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from lamina.data.paired import MIN_TRANSITIONS, same_states
+from lamina.data.paired import MIN_TRANSITIONS, are_related, same_states
 from lamina.data.sampling import DataConfig, parse_data
 from lamina.data.stream import ClipStream, sample_split
 from lamina.device import autocast, memory, pick_device
@@ -217,7 +217,7 @@ def pretrain(run: Path, recipe: Recipe, data: DataConfig, config: TrainConfig, i
         if init is not None:
             load_matching_weights(lam, init)
         held = sample_split(data, "validation", limit=256)
-        if held.paired is not None and len(held) >= MIN_TRANSITIONS and same_states(held).low <= 0:
+        if held.paired is not None and len(held) >= MIN_TRANSITIONS and not are_related(same_states(held)):
             warn(
                 f"{', '.join(data.names)}: {data.paired} does not seem to show the same states: the change in one view tells nothing of "
                 "the change in the other, held out"
