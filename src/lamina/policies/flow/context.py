@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ class Context(TensorRecord):
         return len(self.frames)
 
 
+@runtime_checkable
 class ObservationEncoder(Protocol):
     """Reads a context; a module. It sees no time and no noise, so a decision encodes its context once."""
 

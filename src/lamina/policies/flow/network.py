@@ -53,11 +53,11 @@ class FlowLayer(nn.Module):
 
     def forward(
         self,
-        groups: list[Float[Tensor, "b n d"]],
+        groups: list[Float[Tensor, "b _ d"]],
         condition: Float[Tensor, "#b d"],
-        memory: Float[Tensor, "b m 2d"],
-        mask: Bool[Tensor, "#b n k"],
-    ) -> list[Float[Tensor, "b n d"]]:
+        memory: Float[Tensor, "b c e2"],
+        mask: Bool[Tensor, "#b k m"],
+    ) -> list[Float[Tensor, "b _ d"]]:
         """``groups``: the tokens of each expert."""
         experts: list[Any] = list(self.experts)[: len(groups)]
         parts = [block.modulate(condition) for block in experts]
@@ -114,7 +114,7 @@ class FlowNetwork(nn.Module):
         self,
         memory: Memory,
         stage: Stage = "joint",
-        valid: Bool[Tensor, "#b k"] | None = None,
+        valid: Bool[Tensor, "#b all"] | None = None,
         visible: Bool[Tensor, "#b n v"] | None = None,
     ) -> Bool[Tensor, "#b k m"]:
         """Which of the context and the tokens each token sees; "latents": without the actions, on which no latent depends.

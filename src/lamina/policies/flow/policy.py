@@ -98,7 +98,7 @@ class FlowPolicy(Policy):
                 raise LaminaError(f"no row {row} in a batch of {self.batch}")
             self.fresh[row] = True
 
-    def act_batch(self, observations: Observations | UInt8[np.ndarray, "b h w 3"]) -> Shaped[np.ndarray, "b r a"]:
+    def act_batch(self, observations: Observations | UInt8[np.ndarray, "b h w 3"]) -> Shaped[np.ndarray, "b *r a"]:
         """The first r of the generated actions of every row: int64 where all dimensions are discrete, else float32, within the range of the
         data; [b a] for r = 1. Frames of another size than the model's are resized.
 
