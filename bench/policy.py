@@ -1,6 +1,10 @@
-"""Time per decision of the token policy for every k, compared with transformers' generate on the same weights.
+"""Time per decision of the token policy for every k, compared with transformers' generate on the same weights; and the flow policy's speed.
 
     python bench/policy.py [--threads 1] [--sizes tiny small]          wall time; stop all other work first
+    python bench/policy.py --only flow                                 the flow policy alone
+
+Flow policy: two cameras of 64 px, H = 8, 8 Euler steps, batch 1; training on batches of 64 in memory. Targets: a decision in at most 25 ms
+on one core, and 10 training steps a second on two.
 
 Protocol of FlexLAM App. B.6: 20 decisions of warm-up, 100 timed, batch 1, K = 64 slots, a full context of 34 frames, random weights.
 A decision spans everything from the uint8 frame to the action. The reference uses the same LAM, observation tokens, codes and translator.
@@ -28,9 +32,15 @@ from lamina import methods
 from lamina.images import to_float
 from lamina.models.heads import Translator, TranslatorConfig
 from lamina.models.hub import LatentActionModel
+from lamina.policies.base import Observations
+from lamina.policies.flow.config import FlowConfig, FlowShapes
+from lamina.policies.flow.context import Context
+from lamina.policies.flow.model import FlowBatch, FlowModel, flow_losses
+from lamina.policies.flow.policy import FlowPolicy
 from lamina.policies.latency import decision_times
 from lamina.policies.token_model import TokenConfig, TokenModel
 from lamina.policies.token_policy import TokenPolicy
+from lamina.rng import Rng
 from lamina.types import ActionSpec
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -93,6 +103,49 @@ class Peer:
         return action.read(self.translator(z, torch.zeros(1, action.spec.dim))).numpy()
 
 
+def flow_speed(size: str, latents: str) -> tuple[list[float], list[float]]:
+    """Milliseconds of a decision of the flow policy, and of a training step."""
+    config = FlowConfig(size=size, latents=latents)  # type: ignore[arg-type]
+    cameras, numbers = ("third", "wrist"), 64 if latents == "lam" else 0
+    shapes = FlowShapes(
+        (3, SIDE, SIDE), cameras, (), 4, (), 4, numbers, 8, 1, 80.0, ("reach",), ("action", "observation.state"), ""
+    )
+    torch.manual_seed(0)
+    model = FlowModel(config, shapes)
+    rows = 64
+    frames = torch.randint(0, 256, (rows, 2, 1, 3, SIDE, SIDE), dtype=torch.uint8)
+    context = Context(frames, torch.randn(rows, 1, 4), ("reach",) * rows)
+    valid = torch.ones(rows, config.actions, dtype=torch.bool)
+    latent = torch.randn(rows, config.actions, 2, numbers)
+    batch = FlowBatch(context, torch.randn(rows, config.actions, 4), valid, latent, valid)
+    optimizer = torch.optim.AdamW(model.parameters(), foreach=True)
+
+    def step() -> None:
+        sum(loss.mean() for loss in flow_losses(model, batch, Rng(0)).values()).backward()  # type: ignore[union-attr]
+        optimizer.step()
+        optimizer.zero_grad()
+
+    steps = milliseconds(step, 20)
+    policy = FlowPolicy(model)
+    seen = {camera: frames[:1, i, 0].permute(0, 2, 3, 1).numpy() for i, camera in enumerate(cameras)}
+    observations = Observations(seen, np.zeros((1, 4), np.float32), ("reach",))
+    return milliseconds(partial(policy.act, observations), TIMED), steps
+
+
+def flow_table(sizes: list[str]) -> None:
+    """Print the flow policy's speed."""
+    print(f"{'size':<6} {'latents':<8} {'decision, ms (median)':>22} {'training, steps/s (median)':>28}")
+    for size in sizes:
+        for latents in ("none", "lam"):
+            decisions, steps = flow_speed(size, latents)
+            rates = [1e3 / step for step in steps]
+            print(
+                f"{size:<6} {latents:<8} {statistics.fmean(decisions):>12.1f} ({statistics.median(decisions):.1f}) "
+                f"{statistics.fmean(rates):>18.1f} ({statistics.median(rates):.1f})",
+                flush=True,
+            )
+
+
 def milliseconds(work: Callable[[], object], times: int) -> list[float]:
     """Milliseconds of each of ``times`` calls, after one call of warm-up."""
     taken = []
@@ -109,8 +162,17 @@ def main() -> None:
     arguments.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments.add_argument("--sizes", nargs="+", default=["tiny", "small"])
     arguments.add_argument("--ks", type=int, nargs="+", default=[1, 4, 16, 64])
+    arguments.add_argument("--only", choices=("tokens", "flow"))
     options = arguments.parse_args()
     torch.set_num_threads(options.threads)
+    if options.only != "tokens":
+        flow_table(options.sizes)
+    if options.only != "flow":
+        token_table(options)
+
+
+def token_table(options: argparse.Namespace) -> None:
+    """Print the token policy's milliseconds beside the reference's."""
     print(f"{options.threads} thread(s), torch {torch.__version__}; ms a decision, mean (median)")
     print(
         f"{'size':<6} {'k':>3} {'lamina':>16} {'k = 64 / k':>10} {'generate, cached':>18} {'x':>6} {'from scratch':>16} {'x':>6}"

@@ -72,7 +72,7 @@ def test_a_policy_learns_from_what_it_will_see(grid: LabelledTransitions):
     acted: list[torch.Tensor] = []
     regressor = FramePairRegressor(CONFIG, 1)
     regressor.forward = lambda pairs: (acted.append(pairs.clone()), torch.zeros(len(pairs), 1))[1]  # type: ignore[method-assign]
-    policy = FramePolicy(regressor, lambda o, p: torch.zeros(len(o), 1), SPEC, (3, 16, 16))
+    policy = FramePolicy(regressor, lambda o, p, present: torch.zeros(len(o), 1), SPEC, (3, 16, 16))
     for row in range(96):  # two episodes, one after the other
         if row % 48 == 0:
             policy.reset([0])
@@ -103,7 +103,7 @@ def test_continuous_actions_stay_in_bounds_and_previous_ones_are_remembered():
     regressor = FramePairRegressor(CONFIG, 2)
     told = []
 
-    def read(output: torch.Tensor, previous: torch.Tensor) -> torch.Tensor:
+    def read(output: torch.Tensor, previous: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
         told.append(previous.clone())
         return torch.full((2, 2), 3.0) + output * 0
 
@@ -119,6 +119,8 @@ def test_continuous_actions_stay_in_bounds_and_previous_ones_are_remembered():
     "frames", [np.zeros((1, 16, 16, 3), np.uint8), np.zeros((2, 16, 16, 4), np.uint8), np.zeros((2, 16, 16, 3))]
 )
 def test_other_frames_are_refused(frames: np.ndarray):
-    policy = FramePolicy(FramePairRegressor(CONFIG, 2), lambda o, p: o, ActionSpec(continuous=2), (3, 16, 16), batch=2)
+    policy = FramePolicy(
+        FramePairRegressor(CONFIG, 2), lambda o, p, present: o, ActionSpec(continuous=2), (3, 16, 16), batch=2
+    )
     with pytest.raises(LaminaError, match="reads uint8 frames"):
         policy.act_batch(frames)

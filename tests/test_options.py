@@ -17,6 +17,7 @@ from lamina.errors import LaminaError
 from lamina.evaluation.evaluate import EvaluateConfig
 from lamina.models.heads import TranslatorConfig
 from lamina.options import LIMITS, check_options
+from lamina.policies.flow.config import FlowConfig
 from lamina.policies.token_model import TokenConfig
 from lamina.training.alignment import AlignConfig
 from lamina.training.pretraining import check_memory
@@ -26,6 +27,7 @@ from lamina_research.linear.analysis import LinearSetting
 
 CONFIGS: dict[str, Any] = {
     "TrainConfig": TrainConfig(), "AlignConfig": AlignConfig(), "TranslatorConfig": TranslatorConfig(), "TokenConfig": TokenConfig(),
+    "FlowConfig": FlowConfig(),
     "EvaluateConfig": EvaluateConfig(), "LinearSetting": LinearSetting(), "DataConfig": DataConfig(data=("x",)),
     **{name: methods.load(name).Config() for name in methods.names()},
 }  # fmt: skip

@@ -256,6 +256,8 @@ class Policy:
     """kind of policy; `lamina policy --help` lists them, and `lamina policy --kind KIND --help` shows the options of one"""
     camera: UseAppendAction[tuple[str, ...]] = ()
     """camera of a LeRobot dataset; repeat for more, where the kind reads several; default: the kind's own choice"""
+    plan: bool = False
+    """print parameters, FLOPs, memory and days of this training, and train nothing (kind flow)"""
 
 
 def policy(argv: Sequence[str], parse_only: bool = False) -> None:
@@ -269,7 +271,10 @@ def policy(argv: Sequence[str], parse_only: bool = False) -> None:
     args = parse_options(command, argv, prog="lamina policy", description=f"{Policy.__doc__}\n\nKinds:{kinds}")
     if parse_only:
         return
-    print(chosen.train(args.run, args.data, args.policy, args.train, args.camera))
+    act = chosen.plan if args.plan else chosen.train
+    if act is None:
+        raise LaminaError(f"--plan: there is none for policies of kind {args.kind}")
+    print(act(args.run, args.data, args.policy, args.train, args.camera))
 
 
 def option_value(argv: Sequence[str], option: str) -> str | None:

@@ -109,7 +109,7 @@ def sync(path: Path) -> None:
 
 def reason(error: BaseException) -> str:
     """The error message in one line, without the file name."""
-    lines = (getattr(error, "strerror", None) or str(error)).splitlines()
+    lines = (getattr(error, "strerror", None) or str(error)).strip().splitlines()
     return lines[0].strip() if lines else type(error).__name__
 
 

@@ -42,3 +42,17 @@ def _through(frames: UInt8[Tensor, "b t c h w"], transform: Float[Tensor, "b 2 3
     grid = F.affine_grid(transform, list(pictures.shape), align_corners=False)
     shown = F.grid_sample(pictures, grid, padding_mode="reflection", align_corners=False)
     return to_uint8(shown).view_as(frames)
+
+
+def shifted(frames: UInt8[Tensor, "b v t c h w"], share: float, draws: Rng) -> UInt8[Tensor, "b v t c h w"]:
+    """Every view of every sample moved by a whole number of pixels, each way at most ``share`` of the longer side (DrQ, Kostrikov et al.
+    2021); the border is repeated. The frames of a view's history move together."""
+    b, v, _, _, height, width = frames.shape
+    most = round(share * max(height, width))
+    rows, columns = (
+        torch.arange(-most, side + most, device=frames.device).clamp(0, side - 1) for side in (height, width)
+    )
+    places = frames[..., rows, :][..., columns].unfold(-2, height, 1).unfold(-2, width, 1)  # [b v t c y x h w]
+    y, x = (draws.uniform(b, v, 2) * (2 * most + 1)).long().unbind(-1)
+    sample, view = torch.arange(b, device=frames.device)[:, None], torch.arange(v, device=frames.device)
+    return places[sample, view, :, :, y, x]

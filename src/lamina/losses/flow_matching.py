@@ -27,6 +27,11 @@ def sample_time(rng: Rng, batch: int) -> Float[Tensor, "b"]:
     return torch.sigmoid(rng.normal(batch))
 
 
+def sample_late_time(rng: Rng, batch: int) -> Float[Tensor, "b"]:
+    """t = 0.001 + 0.999 Beta(1.5, 1): more weight near the noise, where an action has to be decided (pi0; ALAM Eq. 12)."""
+    return 0.001 + 0.999 * rng.uniform(batch) ** (1 / 1.5)  # the inverse of the distribution function x^1.5
+
+
 def interpolate(
     x: Float[Tensor, "b ..."], noise: Float[Tensor, "b ..."], t: Float[Tensor, "b"]
 ) -> Float[Tensor, "b ..."]:

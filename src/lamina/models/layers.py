@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from lamina.errors import LaminaError
@@ -21,11 +21,16 @@ class MLP(nn.Sequential):
 
 
 def attend(
-    q: Float[Tensor, "b n d"], k: Float[Tensor, "b m d"], v: Float[Tensor, "b m d"], heads: int
+    q: Float[Tensor, "b n d"],
+    k: Float[Tensor, "b m d"],
+    v: Float[Tensor, "b m d"],
+    heads: int,
+    mask: Bool[Tensor, "#b n m"] | None = None,
 ) -> Float[Tensor, "b n d"]:
-    """Multi-head scaled dot-product attention on projected queries, keys and values."""
+    """Multi-head scaled dot-product attention on projected queries, keys and values. ``mask``: which keys a query sees (None: all)."""
     q, k, v = (rearrange(x, "b n (h e) -> b h n e", h=heads) for x in (q, k, v))
-    return rearrange(F.scaled_dot_product_attention(q, k, v), "b h n e -> b n (h e)")
+    seen = None if mask is None else mask.unsqueeze(1)
+    return rearrange(F.scaled_dot_product_attention(q, k, v, seen), "b h n e -> b n (h e)")
 
 
 class SelfAttention(nn.Module):
@@ -97,10 +102,28 @@ class AdaLNBlock(nn.Module):
     def forward(
         self, x: Float[Tensor, "b n d"], condition: Float[Tensor, "b d"], skip: int = 0
     ) -> Float[Tensor, "b m d"]:
-        parts = self.modulation(F.silu(condition)).unsqueeze(1).chunk(6, dim=-1)
-        shift1, scale1, gate1, shift2, scale2, gate2 = parts
-        x = x[:, skip:] + gate1 * self.attention(self.norm1(x) * (1 + scale1) + shift1, skip)
-        return x + gate2 * self.mlp(self.norm2(x) * (1 + scale2) + shift2)
+        parts = self.modulate(condition)
+        return self.after(x[:, skip:], self.attention(self.before(x, parts), skip), parts)
+
+    def modulate(self, condition: Float[Tensor, "b d"]) -> tuple[Float[Tensor, "b 1 d"], ...]:
+        """Shift, scale and gate of the attention and of the MLP."""
+        return self.modulation(F.silu(condition)).unsqueeze(1).chunk(6, dim=-1)
+
+    def before(self, x: Float[Tensor, "b n d"], parts: tuple[Float[Tensor, "#b 1 d"], ...]) -> Float[Tensor, "b n d"]:
+        """What the attention reads."""
+        shift, scale, *_ = parts
+        return self.norm1(x) * (1 + scale) + shift
+
+    def after(
+        self,
+        x: Float[Tensor, "b n d"],
+        attended: Float[Tensor, "b n d"],
+        parts: tuple[Float[Tensor, "#b 1 d"], ...],
+    ) -> Float[Tensor, "b n d"]:
+        """The residual stream with the attention's output and the MLP's."""
+        _, _, gate1, shift, scale, gate2 = parts
+        x = x + gate1 * attended
+        return x + gate2 * self.mlp(self.norm2(x) * (1 + scale) + shift)
 
 
 GROUPS = 8  # of a group norm

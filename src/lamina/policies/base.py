@@ -23,7 +23,11 @@ from lamina.types import ActionSpec
 T = TypeVar("T")
 
 #: The kinds of policies: ``--kind``, and what RUN/policy/config.json calls them. Each module defines ``KIND``, a :class:`PolicyKind`.
-KINDS = {"tokens": "lamina.policies.token_policy"}
+KINDS = {
+    "tokens": "lamina.policies.token_policy",
+    "latent": "lamina.policies.latent",
+    "flow": "lamina.policies.flow.policy",
+}
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,8 @@ class PolicyKind:
     #: (run, sources, config, training, cameras) -> RUN/policy, where no cameras leave the choice to the kind
     train: Callable[[Path, Sequence[Data], Any, TrainConfig, tuple[str, ...]], Path]
     policy: type[Policy]
+    #: The same arguments -> what the training would cost, as text; None: the kind makes no plan
+    plan: Callable[[Path, Sequence[Data], Any, TrainConfig, tuple[str, ...]], str] | None = None
 
 
 def only_one(values: Sequence[T], what: str) -> T:

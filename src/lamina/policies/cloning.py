@@ -4,7 +4,8 @@ Both read two frames, the present one and the one before, because a single frame
 
 Latent behaviour cloning is how *Why Latent Actions Fail* (App. D) evaluates latents: it is trained on every frame, by regression to the
 latent of the next transition, and a translator trained on few labels maps its predictions to actions. Behaviour cloning on all labels is
-its upper bound.
+its upper bound. Here both are trained on transitions in memory; ``lamina policy --kind latent`` trains the same network on a dataset
+(:mod:`lamina.policies.latent`).
 
     policy = latent_policy(lam.config, train, held, translator, head_training(2000, seed=0), batch=8)  # train, held: encode_labels(...)
     record = rollout_worlds(policy, ["cheetah"], episodes=10, parallel=8)
@@ -87,6 +88,15 @@ class FramePairRegressor(nn.Module):
         self.register_buffer("mean", torch.zeros(outputs))
         self.register_buffer("std", torch.ones(outputs))
 
+    def calibrate(self, target: Float[Tensor, "n o"]) -> None:
+        """Take mean and standard deviation of the targets."""
+        self.mean.copy_(target.mean(0))
+        self.std.copy_(target.std(0, correction=0).clamp_min(1e-6))
+
+    def standardise(self, target: Float[Tensor, "b o"]) -> Float[Tensor, "b o"]:
+        """Targets in the units in which they are predicted."""
+        return (target - self.mean) / self.std
+
     def standardised(self, frames: UInt8[Tensor, "b 2 c h w"]) -> Float[Tensor, "b o"]:
         """The prediction in standardised units: (target - mean) / std."""
         before, present = self.encoder.embed(to_float(frames).flatten(0, 1)).unflatten(0, (-1, 2)).unbind(1)
@@ -102,11 +112,10 @@ def train_regressor(
     """A :class:`FramePairRegressor` by mean squared error, and its error on ``held`` in units of the targets' variance."""
     torch.manual_seed(training.seed)
     regressor = FramePairRegressor(config, train.target.shape[1])
-    regressor.mean.copy_(train.target.mean(0))
-    regressor.std.copy_(train.target.std(0, correction=0).clamp_min(1e-6))
+    regressor.calibrate(train.target)
 
     def losses(module: FramePairRegressor, batch: FramePairs, draws: Rng) -> dict[str, Tensor]:
-        return {"action": squared_error(module.standardised(batch.frames), (batch.target - module.mean) / module.std)}
+        return {"action": squared_error(module.standardised(batch.frames), module.standardise(batch.target))}
 
     with Scratch() as scratch:
         loss = fit_head(regressor, losses, train, held, training, Path(scratch))
@@ -116,23 +125,26 @@ def train_regressor(
 class FramePolicy(Policy):
     """Acts on the present frame and the one of its last decision; reads one camera.
 
-    ``read`` maps the regressor's predictions for a batch, and the previous actions, to actions [b a].
+    ``read`` maps the regressor's predictions for a batch, the previous actions [b a] and the present frames [b c h w] to ``chunk`` actions
+    of every row, packed as :meth:`ActionSpec.pack` does.
     """
 
     def __init__(
         self,
         regressor: FramePairRegressor,
-        read: Callable[[Float[Tensor, "b o"], Float[Tensor, "b a"]], Float[Tensor, "b a"]],
+        read: Callable[[Tensor, Tensor, Tensor], Tensor],
         spec: ActionSpec,
         image: tuple[int, int, int],
         batch: int = 1,
         decision_seconds: float | None = None,
+        chunk: int = 1,
+        device: torch.device | str = "cpu",
     ):
         self.regressor, self.read, self.spec, self.image, self.batch = regressor, read, spec, image, batch
-        self.decision_seconds = decision_seconds
-        self.previous = torch.zeros(batch, spec.dim)
-        self.before = torch.zeros(batch, *image, dtype=torch.uint8)
-        self.begins = torch.ones(batch, dtype=torch.bool)
+        self.decision_seconds, self.chunk, self.device = decision_seconds, chunk, torch.device(device)
+        self.previous = torch.zeros(batch, spec.dim, device=device)
+        self.before = torch.zeros(batch, *image, dtype=torch.uint8, device=device)
+        self.begins = torch.ones(batch, dtype=torch.bool, device=device)
 
     def reset(self, rows: Sequence[int] | None = None) -> None:
         """See :meth:`Policy.reset`."""
@@ -141,18 +153,23 @@ class FramePolicy(Policy):
         self.begins[list(rows)] = True
 
     @torch.no_grad()
-    def act_batch(self, observations: Observations | UInt8[np.ndarray, "b h w 3"]) -> Shaped[np.ndarray, "b a"]:
-        """See :meth:`Policy.act_batch`. Continuous actions are clipped to [-1, 1]."""
+    def act_batch(self, observations: Observations | UInt8[np.ndarray, "b h w 3"]) -> Shaped[np.ndarray, "b *n a"]:
+        """See :meth:`Policy.act_batch`. Continuous actions are clipped to [-1, 1].
+
+        Raises LaminaError for frames that do not fit, and an output that is not finite.
+        """
         frames = self.first_camera(observations)
-        present = torch.from_numpy(resize_frames(frames, self.image[1:])).permute(0, 3, 1, 2)
-        self.before[self.begins] = present[self.begins]
-        output = self.regressor(torch.stack([self.before, present], 1))
+        present = torch.from_numpy(resize_frames(frames, self.image[1:])).permute(0, 3, 1, 2).to(self.device)
+        before = torch.where(self.begins[:, None, None, None], present, self.before)
+        packed = self.read(self.regressor(torch.stack([before, present], 1)), self.previous, present)
+        if not bool(packed.isfinite().all()):
+            raise LaminaError("the policy's output is not finite: one of its parts is damaged; train that again")
+        actions = self.spec.unpack(packed.cpu().numpy())
+        actions[..., len(self.spec.discrete) :].clip(-1, 1, out=actions[..., len(self.spec.discrete) :])
         self.before, self.begins = present.clone(), torch.zeros_like(self.begins)
-        action = self.read(output, self.previous)
-        discrete = len(self.spec.discrete)
-        action[:, discrete:].clamp_(-1, 1)
-        self.previous = action
-        return action.numpy().astype(np.float32 if self.spec.continuous else np.int64)
+        self.previous = torch.from_numpy(actions[:, -1]).to(self.device)
+        actions = actions.astype(np.float32 if self.spec.continuous else np.int64)
+        return actions[:, 0] if self.chunk == 1 else actions
 
 
 def cloning(
@@ -172,7 +189,7 @@ def cloning(
         frame_pair_targets(held, head.embed(held.action)),
         training,
     )
-    return FramePolicy(regressor, lambda output, previous: head.read(output), spec, config.image, **options)
+    return FramePolicy(regressor, lambda output, previous, present: head.read(output), spec, config.image, **options)
 
 
 def latent_policy(
@@ -189,7 +206,7 @@ def latent_policy(
     )
     translator.eval()
 
-    def read(z: Tensor, previous: Tensor) -> Tensor:
+    def read(z: Tensor, previous: Tensor, present: Tensor) -> Tensor:
         return translator.action.read(translator(z, previous))
 
     return FramePolicy(regressor, read, translator.action.spec, config.image, **options)

@@ -86,6 +86,8 @@ class TokenConfig:
     """of the convolutional stem"""
     theta: float = 10_000.0
     """base of the rotary positions"""
+    shift: float = 0.0
+    """augmentation: largest random shift of a window's pictures, as a share of their side; 0: none"""
 
     def __post_init__(self) -> None:
         if self.size not in TOKEN_SIZES:

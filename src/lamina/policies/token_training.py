@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import shutil
 import time
@@ -13,10 +12,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from lamina.data.augment import shifted
 from lamina.data.dataset import Data, name_of
 from lamina.data.sampling import open_source
 from lamina.device import pick_device
@@ -25,6 +26,7 @@ from lamina.files import disk_errors, locked, read_json, write_text
 from lamina.models.bottlenecks.fsq import FSQ
 from lamina.models.hub import LatentActionModel
 from lamina.models.lam import LAM
+from lamina.policies.encoded import fingerprint
 from lamina.policies.token_model import TokenConfig, TokenModel
 from lamina.policies.windows import Window, WindowStream, encode_windows, fixed_windows, open_steps
 from lamina.records import CodebookSize, Extent, Image, Seconds, validated
@@ -41,6 +43,10 @@ FORMAT = 3  # of config.json and model.safetensors; raised when an old file can 
 
 def token_losses(model: TokenModel, batch: Window, draws: Rng) -> dict[str, Float[Tensor, "b"]]:
     """Cross-entropy of the codes (App. B.2), one term a window, scaled so that every code of the batch has the same weight."""
+    if model.training and model.config.shift:
+        frames = rearrange(batch.frames, "b t h w c -> b 1 t c h w")
+        moved = shifted(frames, model.config.shift, draws)
+        batch = dataclasses.replace(batch, frames=rearrange(moved, "b 1 t c h w -> b t h w c"))
     nats = model.cross_entropy(batch).sum((1, 2))
     return {"codes": nats * (len(batch) / (batch.valid.sum() * model.slots))}
 
@@ -62,22 +68,6 @@ def token_diagnostics(windows: Window, batch: int = 8) -> Any:
         return {"codes": float(nats.mean()), "first_slot": float(nats[0])}, []
 
     return validate
-
-
-def fingerprint(lam: LAM) -> str:
-    """sha256 of everything that determines the codes of a transition and which of them are the latent action: weights and configs of the
-    modules from pixels to codes (:meth:`LAM.embed`, :meth:`LAM.pair`).
-
-    Decoder and null latent do not count. Joint alignment changes the encoder, and so the fingerprint.
-    """
-    config = lam.config.to_dict()
-    names = ("image", "slots", "encoder", "bottleneck", "whiten", "space", "action_slots")
-    digest = hashlib.sha256(json.dumps([config.get(name) for name in names]).encode())
-    for part in (lam.space, lam.encoder, lam.whiten, lam.bottleneck):
-        for name, value in sorted(part.state_dict().items()):
-            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def check_codebook(model: LatentActionModel) -> int:

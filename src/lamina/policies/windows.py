@@ -1,14 +1,13 @@
-"""The token model's data: each frame and the codes of the transition after it, encoded once, and windows drawn from them.
+"""Data of the policies that decide once a transition: each frame and the latent action after it, encoded once, and windows of codes.
 
 RUN/policy/tokens/index.json              what they were made from; written with the rest, whole or not at all
 RUN/policy/tokens/SPLIT.frames.npy        uint8 [n h w 3], step after step, episode after episode
-RUN/policy/tokens/SPLIT.codes.npy         int [n k]
+RUN/policy/tokens/SPLIT.codes.npy         int [n k]; or, of continuous latents, SPLIT.latents.npy, float32 [n k*d]
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, Shaped, UInt8
 from torch import Tensor
 from tqdm import tqdm
 
@@ -26,12 +25,14 @@ from lamina.data.stream import evenly_spaced
 from lamina.device import autocast
 from lamina.errors import LaminaError
 from lamina.files import whole_folder
-from lamina.inference.encode import CHUNK, encode_episode, frame_pairs
+from lamina.inference.encode import frame_pairs
+from lamina.models.config import Side
 from lamina.models.hub import LatentActionModel
+from lamina.policies.encoded import ENCODED_SPLITS, encode_stretch, index_of, open_arrays, reserve
 from lamina.records import non_negative
 
-FORMAT = 2
-ENCODED_SPLITS = ("train", "validation")
+FORMAT = 3
+CODES, LATENTS = "codes", "latents"
 
 
 def strided_sequences(times: Float[np.ndarray, "t"], gap: float) -> list[Int[np.ndarray, "n"]]:
@@ -55,14 +56,17 @@ def strided_sequences(times: Float[np.ndarray, "t"], gap: float) -> list[Int[np.
 
 @dataclass(frozen=True)
 class Steps:
-    """Frames and codes of all steps of a split. Episode e (a strided sequence of decisions) is steps bounds[e] .. bounds[e+1]-1."""
+    """Frames and latent actions of all steps of a split: codes [n k], or the latents' numbers [n k*d].
+
+    Episode e (a strided sequence of decisions) is steps bounds[e] .. bounds[e+1]-1.
+    """
 
     frames: UInt8[np.ndarray, "n h w 3"]
-    codes: Int[np.ndarray, "n k"]
+    actions: Shaped[np.ndarray, "n k"]
     bounds: Int[np.ndarray, "m"]
 
     def __len__(self) -> int:
-        return len(self.codes)
+        return len(self.actions)
 
 
 @dataclass(frozen=True)
@@ -84,14 +88,14 @@ def windows_at(steps: Steps, starts: Sequence[tuple[int, int]], length: int) -> 
     """The windows that begin at (episode, step)."""
     b = len(starts)
     frames = np.zeros((b, length, *steps.frames.shape[1:]), np.uint8)
-    codes = np.zeros((b, length, steps.codes.shape[1]), np.int64)
+    codes = np.zeros((b, length, steps.actions.shape[1]), np.int64)
     valid = np.zeros((b, length), bool)
     for row, (episode, start) in enumerate(starts):
         first = int(steps.bounds[episode]) + start
         n = min(length, int(steps.bounds[episode + 1]) - first)
         frames[row, :n], codes[row, :n], valid[row, :n] = (
             steps.frames[first : first + n],
-            steps.codes[first : first + n],
+            steps.actions[first : first + n],
             1,
         )
     return Window(torch.from_numpy(frames), torch.from_numpy(codes), torch.from_numpy(valid))
@@ -178,15 +182,6 @@ def _plan(source: Dataset, camera: str, split: str, gap: float) -> tuple[list[_S
     return stretches, lengths, seconds
 
 
-def _reserve(path: Path, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """A new memory map whose room on the disk is taken at once: a full disk is then an OSError here, not a bus error later."""
-    array = np.lib.format.open_memmap(path, "w+", dtype, shape)
-    if hasattr(os, "posix_fallocate"):
-        with path.open("r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-    return array
-
-
 def encode_windows(
     model: LatentActionModel,
     source: Dataset,
@@ -194,9 +189,11 @@ def encode_windows(
     fingerprint: str,
     camera: str | None = None,
     precision: str = "fp32",
+    side: Side | None = None,
 ) -> dict[str, Any]:
     """Encode the training and the validation split of ``source`` once into ``folder``; returns its index.
 
+    ``side``: the latents themselves, on this side of the quantiser; None: their codes.
     What is there already is used again if it was made by the same encoder, from the same data. Decisions are as far apart as the
     model's label gap: longer than a frame, each episode gives several sequences. Raises LaminaError for a camera that is not there, a split
     without a single transition, video that cannot be decoded, a disk that refuses.
@@ -212,17 +209,21 @@ def encode_windows(
         "image": list(model.config.image),
         "precision": precision,
         "splits": [[episode.length, *episode.splits] for episode in source.episodes],
+        "side": side,
     }
-    made_from = json.loads(json.dumps(made_from))  # as it will be read back
-    index = read_index(folder)
-    if index is not None and all(index.get(name) == value for name, value in made_from.items()):
+    if (index := index_of(folder, made_from)) is not None:
         return index
     plans = {split: _plan(source, camera, split, gap) for split in ENCODED_SPLITS}
     for split, (_, lengths, _) in plans.items():
         if not lengths:
             raise LaminaError(f"{source.name}: no {split} episode has two frames {gap:g} s apart; use longer episodes")
     size, slots = model.config.image[1:], model.config.action_length
-    dtype = np.int16 if model.lam.bottleneck.codebook_size <= 2**15 else np.int32  # type: ignore[operator]
+    if side:
+        name, width, dtype = LATENTS, slots * model.lam.dim, "float32"
+    else:
+        most = model.lam.bottleneck.codebook_size
+        assert most is not None
+        name, width, dtype = CODES, slots, "int16" if most <= 2**15 else "int32"
     frames_total = sum(s.stop - s.first for stretches, _, _ in plans.values() for s in stretches)
     seconds = float(np.median([s for _, _, every in plans.values() for s in every] or [gap]))
     index = made_from | {
@@ -235,14 +236,14 @@ def encode_windows(
         tqdm(total=frames_total, unit="frame", desc="tokenize", dynamic_ncols=True) as bar,
     ):
         for split, (stretches, lengths, _) in plans.items():
-            frames = _reserve(partial / f"{split}.frames.npy", (sum(lengths), *size, 3), np.uint8)
-            codes = _reserve(partial / f"{split}.codes.npy", (sum(lengths), slots), dtype)
+            frames = reserve(partial / f"{split}.frames.npy", (sum(lengths), *size, 3), np.uint8)
+            actions = reserve(partial / f"{split}.{name}.npy", (sum(lengths), width), dtype)
             for stretch in stretches:
                 with autocast(model.device, precision):
-                    _encode(model, source, camera, stretch, gap, frames, codes)
+                    _encode(model, source, camera, stretch, gap, side, frames, actions)
                 bar.update(stretch.stop - stretch.first)
-            frames.flush()  # type: ignore[attr-defined]
-            codes.flush()  # type: ignore[attr-defined]
+            frames.flush()
+            actions.flush()
         (partial / "index.json").write_text(json.dumps(index))
     return index
 
@@ -253,45 +254,24 @@ def _encode(
     camera: str,
     stretch: _Stretch,
     gap: float,
+    side: Side | None,
     frames: np.ndarray,
-    codes: np.ndarray,
+    actions: np.ndarray,
 ) -> None:
+    place = stretch.place
+
+    def keep(start: int, chunk: UInt8[np.ndarray, "n h w 3"]) -> None:
+        here = place[start : start + len(chunk)]
+        frames[here[here >= 0]] = chunk[here >= 0]
+
     episode = source.episodes[stretch.episode]
-    place, size = stretch.place, model.config.image[1:]
-
-    def read() -> Iterator[UInt8[np.ndarray, "n h w 3"]]:
-        for start in range(0, len(place), CHUNK):
-            here = place[start : start + CHUNK]
-            first = stretch.first + start
-            chunk = source.frames(episode, camera, first, first + len(here), size)
-            frames[here[here >= 0]] = chunk[here >= 0]
-            yield chunk
-
-    partner, _ = frame_pairs(episode.times[stretch.first : stretch.stop], gap)
-    index = model.lam.action_index(encode_episode(model, read(), partner))
-    assert index is not None
-    codes[place[place >= 0]] = index.numpy()[place >= 0]
+    latent = encode_stretch(model, source, camera, episode, stretch.first, stretch.stop, gap, keep)
+    found = model.lam.action(latent, side).flatten(1) if side else model.lam.action_index(latent)
+    assert found is not None
+    actions[place[place >= 0]] = found.numpy()[place >= 0]
 
 
-def read_index(folder: Path) -> dict[str, Any] | None:
-    """What a folder of tokens was made from; None if there is none that can be read."""
-    try:
-        index = json.loads((folder / "index.json").read_text())
-    except (OSError, ValueError):
-        return None
-    return index if isinstance(index, dict) else None
-
-
-def open_steps(folder: Path, split: str) -> Steps:
-    """The steps of a tokenized split, as memory maps. Raises LaminaError if they are damaged."""
-    try:
-        frames, codes = (np.load(folder / f"{split}.{name}.npy", mmap_mode="r") for name in ("frames", "codes"))
-        index = read_index(folder)
-        if index is None:
-            raise ValueError("no index.json")
-        bounds = np.concatenate([[0], np.cumsum(index["episodes"][split])])
-        if len(frames) != bounds[-1] or len(codes) != bounds[-1]:
-            raise ValueError(f"{len(frames)} frames, {len(codes)} codes, {bounds[-1]} steps")
-    except (OSError, ValueError, KeyError) as error:
-        raise LaminaError(f"{folder}: damaged ({error}); delete this folder, it will be made again") from error
-    return Steps(frames, codes, bounds)
+def open_steps(folder: Path, split: str, name: str = CODES) -> Steps:
+    """The steps of an encoded split, with their ``codes`` or ``latents``, as memory maps. Raises LaminaError if they are damaged."""
+    index, frames, actions = open_arrays(folder, split, ("frames", name), lambda index: sum(index["episodes"][split]))
+    return Steps(frames, actions, np.concatenate([[0], np.cumsum(index["episodes"][split])]))

@@ -1,0 +1,121 @@
+"""What the data of all policies share: frames and latents of every step, encoded once by a frozen LAM and kept in a folder of arrays.
+
+FOLDER/index.json            what they were made from; written with the rest, whole or not at all
+FOLDER/SPLIT.NAME.npy        one row a step, episode after episode
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from lamina.data.dataset import Dataset
+from lamina.data.episodes import Episode
+from lamina.errors import LaminaError
+from lamina.inference.encode import CHUNK, encode_episode, frame_pairs
+from lamina.models.hub import LatentActionModel
+from lamina.models.lam import LAM
+from lamina.types import Latent
+
+ENCODED_SPLITS = ("train", "validation")
+
+
+def fingerprint(lam: LAM) -> str:
+    """sha256 of everything that determines the codes of a transition and which of them are the latent action: weights and configs of the
+    modules from pixels to codes (:meth:`LAM.embed`, :meth:`LAM.pair`).
+
+    Decoder and null latent do not count. Joint alignment changes the encoder, and so the fingerprint.
+    """
+    config = lam.config.to_dict()
+    names = ("image", "slots", "encoder", "bottleneck", "whiten", "space", "action_slots")
+    digest = hashlib.sha256(json.dumps([config.get(name) for name in names]).encode())
+    for part in (lam.space, lam.encoder, lam.whiten, lam.bottleneck):
+        for name, value in sorted(part.state_dict().items()):
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def read_frames(
+    model: LatentActionModel, source: Dataset, camera: str, episode: Episode, first: int, stop: int
+) -> Iterator[tuple[int, UInt8[np.ndarray, "n h w 3"]]]:
+    """Frames first .. stop-1 of an episode at the model's size, in chunks with the place of their first frame, counted from ``first``."""
+    _, *size = model.config.image
+    for start in range(first, stop, CHUNK):
+        yield start - first, source.frames(episode, camera, start, min(start + CHUNK, stop), (size[0], size[1]))
+
+
+def encode_stretch(
+    model: LatentActionModel,
+    source: Dataset,
+    camera: str,
+    episode: Episode,
+    first: int,
+    stop: int,
+    gap: float,
+    keep: Callable[[int, UInt8[np.ndarray, "n h w 3"]], None],
+) -> Latent:
+    """The latents of frames first .. stop-1 of an episode, each with the frame ``gap`` seconds later (:func:`frame_pairs`).
+
+    ``keep`` is called with every chunk of frames and the place of its first one, counted from ``first``.
+    """
+
+    def chunks() -> Iterator[UInt8[np.ndarray, "n h w 3"]]:
+        for start, chunk in read_frames(model, source, camera, episode, first, stop):
+            keep(start, chunk)
+            yield chunk
+
+    partner, _ = frame_pairs(episode.times[first:stop], gap)
+    return encode_episode(model, chunks(), partner)
+
+
+def reserve(path: Path, shape: tuple[int, ...], dtype: Any) -> np.memmap:
+    """A new memory map whose room on the disk is taken at once: a full disk is then an OSError here, not a bus error later."""
+    array = np.lib.format.open_memmap(path, "w+", dtype, shape)
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array
+
+
+def read_index(folder: Path) -> dict[str, Any] | None:
+    """What a folder of arrays was made from; None if there is none that can be read."""
+    try:
+        index = json.loads((folder / "index.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return index if isinstance(index, dict) else None
+
+
+def index_of(folder: Path, made_from: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The index of a folder whose arrays were made from just this; None where they have to be made."""
+    index, wanted = read_index(folder), json.loads(json.dumps(made_from))  # as it was read back
+    if index is None or any(index.get(name) != value for name, value in wanted.items()):
+        return None
+    return index
+
+
+def open_arrays(folder: Path, split: str, names: Sequence[str], rows: Callable[[dict[str, Any]], int]) -> list[Any]:
+    """The arrays of a split as memory maps, after its index, which says how many ``rows`` each has.
+
+    Raises LaminaError if they are damaged.
+    """
+    try:
+        index = read_index(folder)
+        if index is None:
+            raise ValueError("no index.json")
+        arrays = [np.load(folder / f"{split}.{name}.npy", mmap_mode="r") for name in names]
+        wanted = rows(index)
+        for name, array in zip(names, arrays, strict=True):
+            if len(array) != wanted:
+                raise ValueError(f"{len(array)} {name}, {wanted} steps")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise LaminaError(f"{folder}: damaged ({error}); delete this folder, it will be made again") from error
+    return [index, *arrays]

@@ -1,0 +1,404 @@
+"""The flow policy's data: the frames of every camera, latents, actions and proprioception of every step, encoded once, and batches of them.
+
+RUN/policy/frames/index.json                  what they were made from (see lamina.policies.encoded)
+RUN/policy/frames/SPLIT.frames_N.npy          uint8 [n h w 3], of camera N
+RUN/policy/frames/SPLIT.latents.npy           float32 [n v l], of the frame and the one a gap later in each view; .valid.npy: there is one
+RUN/policy/frames/SPLIT.actions.npy           float32 [n a]; .proprio.npy [n p]
+
+A row of a batch begins at step t of an episode. It holds the frames t, t - r, t - 2r, ... (r actions are carried out between two decisions;
+before the episode's start its first frame stands in), the actions of t, ..., t + H - 1 and the latents of N pairs that begin at t, t + s,
+t + 2s, ... Behind the episode's end, actions repeat the last one and latents are those of no change, and neither is valid: no loss is
+taken there, and nothing sees them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor
+from tqdm import tqdm
+
+from lamina.data.dataset import Dataset
+from lamina.data.sampling import source_camera
+from lamina.data.stream import evenly_spaced
+from lamina.device import autocast
+from lamina.errors import LaminaError
+from lamina.files import whole_folder
+from lamina.inference.encode import frame_pairs
+from lamina.models.hub import LatentActionModel
+from lamina.policies.encoded import (
+    ENCODED_SPLITS,
+    encode_stretch,
+    index_of,
+    open_arrays,
+    read_frames,
+    read_index,
+    reserve,
+)
+from lamina.policies.flow.config import FlowConfig
+from lamina.policies.flow.context import Context
+from lamina.policies.flow.model import FlowBatch, Statistics
+from lamina.records import non_negative
+from lamina.types import ActionSpec
+
+FORMAT = 1
+STATE, EXPERT = "observation.state", "expert_action"  # features that "auto" looks for
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The features that a policy is trained on: actions ("" = a source has none), and proprioception ("" = none)."""
+
+    action: str
+    spec: ActionSpec
+    proprio: str
+    width: int
+
+
+def choose_cameras(sources: Sequence[Dataset], wanted: Sequence[str]) -> tuple[str, ...]:
+    """The cameras that a policy sees: ``wanted``, or those that every source has. Raises LaminaError for one that is missing."""
+    for source, camera in itertools.product(sources, wanted):
+        source_camera(source, camera)
+    if len(set(wanted)) < len(wanted):
+        raise LaminaError(f"a camera is named twice: {', '.join(wanted)}")
+    cameras = wanted or [c for c in sources[0].cameras if all(c in source.cameras for source in sources)]
+    if not cameras:
+        raise LaminaError(f"{', '.join(source.name for source in sources)}: no camera is in all of them; name others")
+    return tuple(cameras)
+
+
+def choose_columns(sources: Sequence[Dataset], config: FlowConfig) -> Columns:
+    """The features that hold actions and proprioception.
+
+    A source without the actions is one of unlabelled episodes. Raises LaminaError where no source has actions, their actions differ, or
+    their proprioception does.
+    """
+    names = ", ".join(source.name for source in sources)
+    acting = [source for source in sources if source.action_spec("action") is not None]
+    action = config.action
+    if action == "auto":
+        clean = bool(acting) and all(source.action_spec(EXPERT) is not None for source in acting)
+        action = EXPERT if clean else "action"
+    specs = [(source.name, source.action_spec(action)) for source in sources]
+    found = [(name, spec) for name, spec in specs if spec is not None]
+    if not found:
+        raise LaminaError(f"{names}: has no actions in '{action}', and a policy needs some labelled episodes")
+    (first, spec), *others = found
+    for name, other in others:
+        if (other.discrete, other.continuous) != (spec.discrete, spec.continuous):
+            raise LaminaError(
+                f"{first} and {name} have different actions in '{action}': {_told(spec)}, and {_told(other)}"
+            )
+    proprio = config.proprio
+    widths = [source.width(STATE if proprio == "auto" else proprio) for source in sources]
+    if proprio == "auto":
+        proprio = STATE if all(widths) else "none"
+    elif proprio != "none" and not all(widths):
+        raise LaminaError(f"{sources[widths.index(None)].name}: has no feature '{proprio}'; choose another --proprio")
+    if proprio == "none":
+        return Columns(action, spec, "", 0)
+    if len(set(widths)) > 1:
+        raise LaminaError(
+            f"{names}: '{proprio}' is {' and '.join(map(str, widths))} numbers wide; --proprio none leaves it out"
+        )
+    return Columns(action, spec, proprio, widths[0] or 0)
+
+
+def _told(spec: ActionSpec) -> str:
+    classes = f"classes {', '.join(map(str, spec.discrete))}" if spec.discrete else ""
+    return " and ".join(filter(None, [classes, f"{spec.continuous} numbers" if spec.continuous else ""]))
+
+
+@dataclass(frozen=True)
+class _Stretch:
+    """Frames first .. stop-1 of an episode of a source."""
+
+    source: int
+    episode: int
+    first: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.first
+
+
+def _stretches(sources: Sequence[Dataset], cameras: Sequence[str], split: str) -> list[_Stretch]:
+    """What a split holds; episodes that some camera does not show are left out."""
+    found = []
+    for number, source in enumerate(sources):
+        missing = set().union(*(source.missing_episodes(camera) for camera in cameras))
+        for n, episode in enumerate(source.episodes):
+            if episode.number not in missing:
+                found += [_Stretch(number, n, first, stop) for name, first, stop in episode.splits if name == split]
+    return found
+
+
+def encode_steps(
+    model: LatentActionModel,
+    sources: Sequence[Dataset],
+    folder: Path,
+    fingerprint: str,
+    cameras: Sequence[str],
+    columns: Columns,
+    gap: float | None,
+    precision: str = "fp32",
+) -> dict[str, Any]:
+    """Encode the training and the validation split of all ``sources`` once into ``folder``; returns its index.
+
+    ``gap``: seconds between the frames of a latent; None: no latents. What is there already is used again if it was made by the same
+    encoder, from the same data. Raises LaminaError for a training split without an episode, frames that cannot be decoded, values that
+    are not finite, a disk that refuses.
+    """
+    made_from = {
+        "format": FORMAT,
+        "fingerprint": fingerprint,
+        "data": [source.fingerprint() for source in sources],
+        "cameras": list(cameras),
+        "columns": [columns.action, columns.proprio],
+        "gap_seconds": gap,
+        "image": list(model.config.image),
+        "precision": precision,
+        "splits": [[[e.length, *e.splits] for e in source.episodes] for source in sources],
+    }
+    if (index := index_of(folder, made_from)) is not None:
+        return index
+    plans = {split: _stretches(sources, cameras, split) for split in ENCODED_SPLITS}
+    if not plans["train"]:
+        raise LaminaError(f"{', '.join(s.name for s in sources)}: no training episode is shown by {', '.join(cameras)}")
+    index = made_from | {
+        "episodes": {
+            split: [
+                {
+                    "length": len(stretch),
+                    "name": sources[stretch.source].episodes[stretch.episode].name,
+                    "task": sources[stretch.source].episodes[stretch.episode].task,
+                    "acts": sources[stretch.source].action_spec(columns.action) is not None,
+                }
+                for stretch in stretches
+            ]
+            for split, stretches in plans.items()
+        }
+    }
+    numbers = model.config.action_length * model.lam.dim
+    total = len(cameras) * sum(map(len, itertools.chain(*plans.values())))
+    with (
+        whole_folder(folder) as partial,
+        tqdm(total=total, unit="frame", desc="encode", dynamic_ncols=True) as bar,
+        autocast(model.device, precision),
+    ):
+        for split, stretches in plans.items():
+            n = sum(map(len, stretches))
+            frames = [
+                reserve(partial / f"{split}.frames_{i}.npy", (n, *model.config.image[1:], 3), np.uint8)
+                for i in range(len(cameras))
+            ]
+            arrays: dict[str, np.ndarray] = {
+                "actions": np.zeros((n, columns.spec.dim), np.float32),
+                "proprio": np.zeros((n, columns.width), np.float32),
+                "latents": np.zeros((n, len(cameras), numbers if gap else 0), np.float32),
+                "valid": np.zeros(n, bool),
+            }
+            first = 0
+            for stretch in stretches:
+                _encode(model, sources[stretch.source], cameras, stretch, columns, gap, first, frames, arrays)
+                first += len(stretch)
+                bar.update(len(cameras) * len(stretch))
+            for pictures in frames:
+                pictures.flush()
+            for name, array in arrays.items():
+                np.save(partial / f"{split}.{name}.npy", array)
+        (partial / "index.json").write_text(json.dumps(index))
+    return index
+
+
+def _encode(
+    model: LatentActionModel,
+    source: Dataset,
+    cameras: Sequence[str],
+    stretch: _Stretch,
+    columns: Columns,
+    gap: float | None,
+    at: int,
+    frames: list[np.memmap],
+    arrays: dict[str, np.ndarray],
+) -> None:
+    """Fill the rows from ``at`` on with one stretch."""
+    episode, n = source.episodes[stretch.episode], len(stretch)
+    for i, camera in enumerate(cameras):
+
+        def keep(start: int, chunk: UInt8[np.ndarray, "n h w 3"], i: int = i) -> None:
+            frames[i][at + start : at + start + len(chunk)] = chunk
+
+        if gap is None:
+            for start, chunk in read_frames(model, source, camera, episode, stretch.first, stretch.stop):
+                keep(start, chunk)
+        else:
+            latent = encode_stretch(model, source, camera, episode, stretch.first, stretch.stop, gap, keep)
+            arrays["latents"][at : at + n, i] = model.lam.action(latent, "continuous").flatten(1).float().numpy()
+            arrays["valid"][at : at + n] = frame_pairs(episode.times[stretch.first : stretch.stop], gap)[1]
+    if source.action_spec(columns.action) is not None:
+        arrays["actions"][at : at + n] = source.column(episode, columns.action)[stretch.first : stretch.stop]
+    if columns.proprio:
+        arrays["proprio"][at : at + n] = source.column(episode, columns.proprio)[stretch.first : stretch.stop]
+
+
+@dataclass(frozen=True)
+class FlowData:
+    """The steps of a split. Episode e is steps bounds[e] .. bounds[e+1]-1; the actions of those that are not ``labelled`` are unknown."""
+
+    frames: tuple[UInt8[np.ndarray, "n h w 3"], ...]  # of each camera
+    latents: Float[np.ndarray, "n v l"]
+    valid: Bool[np.ndarray, "n"]  # of the latents
+    actions: Float[np.ndarray, "n a"]
+    proprio: Float[np.ndarray, "n p"]
+    bounds: Int[np.ndarray, "m"]
+    tasks: tuple[str, ...]  # of the episodes, in words
+    names: tuple[str, ...]  # of the episodes, for messages
+    labelled: Bool[np.ndarray, "e"]
+
+    def __len__(self) -> int:
+        return len(self.actions)
+
+    @property
+    def lengths(self) -> Int[np.ndarray, "e"]:
+        return np.diff(self.bounds)
+
+    def steps(self, labelled: bool) -> Int[np.ndarray, "k"]:
+        """The steps of the labelled episodes, or those of the others."""
+        return np.flatnonzero(np.repeat(self.labelled == labelled, self.lengths))
+
+
+def open_data(folder: Path, split: str) -> FlowData:
+    """The steps of an encoded split, as memory maps. Raises LaminaError if they are damaged."""
+    names = ("latents", "valid", "actions", "proprio")
+    cameras = len((read_index(folder) or {}).get("cameras", ()))
+    files = (*names, *(f"frames_{i}" for i in range(cameras)))
+    index, *arrays = open_arrays(folder, split, files, lambda index: sum(e["length"] for e in index["episodes"][split]))
+    episodes = index["episodes"][split]
+    latents, valid, actions, proprio = (np.array(array) for array in arrays[: len(names)])
+    return FlowData(
+        tuple(arrays[len(names) :]),
+        latents,
+        valid,
+        actions,
+        proprio,
+        np.cumsum([0, *(e["length"] for e in episodes)]),
+        tuple(e["task"] for e in episodes),
+        tuple(e["name"] for e in episodes),
+        np.array([e["acts"] for e in episodes], bool),
+    )
+
+
+def label_some(data: FlowData, labels: int | None, seed: int) -> FlowData:
+    """The same steps with ``labels`` labelled episodes of each task (all where it has no more), drawn by ``seed``.
+
+    The episodes of a larger number contain those of a smaller one. Raises LaminaError where none is labelled.
+    """
+    if not data.labelled.any():
+        raise LaminaError("no training episode has actions, and a policy needs some")
+    if labels is None:
+        return data
+    chosen = np.zeros_like(data.labelled)
+    for task in dict.fromkeys(data.tasks):
+        of_task = np.array([e for e, name in enumerate(data.tasks) if name == task and data.labelled[e]], int)
+        order = np.random.default_rng([seed, *task.encode()]).permutation(of_task)
+        chosen[order[:labels]] = True
+    return dataclasses.replace(data, labelled=chosen)
+
+
+def statistics_of(data: FlowData) -> Statistics:
+    """Units of everything that the policy reads and generates: of the labelled actions, and of all latents and proprioception."""
+
+    def spread(values: Float[np.ndarray, "n *d"]) -> tuple[Tensor, Tensor]:
+        values = np.asarray(values, np.float64)
+        mean, std = (values.mean(0), values.std(0)) if len(values) else (np.zeros(values.shape[1:]),) * 2
+        return torch.from_numpy(mean).float(), torch.from_numpy(std).float()
+
+    actions = torch.from_numpy(np.array(data.actions[data.steps(labelled=True)]))
+    return Statistics(actions, *spread(data.latents[data.valid]), *spread(data.proprio))
+
+
+def rows_at(data: FlowData, rows: Int[np.ndarray, "b"], config: FlowConfig, stride: int) -> FlowBatch:
+    """The batch whose rows begin at these steps. ``stride``: frames from one latent to the next."""
+    episode = np.searchsorted(data.bounds, rows, side="right") - 1
+    begin, last = data.bounds[episode][:, None], data.bounds[episode + 1][:, None] - 1
+    back = np.arange(config.context)[::-1] * config.executed
+    seen = np.maximum(rows[:, None] - back, begin)  # [b t]
+    frames = np.stack([pictures[seen] for pictures in data.frames], axis=1)  # [b v t h w c]
+    ahead = rows[:, None] + np.arange(config.actions)
+    latent = latent_valid = None
+    if data.latents.shape[2]:
+        pairs = rows[:, None] + stride * np.arange(config.steps_of_latents)
+        inside = np.minimum(pairs, last)
+        latent = torch.from_numpy(data.latents[inside])
+        latent_valid = torch.from_numpy((pairs <= last) & data.valid[inside])
+    return FlowBatch(
+        Context(
+            torch.from_numpy(np.ascontiguousarray(frames.transpose(0, 1, 2, 5, 3, 4))),
+            torch.from_numpy(data.proprio[seen]) if data.proprio.shape[1] else None,
+            tuple(data.tasks[e] for e in episode),
+        ),
+        torch.from_numpy(data.actions[np.minimum(ahead, last)]),
+        torch.from_numpy((ahead <= last) & data.labelled[episode][:, None]),
+        latent,
+        latent_valid,
+    )
+
+
+class FlowStream:
+    """Endless batches; each row is a function of (seed, batch number, shard).
+
+    Rows are drawn uniformly from the steps of labelled episodes. Where there are latents and unlabelled episodes, only ``share`` of the
+    rows are, and the others are drawn from the steps of those.
+    """
+
+    def __init__(
+        self,
+        data: FlowData,
+        config: FlowConfig,
+        stride: int,
+        batch: int,
+        seed: int,
+        shards: int = 1,
+        shard: int | None = None,
+    ):
+        self.data, self.config, self.stride, self.seed = data, config, stride, seed
+        self.each, self.mine = batch // shards, range(shards) if shard is None else [shard]
+        self.labelled, self.others = data.steps(labelled=True), data.steps(labelled=False)
+        self.drawn = 0
+
+    def rows(self, rng: np.random.Generator) -> Int[np.ndarray, "b"]:
+        """The steps at which the rows of one shard begin, labelled ones first."""
+        labelled = self.each
+        if len(self.others) and self.data.latents.shape[2]:
+            labelled = round(self.config.share * self.each)
+        return np.concatenate([rng.choice(self.labelled, labelled), rng.choice(self.others, self.each - labelled)])
+
+    def __iter__(self) -> Iterator[FlowBatch]:
+        while True:
+            rngs = [np.random.default_rng([self.seed, self.drawn, shard]) for shard in self.mine]
+            self.drawn += 1
+            yield rows_at(self.data, np.concatenate([self.rows(rng) for rng in rngs]), self.config, self.stride)
+
+    def state_dict(self) -> dict[str, int]:
+        return {"drawn": self.drawn}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.drawn = non_negative(state, "drawn")
+
+    def close(self) -> None:
+        """Nothing is open but memory maps."""
+
+
+def fixed_batch(data: FlowData, config: FlowConfig, stride: int, limit: int = 256) -> FlowBatch:
+    """At most ``limit`` rows, evenly spread over a split."""
+    return rows_at(data, evenly_spaced(len(data), limit), config, stride)

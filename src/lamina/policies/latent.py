@@ -1,0 +1,248 @@
+"""Latent behaviour cloning as a kind of policy: pi(z | o) on every frame without labels, and the run's translator (App. D of *Why Latent
+Actions Fail*).
+
+    lamina policy RUN --kind latent --data DATASET
+
+The network regresses the latent of the next transition from the present frame and the one of the decision before
+(:mod:`lamina.policies.cloning`). It decides once a label gap, as the translator was aligned; works with the latents of any method, on the
+side of the quantiser that the translator reads.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lamina.data.augment import shifted
+from lamina.data.dataset import Data, name_of
+from lamina.data.sampling import open_source
+from lamina.data.stream import evenly_spaced
+from lamina.device import pick_device
+from lamina.errors import LaminaError
+from lamina.files import disk_errors, locked, read_json, write_text
+from lamina.losses.reconstruction import squared_error
+from lamina.models.config import Side
+from lamina.models.heads import Translator
+from lamina.models.hub import LatentActionModel
+from lamina.options import check_options
+from lamina.policies.base import PolicyKind, only_one
+from lamina.policies.cloning import FramePairRegressor, FramePairs, FramePolicy
+from lamina.policies.encoded import fingerprint
+from lamina.policies.windows import LATENTS, Steps, encode_windows, open_steps
+from lamina.records import Seconds, validated
+from lamina.rng import Rng
+from lamina.training.alignment import load_translator
+from lamina.training.heads import fit_head
+from lamina.training.settings import TrainConfig, fixed_options, keep_settings
+from lamina.version import __version__
+from lamina.weights import load_module, save_weights
+
+FORMAT = 1  # of config.json and model.safetensors; raised when an old file can no longer be read
+NAME = "latent"
+HELD = 2048  # validation transitions, at most, that choose the checkpoint
+
+
+@dataclass(frozen=True)
+class LatentConfig:
+    """How latents are regressed. The network has the shape of the LAM's encoder."""
+
+    shift: float = 0.0625
+    """augmentation: largest random shift of the pictures, as a share of their side; 0: none"""
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+
+class LatentPairs:
+    """The pairs of frames and the latents of encoded steps, read from disk when they are asked for."""
+
+    def __init__(self, steps: Steps):
+        self.steps = steps
+        begins = np.zeros(len(steps), bool)
+        begins[steps.bounds[:-1]] = True
+        self.before = np.arange(len(steps)) - ~begins  # an episode's first frame stands in for the one before it
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __getitem__(self, rows: Any) -> FramePairs:
+        chosen = np.asarray(rows)
+        frames = np.stack([self.steps.frames[self.before[chosen]], self.steps.frames[chosen]], axis=1)
+        target = torch.from_numpy(np.array(self.steps.actions[chosen]))
+        return FramePairs(torch.from_numpy(frames).permute(0, 1, 4, 2, 3).contiguous(), target)
+
+
+def train_latent_policy(
+    run: Path, sources: Sequence[Data], config: LatentConfig, training: TrainConfig, cameras: Sequence[str] = ()
+) -> Path:
+    """Train pi(z | o) on the frames of one dataset and camera, without any action; returns RUN/policy.
+
+    Weights of the lowest validation loss are kept. RUN/policy/latents/ keeps the encoded data for the next time, checkpoints/ and log.jsonl
+    are the loop's, config.json (written last) and model.safetensors the result. Raises LaminaError for a policy that is there already
+    without ``resume``, a resumed run with other settings, data that cannot be read.
+    """
+    path, camera = only_one(sources, "dataset"), only_one(cameras, "camera") if cameras else None
+    folder = run / "policy"
+    with locked(folder):
+        model = LatentActionModel.from_pretrained(str(run)).to(pick_device(training.device))
+        if (folder / "config.json").exists() and not training.resume:
+            raise LaminaError(f"{folder}: trained already; add --resume to go on, or delete that folder")
+        lam, source = fingerprint(model.lam), open_source(path)
+        side = side_of(run, model)
+        settings = {
+            "latent_policy": dataclasses.asdict(config), "train": fixed_options(training), "data": source.fingerprint(),
+            "camera": camera, "lam": lam, "side": side,
+        }  # fmt: skip
+        if not training.resume:  # what a killed run left
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+            (folder / "best.safetensors").unlink(missing_ok=True)
+        keep_settings(folder / "training.json", settings, training.resume)
+        index = encode_windows(model, source, folder / LATENTS, lam, camera, training.precision, side)
+        train, held = (LatentPairs(open_steps(folder / LATENTS, split, LATENTS)) for split in ("train", "validation"))
+        torch.manual_seed(training.seed)
+        regressor = FramePairRegressor(model.config, train.steps.actions.shape[1])
+        regressor.calibrate(torch.from_numpy(np.array(train.steps.actions)))
+
+        def losses(module: FramePairRegressor, batch: FramePairs, draws: Rng) -> dict[str, Float[Tensor, "b"]]:
+            frames = batch.frames
+            if module.training and config.shift:
+                frames = shifted(frames[:, None], config.shift, draws)[:, 0]
+            return {"action": squared_error(module.standardised(frames), module.standardise(batch.target))}
+
+        fixed = held[evenly_spaced(len(held), HELD)]
+        loss = fit_head(regressor, losses, train, fixed, training, folder, title="train latent policy")
+        note: dict[str, Any] = {"data": name_of(path), "camera": camera, "steps": training.steps, "seed": training.seed}
+        note |= {"validation": {"latent": loss}, "lam": lam, "side": side}
+        save_latent_policy(folder, regressor.cpu(), index["decision_seconds"], note)
+    return folder
+
+
+def side_of(run: Path, model: LatentActionModel) -> Side:
+    """The side of the quantiser that the run's translator reads; where the run is not aligned yet, that of its latent action."""
+    aligned = (run / "translator" / "translator.json").exists()
+    return load_translator(run / "translator")[1].side if aligned else model.config.action_side
+
+
+@dataclass(frozen=True)
+class _Note:
+    """What RUN/policy/config.json says that is needed to play."""
+
+    decision_seconds: Seconds | None
+    lam: str
+    side: Side
+    outputs: int
+
+
+def save_latent_policy(
+    folder: Path, regressor: FramePairRegressor, decision_seconds: float | None, note: dict[str, Any]
+) -> None:
+    """FOLDER/model.safetensors, then config.json, whose presence says that both are whole."""
+    note = note | {"decision_seconds": decision_seconds, "outputs": regressor.head.out_features}
+    meaning = {name: note[name] for name in ("lam", "side", "outputs")}
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").unlink(missing_ok=True)
+    save_weights(folder / "model.safetensors", regressor.state_dict(), meaning)
+    config = {"kind": NAME, "format": FORMAT, "lamina": __version__, **note}
+    write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
+
+
+class LatentPolicy(FramePolicy):
+    """pi(z | o) and a translator, for ``batch`` episodes at once; reads one camera."""
+
+    @classmethod
+    def from_run(
+        cls,
+        run: str | os.PathLike[str],
+        *,
+        k: int | None = None,
+        batch: int = 1,
+        temperature: float = 0.0,
+        seed: int = 0,
+        device: str = "auto",
+        precision: str = "fp32",
+    ) -> LatentPolicy:
+        """The policy of a run folder: RUN/model, RUN/policy and RUN/translator. ``k``: slots that the translator reads (all by default).
+
+        Raises LaminaError for a missing or damaged part, a policy of another LAM, a translator of the other side of the quantiser, and a
+        ``temperature``: this policy is deterministic, so ``seed`` changes nothing.
+        """
+        if temperature:
+            raise LaminaError("a latent policy is deterministic; leave out the temperature")
+        run, place = Path(run), pick_device(device)
+        model = LatentActionModel.from_pretrained(str(run), map_location=place).eval()
+        translator, aligned = load_translator(run / "translator")
+        path = run / "policy" / "config.json"
+        remedy = f"delete {path.parent} and train the policy again"
+        values = read_json(path, remedy)
+        if values.get("format") != FORMAT:
+            raise LaminaError(
+                f"{path}: damaged (format {values.get('format')!r:.60}, this version reads {FORMAT}); {remedy}"
+            )
+        names = [field.name for field in dataclasses.fields(_Note)]
+        try:
+            note = validated(_Note, {name: values[name] for name in names if name in values})
+        except LaminaError as error:
+            raise LaminaError(f"{path}: damaged ({error}); {remedy}") from error
+        if note.lam != fingerprint(model.lam):
+            raise LaminaError(f"{path.parent}: was trained with another LAM; train a policy for this one")
+        width = model.config.action_length * model.lam.dim
+        if note.side != aligned.side or note.outputs != width:
+            raise LaminaError(
+                f"{path.parent}: predicts {note.outputs} numbers of {note.side} latents, and the run's translator reads {width} of "
+                f"{aligned.side} ones; train the policy again"
+            )
+        regressor = load_module(
+            lambda: FramePairRegressor(model.config, note.outputs),
+            path,
+            path.with_name("model.safetensors"),
+            {name: values[name] for name in ("lam", "side", "outputs")},
+        )
+        reader = LatentReader(model, translator.to(place).eval(), note.side, model.config.slots if k is None else k)
+        return cls(
+            regressor.to(place).eval(), reader, translator.spec, model.config.image, batch, note.decision_seconds,
+            chunk=translator.steps, device=place,
+        )  # fmt: skip
+
+
+class LatentReader:
+    """Turns predicted latents into actions: prefix, then the translator with what it was conditioned on."""
+
+    def __init__(self, model: LatentActionModel, translator: Translator, side: Side, k: int):
+        if not 1 <= k <= model.config.slots or (k < model.config.slots and model.lam.config.prefix == "full"):
+            raise LaminaError(
+                f"k must be from 1 to the {model.config.slots} slots of a LAM with retained prefixes, got {k}"
+            )
+        self.model, self.translator, self.side, self.k = model, translator, side, k
+
+    def __call__(
+        self, output: Float[Tensor, "b o"], previous: Float[Tensor, "b a"], present: Tensor
+    ) -> Float[Tensor, "b n*a"]:
+        """The packed actions (:meth:`ActionSpec.pack`) of predicted latents, after the ``previous`` action, in the ``present`` frames."""
+        lam = self.model.lam
+        z = lam.prefix(output.unflatten(1, (-1, lam.dim)), self.k)
+        observation = None
+        if "observation" in self.translator.condition:  # as lamina.inference.encode.observe: the frame against itself
+            features = lam.embed(self.model.read(present))
+            observation = lam.action(lam.pair(features, features), self.side).flatten(1)
+        return self.translator.action.read(self.translator(z, previous, observation))
+
+
+KIND = PolicyKind(
+    title="regresses the next latent from two frames (latent behaviour cloning), the translator reads it; any method, one camera",
+    config=LatentConfig,
+    training={"steps": 3000, "batch": 64, "lr": 1e-3, "ema": 0.0, "validate_every": 200},
+    train=train_latent_policy,
+    policy=LatentPolicy,
+)

@@ -1,0 +1,121 @@
+"""`lamina policy --kind latent`: pi(z | o) on every frame, and the run's translator."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import lamina
+import lamina.training.loop
+from lamina.data.sampling import open_source
+from lamina.envs.collect import collect
+from lamina.errors import LaminaError
+from lamina.policies.base import Policy
+from lamina.policies.latent import LatentConfig, LatentPairs, LatentPolicy, train_latent_policy
+from lamina.policies.rollout import rollout_worlds
+from lamina.policies.windows import LATENTS, open_steps
+from lamina.training.settings import TrainConfig
+from processes import dies_in, in_child
+
+torch.set_num_threads(1)
+SIZE = (16, 16)
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory) -> tuple[Path, Path]:
+    """Episodes of the grid's expert, and a run that was trained and aligned on them."""
+    folder = tmp_path_factory.mktemp("grid")
+    collect("grid/0.3", folder / "data", episodes=16, size=SIZE, progress=False)
+    options = {"size": "debug", "slots": 2, "decoder": "unet", "device": "cpu", "warmup": 20}
+    run = lamina.train(
+        "fixed_k", folder / "data", out=folder / "run", steps=300, lr=3e-3, image=SIZE, batch=32, **options
+    )
+    lamina.align(run, folder / "data", labels="50%", steps=200, device="cpu")
+    return folder / "data", folder / "run"
+
+
+def training(**changes) -> TrainConfig:
+    return TrainConfig(
+        **{"steps": 6, "batch": 8, "lr": 1e-3, "ema": 0.0, "warmup": 10, "checkpoint_every": 2, "validate_every": 3}
+        | {"device": "cpu"} | changes
+    )  # fmt: skip
+
+
+def copy_of(run: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("policy", "checkpoints"))
+
+
+def test_each_row_is_a_frame_the_one_before_and_the_latent_that_label_writes(grid, tmp_path):
+    data, run = grid
+    run = copy_of(run, tmp_path)
+    train_latent_policy(run, [data], LatentConfig(), training())
+    pairs = LatentPairs(open_steps(run / "policy" / LATENTS, "train", LATENTS))
+    table = lamina.label(run, data)
+    source = open_source(str(data))
+    row = 0
+    for episode in (e for e in source.episodes if e.splits[0][0] == "train"):
+        frames = source.frames(episode, source.cameras[0], 0, episode.length, SIZE)
+        rows = table.rows(episode.number)
+        steps = np.flatnonzero(table.valid[rows])
+        found = pairs[np.arange(row, row + len(steps))]
+        before = frames[np.maximum(steps - 1, 0)]
+        np.testing.assert_array_equal(found.frames.permute(0, 1, 3, 4, 2), np.stack([before, frames[steps]], 1))
+        np.testing.assert_allclose(found.target, table.latents[rows][steps].reshape(len(steps), -1), atol=1e-5)
+        row += len(steps)
+    assert row == len(pairs)
+
+
+def test_it_plays_what_the_expert_showed(grid, tmp_path):
+    data, run = grid
+    run = copy_of(run, tmp_path)
+    policy = lamina.train_policy(run, data, kind="latent", steps=400, batch=32, lr=3e-3, shift=0.0, device="cpu")
+    assert isinstance(policy, LatentPolicy) and policy.decision_seconds == pytest.approx(0.1)
+    several = Policy.from_run(run, batch=4, device="cpu")
+    record = rollout_worlds(several, ["grid/0.3"], 8, 4, seed=9, size=SIZE, progress=False)
+    assert record["worlds"]["grid/0.3"]["mean"] > 30  # of 48; random actions earn about 12
+
+
+def test_killed_training_resumes_bit_for_bit(grid, tmp_path):
+    data, run = grid
+    ours, theirs = copy_of(run, tmp_path / "a"), copy_of(run, tmp_path / "b")
+    train_latent_policy(theirs, [data], LatentConfig(), training())
+
+    def work():
+        dies_in(lamina.training.loop, "total", 4)
+        train_latent_policy(ours, [data], LatentConfig(), training())
+
+    assert in_child(work) == signal.SIGKILL
+    with pytest.raises(LaminaError, match=r"other settings \(latent_policy\.shift\)"):
+        train_latent_policy(ours, [data], LatentConfig(0.1), training(resume=True))
+    train_latent_policy(ours, [data], LatentConfig(), training(resume=True))
+    one, other = (load_file(r / "policy" / "model.safetensors") for r in (ours, theirs))
+    assert one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
+    with pytest.raises(LaminaError, match="trained already; add --resume"):
+        train_latent_policy(ours, [data], LatentConfig(), training())
+
+
+def test_what_does_not_fit_is_refused_in_one_line(grid, tmp_path):
+    data, run = grid
+    run = copy_of(run, tmp_path)
+    train_latent_policy(run, [data], LatentConfig(), training())
+    with pytest.raises(LaminaError, match="deterministic"):
+        Policy.from_run(run, temperature=1.0)
+    with pytest.raises(LaminaError, match="retained prefixes, got 1"):
+        Policy.from_run(run, k=1)
+    with pytest.raises(LaminaError, match="one dataset, got 2"):
+        train_latent_policy(run, [data, data], LatentConfig(), training(resume=True))
+    config = run / "policy" / "config.json"
+    values = json.loads(config.read_text())
+    config.write_text(json.dumps(values | {"lam": "another"}))
+    with pytest.raises(LaminaError, match="was trained with another LAM"):
+        Policy.from_run(run)
+    config.write_text(json.dumps(values | {"outputs": 10**9}))
+    with pytest.raises(LaminaError, match="numbers of quantised latents"):
+        Policy.from_run(run)
