@@ -36,6 +36,7 @@ class Collection:
     hold: int = 1  # steps for which a random action is held
     size: ImageSize = (64, 64)
     seed: int = 7
+    successes: bool = False  # keep successful episodes only
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import torch
 
 from lamina.data.sampling import open_source
 from lamina.evaluation.probes.horizon import other_episode, transfer
+from lamina_research.claims import policies
 from lamina_research.claims.structure_study import (
     Record,
     StructureStudy,
@@ -196,25 +197,34 @@ CLAIMS = (
         id="alam/losses",
         statement="Each of the two losses helps, and both together help most.",
         paper="Table 4: success 58.3, 63.6, 67.2 and 78.0.",
-        decides="Downstream success and algebra errors of the five variants.",
+        decides="Success of flow policies on held-out starts, few labels, with the latents of the same encoder under neither, one and "
+        "both losses (beside a LAM of pairs and actions alone): each loss above neither, both above each, paired over seeds. Algebra "
+        "errors of the variants: alam/algebra.",
+        run=policies.losses,
     ),
     Claim(
         id="alam/coupling",
         statement="Structured latents, joint generation and flow matching add to one another.",
         paper="Table 3: success 38.2 to 85.0.",
-        decides="Success of six variants on held-out task seeds.",
+        decides="Success of six variants on held-out starts, few labels: structured latents, joint generation and flow matching above "
+        "each of the five others, paired over seeds.",
+        run=policies.coupling,
     ),
     Claim(
         id="alam/policy",
         statement="ALAM's latents raise the success of a flow policy on MetaWorld.",
         paper="Table 1: 47.9 to 85.0 on MT50.",
-        decides="Success per tier of a policy with and without latents, on the same budget of scripted-expert data.",
+        decides="Success on held-out starts of a policy with and without latents, per tier and mean, on the same few labelled "
+        "demonstrations, steps and batches: ALAM's above actions alone, paired over seeds; other LAMs' latents, and latents of the "
+        "labelled episodes alone, beside it.",
+        run=policies.policy,
     ),
     Claim(
         id="alam/interventions",
         statement="Freezing, masking or shuffling the latent stream at test time hurts the policy.",
         paper="Appendix F: 85.0 falls to between 75 and 77.",
-        decides="Success of one trained policy under the three interventions.",
+        decides="Success of one trained policy under the three interventions: each below none, paired over seeds.",
+        run=policies.interventions,
     ),
     Claim(
         id="alam/transfer",

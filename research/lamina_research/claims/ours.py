@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from lamina_research.claims import policies
 from lamina_research.experiment import Claim
 
 PAPER = "Lamina's own"
 
 CLAIMS = (
+    Claim(
+        id="lamina/few-label-policy",
+        statement="Episodes without actions are worth labelled demonstrations to a policy that generates their latents.",
+        paper="none",
+        decides="Success on held-out starts over 1, 2, 5, 10 and 25 labelled episodes of a task, with ALAM's latents of all episodes and "
+        "with actions alone: above it, paired over seeds, at 1, 2 and 5. The worth is the number of labelled episodes that gives actions "
+        "alone the same success.",
+        run=policies.few_labels,
+    ),
     Claim(
         id="lamina/leaderboard",
         statement="All methods can be compared by every probe on one backbone, data set and budget.",
