@@ -42,10 +42,24 @@ import torch
 src, dst = torch.randint(0, 256, (2, 5, 3, 60, 80), dtype=torch.uint8)
 frame = src[0].permute(1, 2, 0).numpy()
 """
+ARMS = """
+from types import SimpleNamespace
+import lamina, numpy as np
+rng = np.random.default_rng(0)
+third, wrist = rng.integers(0, 256, (2, 8, 32, 32, 3), dtype=np.uint8)
+proprio, tasks = rng.normal(size=(8, 4)).astype(np.float32), ("open the drawer",) * 8
+episodes = [
+    SimpleNamespace(frames={"corner2": third, "gripperPOV": wrist}, actions=rng.normal(size=(8, 4)).astype(np.float32),
+                    columns={"observation.state": proprio[:, :4]}, task=tasks[0]) for _ in range(6)]
+arms = lamina.InMemoryDataset(episodes, fps=10)
+run = lamina.train("alam", arms, out="runs/alam", steps=2, image=(32, 32), size="debug", camera="all", slots=2)
+lamina.train_policy(run, arms, kind="flow", steps=2, batch=2, size="debug", chunk=4)
+"""
 #: What a page takes for granted: runs of an earlier page, frames and models of the reader's own.
 GIVEN = {
     "README.md": RUN + FRAMES,
     "docs/api.md": FRAMES,
+    "docs/policies.md": ARMS,
     "docs/methods/alam.md": "def f(src, dst): return (dst.float() - src.float()).mean((2, 3))",
 }
 PAGES = {

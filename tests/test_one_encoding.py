@@ -144,7 +144,7 @@ def test_label_encode_align_probes_and_policy_say_the_same(
     first, last = (int(x) for x in steps.bounds[:2])
     shown = torch.from_numpy(steps.frames[first:last].copy()).permute(0, 3, 1, 2)
     with autocast("cpu", precision):
-        agree(steps.codes[first : last - 1], model.encode(shown[:-1], shown[1:]).index[:, where], precision, 0.9)
+        agree(steps.actions[first : last - 1], model.encode(shown[:-1], shown[1:]).index[:, where], precision, 0.9)
     tokens = TokenModel(
         TokenConfig(size="debug", grid=2), model.config.image, slots, lam.bottleneck.codebook_size
     ).eval()  # type: ignore[arg-type]

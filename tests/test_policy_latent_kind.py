@@ -79,7 +79,7 @@ def test_it_plays_what_the_expert_showed(grid, tmp_path):
     assert isinstance(policy, LatentPolicy) and policy.decision_seconds == pytest.approx(0.1)
     several = Policy.from_run(run, batch=4, device="cpu")
     record = rollout_worlds(several, ["grid/0.3"], 8, 4, seed=9, size=SIZE, progress=False)
-    assert record["worlds"]["grid/0.3"]["mean"] > 30  # of 48; random actions earn about 12
+    assert record.worlds["grid/0.3"].mean > 30  # of 48; random actions earn about 12
 
 
 def test_killed_training_resumes_bit_for_bit(grid, tmp_path):

@@ -440,7 +440,7 @@ def test_tokens_are_the_codes_of_neighbouring_frames(run, dataset):
             rows = slice(data.bounds[n], data.bounds[n + 1])
             np.testing.assert_array_equal(data.frames[rows], pictures[:-1])
             frames = torch.from_numpy(pictures).permute(0, 3, 1, 2)
-            np.testing.assert_array_equal(data.codes[rows], model.encode(frames[:-1], frames[1:]).index)
+            np.testing.assert_array_equal(data.actions[rows], model.encode(frames[:-1], frames[1:]).index)
 
 
 def test_a_longer_gap_makes_slower_decisions_of_all_frames(tmp_path, dataset):
@@ -454,7 +454,7 @@ def test_a_longer_gap_makes_slower_decisions_of_all_frames(tmp_path, dataset):
     pictures = source.frames(episode, source.cameras[0], 0, 12, (16, 16))
     np.testing.assert_array_equal(data.frames[3:6], pictures[[1, 4, 7]])
     frames = torch.from_numpy(pictures).permute(0, 3, 1, 2)
-    np.testing.assert_array_equal(data.codes[3:6], model.encode(frames[[1, 4, 7]], frames[[4, 7, 10]]).index)
+    np.testing.assert_array_equal(data.actions[3:6], model.encode(frames[[1, 4, 7]], frames[[4, 7, 10]]).index)
 
 
 def test_data_is_encoded_once_and_again_when_model_or_data_change(run, dataset, tmp_path, monkeypatch):

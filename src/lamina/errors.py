@@ -20,6 +20,7 @@ class LaminaWarning(UserWarning):
 def warn(text: str) -> None:
     """Issue a LaminaWarning that names, as its place in the code, the last caller outside of this package."""
     level, frame = 1, sys._getframe()
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == __package__:
+    inside = {__package__, "jaxtyping"}  # which wraps the functions whose calls it checks
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in inside:
         level, frame = level + 1, frame.f_back
     warnings.warn(text, LaminaWarning, stacklevel=level)

@@ -135,9 +135,11 @@ class Policy(ABC):
     ) -> Policy:
         """The policy of a run folder (or of RUN/joint), of the kind that policy/config.json names; "tokens" where it names none.
 
-        ``k``: latent tokens of a decision (all by default); ``temperature``: 0 takes the likeliest. Raises LaminaError for an unknown
-        kind, one that is no ``cls``, and what the kind's own from_run raises.
+        ``k``: latent tokens of a decision (all by default); ``temperature``: 0 takes the likeliest. Raises LaminaError for a folder that
+        is not there, an unknown kind, one that is no ``cls``, and what the kind's own from_run raises.
         """
+        if not Path(run).is_dir():
+            raise LaminaError(f"{os.fspath(run)}: there is no such run folder")
         path = Path(run) / "policy" / "config.json"
         kind: Any = "tokens"
         if path.exists():

@@ -31,7 +31,7 @@ Stage = Literal["joint", "latents"]
 class Memory:
     """The context as the network's layers read it."""
 
-    layers: list[Float[Tensor, "b m 2d"]]  # keys and values of its tokens
+    layers: list[Float[Tensor, "b m e2"]]  # keys and values of its tokens
     valid: Bool[Tensor, "#b m"]  # which tokens may be seen
 
 
