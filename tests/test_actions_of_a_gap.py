@@ -137,7 +137,6 @@ QUICK = ["--steps", "4", "--batch", "8", "--device", "cpu"]
 FEW = ["--transitions", "32", "--reconstructions", "8", "--structure", "0", "--linear", "64", "--device", "cpu"]
 
 
-@pytest.mark.typed(False)  # controls are trained with a prefix in the place of a LAM
 def test_align_says_that_a_gap_spans_several_actions_and_evaluate_follows_the_choice(
     run: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -436,7 +436,6 @@ def test_learns_a_function_of_two_pictures_and_the_task(name, tmp_path):
     assert (share < 0.4).all(), share
 
 
-@pytest.mark.typed(False)  # integers of frames in memory are checked as numbers
 def test_discrete_actions_are_chosen_by_the_largest_class(tmp_path):
     config = variant("alam", proprio="none", shift=0.0)
     run = write_run(tmp_path / "run")

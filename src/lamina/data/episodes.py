@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 
 from lamina.errors import LaminaError, warn
 from lamina.types import TASK_WIDTH, ActionSpec
@@ -71,7 +71,7 @@ def compact_times(
 
 
 def check_finite(
-    values: Float[np.ndarray, "t d"], name: str, where: str, episode: str = "", remedy: str = "mend it"
+    values: Shaped[np.ndarray, "t d"], name: str, where: str, episode: str = "", remedy: str = "mend it"
 ) -> None:
     """Raises LaminaError, with the first row, if a feature of an episode holds NaN or infinity."""
     bad = ~np.isfinite(values)
@@ -81,7 +81,7 @@ def check_finite(
         raise LaminaError(f"{where}: '{name}' is {what} at {episode}row {row}; {remedy}")
 
 
-def count_classes(values: Sequence[Float[np.ndarray, "t d"]], name: str, where: str) -> tuple[int, ...]:
+def count_classes(values: Sequence[Shaped[np.ndarray, "t d"]], name: str, where: str) -> tuple[int, ...]:
     """Classes of each dimension of a whole-number feature: the largest number in any episode + 1, at least 2.
 
     Empty, with a LaminaWarning, where numbers are negative or too large for classes: such a feature is read as continuous.
