@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, is_dataclass
@@ -18,6 +19,7 @@ from typing import Any
 
 import lamina
 from lamina.files import locked, write_text
+from lamina.version import __version__
 
 #: The packages whose code counts.
 PACKAGES = (Path(lamina.__file__).parent, Path(__file__).parent)
@@ -101,6 +103,11 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"a cache key holds JSON values, dataclasses and paths, not {type(value).__name__}")
 
 
+def key_text(key: dict[str, Any]) -> str:
+    """A key as JSON: equal for equal keys. Raises TypeError for what is no JSON value, dataclass or path."""
+    return json.dumps(key, sort_keys=True, default=_plain)
+
+
 def cached(
     folder: Path,
     key: dict[str, Any],
@@ -115,7 +122,7 @@ def cached(
     partial folder, from which ``build`` should resume. If several processes ask for the same run, one builds it and the others wait.
     Raises LaminaError if ``folder`` cannot be written.
     """
-    text = json.dumps(key, sort_keys=True, default=_plain)
+    text = key_text(key)
     code_hash = code_digest(code, packages)
     digest = hashlib.sha256(f"{text}\n{code_hash}".encode()).hexdigest()[:16]
     done, partial = folder / digest, folder / f"{digest}.partial"
@@ -130,6 +137,23 @@ def cached(
             write_text(partial / NOTE, json.dumps(note, indent=1) + "\n")
             partial.rename(done)
     return done
+
+
+def code_version() -> str:
+    """The commit of this source checkout, and whether there are changes since; without a checkout, the version of the package."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(PACKAGES[0]), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        checkout = Path(git("rev-parse", "--show-toplevel"))
+        if checkout / "src" / "lamina" != PACKAGES[0].resolve():  # installed inside another project's repository
+            return f"lamina {__version__}"
+        commit = git("rev-parse", "--short=12", "HEAD")
+        return f"{commit} with changes" if git("status", "--porcelain", "--", *map(str, PACKAGES)) else commit
+    except (OSError, subprocess.CalledProcessError):
+        return f"lamina {__version__}"
 
 
 def build_seconds(run: Path) -> float:

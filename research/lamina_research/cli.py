@@ -29,6 +29,8 @@ class Reproduce:
     """default: those of the claim at this scale"""
     workdir: Path = Path("runs/claims")
     """folder of the trained models; a model that is already there is not trained again"""
+    values: Path | None = None
+    """folder of measured values; one that is there is not measured again, not even after a change of the code, and the record says so"""
     list: bool = False
     """show all claims with the scales they run at and their results"""
 
@@ -40,7 +42,7 @@ class Reproduce:
         elif self.claim is None:
             raise LaminaError("name a claim, or ask for --list")
         else:
-            print(reproduce(self.claim, self.scale, self.out, self.seeds, self.workdir))
+            print(reproduce(self.claim, self.scale, self.out, self.seeds, self.workdir, values=self.values))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from lamina.files import write_text
-from lamina_research.cache import build_seconds, cached
+from lamina.files import read_json, to_json, write_text
+from lamina_research.cache import build_seconds, cached, code_version, key_text
 from lamina_research.figures import Plot
 
 
@@ -50,13 +52,18 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Experiment:
-    """The scale, seeds and cache with which a claim runs."""
+    """The scale, seeds and cache with which a claim runs.
+
+    ``values``: a folder of values that were measured before (:meth:`cached_value`).
+    """
 
     scale: str
     seeds: tuple[int, ...]
     workdir: Path
     progress: Callable[[str], None] = print
+    values: Path | None = None
     _reused: dict[Path, float] = field(default_factory=dict, repr=False)
+    _kept: dict[str, str] = field(default_factory=dict, repr=False)  # values that were found: file, version of the code
 
     def cached(self, key: dict[str, Any], code: tuple[ModuleType | str, ...], build: Callable[[Path], None]) -> Path:
         """The folder that ``build(path)`` fills, built at most once for this ``key`` and this code.
@@ -83,12 +90,30 @@ class Experiment:
         return run
 
     def cached_value(self, key: dict[str, Any], code: tuple[ModuleType | str, ...], compute: Callable[[], Any]) -> Any:
-        """What ``compute()`` returns, a JSON value, computed at most once; ``key`` and ``code`` as in :meth:`cached`."""
+        """What ``compute()`` returns, a JSON value, computed at most once; ``key`` and ``code`` as in :meth:`cached`.
+
+        With a folder of ``values`` it is also kept there, under its key alone: it is found again where the models are gone or the code has
+        changed since. The record tells with which code.
+        """
+        kept = None if self.values is None else self.values / f"{sha256(key_text(key).encode()).hexdigest()[:16]}.json"
+        if kept is not None and kept.exists():
+            found = read_json(kept, "delete it")
+            self._kept[kept.name] = str(found["code_version"])
+            return found["value"]
 
         def build(path: Path) -> None:
             write_text(path / VALUE, json.dumps(compute()) + "\n")
 
-        return json.loads((self.cached(key, code, build) / VALUE).read_text())
+        value = json.loads((self.cached(key, code, build) / VALUE).read_text())
+        if kept is not None:
+            record = {"key": json.loads(key_text(key)), "value": value, "code_version": code_version()}
+            write_text(kept, to_json(record, indent=1) + "\n")
+        return value
+
+    @property
+    def kept_versions(self) -> dict[str, int]:
+        """How many of the values were found in ``values``, by the version of the code that measured them."""
+        return dict(Counter(self._kept.values()))
 
     @property
     def reused_seconds(self) -> float:

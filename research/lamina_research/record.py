@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import subprocess
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch
 from lamina.errors import LaminaError
 from lamina.files import read_json, to_json, write_text
 from lamina.version import __version__
-from lamina_research.cache import PACKAGES
+from lamina_research.cache import code_version
 from lamina_research.experiment import SCALES, Claim, Experiment, Outcome
 from lamina_research.seeds import interval
 
@@ -26,29 +25,13 @@ def _device() -> str:
     return f"CPU, {platform.machine()}, {os.cpu_count()} cores"
 
 
-def code_version() -> str:
-    """The commit of this source checkout, and whether there are changes since; without a checkout, the version of the package."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(PACKAGES[0]), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        checkout = Path(git("rev-parse", "--show-toplevel"))
-        if checkout / "src" / "lamina" != PACKAGES[0].resolve():  # installed inside another project's repository
-            return f"lamina {__version__}"
-        commit = git("rev-parse", "--short=12", "HEAD")
-        return f"{commit} with changes" if git("status", "--porcelain", "--", *map(str, PACKAGES)) else commit
-    except (OSError, subprocess.CalledProcessError):
-        return f"lamina {__version__}"
-
-
 def make_record(claim: Claim, experiment: Experiment, outcome: Outcome, seconds: float) -> dict[str, Any]:
     """The record of an outcome.
 
     ``holds`` is None if the scale or the number of seeds decides nothing. ``wall_seconds`` includes the time in which runs from the cache
-    were built. Errors that are found later are added to the file by hand: ``outdated``, the reason why the claim must be run again, and
-    ``withdrawn``, the rows that were removed, each with the reason. Raises ValueError unless every metric has one value per seed.
+    were built. ``values_of``: how many values were measured before, by the version of the code. Errors that are found later are added to
+    the file by hand: ``outdated``, the reason why the claim must be run again, and ``withdrawn``, the rows that were removed, each with the
+    reason. Raises ValueError unless every metric has one value per seed.
     """
 
     def summary(method: str, name: str, values: Sequence[float]) -> dict[str, Any]:
@@ -79,6 +62,7 @@ def make_record(claim: Claim, experiment: Experiment, outcome: Outcome, seconds:
         "wall_seconds": round(seconds + experiment.reused_seconds, 1),
         "device": _device(),
         "code_version": code_version(),
+        **({"values_of": experiment.kept_versions} if experiment.kept_versions else {}),
         "lamina": __version__,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }

@@ -44,11 +44,13 @@ def reproduce(
     seeds: Sequence[int] | None = None,
     workdir: Path = Path("runs/claims"),
     progress: Callable[[str], None] = print,
+    values: Path | None = None,
 ) -> Path:
     """Runs the experiment of a claim and returns the path of its record.
 
     The record is ``out``, by default ``results/PAPER/CLAIM-SCALE.json``. The figure of the claim, if it has one, is written next to a given
-    ``out``, and otherwise to ``results/figures``. Models are kept in ``workdir`` and used again. Raises LaminaError for an unknown claim
+    ``out``, and otherwise to ``results/figures``. Models are kept in ``workdir`` and used again, measured values in
+    ``values``, if that is given, whatever becomes of the code and the models. Raises LaminaError for an unknown claim
     or scale, for a planned claim, for a scale that the claim does not have, for repeated seeds, and (before training) if the record cannot
     be written.
     """
@@ -74,7 +76,7 @@ def reproduce(
 
     started = time.monotonic()
     with locked(out):  # fails now, and not after hours of training, if the folder cannot be written
-        experiment = Experiment(scale, chosen, workdir, progress)
+        experiment = Experiment(scale, chosen, workdir, progress, values)
         outcome = claim.run(experiment)
         if outcome.plots:
             save(outcome.plots, figure)

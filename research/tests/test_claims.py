@@ -14,10 +14,10 @@ import pytest
 import lamina_research.seeds
 from lamina.errors import LaminaError
 from lamina_research import reproduce as claims
-from lamina_research.cache import cached, code_digest
-from lamina_research.experiment import Experiment, Outcome
+from lamina_research.cache import cached, code_digest, code_version
+from lamina_research.experiment import Claim, Experiment, Outcome
 from lamina_research.figures import LinePlot, save
-from lamina_research.record import read_record
+from lamina_research.record import make_record, read_record
 from lamina_research.reproduce import CLAIMS, list_claims, reproduce
 from lamina_research.seeds import column, interval, over_seeds, paired_difference
 
@@ -322,7 +322,7 @@ def test_an_experiment_that_forgets_a_seed_fails_loudly(claim: str, monkeypatch:
         ("flexlam/prefix-scaling", "CPU", "smoke, cpu, gpu, paper"),
         ("flexlam/prefix-scaling", "smok", "did you mean smoke"),
         ("flexlam/prefix-scaling", "gpu", "runs at smoke, cpu"),
-        ("alam/policy", "smoke", "planned"),
+        ("lamina/leaderboard", "smoke", "planned"),
     ],
 )
 def test_a_wrong_name_is_answered_with_the_right_one(claim: str, claim_id: str, scale: str, said: str) -> None:
@@ -365,3 +365,19 @@ def test_a_figure_is_the_same_file_every_time(tmp_path: Path) -> None:
         title="t", xlabel="k", ylabel="loss", x=[0, 4], series={"<FlexLAM>": [[0.9, 1.1], [0.5]]}, log_x=True
     )
     assert save([plot], tmp_path / "a.svg").read_bytes() == save([plot], tmp_path / "b.svg").read_bytes()
+
+
+def test_a_measured_value_outlives_models_and_code_and_the_record_says_so(tmp_path):
+    claim = Claim("a/b", "s", "p", "d", lambda e: Outcome({}, True, ""))
+
+    def measured(work: str, code: str, value: float) -> Experiment:
+        experiment = Experiment("cpu", (0, 1, 2), tmp_path / work, lambda line: None, tmp_path / "values")
+        assert experiment.cached_value({"seed": 1}, (code,), lambda: value) == 1.5
+        return experiment
+
+    first = measured("one", "lamina.types", 1.5)
+    assert "values_of" not in make_record(claim, first, Outcome({}, True, ""), 1.0)
+    again = measured("another machine", "lamina.images", 2.5)  # other models, other code: not measured again
+    assert make_record(claim, again, Outcome({}, True, ""), 1.0)["values_of"] == {code_version(): 1}
+    other = Experiment("cpu", (0,), tmp_path / "one", lambda line: None, tmp_path / "values")
+    assert other.cached_value({"seed": 2}, ("lamina.types",), lambda: 3.5) == 3.5
