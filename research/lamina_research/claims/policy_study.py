@@ -1,7 +1,8 @@
 """What the claims about policies share: demonstrations, LAMs, flow policies trained on few labels, and their success in closed loop.
 
 All policies of a setup have the same network, batches, steps and labelled episodes; they differ in the latents that they generate beside
-the actions. Starts of episodes are held out: the demonstrations have another seed.
+the actions. Starts of episodes are held out: demonstrations have seed 1, starts that choices were made on have seed 1000, and those that decide 2000
+and more.
 """
 
 from __future__ import annotations
@@ -169,7 +170,7 @@ class PolicyStudy(Study[PolicySetup]):
                 run, batch=s.parallel, seed=policy.seed, device=s.policy.device, intervention=intervention
             )
             result = rollout.rollout_worlds(
-                agent, suite.worlds if suite else (name,), s.episodes, s.parallel, seed=1000 + policy.seed,
+                agent, suite.worlds if suite else (name,), s.episodes, s.parallel, seed=2000 + policy.seed,
                 max_steps=suite.max_steps if suite else None, size=agent.image[1:], progress=False,
             )  # fmt: skip
             return {
