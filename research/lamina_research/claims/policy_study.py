@@ -1,8 +1,7 @@
 """What the claims about policies share: demonstrations, LAMs, flow policies trained on few labels, and their success in closed loop.
 
 All policies of a setup have the same network, batches, steps and labelled episodes; they differ in the latents that they generate beside
-the actions. Starts of episodes are held out: demonstrations have seed 1, starts that choices were made on have seed 1000, and those that decide 2000
-and more.
+the actions. Demonstrations have seed 1; starts that choices were made on have seed 1000, and those that decide 2000 and more.
 """
 
 from __future__ import annotations
