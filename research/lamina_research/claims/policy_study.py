@@ -1,7 +1,7 @@
 """What the claims about policies share: demonstrations, LAMs, flow policies trained on few labels, and their success in closed loop.
 
-All policies of a setup have the same network, batches, steps and labelled episodes; they differ in the latents that they generate beside
-the actions. Demonstrations have seed 1; starts that choices were made on have seed 1000, and those that decide 2000 and more.
+All policies of a setup have the same network, steps, labelled episodes and labelled rows in a batch; they differ in the latents that they
+generate beside the actions, and in further rows without actions. Demonstrations have seed 1; starts that choices were made on have seed 1000, and those that decide 2000 and more.
 """
 
 from __future__ import annotations
@@ -109,6 +109,12 @@ class PolicyStudy(Study[PolicySetup]):
             options["share"] = 1.0
         return FlowConfig(**options)
 
+    def training(self, policy: PolicySpec) -> TrainConfig:
+        """How a policy is trained. Rows without actions come on top: every policy has the same number of labelled rows in a batch."""
+        training = replace(self.setup.policy, seed=policy.seed)
+        on_top = policy.lam is not None and policy.all_episodes
+        return replace(training, batch=round(training.batch / self.config(policy).share)) if on_top else training
+
     def policy_key(self, policy: PolicySpec) -> dict[str, Any]:
         """Everything that a policy's weights depend on, beside the code."""
         # A policy of actions alone reads nothing of a LAM but the size of its pictures.
@@ -116,8 +122,7 @@ class PolicyStudy(Study[PolicySetup]):
         return {
             "lam": lam,
             "flow": asdict(self.config(policy)),
-            "policy": self.setup.policy,
-            "seed": policy.seed,
+            "policy": self.training(policy),
             "demonstrations": self.setup.data,
         }
 
@@ -129,7 +134,7 @@ class PolicyStudy(Study[PolicySetup]):
             self.experiment.progress(f"policy: {policy.label}, {self.config(policy).labels} labels, seed {policy.seed}")
             shutil.copytree(run / "model", path / "model", dirs_exist_ok=True)
             begun = (path / "policy" / "training.json").exists()
-            training = replace(self.setup.policy, seed=policy.seed, resume=begun)
+            training = replace(self.training(policy), resume=begun)
             # Encoded once for all policies of a LAM: a gigabyte, and minutes.
             shared, own = run / ("actions" if policy.lam is None else "latents"), path / "policy" / "frames"
             if shared.is_dir() and not own.exists():
