@@ -1,7 +1,8 @@
 """What the claims about policies share: demonstrations, LAMs, flow policies trained on few labels, and their success in closed loop.
 
 All policies of a setup have the same network, steps, labelled episodes and labelled rows in a batch; they differ in the latents that they
-generate beside the actions, and in further rows without actions. Demonstrations have seed 1; starts that choices were made on have seed 1000, and those that decide 2000 and more.
+generate beside the actions, and in further rows without actions. Demonstrations have seed 1; starts that choices were made on have seed
+1000, and those that decide 2000 and more.
 """
 
 from __future__ import annotations
