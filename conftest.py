@@ -7,11 +7,16 @@ from __future__ import annotations
 
 import jaxtyping
 import pytest
+from hypothesis import settings
 
 #: An int is a float, as type checkers say (PEP 484).
 CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 jaxtyping.install_import_hook(["lamina", "lamina_research"], CHECKER)
 jaxtyping.config.update("jaxtyping_disable", True)  # outside of tests
+
+# How long an example takes is the machine's matter: no test is timed.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 @pytest.hookimpl(tryfirst=True)  # before the fixtures of a module

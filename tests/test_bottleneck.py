@@ -77,6 +77,7 @@ def test_fsq_picks_the_same_codes_under_bf16_autocast():
     assert torch.equal(latent.index, FSQ((7, 5, 5, 5, 5))(x).index)
 
 
+@pytest.mark.typed(False)
 @pytest.mark.parametrize("levels", [(), (1, 5), (5, 2.5), (0,)])
 def test_fsq_refuses_levels_that_are_none(levels):
     with pytest.raises(LaminaError, match="levels"):

@@ -104,8 +104,12 @@ class Study(ABC, Generic[S]):
         }  # fmt: skip
 
     def run(self, model: ModelSpec) -> Path:
-        """The run folder of a LAM."""
-        return self.trained(model)
+        """The run folder of a LAM. A method with two stages gets half of the steps for each."""
+        stage = model.options.get("stage")
+        if stage is None:
+            return self.trained(model)
+        first = self.run(replace(model, options={**model.options, "stage": 1})) if stage == 2 else None
+        return self.trained(model, first, self.setup.train.steps // 2)
 
     def trained(self, model: ModelSpec, init: Path | None = None, steps: int | None = None) -> Path:
         """The run folder of a LAM, trained from the weights of ``init`` if given, for the setup's number of steps or ``steps``.

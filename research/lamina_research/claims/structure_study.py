@@ -154,13 +154,6 @@ class StructureStudy(Study[StructureSetup]):
         s = self.setup
         return super().key(model) | {"gap": s.gap, "environments": s.environments if s.mixed else None}
 
-    def run(self, model: ModelSpec) -> Path:
-        stage = model.options.get("stage")
-        if stage is None:
-            return self.trained(model)
-        first = self.run(replace(model, options={"stage": 1})) if stage == 2 else None
-        return self.trained(model, first, self.setup.train.steps // 2)
-
     def subject(self, model: ModelSpec) -> Subject:
         """A trained LAM as the probes read it."""
         return subject_of(self.load(model), model.side, model.label)
