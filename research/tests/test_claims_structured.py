@@ -15,6 +15,7 @@ from lamina.envs.registry import make
 from lamina.errors import LaminaError
 from lamina_research.claims import ac_lam, alam
 from lamina_research.claims import structure_study as structure
+from lamina_research.claims.policies import worth
 from lamina_research.claims.structure_study import SETUPS, StructureStudy, ac_lam_model, alam_model, rivals
 from lamina_research.experiment import Experiment, Outcome
 from lamina_research.record import read_record
@@ -227,3 +228,12 @@ def test_a_claim_holds_where_it_should_and_each_clause_can_fail_it(
             broken(label, record)
 
         assert not decided(claim, monkeypatch, change, tmp_path), said
+
+
+def test_what_episodes_are_worth_is_read_off_the_curves():
+    counts = (1, 2, 4)
+    assert worth(2, counts, [10, 30, 50], [10, 30, 50]) == pytest.approx(2)
+    assert worth(1, counts, [30, 40, 50], [10, 30, 50]) == pytest.approx(2)
+    assert worth(1, counts, [20, 40, 50], [10, 30, 50]) == pytest.approx(2**0.5)  # half of the way, in the logarithm
+    assert worth(4, counts, [10, 20, 60], [10, 30, 50]) == math.inf
+    assert worth(2, counts, [0, 5, 60], [10, 30, 50]) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -13,12 +14,14 @@ from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Float, Shaped, UInt8
+from torch import Tensor
 
 from lamina.data.dataset import Data
 from lamina.errors import LaminaError
-from lamina.files import json_of
+from lamina.files import disk_errors, json_of, write_text
 from lamina.training.settings import TrainConfig
 from lamina.types import ActionSpec
+from lamina.weights import save_weights
 
 T = TypeVar("T")
 
@@ -51,6 +54,20 @@ class PolicyKind:
     policy: type[Policy]
     #: The same arguments -> what the training would cost, as text; None: the kind makes no plan
     plan: Callable[[Path, Sequence[Data], Any, TrainConfig, tuple[str, ...]], str] | None = None
+
+
+def save_parts(
+    folder: Path, state: Mapping[str, Tensor], meaning: Mapping[str, Any], config: Mapping[str, Any]
+) -> None:
+    """FOLDER/model.safetensors, then config.json, whose presence says that both are whole.
+
+    ``meaning``: what the weights' numbers depend on, stored with them too. Raises LaminaError where the disk refuses.
+    """
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").unlink(missing_ok=True)
+    save_weights(folder / "model.safetensors", dict(state), dict(meaning))
+    write_text(folder / "config.json", json.dumps(dict(config), indent=2) + "\n")
 
 
 def only_one(values: Sequence[T], what: str) -> T:

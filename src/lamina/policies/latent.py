@@ -11,7 +11,6 @@ side of the quantiser that the translator reads.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -30,13 +29,13 @@ from lamina.data.sampling import open_source
 from lamina.data.stream import evenly_spaced
 from lamina.device import pick_device
 from lamina.errors import LaminaError
-from lamina.files import disk_errors, locked, read_json, write_text
+from lamina.files import locked, read_json
 from lamina.losses.reconstruction import squared_error
 from lamina.models.config import Side
 from lamina.models.heads import Translator
 from lamina.models.hub import LatentActionModel
 from lamina.options import check_options
-from lamina.policies.base import PolicyKind, only_one
+from lamina.policies.base import PolicyKind, only_one, save_parts
 from lamina.policies.cloning import FramePairRegressor, FramePairs, FramePolicy
 from lamina.policies.encoded import fingerprint
 from lamina.policies.windows import LATENTS, Steps, encode_windows, open_steps
@@ -46,7 +45,7 @@ from lamina.training.alignment import load_translator
 from lamina.training.heads import fit_head
 from lamina.training.settings import TrainConfig, fixed_options, keep_settings
 from lamina.version import __version__
-from lamina.weights import load_module, save_weights
+from lamina.weights import load_module
 
 FORMAT = 1  # of config.json and model.safetensors; raised when an old file can no longer be read
 NAME = "latent"
@@ -150,12 +149,8 @@ def save_latent_policy(
     """FOLDER/model.safetensors, then config.json, whose presence says that both are whole."""
     note = note | {"decision_seconds": decision_seconds, "outputs": regressor.head.out_features}
     meaning = {name: note[name] for name in ("lam", "side", "outputs")}
-    with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").unlink(missing_ok=True)
-    save_weights(folder / "model.safetensors", regressor.state_dict(), meaning)
     config = {"kind": NAME, "format": FORMAT, "lamina": __version__, **note}
-    write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
+    save_parts(folder, regressor.state_dict(), meaning, config)
 
 
 class LatentPolicy(FramePolicy):
@@ -176,7 +171,7 @@ class LatentPolicy(FramePolicy):
         """The policy of a run folder: RUN/model, RUN/policy and RUN/translator. ``k``: slots that the translator reads (all by default).
 
         Raises LaminaError for a missing or damaged part, a policy of another LAM, a translator of the other side of the quantiser, and a
-        ``temperature``: this policy is deterministic, so ``seed`` changes nothing.
+        ``temperature``: this policy is deterministic, so ``seed`` changes nothing. It computes in fp32, whatever ``precision`` is.
         """
         if temperature:
             raise LaminaError("a latent policy is deterministic; leave out the temperature")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 import time
 from contextlib import nullcontext
@@ -22,10 +21,11 @@ from lamina.data.dataset import Data, name_of
 from lamina.data.sampling import open_source
 from lamina.device import pick_device
 from lamina.errors import LaminaError
-from lamina.files import disk_errors, locked, read_json, write_text
+from lamina.files import locked, read_json
 from lamina.models.bottlenecks.fsq import FSQ
 from lamina.models.hub import LatentActionModel
 from lamina.models.lam import LAM
+from lamina.policies.base import save_parts
 from lamina.policies.encoded import fingerprint
 from lamina.policies.token_model import TokenConfig, TokenModel
 from lamina.policies.windows import Window, WindowStream, encode_windows, fixed_windows, open_steps
@@ -36,7 +36,7 @@ from lamina.training.distributed import Processes
 from lamina.training.loop import Validation, fit
 from lamina.training.settings import TrainConfig, fixed_options, keep_settings
 from lamina.version import __version__
-from lamina.weights import load_module, save_weights
+from lamina.weights import load_module
 
 FORMAT = 3  # of config.json and model.safetensors; raised when an old file can no longer be read
 
@@ -184,11 +184,7 @@ def save_token_model(folder: Path, model: TokenModel, note: dict[str, Any]) -> N
         "decision_seconds": model.decision_seconds,
         **note,
     }
-    with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").unlink(missing_ok=True)
-    save_weights(folder / "model.safetensors", model.state_dict(), {name: config[name] for name in MEANING})
-    write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
+    save_parts(folder, model.state_dict(), {name: config[name] for name in MEANING}, config)
 
 
 def load_token_model(folder: Path, lam: LAM | None = None) -> TokenModel:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -19,9 +18,10 @@ from lamina.data.dataset import Data, Dataset, name_of
 from lamina.data.sampling import actions_of_gap, open_source
 from lamina.device import pick_device
 from lamina.errors import LaminaError
-from lamina.files import disk_errors, locked, read_json, write_text
+from lamina.files import locked, read_json
 from lamina.models.hub import LatentActionModel
 from lamina.models.lam import LAM
+from lamina.policies.base import save_parts
 from lamina.policies.encoded import fingerprint
 from lamina.policies.flow.config import FlowConfig, FlowShapes
 from lamina.policies.flow.data import (
@@ -44,10 +44,10 @@ from lamina.training.distributed import Processes
 from lamina.training.loop import Validation, fit
 from lamina.training.settings import TrainConfig, fixed_options, keep_settings
 from lamina.version import __version__
-from lamina.weights import load_module, save_weights
+from lamina.weights import load_module
 
 FORMAT = 1  # of config.json and model.safetensors; raised when an old file can no longer be read
-KIND = "flow"
+NAME = "flow"
 FPS_TOLERANCE = 0.01  # by which the frame rates of datasets may differ
 
 
@@ -235,12 +235,8 @@ class _Note:
 def save_flow_policy(folder: Path, model: FlowModel, note: dict[str, Any]) -> None:
     """FOLDER/model.safetensors, then config.json, whose presence says that both are whole."""
     record = {"config": dataclasses.asdict(model.config), "shapes": dataclasses.asdict(model.shapes)}
-    with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").unlink(missing_ok=True)
-    save_weights(folder / "model.safetensors", model.state_dict(), record)
-    config = {"kind": KIND, "format": FORMAT, "lamina": __version__, **record, **note}
-    write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
+    config = {"kind": NAME, "format": FORMAT, "lamina": __version__, **record, **note}
+    save_parts(folder, model.state_dict(), record, config)
 
 
 def load_flow_policy(folder: Path, lam: LAM | None = None) -> FlowModel:
@@ -250,8 +246,8 @@ def load_flow_policy(folder: Path, lam: LAM | None = None) -> FlowModel:
     if not path.exists():
         raise LaminaError(f"{folder}: no policy here; train one first (lamina policy)")
     note = read_json(path, remedy)
-    if note.get("kind") != KIND or note.get("format") != FORMAT:
-        reason = f"kind {note.get('kind')!r:.60}, format {note.get('format')!r:.60}; this version of lamina reads {KIND} {FORMAT}"
+    if note.get("kind") != NAME or note.get("format") != FORMAT:
+        reason = f"kind {note.get('kind')!r:.60}, format {note.get('format')!r:.60}; this version of lamina reads {NAME} {FORMAT}"
         raise LaminaError(f"{path}: damaged ({reason}); {remedy}")
     record = {field.name: note[field.name] for field in dataclasses.fields(_Note) if field.name in note}
     try:
