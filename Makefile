@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test lint types readme readme-install test-lerobot bench clean
+.PHONY: install demo test coverage lint types readme readme-install test-lerobot bench clean
 .DELETE_ON_ERROR:
 
 # torch first and by itself: a looser requirement would bring the newest CUDA build and gigabytes with it.
@@ -27,6 +27,11 @@ demo: $(BIN)/demo-is-here
 
 test: $(BIN)/dev-is-here
 	$(BIN)/python -m pytest -n 2 $(OPTIONS)
+
+# Not part of CI, because measuring it takes half as long again. The files with the least coverage come first.
+coverage: $(BIN)/dev-is-here
+	$(BIN)/python -m pytest -n 2 --cov --cov-report=
+	$(BIN)/coverage report
 
 lint: $(BIN)/dev-is-here
 	$(BIN)/ruff check .
