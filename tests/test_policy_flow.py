@@ -238,6 +238,18 @@ def test_villa_x_hides_the_plan_from_the_actions_half_of_the_time_and_half_of_it
     assert random_model(variant("alam"))._visible(Rng(0), 4) is None
 
 
+def test_hide_hides_all_latents_of_its_share_of_the_rows_from_their_actions_in_training():
+    model = random_model(dataclasses.replace(variant("alam"), hide=0.3))
+    seen = model._visible(Rng(0), 4000).flatten(1)
+    assert torch.equal(seen.any(1), seen.all(1))
+    assert abs((~seen.any(1)).float().mean() - 0.3) < 0.03
+    batch = random_batch(model, 3)
+    hidden = random_model(dataclasses.replace(variant("alam"), hide=1.0))
+    other = dataclasses.replace(batch, latent=batch.latent + 1)
+    assert torch.equal(hidden.losses(batch, Rng(0))["action"], hidden.losses(other, Rng(0))["action"])
+    assert not torch.equal(model.losses(batch, Rng(0))["action"], model.losses(other, Rng(0))["action"])
+
+
 # ------------------------------------------------------------------------------------------------------------- from noise to data
 
 

@@ -55,9 +55,11 @@ SETUPS = {
     "cpu": PolicySetup(
         Collection("metaworld-mt15", episodes=38, seed=1, **NOISE),
         {"size": "tiny", "image": (64, 64), "slots": 8, **BACKBONE},
-        TrainConfig(steps=3000, batch=64, lr=1e-3, device="cpu", checkpoint_every=500, validate_every=500),
-        gap=(0.05, 0.1), flow={"size": "tiny"},
-        policy=TrainConfig(steps=4000, batch=64, lr=1e-3, ema=0.999, device="cpu", checkpoint_every=500, validate_every=1000),
+        TrainConfig(steps=1500, batch=64, lr=1e-3, optimizer="muon", ema=0.999, device="cpu", checkpoint_every=500, validate_every=500),
+        gap=(0.05, 0.1), flow={"size": "tiny", "latent_gap": 0.2, "hide": 0.5},
+        policy=TrainConfig(
+            steps=2000, batch=64, lr=1e-3, optimizer="muon", ema=0.999, device="cpu", checkpoint_every=500, validate_every=1000,
+        ),
         labels=5, counts=(1, 2, 5, 10, 25), episodes=10, parallel=2,
     ),
     "gpu": PolicySetup(

@@ -55,6 +55,8 @@ class FlowConfig:
     """episodes with actions, for each task; the other episodes train the latents alone. Default: all"""
     share: float = 0.5
     """share of labelled rows in a batch, where there are unlabelled episodes and latents"""
+    hide: float | None = None
+    """share of the training rows whose actions see no latent, so that they do not lean on them alone; default: 0, villa_x 0.5"""
     context: int = 1
     """frames of history of each camera, one a decision"""
     proprio: str = "auto"
@@ -103,6 +105,11 @@ class FlowConfig:
     def steps_of_latents(self) -> int:
         """N."""
         return self.latent_steps or (6 if self.form == "villa_x" else self.actions)
+
+    @property
+    def hidden(self) -> float:
+        """Share of the training rows whose actions see no latent. villa-X §3.2: one half."""
+        return self.hide if self.hide is not None else (0.5 if self.form == "villa_x" else 0.0)
 
     @property
     def dimensions(self) -> Dimensions:

@@ -21,7 +21,7 @@ from lamina.types import TensorRecord
 
 SMALLEST_DEVIATION = 1e-6
 FARTHEST = 5.0  # deviations of the proprioception from its mean; beyond it is clipped
-HIDDEN_PLAN, HIDDEN_LATENT = 0.5, 0.5  # villa-X §3.2: all latents are hidden from the actions, or else each of them
+HIDDEN_LATENT = 0.5  # villa-X §3.2: the share of latents that is hidden from the actions where not all are
 
 
 @dataclass(frozen=True)
@@ -165,11 +165,13 @@ class FlowModel(nn.Module):
         return torch.where(valid, error, 0.0).sum(1) * (len(valid) / valid.sum().clamp_min(1))
 
     def _visible(self, draws: Rng, batch: int) -> Bool[Tensor, "b n v"] | None:
-        """The latents that the actions see in training: villa-X hides some, so that the actions do not lean on them alone."""
-        if self.config.form != "villa_x":
+        """The latents that the actions see in training (None: all): none in some rows, and villa-X hides single ones in the others."""
+        if not self.config.hidden and self.config.form == "alam":
             return None
         shape = (self.config.steps_of_latents, self.network.views)
-        plan = draws.uniform(batch, 1, 1) >= HIDDEN_PLAN
+        plan = draws.uniform(batch, 1, 1) >= self.config.hidden
+        if self.config.form == "alam":
+            return plan.expand(batch, *shape)
         return plan & (draws.uniform(batch, *shape) >= HIDDEN_LATENT)
 
     # ------------------------------------------------------------------------------------------- sampling

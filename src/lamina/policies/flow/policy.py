@@ -189,7 +189,7 @@ def _remember(
 KIND = PolicyKind(
     title="flow matching of actions and latents together (ALAM §3.3; AC-LAM's by --form villa_x); cameras, proprioception, task",
     config=FlowConfig,
-    training={"steps": 5000, "batch": 64, "lr": 1e-3, "ema": 0.999},
+    training={"steps": 2500, "batch": 64, "lr": 1e-3, "optimizer": "muon", "ema": 0.999},
     train=train_flow_policy,
     plan=plan_flow_policy,
     policy=FlowPolicy,
