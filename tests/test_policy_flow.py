@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 import signal
 from pathlib import Path
@@ -400,6 +401,34 @@ def test_data_are_encoded_once_and_again_for_another_lam(tmp_path):
         next(model.lam.encoder.parameters()).add_(0.1)
     assert encode() > before
     assert not np.allclose(np.load(path), latents)
+
+
+def test_latent_numbers_are_coordinates_of_the_latents_that_the_decoder_uses(tmp_path):
+    model, source, whole, config = encoded(tmp_path, episodes(8))
+    columns, cameras = choose_columns([source], config), choose_cameras([source], ())
+    with pytest.raises(LaminaError, match="the decoder ignores"):  # as it does before training
+        encode_steps(model, [source], tmp_path / "few", fingerprint(model.lam), cameras, columns, GAP, numbers=2)
+    assert not (tmp_path / "few").exists()
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.lam.decoder.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    for name in ("few", "again"):
+        encode_steps(model, [source], tmp_path / name, fingerprint(model.lam), cameras, columns, GAP, numbers=2)
+    few = open_data(tmp_path / "few", "train")
+    assert few.latents.shape == (len(whole), 2, 2)
+    assert np.array_equal(few.latents, open_data(tmp_path / "again", "train").latents)
+    held = open_data(tmp_path / "few", "validation"), open_data(tmp_path / "frames", "validation")
+    for v in range(2):
+        with_one = [np.c_[data.latents[:, v], np.ones(len(data))].astype(np.float64) for data in (whole, held[1])]
+        affine = np.linalg.lstsq(with_one[0], few.latents[:, v], rcond=None)[0]
+        for given, part in zip(
+            with_one, (few, held[0]), strict=True
+        ):  # one map for both splits, and for pairs that are not valid
+            np.testing.assert_allclose(given @ affine, part.latents[:, v], atol=1e-3)
+        np.testing.assert_allclose(np.cov(few.latents[few.valid, v].T), np.eye(2), atol=0.02)
+    told = json.loads((tmp_path / "few" / "directions.json").read_text())
+    assert list(told) == list(cameras) and told[cameras[0]]["effect"][0] >= told[cameras[0]]["effect"][1] > 0
 
 
 def test_encoding_that_is_killed_leaves_nothing_that_is_believed(tmp_path):

@@ -45,6 +45,8 @@ class FlowConfig:
     """N, latents that a decision generates; default: one beside every action, villa_x 6"""
     latent_gap: float | None = None
     """seconds between the two frames of a latent; default: the LAM's label gap. At a high control rate that is longer than one step"""
+    latent_numbers: int | None = None
+    """numbers of a latent that are generated: along the directions that the decoder's pictures depend on most. Default: the whole latent"""
     flow_steps: int = 8
     """Euler or DDIM steps of a decision"""
     latent_weight: float = 1.0

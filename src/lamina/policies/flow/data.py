@@ -3,6 +3,7 @@
 RUN/policy/frames/index.json                  what they were made from (see lamina.policies.encoded)
 RUN/policy/frames/SPLIT.frames_N.npy          uint8 [n h w 3], of camera N
 RUN/policy/frames/SPLIT.latents.npy           float32 [n v l], of the frame and the one a gap later in each view; .valid.npy: there is one
+RUN/policy/frames/directions.json             with --latent-numbers: for each view, what lamina.inference.directions found
 RUN/policy/frames/SPLIT.actions.npy           float32 [n a]; .proprio.npy [n p]
 
 A row of a batch begins at step t of an episode. It holds the frames t, t - r, t - 2r, ... (r actions are carried out between two decisions;
@@ -33,6 +34,7 @@ from lamina.data.stream import evenly_spaced
 from lamina.device import autocast
 from lamina.errors import LaminaError
 from lamina.files import whole_folder
+from lamina.inference.directions import decoder_directions
 from lamina.inference.encode import frame_pairs
 from lamina.models.hub import LatentActionModel
 from lamina.policies.encoded import (
@@ -48,10 +50,12 @@ from lamina.policies.flow.config import FlowConfig
 from lamina.policies.flow.context import Context
 from lamina.policies.flow.model import FlowBatch, Statistics
 from lamina.records import non_negative
+from lamina.rng import Rng
 from lamina.types import ActionSpec
 
 FORMAT = 1
 STATE, EXPERT = "observation.state", "expert_action"  # features that "auto" looks for
+DIRECTION_PAIRS = 512  # at most, whose gradients tell which directions of a latent the decoder uses
 
 
 @dataclass(frozen=True)
@@ -151,12 +155,14 @@ def encode_steps(
     columns: Columns,
     gap: float | None,
     precision: str = "fp32",
+    numbers: int | None = None,
 ) -> dict[str, Any]:
     """Encode the training and the validation split of all ``sources`` once into ``folder``; returns its index.
 
-    ``gap``: seconds between the frames of a latent; None: no latents. What is there already is used again if it was made by the same
-    encoder, from the same data. Raises LaminaError for a training split without an episode, frames that cannot be decoded, values that
-    are not finite, a disk that refuses.
+    ``gap``: seconds between the frames of a latent; None: no latents. ``numbers``: of each latent, that many coordinates along the
+    directions that the decoder uses most (:func:`lamina.inference.directions.decoder_directions`); None: the latents themselves.
+    What is there already is used again if it was made by the same encoder, from the same data. Raises LaminaError for a training split
+    without an episode, frames that cannot be decoded, values that are not finite, a disk that refuses.
     """
     made_from = {
         "format": FORMAT,
@@ -165,6 +171,7 @@ def encode_steps(
         "cameras": list(cameras),
         "columns": [columns.action, columns.proprio],
         "gap_seconds": gap,
+        "latent_numbers": numbers,
         "image": list(model.config.image),
         "precision": precision,
         "splits": [[[e.length, *e.splits] for e in source.episodes] for source in sources],
@@ -188,13 +195,14 @@ def encode_steps(
             for split, stretches in plans.items()
         }
     }
-    numbers = model.config.action_length * model.lam.dim
+    width = model.config.action_length * model.lam.dim
     total = len(cameras) * sum(map(len, itertools.chain(*plans.values())))
     with (
         whole_folder(folder) as partial,
         tqdm(total=total, unit="frame", desc="encode", dynamic_ncols=True) as bar,
         autocast(model.device, precision),
     ):
+        encoded: dict[str, dict[str, np.ndarray]] = {}
         for split, stretches in plans.items():
             n = sum(map(len, stretches))
             frames = [
@@ -204,8 +212,9 @@ def encode_steps(
             arrays: dict[str, np.ndarray] = {
                 "actions": np.zeros((n, columns.spec.dim), np.float32),
                 "proprio": np.zeros((n, columns.width), np.float32),
-                "latents": np.zeros((n, len(cameras), numbers if gap else 0), np.float32),
+                "latents": np.zeros((n, len(cameras), width if gap else 0), np.float32),
                 "valid": np.zeros(n, bool),
+                "second": np.arange(n),
             }
             first = 0
             for stretch in stretches:
@@ -214,8 +223,17 @@ def encode_steps(
                 bar.update(len(cameras) * len(stretch))
             for pictures in frames:
                 pictures.flush()
-            for name, array in arrays.items():
-                np.save(partial / f"{split}.{name}.npy", array)
+            encoded[split] = arrays
+        if gap and numbers:
+            found = [
+                _reduce(model, partial / f"train.frames_{i}.npy", i, encoded, numbers) for i in range(len(cameras))
+            ]
+            for arrays in encoded.values():
+                arrays["latents"] = np.ascontiguousarray(arrays["latents"][:, :, :numbers])
+            (partial / "directions.json").write_text(json.dumps(dict(zip(cameras, found, strict=True))))
+        for split, arrays in encoded.items():
+            for name in ("latents", "valid", "actions", "proprio"):
+                np.save(partial / f"{split}.{name}.npy", arrays[name])
         (partial / "index.json").write_text(json.dumps(index))
     return index
 
@@ -244,11 +262,47 @@ def _encode(
         else:
             latent = encode_stretch(model, source, camera, episode, stretch.first, stretch.stop, gap, keep)
             arrays["latents"][at : at + n, i] = model.lam.action(latent, "continuous").flatten(1).float().numpy()
-            arrays["valid"][at : at + n] = frame_pairs(episode.times[stretch.first : stretch.stop], gap)[1]
+            second, valid = frame_pairs(episode.times[stretch.first : stretch.stop], gap)
+            arrays["second"][at : at + n], arrays["valid"][at : at + n] = at + second, valid
     if source.action_spec(columns.action) is not None:
         arrays["actions"][at : at + n] = source.column(episode, columns.action)[stretch.first : stretch.stop]
     if columns.proprio:
         arrays["proprio"][at : at + n] = source.column(episode, columns.proprio)[stretch.first : stretch.stop]
+
+
+def _reduce(
+    model: LatentActionModel, pictures: Path, view: int, encoded: dict[str, dict[str, np.ndarray]], numbers: int
+) -> dict[str, Any]:
+    """Put the coordinates that the decoder uses most in place of the first numbers of a view's latents; returns what was found."""
+    train, frames = encoded["train"], np.load(pictures, mmap_mode="r")
+    valid = np.flatnonzero(train["valid"])
+    if not len(valid):
+        raise LaminaError(f"no training episode is as long as a latent; --latent-numbers {numbers} needs some")
+    rows = valid[evenly_spaced(len(valid), DIRECTION_PAIRS)]
+
+    def read(steps: Int[np.ndarray, "b"]) -> Tensor:
+        return model.read(torch.from_numpy(frames[steps]).permute(0, 3, 1, 2))
+
+    src, dst = read(rows), read(train["second"][rows])
+    with torch.no_grad():
+        pre = torch.cat(
+            [
+                model.lam.pair(model.lam.embed(a), model.lam.embed(b)).pre
+                for a, b in zip(src.split(64), dst.split(64), strict=True)
+            ]
+        )
+    shape = (-1, model.config.action_length, model.lam.dim)
+    latents = torch.from_numpy(train["latents"][valid, view]).view(shape)
+    found = decoder_directions(model.lam, src, dst, pre, latents, Rng(0, device=model.device))
+    for arrays in encoded.values():
+        arrays["latents"][:, view, :numbers] = found.project(
+            torch.from_numpy(arrays["latents"][:, view]), numbers
+        ).numpy()
+    return {
+        "effect": found.effect[:numbers].tolist(),
+        "variance": found.variance[:numbers].tolist(),
+        "ignored": found.ignored(),
+    }
 
 
 @dataclass(frozen=True)

@@ -96,7 +96,15 @@ def _train_flow_policy(
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         keep_settings(folder / "training.json", settings, training.resume)
         encode_steps(
-            lam, sources, folder / "frames", shapes.fingerprint, shapes.cameras, columns, gap, training.precision
+            lam,
+            sources,
+            folder / "frames",
+            shapes.fingerprint,
+            shapes.cameras,
+            columns,
+            gap,
+            training.precision,
+            shapes.latent if config.latent_numbers else None,
         )
     else:  # one process encodes for all
         while not (folder / "frames" / "index.json").exists():
@@ -132,7 +140,7 @@ def shapes_of(
 ) -> FlowShapes:
     """What a policy of these data is made for; ``cameras``: those that it sees, none = all. Raises LaminaError if the data do not fit."""
     fps, gap = common_fps(sources), gap_of(lam, config)
-    frames = actions_of_gap(fps, gap) if gap else 1
+    frames, width = actions_of_gap(fps, gap) if gap else 1, lam.config.action_length * lam.lam.dim
     return FlowShapes(
         image=lam.config.image,
         cameras=choose_cameras(sources, cameras),
@@ -140,7 +148,7 @@ def shapes_of(
         continuous=columns.spec.continuous,
         names=columns.spec.names,
         proprio=columns.width,
-        latent=lam.config.action_length * lam.lam.dim if gap else 0,
+        latent=min(width, config.latent_numbers or width) if gap else 0,
         gap=frames,
         stride=frames if config.form == "villa_x" else 1,
         fps=fps,

@@ -1,0 +1,73 @@
+"""The directions of a latent that a decoder uses, where they are known."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from lamina.inference.directions import decoder_directions
+from lamina.models.decoders.base import DirectDecoder
+from lamina.rng import Rng
+from lamina.types import Latent
+
+SLOTS, WIDTH = 3, 2
+
+
+class Painter(DirectDecoder):
+    """Adds to the picture: 3 u and 1 w times a pattern each, where u and w are two mixtures of the latent's numbers."""
+
+    def __init__(self, u: torch.Tensor, w: torch.Tensor):
+        torch.nn.Module.__init__(self)
+        self.mix, self.patterns = (
+            torch.stack([u, w]),
+            torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(3)),
+        )
+
+    def forward(self, src: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        amounts = z.flatten(1) @ self.mix.T * torch.tensor([3.0, 1.0])
+        return src + torch.einsum("bn,nchw->bchw", amounts, self.patterns)
+
+
+@pytest.fixture
+def painted():
+    """A LAM whose decoder uses two of six directions, latents whose largest variance lies in a third, and pairs of pictures."""
+    g = torch.Generator().manual_seed(0)
+    axes = torch.linalg.qr(torch.randn(6, 6, generator=g))[0]
+    amounts = torch.randn(400, 6, generator=g) * torch.tensor([0.5, 0.5, 5.0, 0.1, 0.1, 0.0])
+    latents = (amounts @ axes.T).view(-1, SLOTS, WIDTH) + 0.3
+    decoder = Painter(axes[:, 0], axes[:, 1])
+    src = torch.randn(400, 3, 4, 4, generator=g)
+    lam = SimpleNamespace(
+        decoder=decoder, quantise=lambda pre: Latent(pre, pre), config=SimpleNamespace(latent_action=slice(None))
+    )
+    return lam, src, decoder(src, latents), latents, amounts
+
+
+def test_the_directions_that_the_decoder_uses_come_first_whatever_their_variance(painted):
+    lam, src, dst, latents, amounts = painted
+    found = decoder_directions(lam, src, dst, latents, latents, Rng(0))
+    assert found.matrix.shape == (6, 5)  # one direction is constant
+    assert found.effect[:2].sum() > 0.999 and found.effect[0] > 3 * found.effect[1]
+    y = found.project(latents.flatten(1), 2)
+    torch.testing.assert_close(torch.cov(y.T), torch.eye(2), atol=0.01, rtol=0)
+    # y spans just the two mixtures: a linear map gives them back.
+    residual = amounts[:, :2] - amounts[:, :2].mean(0)
+    fit = torch.linalg.lstsq(y, residual).solution
+    assert (y @ fit - residual).square().mean() < 1e-3 * residual.square().mean()
+    total = amounts.var(0).sum()
+    assert abs(found.ignored() - float(1 - amounts[:, :2].var(0).sum() / total)) < 0.01
+
+
+def test_more_numbers_than_directions_are_zero(painted):
+    lam, src, dst, latents, _ = painted
+    y = decoder_directions(lam, src, dst, latents, latents, Rng(0)).project(latents.flatten(1), 8)
+    assert y.shape == (400, 8) and not y[:, 5:].any() and y[:, :5].abs().mean(0).min() > 0.5
+
+
+def test_slots_that_are_not_the_latent_action_do_not_count(painted):
+    lam, src, dst, latents, _ = painted
+    lam.config.latent_action = slice(1, 3)
+    found = decoder_directions(lam, src, dst, latents, latents[:, 1:], Rng(0))
+    assert found.matrix.shape[0] == 4
