@@ -215,8 +215,8 @@ CLAIMS = (
         statement="ALAM's latents raise the success of a flow policy on MetaWorld.",
         paper="Table 1: 47.9 to 85.0 on MT50.",
         decides="Success on held-out starts of a policy with and without latents, per tier and mean, on the same few labelled "
-        "demonstrations, steps and labelled rows of a batch: ALAM's above actions alone, paired over seeds; other LAMs' latents, and "
-        "latents of the labelled episodes alone, beside it.",
+        "demonstrations and steps: ALAM's above actions alone, paired over seeds, both with the same labelled rows in a batch and with as "
+        "many rows in all; other LAMs' latents, and latents of the labelled episodes alone, beside it.",
         run=policies.policy,
     ),
     Claim(

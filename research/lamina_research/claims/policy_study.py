@@ -56,7 +56,7 @@ SETUPS = {
         Collection("metaworld-mt15", episodes=38, seed=1, **NOISE),
         {"size": "tiny", "image": (64, 64), "slots": 8, **BACKBONE},
         TrainConfig(steps=1500, batch=64, lr=1e-3, optimizer="muon", ema=0.999, device="cpu", checkpoint_every=500, validate_every=500),
-        gap=(0.05, 0.1), flow={"size": "tiny", "latent_gap": 0.2, "hide": 0.5},
+        gap=(0.1, 0.2), flow={"size": "tiny", "latent_gap": 0.2, "latent_numbers": 16},
         policy=TrainConfig(
             steps=2000, batch=64, lr=1e-3, optimizer="muon", ema=0.999, device="cpu", checkpoint_every=500, validate_every=1000,
         ),
@@ -77,7 +77,8 @@ SETUPS = {
 class PolicySpec:
     """A policy of a study: the LAM whose latents it generates (None: actions alone), its seed, and options that differ from the setup's.
 
-    ``all_episodes``: episodes without actions train the latents, too; otherwise labelled ones alone.
+    ``all_episodes``: episodes without actions train the latents, too; otherwise labelled ones alone. ``as_many_rows``: without latents, but
+    with as large a batch as with them.
     """
 
     label: str
@@ -85,6 +86,7 @@ class PolicySpec:
     lam: ModelSpec | None = None
     labels: int | None = None  # default: the setup's
     all_episodes: bool = True
+    as_many_rows: bool = False
     flow: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
@@ -113,9 +115,10 @@ class PolicyStudy(Study[PolicySetup]):
         return FlowConfig(**options)
 
     def training(self, policy: PolicySpec) -> TrainConfig:
-        """How a policy is trained. Rows without actions come on top: every policy has the same number of labelled rows in a batch."""
+        """How a policy is trained. Rows without actions come on top: every policy but the control that has as many rows in all has the same
+        number of labelled rows in a batch."""
         training = replace(self.setup.policy, seed=policy.seed)
-        on_top = policy.lam is not None and policy.all_episodes
+        on_top = policy.as_many_rows or (policy.lam is not None and policy.all_episodes)
         return replace(training, batch=round(training.batch / self.config(policy).share)) if on_top else training
 
     def policy_key(self, policy: PolicySpec) -> dict[str, Any]:
