@@ -44,6 +44,7 @@ from lamina.inference.encode import in_batches
 from lamina.inference.subject import RANDOM, Subject, subject_of
 from lamina.intervals import Estimate, bootstrap_mean, bootstrap_ratio
 from lamina.models import code_usage as codes
+from lamina.models.feature_cache import kept_features
 from lamina.models.heads import ActionHead, Translator, TranslatorConfig
 from lamina.models.hub import LatentActionModel, model_folder
 from lamina.options import check_options
@@ -134,7 +135,7 @@ def evaluate(subject: Subject | str | Path, path: Data, config: EvaluateConfig, 
     """
     device = pick_device(config.device)
     run: _Run | None = None
-    with Scratch() as scratch, autocast(device, config.precision):
+    with Scratch() as scratch, autocast(device, config.precision), kept_features():
         folder = out or Path(scratch if isinstance(subject, Subject) else subject)
         target, pictures = folder / "evaluation.json", folder / "pictures"
         drawn = partial_path(pictures)
