@@ -19,17 +19,22 @@ import lamina
 import tiny_encoders
 from clips import clip_of
 from lamina import methods
+from lamina.cli import main
 from lamina.data.sampling import DataConfig
 from lamina.data.stream import sample_split
 from lamina.errors import LaminaError
+from lamina.evaluation.probes.linear_probe import linear_probe, plain_features
 from lamina.images import resize
+from lamina.losses.perceptual import feature_distance
 from lamina.losses.reconstruction import total
 from lamina.models import efficientnet, feature_cache
 from lamina.models.feature_cache import FeatureCache, kept_features
 from lamina.models.features import PretrainedFeatures
+from lamina.models.heads import ActionHead
 from lamina.models.lam import LAM
 from lamina.models.pretrained import PretrainedEncoder, on_grid, open_encoder
 from lamina.rng import Rng
+from lamina.training.labelled import actions_of
 from planted import SIZE, write_planted
 from processes import in_child
 
@@ -432,3 +437,92 @@ def _every_frame(data: Path) -> list[np.ndarray]:
 
     source = open_source(data)
     return [source.frames(episode, source.cameras[0], 0, episode.length) for episode in source.episodes]
+
+
+# -------------------------------------------------------------------------------------------------------- evaluation
+
+
+def test_the_distance_of_features_by_hand() -> None:
+    """Two places: one turned by 90 degrees (squared distance 2), one only longer (0); the third pair points the other way (4)."""
+    a = torch.tensor([[[[1.0, 2.0]], [[0.0, 0.0]]], [[[1.0, 1.0]], [[0.0, 0.0]]]])
+    b = torch.tensor([[[[0.0, 9.0]], [[5.0, 0.0]]], [[[-1.0, -2.0]], [[0.0, 0.0]]]])
+    assert feature_distance(a, b).tolist() == pytest.approx([1.0, 4.0])
+    assert feature_distance(a, a).tolist() == pytest.approx([0.0, 0.0])
+
+
+EVALUATION: dict[str, Any] = {
+    "transitions": 60, "reconstructions": 12, "linear": 120, "structure": 0, "translator_steps": 4, "device": "cpu",
+}  # fmt: skip
+
+
+def rows_of(found: Any, table: str) -> dict[tuple[str, int | None], Any]:
+    return {(row.name, row.k): row for row in getattr(found, table)}
+
+
+def test_plain_features_and_a_perceptual_distance_stand_beside_a_model_of_pixels(
+    dino: str, data: Path, folder: Path, tmp_path: Path
+) -> None:
+    run = lamina.train("flexlam", data, out=tmp_path / "run", slots=4, decoder="unet", **SMALL)
+    lamina.align(run, data, labels=40, steps=4, layers=1, size="debug", device="cpu")
+    found = lamina.evaluate(run, data, pretrained=dino, **EVALUATION)
+    name = ("plain features of the pair (dinov2)", None)
+    linear, translator = rows_of(found, "linear"), rows_of(found, "translator")
+    assert linear[name].role == translator[name].role == "reference" and translator[name].loss.mean > 0
+    assert found.pretrained == "dinov2"
+    # The probe, by hand: principal components of the features and of their change, as many as the latent has numbers.
+    model = run.model()
+    config = DataConfig((str(data),), (SIZE, SIZE), gap=(model.provenance.label_gap,) * 2)
+    train, test = sample_split(config, "train", 120), sample_split(config, "test", 60)
+    width = model.config.slots * model.lam.dim
+    space = PretrainedFeatures(dino)
+    seen, held = plain_features(space, train.frames, test.frames, width)
+    assert seen.shape == (len(train), width)
+    pooled = torch.nn.functional.adaptive_avg_pool2d(space.plain(train.frames[:, 0]), (7, 7)).flatten(1)
+    centred = (pooled - pooled.mean(0)).double()
+    first = torch.linalg.svd(centred, full_matrices=False)[2][0]
+    line = (centred @ first).float()
+    assert float(torch.corrcoef(torch.stack([line, seen[:, 0]]))[0, 1].abs()) > 0.999
+    spec = actions_of(config).label
+    head = ActionHead(spec)
+    head.calibrate(train.action[:, 0])
+    y, test_y = head.embed(train.action[:, 0]), head.embed(test.action[:, 0])
+    by_hand = linear_probe(seen, y, held, test_y, test.episode, spec)
+    assert linear[name].nmse.mean == pytest.approx(by_hand.nmse.mean, rel=1e-3)
+    # The distance of a copy of the frame, by hand.
+    small = test[torch.linspace(0, len(test) - 1, 12).long()]
+    a, b = (space.plain(small.frames[:, n]) for n in (0, 1))
+    distances = {key: row.perceptual for key, row in rows_of(found, "reconstruction").items()}
+    assert distances["copy-frame", None].mean == pytest.approx(float(feature_distance(a, b).mean()), rel=1e-3)
+    assert all(value.mean > 0 for value in distances.values())
+    page = (run.path / "report.html").read_text()
+    assert "dinov2 distance" in page and "plain features of the pair (dinov2)" in page
+
+    without = lamina.evaluate(run, data, **EVALUATION)
+    assert without.pretrained is None and name not in rows_of(without, "linear")
+    assert any("--pretrained efficientnet-lite0" in note for note in without.notes)
+    assert all(row.perceptual is None for row in without.reconstruction)
+    with pytest.raises(LaminaError, match="--pretrained ema: is no pretrained encoder"):
+        lamina.evaluate(run, data, pretrained="ema", **EVALUATION)
+
+
+def test_a_model_of_features_is_compared_with_those_features(
+    dino: str, data: Path, folder: Path, tmp_path: Path
+) -> None:
+    run = lamina.train("univla", data, out=tmp_path / "run", space=dino, **SMALL)
+    lamina.align(run, data, labels=40, steps=4, layers=1, size="debug", device="cpu")
+    found = lamina.evaluate(run, data, **EVALUATION)
+    translator = {row.name for row in found.translator}
+    assert {"plain features of the pair (dinov2)", "plain pixels of the pair", "inverse dynamics model"} <= translator
+    assert found.pretrained == "dinov2" and not found.reconstruction
+
+
+def test_the_command_line_ends_with_2_and_writes_nothing(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    given = ["train", "flexlam", "--data", str(data), "--out", str(out), "--space"]
+    assert main([*given, str(tmp_path / "nowhere")]) == 2
+    assert "no such folder" in capsys.readouterr().err and not out.exists()
+    assert main([*given, "own/model"]) == 2
+    told = capsys.readouterr().err
+    assert "hf download own/model" in told and told.count("\n") == 1 and not out.exists()
