@@ -31,7 +31,7 @@ def test_the_claim_runs_whole_at_smoke_scale(tmp_path: Path) -> None:
 
 def metrics(ours: list[float], features: list[float]) -> dict[str, dict[str, list[float]]]:
     """Three seeds in two places; LAMs on pixels at 0.8."""
-    pixels = {name: dict.fromkeys(PLACES, [0.8, 0.8, 0.8]) for name in (*control.ON_PIXELS, control.PIXELS)}
+    pixels = {name: {place: [0.8, 0.8, 0.8] for place in PLACES} for name in (*control.ON_PIXELS, control.PIXELS)}
     return {
         control.OURS: dict.fromkeys(PLACES, ours),
         control.FEATURES: {PLACES[0]: features, PLACES[1]: [0.9, 0.91, 0.9]},

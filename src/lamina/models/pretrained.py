@@ -110,7 +110,7 @@ def _efficientnet() -> PretrainedEncoder:
 
 def _folder(name: str) -> Path:
     """The folder with a model's files: at a path, or in the local cache of the hub."""
-    path = Path(name).expanduser()
+    path = Path(name)
     if path.is_dir():
         return path
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
