@@ -5,9 +5,18 @@ A test of bad input calls functions with what their annotations forbid; in a mar
 
 from __future__ import annotations
 
+import atexit
+import os
+import shutil
+import tempfile
+
 import jaxtyping
 import pytest
 from hypothesis import settings
+
+# Features of pretrained encoders are kept in a folder of this session alone (lamina.models.feature_cache).
+os.environ["LAMINA_CACHE"] = tempfile.mkdtemp(prefix="lamina-tests-")
+atexit.register(shutil.rmtree, os.environ["LAMINA_CACHE"], ignore_errors=True)
 
 #: An int is a float, as type checkers say (PEP 484).
 CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"

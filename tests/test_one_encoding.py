@@ -50,7 +50,7 @@ def settings(name: str) -> list[dict[str, Any]]:
     """What a method is tried with: its defaults, and features where it has the choice; both stages where it has two."""
     fields = {f.name for f in dataclasses.fields(methods.load(name).Config)}
     found: list[dict[str, Any]] = [{}]
-    found += [{"space": space} for space in ("features", "ema")] if "space" in fields else []
+    found += [{"space": space} for space in ("features", "ema")] if name == "lapo" else []  # the others read them alike
     return found + ([{"stage": 2}] if "stage" in fields else [])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lamina_research.claims import policies
+from lamina_research.claims.feature_control import feature_control
 from lamina_research.experiment import Claim
 
 PAPER = "Lamina's own"
@@ -45,7 +46,9 @@ CLAIMS = (
         id="lamina/feature-control",
         statement="A LAM's latent says more about the action than the plain features that it is built on.",
         paper="none; LARYBench (arXiv 2604.11689) finds that general frozen encoders beat today's LAMs.",
-        decides="Probe NMSE of the latent against a pair of frozen features and a pair of pixel frames, at equal width "
-        "and equal labels, on seen and unseen tasks.",
+        decides="NMSE of a linear probe of the action, on Doom, MetaWorld and the cheetah, on seen and on unseen tasks: that of FlexLAM's "
+        "latent on frozen features below that of the plain features of the pair, at equal width and equal labels, paired over seeds, in "
+        "each of the six. Also told: the plain pixels of the pair, and whether the LAM on features is below two LAMs on pixels.",
+        run=feature_control,
     ),
 )

@@ -25,14 +25,15 @@ from lamina.errors import LaminaError
 from lamina.evaluation.pictures import composed_picture, prefix_picture, swap_picture, transfer_picture
 from lamina.evaluation.probes.exogenous import PairedLatents, SwapScore, swap, views
 from lamina.evaluation.probes.leakage import leakages
-from lamina.evaluation.probes.linear_probe import LinearScore, linear_probe, pixel_features
-from lamina.evaluation.probes.reconstruction import ReconstructionScore, reconstruct
+from lamina.evaluation.probes.linear_probe import LinearScore, linear_probe, pixel_features, plain_features
+from lamina.evaluation.probes.reconstruction import ReconstructionScore, distance_by, reconstruct
 from lamina.evaluation.probes.structure import STATE, held_out, horizon_rows, measure_sides, structure_rows, unlabelled
 from lamina.evaluation.probes.trajectory import Trajectory, trajectories
 from lamina.evaluation.probes.translation import (
     TranslationScore,
     controls,
     encode_labels,
+    features_row,
     fit_translator,
     prefix_of,
     score_translator,
@@ -44,6 +45,8 @@ from lamina.inference.encode import in_batches
 from lamina.inference.subject import RANDOM, Subject, subject_of
 from lamina.intervals import Estimate, bootstrap_mean, bootstrap_ratio
 from lamina.models import code_usage as codes
+from lamina.models.feature_cache import kept_features
+from lamina.models.features import PretrainedFeatures, is_pretrained
 from lamina.models.heads import ActionHead, Translator, TranslatorConfig
 from lamina.models.hub import LatentActionModel, model_folder
 from lamina.options import check_options
@@ -82,6 +85,9 @@ class EvaluateConfig:
     """training steps of that translator and of its controls"""
     actions: ActionsOf | None = None
     """which of the actions in the gap of a latent are predicted: first, mean or chunk; default: as in the alignment, else the first"""
+    pretrained: str | None = None
+    """pretrained encoder, as --space of `lamina train` names it, for two references: its plain features of the pair of frames, and a
+    perceptual distance of predicted pictures; default: that of the model's own space, if it is pretrained"""
     scratch_steps: int | None = None
     """training steps of the inverse dynamics model and the observation-only control; default: as many as the translator's"""
     device: DeviceName = "auto"
@@ -134,7 +140,7 @@ def evaluate(subject: Subject | str | Path, path: Data, config: EvaluateConfig, 
     """
     device = pick_device(config.device)
     run: _Run | None = None
-    with Scratch() as scratch, autocast(device, config.precision):
+    with Scratch() as scratch, autocast(device, config.precision), kept_features():
         folder = out or Path(scratch if isinstance(subject, Subject) else subject)
         target, pictures = folder / "evaluation.json", folder / "pictures"
         drawn = partial_path(pictures)
@@ -206,7 +212,13 @@ def _evaluate(
         notes.append("The test split has fewer than 5 episodes: intervals are over transitions and too narrow.")
 
     small = test[torch.linspace(0, len(test) - 1, min(len(test), config.reconstructions)).long()]
-    reconstruction = reconstruct(subject, small, prefixes) if subject.pictures else []
+    features = pretrained_reference(subject, config)
+    if features is None:
+        notes.append(
+            "Plain features of the pair were not measured: --pretrained efficientnet-lite0, or another encoder, adds them."
+        )
+    distance = distance_by(features) if features else None
+    reconstruction = reconstruct(subject, small, prefixes, distance) if subject.pictures else []
     if subject.predicts != "pixels":
         notes.append(f"This model predicts {subject.predicts}, not pixels: there is no picture to show or to score.")
     elif reconstruction and reconstruction[0].lpips is None:
@@ -240,6 +252,7 @@ def _evaluate(
         "slots": subject.slots,
         "prefixes": list(prefixes),
         "codes": code_statistics(subject, test),
+        "pretrained": Path(features.name).name if features else None,
         "reconstruction": [_reconstruction_row(s, small) for s in reconstruction],
         "structure": structure,
         "leakage": leaks,
@@ -255,7 +268,8 @@ def _evaluate(
         warn_multi_action(data, target)
         notes.append(_actions_note(data, target))
         filling = unlabelled(data)
-        linear = linear_probes(subject, sample_split(data, "train", config.linear), test, target.label, filling)
+        seen = sample_split(data, "train", config.linear)
+        linear = linear_probes(subject, seen, test, target.label, filling, features)
         bar.update()
         trained = None
         if aligned and run:
@@ -267,7 +281,7 @@ def _evaluate(
         else:
             notes.append("No translator: evaluate again with --labels 120, or another number of labelled transitions.")
         if trained:
-            scores, record["budget"] = score_controls(trained, test, target, config, filling)
+            scores, record["budget"] = score_controls(trained, test, target, config, filling, features)
             translation = trained.scores + scores
             record |= trained.record
     bar.update(6 - bar.n)
@@ -310,6 +324,17 @@ def _aligned(run: Path | None, config: EvaluateConfig) -> tuple[Translator, Tran
             f"{folder}: was aligned to the {note.actions} of a gap's actions; leave out --actions, or align again"
         )
     return translator, note
+
+
+def pretrained_reference(subject: Subject, config: EvaluateConfig) -> PretrainedFeatures | None:
+    """The encoder that gives plain features and a perceptual distance; None without one. Raises LaminaError where it cannot be opened."""
+    own = subject.config.space if subject.config else "pixels"
+    name = config.pretrained or own
+    if not is_pretrained(name):
+        if config.pretrained:
+            raise LaminaError(f"--pretrained {name}: is no pretrained encoder; try efficientnet-lite0")
+        return None
+    return PretrainedFeatures(name)
 
 
 def left_out(subject: Subject) -> list[str]:
@@ -425,11 +450,16 @@ def code_statistics(subject: Subject, clip: Clip) -> dict[str, Any]:
 
 
 def linear_probes(
-    subject: Subject, train: Clip, test: Clip, spec: ActionSpec, filling: Clip
+    subject: Subject,
+    train: Clip,
+    test: Clip,
+    spec: ActionSpec,
+    filling: Clip,
+    features: PretrainedFeatures | None = None,
 ) -> list[tuple[str, str, int | None, LinearScore]]:
     """The linear probe on every prefix of the latent action and on the controls, as (name, role, k, score).
 
-    ``filling``: transitions that fill the statistics of the random-weights encoder.
+    ``filling``: transitions that fill the statistics of the random-weights encoder. ``features``: whose plain features are a reference.
     """
     assert train.action is not None and test.action is not None
     head = ActionHead(spec)
@@ -456,6 +486,9 @@ def linear_probes(
         rows.append((RANDOM, "control", full, probe(random.actions(src, dst), random.actions(test_src, test_dst))))
     pixels = pixel_features(train.frames, test.frames, z[0].numel())
     rows.append(("plain pixels of the pair", "reference", None, probe(*pixels)))
+    if features is not None:
+        plain = plain_features(features, train.frames, test.frames, z[0].numel())
+        rows.append((features_row(features), "reference", None, probe(*plain)))
     return rows
 
 
@@ -534,13 +567,18 @@ def new_translator(
 
 
 def score_controls(
-    trained: TrainedTranslators, test: Clip, actions: ActionTarget, config: EvaluateConfig, filling: Clip
+    trained: TrainedTranslators,
+    test: Clip,
+    actions: ActionTarget,
+    config: EvaluateConfig,
+    filling: Clip,
+    features: PretrainedFeatures | None = None,
 ) -> tuple[list[TranslationScore], dict[str, Any]]:
     """The controls of a translator, trained as it was, and the training budget of all."""
     training, heads = trained.training, trained.heads
     steps = config.scratch_steps or training.steps
     scratch = dataclasses.replace(training, steps=steps, checkpoint_every=steps)
-    scores = controls(trained.subject, trained.labels, test, actions, heads, training, filling, scratch)
+    scores = controls(trained.subject, trained.labels, test, actions, heads, training, filling, scratch, features)
     shared = {"batch": training.batch, "lr": training.lr, "validate_every": training.validate_every}
     return scores, {"steps": training.steps, "scratch_steps": steps, "condition": heads.condition, **shared}
 
@@ -568,7 +606,7 @@ def _maybe(estimate: Estimate | None) -> dict[str, float] | None:
 def _reconstruction_row(s: ReconstructionScore, clip: Clip) -> dict[str, Any]:
     means = {
         name: None if v is None else bootstrap_mean(v, clip.episode).to_dict()
-        for name, v in (("psnr", s.psnr), ("ssim", s.ssim), ("lpips", s.lpips))
+        for name, v in (("psnr", s.psnr), ("ssim", s.ssim), ("lpips", s.lpips), ("perceptual", s.perceptual))
     }
     return {"name": s.name, "role": s.role, "k": s.k, **means}
 

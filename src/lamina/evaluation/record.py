@@ -45,6 +45,7 @@ class ReconstructionRow(Row):
     psnr: Value | None = None
     ssim: Value | None = None
     lpips: Value | None = None
+    perceptual: Value | None = None  # distance in the features of Evaluation.pretrained
 
 
 class TranslationRow(Row):
@@ -232,6 +233,7 @@ class Evaluation(Part):
     slots: int | None = None
     prefixes: tuple[int, ...] | None = None
     codes: Codes | None = None
+    pretrained: str | None = None  # encoder of the plain features and of the perceptual distance
     reconstruction: tuple[ReconstructionRow, ...] | None = None
     structure: Structure | None = None
     leakage: tuple[LeakageRow, ...] | None = None

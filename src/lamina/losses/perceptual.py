@@ -1,4 +1,4 @@
-"""Perceptual distances between pictures, for training.
+"""Perceptual distances between pictures.
 
 ``gradient`` is a declared stand-in for LPIPS where its weights are missing: it compares edges on several scales, without any learned
 features.
@@ -67,6 +67,15 @@ def _lpips() -> torch.nn.Module:
 def lpips(predicted: Float[Tensor, "b c h w"], target: Float[Tensor, "b c h w"]) -> Float[Tensor, "b"]:
     """LPIPS (Zhang et al. 2018). Raises LaminaError where its weights are not on this machine."""
     return _lpips().to(predicted.device)(predicted.clamp(-1, 1), target).reshape(-1)
+
+
+def feature_distance(predicted: Float[Tensor, "b d y x"], target: Float[Tensor, "b d y x"]) -> Float[Tensor, "b"]:
+    """Mean over all places of the squared distance between two pictures' features, each a vector of length 1; 0 to 4.
+
+    The form of LPIPS (Zhang et al. 2018, Eq. 1) for one layer of any encoder, without LPIPS's learned weights: not comparable with it.
+    """
+    a, b = (F.normalize(features.float(), dim=1) for features in (predicted, target))
+    return (a - b).square().sum(1).mean((1, 2))
 
 
 DISTANCES: dict[str, Distance] = {"gradient": gradient, "lpips": lpips}

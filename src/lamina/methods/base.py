@@ -21,8 +21,9 @@ from lamina.models.decoders.unet import UNetDecoder
 from lamina.models.encoders import ENCODERS
 from lamina.models.encoders.conv import ConvEncoder
 from lamina.models.encoders.transformer import TransformerEncoder
-from lamina.models.features import ClipView
+from lamina.models.features import ClipView, SpaceName, is_pretrained
 from lamina.models.lam import LAM, EncodedPairs, Pair
+from lamina.models.pretrained import open_encoder
 from lamina.options import check_options
 from lamina.rng import Rng
 from lamina.types import Clip, Latent
@@ -38,10 +39,14 @@ class MethodConfig:
     size: SizeName = "tiny"
     image: tuple[int, int] = (64, 64)
     """height and width that frames are resized to, pixels"""
+    space: SpaceName = "pixels"
+    """what is observed and predicted: pixels, features (frozen random ones), ema (learned ones), efficientnet-lite0, or another pretrained
+    encoder: the folder of a transformers or timm model, or its id on the hub (docs/spaces.md)"""
     encoder: EncoderName = "auto"
-    """auto (conv up to 64 pixels, transformer above), conv, transformer, or the name of a registered encoder"""
+    """auto (conv up to 64 pixels, transformer above and for a pretrained space), conv, transformer, or the name of a registered encoder"""
     decoder: DecoderName = "auto"
-    """auto: flow (rectified flow, as in FlexLAM) on CUDA; unet elsewhere, which needs a tenth of the training time"""
+    """auto: flow (rectified flow, as in FlexLAM) on CUDA; unet elsewhere, which needs a tenth of the training time; pixel, in one pass,
+    for a pretrained space"""
     slots: int = 16
     """K, tokens of a latent action"""
     frames: int = 2
@@ -92,11 +97,14 @@ class MethodConfig:
         size = NETWORK_SIZES[self.size]
         width, heads = self.width or size.width, self.heads or size.heads
         layers, channels = self.layers or size.layers, self.channels or size.channels
-        short = min(self.image)
-        # The largest square patch that tiles the picture and leaves the shorter side at least 8 of them.
-        tiling = [d for d in range(1, short // 8 + 1) if not any(side % d for side in self.image)]
+        # Tokens of a pretrained encoder lie on a grid of their own, which patches tile as they tile a picture.
+        tokens = is_pretrained(self.space)
+        observed = open_encoder(self.space).grid if tokens else self.image
+        short = min(observed)
+        # The largest square patch that tiles what is observed and leaves the shorter side at least 8 of them.
+        tiling = [d for d in range(1, short // 8 + 1) if not any(side % d for side in observed)]
         patch = self.patch or max(tiling, default=1)
-        kind = self.encoder if self.encoder != "auto" else ("conv" if short <= 64 else "transformer")
+        kind = self.encoder if self.encoder != "auto" else ("conv" if short <= 64 and not tokens else "transformer")
         encoder: Any
         if kind == "conv":
             # Strided stages until the pair is seen on a map of 8x8 or less.
@@ -118,6 +126,7 @@ class MethodConfig:
         return {
             "image": (3, *self.image),
             "slots": self.slots,
+            "space": self.space,
             "whiten": self.whiten,
             "target": self.target_width if self.robust_target else 0,
             "encoder": encoder,
@@ -126,9 +135,12 @@ class MethodConfig:
 
 
 def with_decoder(options: Any, device: str) -> Any:
-    """The options of a method, with the decoder "auto" replaced by the device's: flow on CUDA, unet elsewhere."""
+    """The options of a method, with the decoder "auto" replaced by the device's: flow on CUDA, unet elsewhere; pixel for the tokens of a
+    pretrained encoder."""
     if options.decoder != "auto":
         return options
+    if is_pretrained(options.space):
+        return replace(options, decoder="pixel")
     return replace(options, decoder="flow" if device == "cuda" else "unet")
 
 

@@ -20,7 +20,6 @@ from lamina.methods.base import DecoderName, EncoderName, MethodConfig, MethodLo
 from lamina.models.bottlenecks.base import Identity
 from lamina.models.bottlenecks.vq import VQ
 from lamina.models.config import LAMConfig
-from lamina.models.features import SpaceName
 
 
 @dataclass(frozen=True)
@@ -32,13 +31,12 @@ class Config(MethodConfig):
     code_dim: int = 16
     commitment: float = 0.05
     quantiser: Literal["vq", "none"] = "vq"
-    space: SpaceName = "pixels"
 
 
 def build(config: Config) -> LAMConfig:
     quantised = VQ.Config(config.codebook_size, config.code_dim)
     bottleneck = quantised if config.quantiser == "vq" else Identity.Config(config.code_dim)
-    return LAMConfig(**config.parts(), bottleneck=bottleneck, space=config.space)
+    return LAMConfig(**config.parts(), bottleneck=bottleneck)
 
 
 def weights(config: Config) -> dict[str, float]:

@@ -3,13 +3,16 @@
     lamina train univla --data DATASET --out RUN1
     lamina train univla --stage 2 --init RUN1 --data DATASET --out RUN
 
+`--space facebook/dinov2-base` reads and predicts DINOv2's patches, as the paper does; `--space efficientnet-lite0` the features of a
+smaller network, whose weights can be installed (docs/spaces.md). Both stages need the same.
+
 Slots are two halves with a codebook of 16 each. Stage 1: an instruction vector replaces the first half in the decoder's input, so the
 second half learns what the instruction does not determine (task-irrelevant codes). Stage 2: task-centric codes replace the instruction
 vector, and the codebook of the second half is frozen. The latent action is the second half after stage 1, the first half after stage 2.
 
-Deviations: features of a frozen random network stand in for DINOv2's, and a fixed random vector for each word for T5's embeddings; the
-instruction enters the decoder only, not the encoder too; latents are scaled by the first batch; codes are moved by EMA; frames are
-embedded once and meet in query slots; one option, `--size`, sets all widths and depths.
+Deviations: by default features of a frozen random network stand in for DINOv2's; a fixed random vector for each word stands in for T5's
+embeddings; the instruction enters the decoder only, not the encoder too; latents are scaled by the first batch; codes are moved by EMA;
+frames are embedded once and meet in query slots; one option, `--size`, sets all widths and depths.
 """
 
 from __future__ import annotations
@@ -31,13 +34,14 @@ from lamina.methods.base import (
 from lamina.models.bottlenecks.vq import SplitVQ
 from lamina.models.bottlenecks.whitening import Whitening
 from lamina.models.config import LAMConfig
-from lamina.models.features import ClipView
+from lamina.models.features import ClipView, SpaceName
 from lamina.models.lam import LAM
 from lamina.rng import Rng
 
 
 @dataclass(frozen=True)
 class Config(MethodConfig):
+    space: SpaceName = "features"
     encoder: EncoderName = "transformer"
     decoder: DecoderName = "pixel"
     whiten: Whitening = "first"
@@ -62,9 +66,7 @@ def build(config: Config) -> LAMConfig:
     bottleneck = SplitVQ.Config(2, config.codebook_size, config.code_dim, frozen=() if first else (1,))
     # Stage 1 trains no code but the second half's.
     action = (half, config.slots) if first else (0, half)
-    return LAMConfig(
-        **config.parts(), bottleneck=bottleneck, space="features", task=half if first else 0, action_slots=action
-    )
+    return LAMConfig(**config.parts(), bottleneck=bottleneck, task=half if first else 0, action_slots=action)
 
 
 def weights(config: Config) -> dict[str, float]:

@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from lamina.models.bottlenecks.vq import VQ, SplitVQ
 from lamina.models.bottlenecks.whitening import FirstBatchNorm
 from lamina.models.config import LAMConfig
+from lamina.models.features import fit_space
 from lamina.models.lam import LAM
 from lamina.types import Clip
 
@@ -59,6 +60,7 @@ def random_weights(config: LAMConfig, clip: Clip, seed: int) -> LAM:
     """An untrained LAM as a control: random weights, recalibrated on the pairs of ``clip``. In evaluation mode, on the CPU."""
     torch.manual_seed(seed)
     lam = LAM(config)
+    fit_space(lam.space, clip.frames.flatten(0, 1))
     if isinstance(lam.bottleneck, SplitVQ):
         lam.bottleneck.frozen = ()  # nothing was trained before that could be kept
     if has_statistics(lam):

@@ -6,7 +6,9 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from lamina.errors import LaminaError
 from lamina.models.bottlenecks import BOTTLENECKS
@@ -33,7 +35,7 @@ class LAMConfig:
     decoder: Any
     prefix: PrefixDistribution = "full"
     whiten: Whitening = "none"
-    space: SpaceName = "pixels"
+    space: Annotated[SpaceName, Field(min_length=1, max_length=1024)] = "pixels"
     #: Size of the proprioception that follows from the latent; 0: there is no proprioceptive forward model.
     state: CountOrZero = 0
     #: Numbers that a linear head reads off the latent in training; 0: no head.

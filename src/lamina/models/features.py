@@ -1,34 +1,41 @@
-"""Observation spaces: pixels, frozen random features, or learned features with an EMA target encoder.
+"""Observation spaces: pixels, frozen random features, learned features with an EMA target encoder, or a frozen pretrained encoder's.
 
-A LAM reads and predicts frames in its observation space. Features keep the picture's height and width, so every encoder and decoder
-reads them like pixels.
+A LAM reads and predicts frames in its observation space. Features lie on a grid, and every encoder and decoder reads them like pixels:
+the built-in ones keep the picture's height and width, those of a pretrained encoder have a grid of their own.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from lamina.images import to_float
+from lamina.errors import LaminaError
+from lamina.images import to_float, to_uint8
+from lamina.models.feature_cache import cache_for
+from lamina.models.pretrained import open_encoder
 from lamina.types import Clip
 
-SpaceName = Literal["pixels", "features", "ema"]
+SpaceName = str  # a name of SPACES, or what lamina.models.pretrained opens
 
 
 class FeatureSpace(nn.Module):
-    """Features of single frames.
+    """Features of single frames, on a grid of ``grid`` places (None: one for every pixel).
 
     ``has_target_encoder``: prediction targets come from an encoder of their own (an EMA), inputs from the online encoder.
     """
 
     channels: int
+    grid: tuple[int, int] | None = None
     has_target_encoder = False
+
+    def observation(self, image: tuple[int, int, int]) -> tuple[int, int, int]:
+        """Channels, height and width of the features of pictures of the shape ``image``."""
+        return (self.channels, *(self.grid or image[1:]))
 
     def target(self, frames: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d h w"]:
         """Features of frames as prediction targets."""
@@ -159,4 +166,98 @@ class EMAFeatures(FeatureSpace):
             ours.lerp_(theirs, 1 - self.decay)
 
 
+class PretrainedFeatures(FeatureSpace):
+    """Features of a frozen pretrained encoder (:mod:`lamina.models.pretrained`), each channel standardised by its mean and deviation over
+    training frames (:meth:`fit`).
+
+    The statistics and the encoder's fingerprint are saved with the LAM; its weights are not. Loading raises LaminaError where another
+    encoder has taken its place. Features are numbers of float16 and the same whether they are computed or were kept on disk
+    (:mod:`lamina.models.feature_cache`).
+    """
+
+    fingerprint: Tensor
+    mean: Tensor
+    deviation: Tensor
+    fitted: Tensor
+
+    def __init__(self, name: str):
+        super().__init__()
+        encoder = open_encoder(name)
+        self.name, self.channels, self.grid = name, encoder.channels, encoder.grid
+        with torch.device("cpu"):
+            self.mark = torch.tensor(list(bytes.fromhex(encoder.fingerprint)), dtype=torch.uint8)
+        self.register_buffer("fingerprint", self.mark.clone())
+        self.register_buffer("mean", torch.zeros(self.channels))
+        self.register_buffer("deviation", torch.ones(self.channels))
+        self.register_buffer("fitted", torch.tensor(False))
+        self.register_load_state_dict_pre_hook(_check_encoder)
+
+    def forward(self, frames: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d y x"]:
+        return (self.plain(to_uint8(frames)) - self.mean[:, None, None]) / self.deviation[:, None, None]
+
+    @torch.no_grad()
+    def plain(self, pictures: UInt8[Tensor, "n c h w"]) -> Float[Tensor, "n d y x"]:
+        """The encoder's features as they are."""
+        # Opened once in a process and no part of this module: it is neither trained, averaged, sharded nor saved with it.
+        encoder = open_encoder(self.name)
+
+        def encode(pictures: Tensor) -> Tensor:
+            return encoder(pictures).clamp(-LARGEST, LARGEST).half()
+
+        kept = cache_for(encoder.fingerprint, (encoder.channels, *encoder.grid))
+        return (encode(pictures) if kept is None else kept.features(pictures, encode)).float()
+
+    @torch.no_grad()
+    def fit(self, pictures: UInt8[Tensor, "n c h w"]) -> None:
+        """Take each channel's mean and deviation over all places of ``pictures``."""
+        features = self.plain(pictures).double().transpose(0, 1).flatten(1)
+        self.mean.copy_(features.mean(1))
+        self.deviation.copy_(features.std(1, correction=0).clamp_min(1e-3 * float(features.std()) + 1e-6))
+        self.fitted.fill_(True)
+
+
+LARGEST = 65504.0  # of float16
+
+
+def _check_encoder(space: PretrainedFeatures, state: dict[str, Tensor], prefix: str, *rest: object) -> None:
+    """Raises LaminaError for the state of a LAM that was trained with another encoder."""
+    mark = state.get(f"{prefix}fingerprint")
+    if mark is not None and not torch.equal(mark.cpu(), space.mark):
+        saved, here = (bytes(x.cpu().tolist()).hex()[:12] for x in (mark, space.mark))
+        raise LaminaError(
+            f"the encoder {space.name} on this machine is not the one that this model was trained with (sha256 {here}, not {saved}): put "
+            "back its weights and settings"
+        )
+
+
 SPACES: dict[str, type[FeatureSpace]] = {"pixels": Pixels, "features": RandomFeatures, "ema": EMAFeatures}
+
+
+def is_pretrained(name: SpaceName) -> bool:
+    """Whether a space is that of a pretrained encoder."""
+    return name not in SPACES
+
+
+def open_space(name: SpaceName, channels: int) -> FeatureSpace:
+    """The observation space of that name, for pictures of ``channels``. Raises LaminaError as lamina.models.pretrained.open_encoder
+    does, and for a pretrained encoder of pictures that are not RGB."""
+    if not is_pretrained(name):
+        return SPACES[name](channels)  # type: ignore[call-arg]
+    if channels != 3:
+        raise LaminaError(f"--space {name} reads RGB pictures, these have {channels} channels")
+    return PretrainedFeatures(name)
+
+
+FITTED_FRAMES = 256  # at most, that the statistics of pretrained features are taken over
+
+
+def fit_space(space: FeatureSpace, pictures: UInt8[Tensor, "n c h w"]) -> None:
+    """Take the statistics of a pretrained space, where it has none yet, from training frames, evenly spaced ones of ``pictures``."""
+    if isinstance(space, PretrainedFeatures) and not bool(space.fitted):
+        count = min(len(pictures), FITTED_FRAMES)
+        space.fit(pictures[torch.linspace(0, len(pictures) - 1, count).long()].to(space.mean.device))
+
+
+def scratch_space(name: SpaceName, channels: int) -> FeatureSpace:
+    """What networks from scratch read that a LAM is compared with: its frozen pretrained features, otherwise the pixels."""
+    return open_space(name if is_pretrained(name) else "pixels", channels)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lamina.losses.reconstruction import squared_error
 from lamina.models.config import LAMConfig, SizeName
 from lamina.models.encoders import ENCODERS
+from lamina.models.features import scratch_space
 from lamina.options import check_options
 from lamina.types import ActionSpec
 
@@ -186,7 +187,9 @@ class InverseDynamics(nn.Module):
         super().__init__()
         self.pairs = pairs
         dim = 64
-        self.encoder = ENCODERS[ENCODERS.name_of(config.encoder)](config.encoder, config.image, config.slots, dim)
+        self.space = scratch_space(config.space, config.image[0])
+        observation = self.space.observation(config.image)
+        self.encoder = ENCODERS[ENCODERS.name_of(config.encoder)](config.encoder, observation, config.slots, dim)
         condition: Condition = "latent+previous" if "previous" in head.condition else "latent"
         self.translator = Translator(config.slots * dim, spec, replace(head, condition=condition), steps=steps)
 
@@ -195,8 +198,8 @@ class InverseDynamics(nn.Module):
         return self.translator.action
 
     def forward(self, frames: Float[Tensor, "b t c h w"], previous: Float[Tensor, "b a"]) -> Float[Tensor, "b e"]:
-        first = self.encoder.embed(frames[:, 0])
-        second = self.encoder.embed(frames[:, 1]) if self.pairs else first
+        first = self.encoder.embed(self.space(frames[:, 0]))
+        second = self.encoder.embed(self.space(frames[:, 1])) if self.pairs else first
         return self.translator(self.encoder.compare(first, second), previous)
 
 

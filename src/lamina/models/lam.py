@@ -17,7 +17,7 @@ from lamina.models.bottlenecks.whitening import whitening
 from lamina.models.config import LAMConfig, Side
 from lamina.models.decoders import DECODERS
 from lamina.models.encoders import ENCODERS
-from lamina.models.features import SPACES, ClipView, FeatureSpace
+from lamina.models.features import ClipView, FeatureSpace, open_space
 from lamina.models.heads import ProprioDynamics
 from lamina.rng import Rng
 from lamina.types import TASK_WIDTH, Clip, Latent, TensorRecord
@@ -87,8 +87,8 @@ class LAM(nn.Module):
         make_bottleneck: Callable[..., Bottleneck] = BOTTLENECKS[BOTTLENECKS.name_of(config.bottleneck)]
         self.bottleneck = make_bottleneck(**dataclasses.asdict(config.bottleneck))
         dim = self.bottleneck.dim
-        self.space: FeatureSpace = SPACES[config.space](config.image[0])
-        observation = (self.space.channels, *config.image[1:])
+        self.space: FeatureSpace = open_space(config.space, config.image[0])
+        observation = self.space.observation(config.image)
         self.encoder = ENCODERS[ENCODERS.name_of(config.encoder)](config.encoder, observation, config.slots, dim)
         self.decoder = DECODERS[DECODERS.name_of(config.decoder)](config.decoder, observation, config.slots, dim)
         self.prefix = RetainedPrefix(config.slots, dim, config.prefix)

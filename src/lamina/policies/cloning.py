@@ -29,6 +29,7 @@ from lamina.images import resize_frames, to_float
 from lamina.losses.reconstruction import squared_error
 from lamina.models.config import LAMConfig
 from lamina.models.encoders import ENCODERS
+from lamina.models.features import fit_space, scratch_space
 from lamina.models.heads import ActionHead, Translator
 from lamina.policies.base import Observations, Policy
 from lamina.rng import Rng
@@ -83,7 +84,9 @@ class FramePairRegressor(nn.Module):
 
     def __init__(self, config: LAMConfig, outputs: int):
         super().__init__()
-        self.encoder = ENCODERS[ENCODERS.name_of(config.encoder)](config.encoder, config.image, config.slots, WIDTH)
+        self.space = scratch_space(config.space, config.image[0])
+        observation = self.space.observation(config.image)
+        self.encoder = ENCODERS[ENCODERS.name_of(config.encoder)](config.encoder, observation, config.slots, WIDTH)
         self.head = nn.Linear(config.slots * WIDTH, outputs)
         self.register_buffer("mean", torch.zeros(outputs))
         self.register_buffer("std", torch.ones(outputs))
@@ -99,7 +102,8 @@ class FramePairRegressor(nn.Module):
 
     def standardised(self, frames: UInt8[Tensor, "b 2 c h w"]) -> Float[Tensor, "b o"]:
         """The prediction in standardised units: (target - mean) / std."""
-        before, present = self.encoder.embed(to_float(frames).flatten(0, 1)).unflatten(0, (-1, 2)).unbind(1)
+        observed = self.space(to_float(frames).flatten(0, 1))
+        before, present = self.encoder.embed(observed).unflatten(0, (-1, 2)).unbind(1)
         return self.head(self.encoder.compare(before, present).flatten(1))
 
     def forward(self, frames: UInt8[Tensor, "b 2 c h w"]) -> Float[Tensor, "b o"]:
@@ -113,6 +117,7 @@ def train_regressor(
     torch.manual_seed(training.seed)
     regressor = FramePairRegressor(config, train.target.shape[1])
     regressor.calibrate(train.target)
+    fit_space(regressor.space, train.frames.flatten(0, 1))
 
     def losses(module: FramePairRegressor, batch: FramePairs, draws: Rng) -> dict[str, Tensor]:
         return {"action": squared_error(module.standardised(batch.frames), module.standardise(batch.target))}

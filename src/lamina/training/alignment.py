@@ -18,6 +18,7 @@ from lamina.device import autocast, pick_device
 from lamina.errors import LaminaError
 from lamina.files import checkpoint_hash, locked, read_json, write_text
 from lamina.models.config import Side
+from lamina.models.feature_cache import kept_features
 from lamina.models.heads import Translator, TranslatorConfig
 from lamina.models.hub import LatentActionModel, model_folder
 from lamina.records import Count, Extent, NonNegative, validated
@@ -72,7 +73,7 @@ def align(
     with other settings or labels.
     """
     folder = run / ("joint" if config.joint else "translator")
-    with locked(folder):
+    with locked(folder), kept_features():
         model = LatentActionModel.from_pretrained(str(run)).to(pick_device(training.device))
         data = probe_data(model, path, config.camera, config.action, config.actions)
         data = dataclasses.replace(data, tasks=config.tasks)

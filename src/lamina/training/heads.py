@@ -15,6 +15,7 @@ from lamina.images import to_float
 from lamina.methods.base import Losses
 from lamina.models.bottlenecks.prefix import RetainedPrefix
 from lamina.models.config import LAMConfig
+from lamina.models.features import fit_space
 from lamina.models.heads import InverseDynamics, Translator, TranslatorConfig
 from lamina.rng import Rng
 from lamina.training.checkpoints import BestCheckpoint
@@ -122,6 +123,8 @@ def train_idm(
     torch.manual_seed(training.seed)
     module = InverseDynamics(config, spec, pairs, head or TranslatorConfig(), steps)
     module.translator.calibrate(train.action)
+    assert train.clip is not None
+    fit_space(module.space, train.clip.frames.flatten(0, 1))
     with Scratch() as scratch:
         loss = fit_head(module, idm_losses, train, held, training, Path(scratch))
     return module.cpu().eval(), loss

@@ -30,6 +30,8 @@ from lamina.files import locked, read_json, whole_folder, write_bytes, write_tex
 from lamina.losses.reconstruction import total
 from lamina.models.calibration import calibrating, has_statistics
 from lamina.models.config import LAMConfig
+from lamina.models.feature_cache import kept_features
+from lamina.models.features import fit_space, is_pretrained
 from lamina.models.hub import LatentActionModel, Provenance
 from lamina.models.lam import LAM
 from lamina.records import differences, validated
@@ -127,6 +129,7 @@ def check_memory(lam: LAMConfig, config: TrainConfig) -> None:
         )
 
 
+FITTED_SAMPLES = 128  # whose frames give the statistics of pretrained features
 TRIAL = 16  # samples
 
 
@@ -202,7 +205,7 @@ def pretrain(run: Path, recipe: Recipe, data: DataConfig, config: TrainConfig, i
     """
     folder, settings, processes = run / "model", run_settings(recipe, data, config, init), Processes.here()
     first = processes.rank == 0
-    with locked(folder) if first else nullcontext():
+    with locked(folder) if first else nullcontext(), kept_features():
         if first:
             check_run(run, settings, config.resume)
         check_memory(recipe.lam, config)
@@ -216,6 +219,8 @@ def pretrain(run: Path, recipe: Recipe, data: DataConfig, config: TrainConfig, i
         validated(Provenance, dataclasses.asdict(provenance))
         if init is not None:
             load_matching_weights(lam, init)
+        if is_pretrained(recipe.lam.space):
+            fit_space(lam.space, sample_split(data, "train", limit=FITTED_SAMPLES).frames.flatten(0, 1))
         held = sample_split(data, "validation", limit=256)
         if held.paired is not None and len(held) >= MIN_TRANSITIONS and not are_related(same_states(held)):
             warn(

@@ -24,7 +24,8 @@ from lamina.methods import MethodFile
 from lamina.methods.auxiliary import label_mask, mean_and_deviation, target_actions, target_of, with_auxiliary
 from lamina.methods.base import Losses, LossOutput, Method, MethodLosses, with_decoder
 from lamina.models.config import LAMConfig
-from lamina.models.features import ClipView
+from lamina.models.feature_cache import kept_features
+from lamina.models.features import ClipView, is_pretrained
 from lamina.models.lam import LAM
 from lamina.rng import Rng
 from lamina.training.settings import TrainConfig
@@ -122,22 +123,27 @@ def objective(losses: MethodLosses, options: Any, mirror: bool) -> Losses:
     """
 
     def terms(lam: LAM, clip: Clip, rng: Rng) -> dict[str, Float[Tensor, "b"]]:
-        if options.augment:
-            clip = augmented(clip, float(options.augment), rng, mirror)
-        return losses(lam, lam.view(clip, paired=bool(options.cross_exogenous)), rng).terms
+        paired = bool(options.cross_exogenous)
+        if not options.augment:
+            return losses(lam, lam.view(clip, paired), rng).terms
+        clip = augmented(clip, float(options.augment), rng, mirror)
+        with kept_features(False):  # no crop comes twice
+            return losses(lam, lam.view(clip, paired), rng).terms
 
     return terms
 
 
 def filled_in(options: Any, data: DataConfig, training: TrainConfig | None = None) -> tuple[Any, DataConfig]:
     """``options`` of a method and its ``data``, with what one needs of the other filled in: proprioception, paired views, targets; and of
-    the ``training``: whether little data is seen so often that it must be augmented.
+    the ``training``: whether little data is seen so often that it must be augmented (never for a pretrained space).
 
     Raises LaminaError if the data does not allow an auxiliary loss that is asked for.
     """
     if training is not None and options.augment is None:
         times = training.steps * training.batch / max(1, count_transitions(data, "train"))
-        options = replace(options, augment=DEFAULT_CROP if times > MAX_REPEATS else 0.0)
+        # Crops would need a pretrained encoder at every step, where each frame's features are computed once.
+        crops = times > MAX_REPEATS and not is_pretrained(options.space)
+        options = replace(options, augment=DEFAULT_CROP if crops else 0.0)
     return _with_target(*_with_paired(*with_proprio(options, data)))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from lamina.images import to_float
 from lamina.inference.encode import in_batches
 from lamina.intervals import Estimate, bootstrap_mean, bootstrap_ratio
+from lamina.models.features import PretrainedFeatures
 from lamina.types import ActionSpec
 
 
@@ -58,13 +60,37 @@ def pixel_features(
     ``width`` components in all, the width of the latent, so that the comparison is at equal width.
     """
 
-    def halves(frames: UInt8[Tensor, "n t c h w"]) -> list[Float[Tensor, "n p"]]:
-        def smaller(x: UInt8[Tensor, "b t c h w"]) -> Float[Tensor, "b t c 24 24"]:
-            pooled = torch.nn.functional.interpolate(to_float(x).flatten(0, 1), (24, 24), mode="area")
-            return pooled.view(*x.shape[:3], 24, 24)
+    def small(frames: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b c 24 24"]:
+        return torch.nn.functional.interpolate(to_float(frames), (24, 24), mode="area")
 
-        small = in_batches(smaller, frames, size=256)
-        return [small[:, 0].flatten(1), (small[:, 1] - small[:, 0]).flatten(1)]
+    return _pair_components(small, train, test, width)
+
+
+def plain_features(
+    space: PretrainedFeatures, train: UInt8[Tensor, "n t c h w"], test: UInt8[Tensor, "m t c h w"], width: int
+) -> tuple[Float[Tensor, "n d"], Float[Tensor, "m d"]]:
+    """As :func:`pixel_features`, of a frozen encoder's features, averaged over areas to a grid of at most 7x7 places: what a LAM on these
+    features is to be compared with."""
+    assert space.grid is not None
+    grid = min(space.grid[0], 7), min(space.grid[1], 7)
+
+    def small(frames: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b d y x"]:
+        return torch.nn.functional.adaptive_avg_pool2d(space.plain(frames), grid).cpu()
+
+    return _pair_components(small, train, test, width)
+
+
+def _pair_components(
+    small: Callable[[Tensor], Float[Tensor, "b ..."]],
+    train: UInt8[Tensor, "n t c h w"],
+    test: UInt8[Tensor, "m t c h w"],
+    width: int,
+) -> tuple[Float[Tensor, "n d"], Float[Tensor, "m d"]]:
+    """Principal components of what ``small`` makes of the first frame, and of its change to the second: ``width`` in all."""
+
+    def halves(frames: UInt8[Tensor, "n t c h w"]) -> list[Float[Tensor, "n p"]]:
+        first, second = (in_batches(small, frames[:, n], size=256).flatten(1) for n in (0, 1))
+        return [first, second - first]
 
     out_train, out_test = [], []
     for a, b, n in zip(halves(train), halves(test), (width - width // 2, width // 2), strict=True):

@@ -17,7 +17,9 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 from lamina.images import to_float
 from lamina.inference.encode import in_batches
 from lamina.inference.subject import Images, Subject, Vectors
-from lamina.losses.perceptual import lpips_network
+from lamina.losses.perceptual import feature_distance, lpips_network
+from lamina.models.feature_cache import kept_features
+from lamina.models.features import PretrainedFeatures
 from lamina.types import Clip
 
 Perceptual = Callable[[Images, Images], Float[Tensor, "n"]]
@@ -33,6 +35,7 @@ class ReconstructionScore:
     psnr: Float[np.ndarray, "n"]  # decibel, peak 255
     ssim: Float[np.ndarray, "n"]
     lpips: Float[np.ndarray, "n"] | None
+    perceptual: Float[np.ndarray, "n"] | None = None  # distance of a pretrained encoder's features
 
 
 def psnr(predicted: Images, target: Images) -> Float[Tensor, "n"]:
@@ -63,13 +66,32 @@ def load_lpips() -> Perceptual | None:
     return score
 
 
+def distance_by(space: PretrainedFeatures) -> Perceptual:
+    """The distance of pictures in the features of a pretrained encoder (:func:`lamina.losses.perceptual.feature_distance`)."""
+
+    def features(pictures: Images) -> Tensor:
+        return in_batches(space.plain, pictures, size=64)
+
+    def score(predicted: Images, target: Images) -> Tensor:
+        with kept_features(False):  # no prediction comes twice
+            drawn = features(predicted)
+        return feature_distance(drawn, features(target))
+
+    return score
+
+
 def decoded(subject: Subject, src: Images, z: Vectors, batch: int = 64) -> Images:
     """Predicted pictures; each batch of a stochastic decoder draws noise of its own."""
     return in_batches(lambda a, v, row: subject.picture(a, v, int(row[0])), src, z, torch.arange(len(src)), size=batch)
 
 
-def reconstruct(subject: Subject, clip: Clip, prefixes: tuple[int, ...]) -> list[ReconstructionScore]:
-    """Scores of every prefix and of the controls on the first pair of each sample. Another transition: the one half the set away."""
+def reconstruct(
+    subject: Subject, clip: Clip, prefixes: tuple[int, ...], distance: Perceptual | None = None
+) -> list[ReconstructionScore]:
+    """Scores of every prefix and of the controls on the first pair of each sample. Another transition: the one half the set away.
+
+    ``distance``: a further perceptual distance (:func:`distance_by`).
+    """
     lpips = load_lpips()
     subject = subject.quantised
     src, dst = clip.frames[:, 0], clip.frames[:, 1]
@@ -77,8 +99,9 @@ def reconstruct(subject: Subject, clip: Clip, prefixes: tuple[int, ...]) -> list
 
     def score(name: str, role: str, k: int | None, predicted: Images) -> ReconstructionScore:
         perceptual = lpips(predicted, dst).numpy() if lpips else None
+        further = distance(predicted, dst).numpy() if distance else None
         return ReconstructionScore(
-            name, role, k, psnr(predicted, dst).numpy(), ssim(predicted, dst).numpy(), perceptual
+            name, role, k, psnr(predicted, dst).numpy(), ssim(predicted, dst).numpy(), perceptual, further
         )
 
     def decode(latents: Vectors, k: int) -> Images:

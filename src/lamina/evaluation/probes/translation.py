@@ -24,12 +24,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lamina.evaluation.probes.linear_probe import pixel_features
+from lamina.evaluation.probes.linear_probe import pixel_features, plain_features
 from lamina.images import to_float
 from lamina.inference.encode import in_batches
 from lamina.inference.subject import RANDOM, Subject
 from lamina.methods import flexlam
 from lamina.models.bottlenecks.prefix import RetainedPrefix
+from lamina.models.features import PretrainedFeatures
 from lamina.models.heads import ActionHead, InverseDynamics, Translator, TranslatorConfig
 from lamina.training.heads import train_idm, train_translator
 from lamina.training.labelled import ActionTarget, LabelledTransitions, split_labels
@@ -119,11 +120,13 @@ def controls(
     training: TrainConfig,
     unlabelled: Clip,
     scratch: TrainConfig | None = None,
+    features: PretrainedFeatures | None = None,
 ) -> list[TranslationScore]:
     """Train and score every control and reference on the same labels.
 
     ``config`` and ``training``: the translator's own. ``unlabelled``: transitions of the training split, which fill the statistics of the
-    random-weights encoder. ``scratch``: how encoders from scratch are trained; None: as the translator.
+    random-weights encoder. ``scratch``: how encoders from scratch are trained; None: as the translator. ``features``: the encoder whose
+    plain features are a reference beside the plain pixels.
     """
     generator = torch.Generator().manual_seed(training.seed)
     observed = config.condition.endswith("observation")
@@ -157,12 +160,17 @@ def controls(
     for pairs, name, role in ((False, "observation-only", "control"), (True, "inverse dynamics model", "reference")):
         module, _ = train_idm(lam, train, held, actions.spec, scratch or training, pairs, config, actions.steps)
         scores.append(score_idm(module, test_items, name, role))
-    pixels, test_pixels = (x[:, None] for x in pixel_features(labels.frames, test.frames, items.z[0].numel()))
-    got = run(
-        RetainedPrefix(1, pixels.shape[2], "full"),
-        dataclasses.replace(items, z=pixels),
-        dataclasses.replace(test_items, z=test_pixels),
-        "plain pixels of the pair",
-        "reference",
-    )
-    return [*scores, dataclasses.replace(got, k=None)]
+    width = items.z[0].numel()
+    pairs_of = {"plain pixels of the pair": pixel_features(labels.frames, test.frames, width)}
+    if features is not None:
+        pairs_of[features_row(features)] = plain_features(features, labels.frames, test.frames, width)
+    for name, plain in pairs_of.items():
+        z, test_z = (x[:, None] for x in plain)
+        a, b = dataclasses.replace(items, z=z), dataclasses.replace(test_items, z=test_z)
+        scores.append(dataclasses.replace(run(RetainedPrefix(1, z.shape[2], "full"), a, b, name, "reference"), k=None))
+    return scores
+
+
+def features_row(space: PretrainedFeatures) -> str:
+    """The name of the plain features' row in tables; of a folder only its last part."""
+    return f"plain features of the pair ({Path(space.name).name})"

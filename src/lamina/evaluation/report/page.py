@@ -45,6 +45,7 @@ HEADLINES = {
 }
 #: What each control and reference is, by a part of its name.
 GLOSSARY = {
+    "plain features": "Reads a pretrained encoder's features of the two frames, without a LAM.",
     "copy-frame": "Predicts that nothing changes: the first frame again.",
     "observation": "Sees the first frame, and nothing of what happened next.",
     "shuffled": "Reads the latent of another, random transition: what is left when the latent means nothing.",
@@ -134,8 +135,8 @@ def render(record: Evaluation, run: Path) -> str:
         structure_pictures=[picture(p, run) for p in record.structure_pictures or ()],
         action_charts=over_k(record.translator, (LOSS, ACCURACY, NMSE)),
         actions=table(record.translator, (LOSS, ACCURACY, NMSE), "Translator, with controls"),
-        frame_charts=over_k(record.reconstruction, (PSNR, SSIM, LPIPS)),
-        frames=table(record.reconstruction, (PSNR, SSIM, LPIPS), "Reconstruction, with controls"),
+        frame_charts=over_k(record.reconstruction, frame_metrics(record)),
+        frames=table(record.reconstruction, frame_metrics(record), "Reconstruction, with controls"),
         linear=table(record.linear, (NMSE, ACCURACY), "Linear probe, with controls"),
         leakage=table(record.leakage, LEAKAGE, "Accuracy of the environment, with controls"),
         exogenous=[
@@ -179,6 +180,13 @@ def facts(record: Evaluation) -> dict[str, str]:
         "Latent slots": joined(text(record.slots)),
         "Action labels used": joined(text(record.labels), text(record.label_episodes, "from {} episodes")),
     }  # fmt: skip
+
+
+def frame_metrics(record: Evaluation) -> tuple[Metric, ...]:
+    """The metrics of predicted pictures; the distance of a pretrained encoder, where there is one, has that encoder's name."""
+    if record.pretrained is None:
+        return (PSNR, SSIM, LPIPS)
+    return (PSNR, SSIM, LPIPS, Metric("perceptual", f"{record.pretrained} distance", "lower is better"))
 
 
 def glossary(record: Evaluation) -> dict[str, str]:

@@ -53,7 +53,9 @@ class UNetDecoder(DirectDecoder):
         channels, height, width = image
         stride = 4 * 2 ** (len(config.multiples) - 1)
         if height % stride or width % stride:
-            raise LaminaError(f"image {height}x{width} is not a multiple of the U-Net's stride {stride}")
+            raise LaminaError(
+                f"image {height}x{width} is not a multiple of the U-Net's stride {stride}; set --image or --decoder pixel"
+            )
         widths = [config.channels * m for m in config.multiples]
         cond = config.condition
         self.condition = nn.Sequential(nn.Flatten(), nn.Linear(slots * dim, cond), nn.SiLU(), nn.Linear(cond, cond))

@@ -34,7 +34,8 @@ class ConvEncoder(nn.Module):
         stride = 4 * 2 ** len(config.pair)
         if height % stride or width % stride:
             raise LaminaError(
-                f"image {height}x{width} is not a multiple of the convolutional encoder's stride {stride}"
+                f"image {height}x{width} is not a multiple of the convolutional encoder's stride {stride}; set --image or --encoder "
+                "transformer"
             )
         self.slots, self.dim = slots, dim
         self.stem = nn.Sequential(
