@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from lamina.data.dataset import Data
+from lamina.data.dataset import Data, Dataset
 from lamina.data.episodes import Episode
-from lamina.data.lerobot.labels import check_shown, empty_labels, write_labels
-from lamina.data.read_ahead import ReadAhead
+from lamina.data.lerobot.labels import check_shown, write_labelled
+from lamina.data.lerobot.staging import Columns, empty_labels
 from lamina.data.sampling import open_source, source_camera
-from lamina.device import autocast, pick_device
+from lamina.device import Precision, pick_device
 from lamina.files import Scratch, checkpoint_hash, locked
-from lamina.inference.encode import CHUNK, encode_episode, frame_pairs
+from lamina.inference.labeller import Labeller, action_columns
 from lamina.inference.table import EpisodeColumns, LatentTable
-from lamina.models.config import Side
 from lamina.models.hub import LatentActionModel, model_folder
-from lamina.version import __version__
-
-
-def action_columns(model: LatentActionModel, continuous: bool | None = None) -> dict[str, Side]:
-    """The float columns that :func:`label` writes, and the side of the quantiser that each holds."""
-    wanted = model.config.action_side == "continuous" if continuous is None else continuous
-    columns: dict[str, Side] = {"latent_action": "quantised"}
-    if wanted:
-        columns["latent_action.continuous"] = "continuous"
-    return columns
 
 
 def _checkpoint(run: Path | LatentActionModel) -> str:
@@ -46,7 +34,7 @@ def label(
     data: Data,
     out: Path | None = None,
     device: str = "auto",
-    precision: str = "fp32",
+    precision: Precision = "fp32",
     camera: str | None = None,
     continuous: bool | None = None,
 ) -> LatentTable:
@@ -67,65 +55,35 @@ def label(
     model = model.to(device).eval()
     source = open_source(data)
     camera = source_camera(source, camera)
-    config, gap = model.config, model.provenance.label_gap
-    dim, slots = model.lam.dim, range(config.slots)[config.latent_action]
-    columns = action_columns(model, continuous)
-    features: dict[str, dict[str, Any]] = {
-        name: {
-            "dtype": "float32",
-            "shape": [len(slots) * dim],
-            "names": [f"slot_{k}.{d}" for k in slots for d in range(dim)],
-        }
-        for name in columns
-    }
-    features["latent_action.valid"] = {"dtype": "bool", "shape": [1], "names": None}
-    if model.lam.bottleneck.codebook_size:
-        names = [f"slot_{k}" for k in slots]
-        features["latent_action.index"] = {"dtype": "int64", "shape": [len(slots)], "names": names}
-    provenance = {
-        "format": 2,
-        "lamina": __version__,
-        "method": model.provenance.method,
-        "checkpoint": None if out is None else _checkpoint(run),
-        "latent_action": model.column,
-        "gap_seconds": gap,
-        "slots": len(slots),
-        "channels": dim,
-        "codebook_size": model.lam.bottleneck.codebook_size,
-        "camera": camera,
-        "precision": precision,
-    }
-    total = sum(episode.length for episode in source.episodes)
-    ahead = ReadAhead(source, camera, config.image[1:], chunk=CHUNK)
-    with tqdm(total=total, unit="frame", unit_scale=True, desc="label", dynamic_ncols=True) as bar:
+    labeller = Labeller(model, source, camera, action_columns(model, continuous), precision)
+    plan = labeller.plan(None if out is None else _checkpoint(run))
+    names = tuple(plan.features)
+    with _progress(source) as bar:
 
-        def values(episode: Episode, _: str) -> dict[str, np.ndarray]:
-            partner, valid = frame_pairs(episode.times, gap)
-            with autocast(device, precision):
-                latent = encode_episode(model, ahead(episode), partner)
-            bar.update(episode.length)
-            found = {name: model.lam.action(latent, side).flatten(1).numpy() for name, side in columns.items()}
-            index = model.lam.action_index(latent)
-            found |= {"latent_action.valid": valid[:, None]}
-            return found | ({"latent_action.index": index.numpy()} if index is not None else {})
+        def engine(episodes: Sequence[Episode]) -> Iterator[tuple[Episode, Columns]]:
+            for episode, columns in labeller.each(episodes):
+                bar.update(episode.length)
+                yield episode, columns
 
-        try:
-            if out is None:
-                missing = check_shown(source, camera)
-                parts = [
-                    empty_labels(episode, features) if episode.number in missing else values(episode, camera)
-                    for episode in source.episodes
-                ]
-                found: Mapping[str, np.ndarray] = {
-                    name: np.concatenate([part[name] for part in parts]) for name in features
-                }
-            else:
-                with locked(out):
-                    write_labels(source, out, features, values, provenance, camera=camera)
-                source = open_source(out)
-                found = EpisodeColumns(source, tuple(features))
-        finally:
-            ahead.close()
+        if out is None:
+            missing = check_shown(source, camera)
+            parts = {n: empty_labels(source.episodes[n], plan.features) for n in missing}
+            parts |= {
+                e.number: columns for e, columns in engine([e for e in source.episodes if e.number not in missing])
+            }
+            found: Mapping[str, np.ndarray] = {
+                name: np.concatenate([parts[e.number][name] for e in source.episodes]) for name in names
+            }
+        else:
+            with locked(out):
+                write_labelled(plan, out, engine)
+            source = open_source(out)
+            found = EpisodeColumns(source, names)
     lengths = [episode.length for episode in source.episodes]
     rows = np.repeat(np.arange(len(lengths)), lengths), np.concatenate([np.arange(length) for length in lengths])
-    return LatentTable(found, *rows, len(slots), model.column, out)
+    return LatentTable(found, *rows, len(labeller.slots), model.column, out)
+
+
+def _progress(source: Dataset) -> tqdm:
+    total = sum(episode.length for episode in source.episodes)
+    return tqdm(total=total, unit="frame", unit_scale=True, desc="label", dynamic_ncols=True)
