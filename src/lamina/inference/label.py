@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from lamina.data.dataset import Data, Dataset
+from lamina.data.dataset import Data
 from lamina.data.episodes import Episode
 from lamina.data.lerobot.labels import check_shown, write_labelled
-from lamina.data.lerobot.staging import Columns, empty_labels
+from lamina.data.lerobot.shards import Shard, merge_shards, write_shard
+from lamina.data.lerobot.staging import Columns, Engine, empty_labels
 from lamina.data.sampling import open_source, source_camera
 from lamina.device import Precision, pick_device
 from lamina.files import Scratch, checkpoint_hash, locked
@@ -50,40 +52,91 @@ def label(
     Interrupted, it resumes when run again.
     Raises LaminaError for a damaged model or video, an ``out`` that exists, a disk that refuses.
     """
+    labeller = _labeller(run, data, device, precision, camera, continuous)
+    source = labeller.source
+    if out is not None:
+        plan = labeller.plan(_checkpoint(run))
+        with _shown(labeller.each, source.episodes) as engine, locked(out):
+            write_labelled(plan, out, engine)
+        return _table(labeller, out)
+    features, missing = labeller.features(), check_shown(source, labeller.camera)
+    parts = {n: empty_labels(source.episodes[n], features) for n in missing}
+    shown = [episode for episode in source.episodes if episode.number not in missing]
+    with _shown(labeller.each, shown) as engine:
+        parts |= {episode.number: columns for episode, columns in engine(shown)}
+    found = {name: np.concatenate([parts[e.number][name] for e in source.episodes]) for name in features}
+    return _table(labeller, None, found)
+
+
+def label_shard(
+    run: Path | LatentActionModel,
+    data: Data,
+    out: Path,
+    shard: Shard,
+    device: str = "auto",
+    precision: Precision = "fp32",
+    camera: str | None = None,
+    continuous: bool | None = None,
+) -> Path:
+    """Label one of several shards of ``data``, each by a job of its own, on any machine -> the folder of its part, beside ``out``.
+
+    :func:`merge` makes the dataset that :func:`label` would write. Raises what that raises, and LaminaError for a part of another model.
+    """
+    labeller = _labeller(run, data, device, precision, camera, continuous)
+    with _shown(labeller.each, shard.episodes(labeller.source)) as engine:
+        return write_shard(labeller.plan(_checkpoint(run)), out, shard, engine)
+
+
+def merge(
+    run: Path | LatentActionModel,
+    data: Data,
+    out: Path,
+    precision: Precision = "fp32",
+    camera: str | None = None,
+    continuous: bool | None = None,
+) -> LatentTable:
+    """Make one dataset of the parts that :func:`label_shard` left; the options are those that they were made with.
+
+    Raises LaminaError for parts that are missing, or of another model, data or options; nothing is written then.
+    """
+    labeller = _labeller(run, data, "cpu", precision, camera, continuous)
+    merge_shards(labeller.plan(_checkpoint(run)), out)
+    return _table(labeller, out)
+
+
+def _labeller(
+    run: Path | LatentActionModel,
+    data: Data,
+    device: str,
+    precision: Precision,
+    camera: str | None,
+    continuous: bool | None,
+) -> Labeller:
     device = pick_device(device)
     model = run if isinstance(run, LatentActionModel) else LatentActionModel.from_pretrained(str(run))
     model = model.to(device).eval()
     source = open_source(data)
-    camera = source_camera(source, camera)
-    labeller = Labeller(model, source, camera, action_columns(model, continuous), precision)
-    plan = labeller.plan(None if out is None else _checkpoint(run))
-    names = tuple(plan.features)
-    with _progress(source) as bar:
+    return Labeller(model, source, source_camera(source, camera), action_columns(model, continuous), precision)
 
-        def engine(episodes: Sequence[Episode]) -> Iterator[tuple[Episode, Columns]]:
-            for episode, columns in labeller.each(episodes):
+
+def _table(labeller: Labeller, out: Path | None, found: Mapping[str, np.ndarray] | None = None) -> LatentTable:
+    """The table of a dataset that was written, or of the labels ``found``."""
+    source = labeller.source if out is None else open_source(out)
+    columns = EpisodeColumns(source, tuple(labeller.features())) if found is None else found
+    lengths = [episode.length for episode in source.episodes]
+    rows = np.repeat(np.arange(len(lengths)), lengths), np.concatenate([np.arange(length) for length in lengths])
+    return LatentTable(columns, *rows, len(labeller.slots), labeller.model.column, out)
+
+
+@contextmanager
+def _shown(engine: Engine, episodes: Sequence[Episode]) -> Iterator[Engine]:
+    """An engine with a progress bar in frames, of which ``episodes`` have all."""
+    total = sum(episode.length for episode in episodes)
+    with tqdm(total=total, unit="frame", unit_scale=True, desc="label", dynamic_ncols=True) as bar:
+
+        def counting(episodes: Sequence[Episode]) -> Iterator[tuple[Episode, Columns]]:
+            for episode, columns in engine(episodes):
                 bar.update(episode.length)
                 yield episode, columns
 
-        if out is None:
-            missing = check_shown(source, camera)
-            parts = {n: empty_labels(source.episodes[n], plan.features) for n in missing}
-            parts |= {
-                e.number: columns for e, columns in engine([e for e in source.episodes if e.number not in missing])
-            }
-            found: Mapping[str, np.ndarray] = {
-                name: np.concatenate([parts[e.number][name] for e in source.episodes]) for name in names
-            }
-        else:
-            with locked(out):
-                write_labelled(plan, out, engine)
-            source = open_source(out)
-            found = EpisodeColumns(source, names)
-    lengths = [episode.length for episode in source.episodes]
-    rows = np.repeat(np.arange(len(lengths)), lengths), np.concatenate([np.arange(length) for length in lengths])
-    return LatentTable(found, *rows, len(labeller.slots), model.column, out)
-
-
-def _progress(source: Dataset) -> tqdm:
-    total = sum(episode.length for episode in source.episodes)
-    return tqdm(total=total, unit="frame", unit_scale=True, desc="label", dynamic_ncols=True)
+        yield counting

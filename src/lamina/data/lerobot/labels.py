@@ -106,7 +106,7 @@ def write_labels(
 def write_labelled(plan: LabelPlan, out: Path, engine: Engine) -> Path:
     """:func:`write_labels` by any engine, whose order of the episodes changes nothing."""
     missing = check_plan(plan, out)
-    staging = _staging(plan, out)
+    staging = staging_of(plan, out)
     staging.fill(plan.source.episodes, missing, engine)
     return finish(plan, out, staging)
 
@@ -126,7 +126,7 @@ def check_plan(plan: LabelPlan, out: Path) -> set[int]:
     return check_writable(source, out, features, plan.camera)
 
 
-def _staging(plan: LabelPlan, out: Path) -> Staging:
+def staging_of(plan: LabelPlan, out: Path) -> Staging:
     """The labels for ``out`` that an interrupted job has left, if they are of the same plan."""
     staging = Staging(partial_path(out) / "labels", out, plan.features)
     staging.resume(digest(plan.record()), within=partial_path(out))

@@ -30,7 +30,7 @@ Engine = Callable[[Sequence[Episode]], Iterable[tuple[Episode, Columns]]]
 
 @dataclass(frozen=True)
 class LabelPlan:
-    """What is labelled and with what: ``features`` are the new columns of ``source``, by ``camera``. ``provenance``: of meta/lamina.json."""
+    """What is labelled, and how: ``features`` are the new columns of ``source``, by ``camera``. ``provenance`` is meta/lamina.json."""
 
     source: Dataset
     features: Features
