@@ -73,6 +73,7 @@ def test_labels_are_columns_of_a_lerobot_dataset(home: Path, capsys: pytest.Capt
 
 def test_interrupted_labelling_resumes_to_the_same_bytes(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from lamina.inference import label as stage
+    from lamina.inference import labeller
 
     whole, resumed = home / "whole", home / "resumed"
     stage.label(home / "run", str(home / "data"), whole)
@@ -84,7 +85,7 @@ def test_interrupted_labelling_resumes_to_the_same_bytes(home: Path, monkeypatch
             raise KeyboardInterrupt
         return encode(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(stage, "encode_episode", dies)
+    monkeypatch.setattr(labeller, "encode_episode", dies)
     with pytest.raises(KeyboardInterrupt):
         stage.label(home / "run", str(home / "data"), resumed)
     assert not resumed.exists()

@@ -194,13 +194,28 @@ class Label:
     """camera of a LeRobot dataset; default: the first"""
     continuous: bool | None = None
     """also write the latent before quantisation, as latent_action.continuous; default: only if it is the model's latent action"""
+    shard: str | None = None
+    """I/N: label only the I-th of N shards, for a job of its own on any machine; leaves a part in OUT.shards"""
+    merge: bool = False
+    """make the dataset of the parts that N such jobs have left"""
     device: DeviceName = "auto"
     precision: Precision = "fp32"
 
     def run(self) -> None:
-        from lamina.inference.label import label
+        from lamina.data.lerobot.shards import Shard
+        from lamina.inference import label as stage
 
-        table = label(self.model, self.data, self.out, self.device, self.precision, self.camera, self.continuous)
+        if self.shard is not None and self.merge:
+            raise LaminaError("--shard and --merge: first label every shard, then merge; give one of them")
+        options: dict[str, Any] = {"precision": self.precision, "camera": self.camera, "continuous": self.continuous}
+        if self.shard is not None:
+            shard = Shard.parse(self.shard)
+            print(stage.label_shard(self.model, self.data, self.out, shard, device=self.device, **options))
+            return
+        if self.merge:
+            table = stage.merge(self.model, self.data, self.out, **options)
+        else:
+            table = stage.label(self.model, self.data, self.out, device=self.device, **options)
         print(f"the latent action is in the column {table.column}")
         print(table.path)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 
@@ -18,14 +18,23 @@ class ReadAhead:
     """Frames of whole episodes in order, decoded by a thread while the caller works on earlier ones.
 
     ``ahead(episode)`` yields its frames in arrays of at most ``chunk``. The thread continues with the following episodes,
-    so short ones do not make the caller wait. Memory: ``chunks`` + 1 arrays.
+    so short ones do not make the caller wait. ``episodes``: those that will be asked for, in their order (default: all of them). Memory:
+    ``chunks`` + 1 arrays.
     """
 
     def __init__(
-        self, source: Dataset, camera: str, size: tuple[int, int] | None, chunk: int = 64, chunks: int = 4
+        self,
+        source: Dataset,
+        camera: str,
+        size: tuple[int, int] | None,
+        chunk: int = 64,
+        chunks: int = 4,
+        episodes: Sequence[Episode] | None = None,
     ) -> None:
         self.source, self.camera, self.size, self.chunk, self.chunks = source, camera, size, chunk, chunks
         self.missing = source.missing_episodes(camera)  # passed over
+        self._order = source.episodes if episodes is None else episodes
+        self._place = {episode.number: place for place, episode in enumerate(self._order)}
         self._thread = ThreadPoolExecutor(1)
         self._parts: Iterator[tuple[Episode, int]] = iter(())  # to be decoded next: episode, first frame
         self._ahead: deque[tuple[int, int, Future[np.ndarray]]] = deque()  # number of the episode, first frame, frames
@@ -43,7 +52,8 @@ class ReadAhead:
             yield self._ahead.popleft()[2].result()
 
     def _from(self, first: Episode) -> Iterator[tuple[Episode, int]]:
-        for episode in self.source.episodes[first.number :]:
+        place = self._place.get(first.number)
+        for episode in [first] if place is None else self._order[place:]:
             if episode.number == first.number or episode.number not in self.missing:
                 yield from ((episode, start) for start in range(0, episode.length, self.chunk))
 

@@ -2,34 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from lamina.data.dataset import Data
 from lamina.data.episodes import Episode
-from lamina.data.lerobot.labels import check_shown, empty_labels, write_labels
-from lamina.data.read_ahead import ReadAhead
+from lamina.data.lerobot.labels import check_shown, write_labelled
+from lamina.data.lerobot.shards import Shard, merge_shards, write_shard
+from lamina.data.lerobot.staging import Columns, Engine, empty_labels
 from lamina.data.sampling import open_source, source_camera
-from lamina.device import autocast, pick_device
+from lamina.device import Precision, pick_device
 from lamina.files import Scratch, checkpoint_hash, locked
-from lamina.inference.encode import CHUNK, encode_episode, frame_pairs
+from lamina.inference.labeller import Labeller, action_columns
 from lamina.inference.table import EpisodeColumns, LatentTable
-from lamina.models.config import Side
 from lamina.models.hub import LatentActionModel, model_folder
-from lamina.version import __version__
-
-
-def action_columns(model: LatentActionModel, continuous: bool | None = None) -> dict[str, Side]:
-    """The float columns that :func:`label` writes, and the side of the quantiser that each holds."""
-    wanted = model.config.action_side == "continuous" if continuous is None else continuous
-    columns: dict[str, Side] = {"latent_action": "quantised"}
-    if wanted:
-        columns["latent_action.continuous"] = "continuous"
-    return columns
 
 
 def _checkpoint(run: Path | LatentActionModel) -> str:
@@ -46,7 +36,7 @@ def label(
     data: Data,
     out: Path | None = None,
     device: str = "auto",
-    precision: str = "fp32",
+    precision: Precision = "fp32",
     camera: str | None = None,
     continuous: bool | None = None,
 ) -> LatentTable:
@@ -62,70 +52,91 @@ def label(
     Interrupted, it resumes when run again.
     Raises LaminaError for a damaged model or video, an ``out`` that exists, a disk that refuses.
     """
+    labeller = _labeller(run, data, device, precision, camera, continuous)
+    source = labeller.source
+    if out is not None:
+        plan = labeller.plan(_checkpoint(run))
+        with _shown(labeller.each, source.episodes) as engine, locked(out):
+            write_labelled(plan, out, engine)
+        return _table(labeller, out)
+    features, missing = labeller.features(), check_shown(source, labeller.camera)
+    parts = {n: empty_labels(source.episodes[n], features) for n in missing}
+    shown = [episode for episode in source.episodes if episode.number not in missing]
+    with _shown(labeller.each, shown) as engine:
+        parts |= {episode.number: columns for episode, columns in engine(shown)}
+    found = {name: np.concatenate([parts[e.number][name] for e in source.episodes]) for name in features}
+    return _table(labeller, None, found)
+
+
+def label_shard(
+    run: Path | LatentActionModel,
+    data: Data,
+    out: Path,
+    shard: Shard,
+    device: str = "auto",
+    precision: Precision = "fp32",
+    camera: str | None = None,
+    continuous: bool | None = None,
+) -> Path:
+    """Label one of several shards of ``data``, each by a job of its own, on any machine -> the folder of its part, beside ``out``.
+
+    :func:`merge` makes the dataset that :func:`label` would write. Raises what that raises, and LaminaError for a part of another model.
+    """
+    labeller = _labeller(run, data, device, precision, camera, continuous)
+    with _shown(labeller.each, shard.episodes(labeller.source)) as engine:
+        return write_shard(labeller.plan(_checkpoint(run)), out, shard, engine)
+
+
+def merge(
+    run: Path | LatentActionModel,
+    data: Data,
+    out: Path,
+    precision: Precision = "fp32",
+    camera: str | None = None,
+    continuous: bool | None = None,
+) -> LatentTable:
+    """Make one dataset of the parts that :func:`label_shard` left; the options are those that they were made with.
+
+    Raises LaminaError for parts that are missing, or of another model, data or options; nothing is written then.
+    """
+    labeller = _labeller(run, data, "cpu", precision, camera, continuous)
+    merge_shards(labeller.plan(_checkpoint(run)), out)
+    return _table(labeller, out)
+
+
+def _labeller(
+    run: Path | LatentActionModel,
+    data: Data,
+    device: str,
+    precision: Precision,
+    camera: str | None,
+    continuous: bool | None,
+) -> Labeller:
     device = pick_device(device)
     model = run if isinstance(run, LatentActionModel) else LatentActionModel.from_pretrained(str(run))
     model = model.to(device).eval()
     source = open_source(data)
-    camera = source_camera(source, camera)
-    config, gap = model.config, model.provenance.label_gap
-    dim, slots = model.lam.dim, range(config.slots)[config.latent_action]
-    columns = action_columns(model, continuous)
-    features: dict[str, dict[str, Any]] = {
-        name: {
-            "dtype": "float32",
-            "shape": [len(slots) * dim],
-            "names": [f"slot_{k}.{d}" for k in slots for d in range(dim)],
-        }
-        for name in columns
-    }
-    features["latent_action.valid"] = {"dtype": "bool", "shape": [1], "names": None}
-    if model.lam.bottleneck.codebook_size:
-        names = [f"slot_{k}" for k in slots]
-        features["latent_action.index"] = {"dtype": "int64", "shape": [len(slots)], "names": names}
-    provenance = {
-        "format": 2,
-        "lamina": __version__,
-        "method": model.provenance.method,
-        "checkpoint": None if out is None else _checkpoint(run),
-        "latent_action": model.column,
-        "gap_seconds": gap,
-        "slots": len(slots),
-        "channels": dim,
-        "codebook_size": model.lam.bottleneck.codebook_size,
-        "camera": camera,
-        "precision": precision,
-    }
-    total = sum(episode.length for episode in source.episodes)
-    ahead = ReadAhead(source, camera, config.image[1:], chunk=CHUNK)
-    with tqdm(total=total, unit="frame", unit_scale=True, desc="label", dynamic_ncols=True) as bar:
+    return Labeller(model, source, source_camera(source, camera), action_columns(model, continuous), precision)
 
-        def values(episode: Episode, _: str) -> dict[str, np.ndarray]:
-            partner, valid = frame_pairs(episode.times, gap)
-            with autocast(device, precision):
-                latent = encode_episode(model, ahead(episode), partner)
-            bar.update(episode.length)
-            found = {name: model.lam.action(latent, side).flatten(1).numpy() for name, side in columns.items()}
-            index = model.lam.action_index(latent)
-            found |= {"latent_action.valid": valid[:, None]}
-            return found | ({"latent_action.index": index.numpy()} if index is not None else {})
 
-        try:
-            if out is None:
-                missing = check_shown(source, camera)
-                parts = [
-                    empty_labels(episode, features) if episode.number in missing else values(episode, camera)
-                    for episode in source.episodes
-                ]
-                found: Mapping[str, np.ndarray] = {
-                    name: np.concatenate([part[name] for part in parts]) for name in features
-                }
-            else:
-                with locked(out):
-                    write_labels(source, out, features, values, provenance, camera=camera)
-                source = open_source(out)
-                found = EpisodeColumns(source, tuple(features))
-        finally:
-            ahead.close()
+def _table(labeller: Labeller, out: Path | None, found: Mapping[str, np.ndarray] | None = None) -> LatentTable:
+    """The table of a dataset that was written, or of the labels ``found``."""
+    source = labeller.source if out is None else open_source(out)
+    columns = EpisodeColumns(source, tuple(labeller.features())) if found is None else found
     lengths = [episode.length for episode in source.episodes]
     rows = np.repeat(np.arange(len(lengths)), lengths), np.concatenate([np.arange(length) for length in lengths])
-    return LatentTable(found, *rows, len(slots), model.column, out)
+    return LatentTable(columns, *rows, len(labeller.slots), labeller.model.column, out)
+
+
+@contextmanager
+def _shown(engine: Engine, episodes: Sequence[Episode]) -> Iterator[Engine]:
+    """An engine with a progress bar in frames, of which ``episodes`` have all."""
+    total = sum(episode.length for episode in episodes)
+    with tqdm(total=total, unit="frame", unit_scale=True, desc="label", dynamic_ncols=True) as bar:
+
+        def counting(episodes: Sequence[Episode]) -> Iterator[tuple[Episode, Columns]]:
+            for episode, columns in engine(episodes):
+                bar.update(episode.length)
+                yield episode, columns
+
+        yield counting

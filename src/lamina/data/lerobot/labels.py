@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shutil
 from collections import Counter
@@ -20,6 +18,7 @@ import pyarrow as pa
 from lamina.data.dataset import Dataset
 from lamina.data.episodes import SPLITS, Episode
 from lamina.data.lerobot.reader import LeRobotDataset
+from lamina.data.lerobot.staging import VALID, Columns, Engine, Features, LabelPlan, Staging, digest, one_by_one
 from lamina.data.lerobot.statistics import (
     Statistics,
     column_statistics,
@@ -27,7 +26,7 @@ from lamina.data.lerobot.statistics import (
     pixel_histogram,
     pixel_statistics,
 )
-from lamina.data.lerobot.tables import open_table, read_metadata, read_table, to_numpy
+from lamina.data.lerobot.tables import open_table, read_table, to_numpy
 from lamina.data.lerobot.writer import (
     CHUNK_FILES,
     DATA_PATH,
@@ -66,15 +65,11 @@ from lamina.data.video import (
 from lamina.errors import LaminaError, warn
 from lamina.files import partial_path, reason, sync, whole_file
 
-VALID = "latent_action.valid"  # rows where it is False are left out of the other labels' statistics
 CAMERA = "observation.images.video"  # what the one camera of plain video is called in a LeRobot dataset
 CONTAINERS = {".mp4": "mp4", ".mkv": "matroska"}
 TICKS = 100  # of a remuxed mp4 for each frame
 RECORDED_FRAMES = 64  # that are read at once where video is encoded
 SAMPLED_FRAMES = 16  # key frames of a plain video that its pixel statistics are taken from
-
-Columns = dict[str, np.ndarray]
-Features = dict[str, dict[str, Any]]
 
 
 def write_labels(
@@ -103,8 +98,22 @@ def write_labels(
     the first label. Raises LaminaError: ``out`` exists or lies in the dataset, ``source`` has such a column already or cannot be
     written, labels that do not fit ``features`` or are NaN, video that cannot be decoded, a disk that refuses.
     """
-    out = Path(out)
     camera = camera or source.cameras[0]
+    plan = LabelPlan(source, features, provenance, camera)
+    return write_labelled(plan, Path(out), one_by_one(lambda episode: label(episode, camera)))
+
+
+def write_labelled(plan: LabelPlan, out: Path, engine: Engine) -> Path:
+    """:func:`write_labels` by any engine, whose order of the episodes changes nothing."""
+    missing = check_plan(plan, out)
+    staging = staging_of(plan, out)
+    staging.fill(plan.source.episodes, missing, engine)
+    return finish(plan, out, staging)
+
+
+def check_plan(plan: LabelPlan, out: Path) -> set[int]:
+    """:func:`check_writable`, after the checks of the names in ``plan``, and of ``out``, which must be new."""
+    source, features = plan.source, plan.features
     there = source.info["features"] if isinstance(source, LeRobotDataset) else source.columns
     taken = set(features) & {*there, *INDEX_FEATURES}
     if taken:
@@ -114,17 +123,20 @@ def write_labels(
     if out.exists():  # a process that was killed just after its last step left this
         shutil.rmtree(partial_path(out), ignore_errors=True)
     check_new(out)
-    missing = check_writable(source, out, features, camera)
-    partial = partial_path(out)
+    return check_writable(source, out, features, plan.camera)
+
+
+def staging_of(plan: LabelPlan, out: Path) -> Staging:
+    """The labels for ``out`` that an interrupted job has left, if they are of the same plan."""
+    staging = Staging(partial_path(out) / "labels", out, plan.features)
+    staging.resume(digest(plan.record()), within=partial_path(out))
+    return staging
+
+
+def finish(plan: LabelPlan, out: Path, staging: Staging) -> Path:
+    """Make the dataset of labels that are all there; returns ``out``."""
+    source, partial = plan.source, partial_path(out)
     dataset = partial / "dataset"
-    staging = _Staging(out, features)
-    episodes = [[e.name, e.length] for e in source.episodes]
-    key = json.dumps([provenance, features, camera, episodes, source.fingerprint()], sort_keys=True)
-    staging.resume(hashlib.sha256(key.encode()).hexdigest())
-    for episode in source.episodes:
-        if not staging.has(episode):
-            absent = episode.number in missing
-            staging.put(episode, empty_labels(episode, features) if absent else label(episode, camera))
     with writing(out):
         if isinstance(source, LeRobotDataset):
             _extend(source, dataset, staging)
@@ -132,7 +144,7 @@ def write_labels(
             _convert(source, dataset, staging)
         else:
             _record(source, dataset, staging)
-        write_json(dataset / "meta/lamina.json", provenance)
+        write_json(dataset / "meta/lamina.json", plan.provenance)
         os.replace(dataset, out)
         sync(out.parent)
         shutil.rmtree(partial)
@@ -191,63 +203,7 @@ def check_writable(source: Dataset, out: Path, features: Features, camera: str) 
     return missing
 
 
-def empty_labels(episode: Episode, features: Features) -> Columns:
-    """The labels of an episode that the camera does not show: zeros, not valid."""
-    return {n: np.zeros((episode.length, *f["shape"]), np.dtype(f["dtype"])) for n, f in features.items()}
-
-
-class _Staging:
-    """The labels of each finished episode, one parquet file each."""
-
-    def __init__(self, out: Path, features: Features) -> None:
-        self.out, self.partial, self.features = out, partial_path(out), features
-        self.folder = self.partial / "labels"
-        self.schema = pa.schema([(n, column_type(f)) for n, f in features.items()])
-
-    def resume(self, key: str) -> None:
-        """Keep what an interrupted run with the same key left behind, and nothing else."""
-        marker = self.folder / "key.json"
-        with writing(self.out):
-            if self.partial.exists() and not (marker.exists() and read_metadata(marker).get("key") == key):
-                shutil.rmtree(self.partial)
-            self.folder.mkdir(parents=True, exist_ok=True)
-            for path in self.folder.glob("*.parquet"):
-                try:  # a loss of power can leave files that are not whole: waiting for the disk after each is most of their time
-                    read_table(path)
-                except LaminaError:
-                    path.unlink()
-        write_json(marker, {"key": key})
-
-    def _path(self, episode: Episode) -> Path:
-        return self.folder / f"episode-{episode.number:06d}.parquet"
-
-    def has(self, episode: Episode) -> bool:
-        return self._path(episode).exists()
-
-    def put(self, episode: Episode, columns: Columns) -> None:
-        if columns.keys() != self.features.keys():
-            raise LaminaError(f"{episode.name}: labels are {sorted(columns)}, not {sorted(self.features)}")
-        arrays = []
-        for name, feature in self.features.items():
-            values = np.asarray(columns[name]).reshape(len(columns[name]), -1)
-            if values.shape != (episode.length, *feature["shape"]):
-                raise LaminaError(
-                    f"{episode.name}: '{name}' is {values.shape}, not {(episode.length, *feature['shape'])}"
-                )
-            if values.dtype.kind == "f" and not np.isfinite(values).all():
-                raise LaminaError(f"{episode.name}: '{name}' is NaN or infinite; the model is damaged or has diverged")
-            arrays.append(to_arrow(values, feature))
-        write_table(self._path(episode), [pa.table(arrays, schema=self.schema)], self.schema, durable=False)
-
-    def get(self, episode: Episode) -> tuple[pa.Table, dict[str, Statistics]]:
-        """An episode's labels and their statistics."""
-        table = read_table(self._path(episode))
-        values = {n: to_numpy(table[n]) for n in self.features}
-        valid = values[VALID][:, 0] if VALID in values else np.ones(episode.length, dtype=bool)
-        return table, {n: column_statistics(v if n == VALID else v[valid]) for n, v in values.items()}
-
-
-def _extend(source: LeRobotDataset, partial: Path, staging: _Staging) -> None:
+def _extend(source: LeRobotDataset, partial: Path, staging: Staging) -> None:
     """The same dataset with the new columns: tables rewritten, videos linked, everything else copied."""
     by_file: dict[int, list[Episode]] = {}
     for episode in source.episodes:
@@ -354,7 +310,7 @@ def link(path: Path, out: Path) -> None:
             shutil.copyfile(path, copy)
 
 
-def _convert(source: VideoFolder, partial: Path, staging: _Staging) -> None:
+def _convert(source: VideoFolder, partial: Path, staging: Staging) -> None:
     """Plain video as a LeRobot dataset: one episode a file, one row a frame, episodes in the order of their splits."""
     whole = all(len(e.splits) == 1 for e in source.episodes)
     order = sorted(source.episodes, key=lambda e: SPLITS.index(e.splits[0][0])) if whole else list(source.episodes)
@@ -405,7 +361,7 @@ def _convert(source: VideoFolder, partial: Path, staging: _Staging) -> None:
     tables.finish(source.fps, features, [""], splits, {"video_path": template})
 
 
-def _record(source: Dataset, out: Path, staging: _Staging) -> None:
+def _record(source: Dataset, out: Path, staging: Staging) -> None:
     """A Dataset that has no files to link: its frames and columns, and the labels, by :class:`LeRobotWriter`."""
     cameras = _recorded_cameras(source)
     features: Features = {}
