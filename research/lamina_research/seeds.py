@@ -2,33 +2,12 @@
 
 from __future__ import annotations
 
-import math
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 
-from scipy.stats import ttest_1samp
-
-from lamina.intervals import UNDEFINED, Estimate
+from lamina.intervals import Estimate
+from lamina.intervals import t_interval as interval
 
 Metrics = dict[str, dict[str, list[float]]]  # metrics[method][metric]: one value per seed, in the order of the seeds
-
-
-def interval(values: Sequence[float]) -> Estimate:
-    """Mean and 95% interval of one value per seed, by Student's t with n - 1 degrees of freedom.
-
-    A single seed has no interval (NaN bounds); a diverged seed (NaN, infinity) makes the mean NaN too. Raises ValueError without any value.
-    """
-    n = len(values)
-    if n == 0:
-        raise ValueError("an interval needs at least one value")
-    if not all(math.isfinite(v) for v in values):
-        return UNDEFINED
-    mean = math.fsum(values) / n
-    if n == 1:
-        return Estimate(mean, math.nan, math.nan)
-    with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # all seeds have the same value
-        low, high = ttest_1samp(values, 0).confidence_interval(0.95)
-    return Estimate(mean, float(low), float(high))
 
 
 def over_seeds(scores: Iterable[Mapping[str, Mapping[str, float]]]) -> Metrics:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lamina.version import __version__
 
 if TYPE_CHECKING:
-    from lamina.api import Alignment, Run, align, evaluate, label, resize, train, train_policy
+    from lamina.api import Alignment, Run, align, doctor, evaluate, label, resize, train, train_policy
     from lamina.data.dataset import Dataset
     from lamina.data.memory import InMemoryDataset
     from lamina.data.sampling import open_source as open_dataset
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 #: Where the public names are. They are imported when they are first used, so that ``import lamina`` does not wait for PyTorch.
 _HOMES = {
-    "Alignment": "api", "Run": "api", "align": "api", "evaluate": "api", "label": "api", "resize": "api", "train": "api",
+    "Alignment": "api", "Run": "api", "align": "api", "doctor": "api", "evaluate": "api", "label": "api", "resize": "api", "train": "api",
     "train_policy": "api", "LatentDataset": "inference.dataset", "Dataset": "data.dataset", "InMemoryDataset": "data.memory",
     "open_dataset": "data.sampling:open_source", "LaminaError": "errors", "LaminaWarning": "errors", "Subject": "inference.subject",
     "LatentTable": "inference.table", "register_encoder": "models.encoders", "LatentActionModel": "models.hub",

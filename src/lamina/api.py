@@ -20,6 +20,7 @@ from lamina.data.sampling import DataConfig
 from lamina.device import DeviceName, Precision, pick_device
 from lamina.errors import LaminaError
 from lamina.evaluation import evaluate as evaluation
+from lamina.evaluation.doctor import Diagnosis, DoctorConfig, examine
 from lamina.evaluation.record import Evaluation
 from lamina.evaluation.report.page import write_report
 from lamina.inference.label import label as label_frames
@@ -220,6 +221,15 @@ def evaluate(
     if written is not None:
         write_report(written)
     return found
+
+
+def doctor(subject: Run | str | os.PathLike[str] | Subject, data: str | Path | Dataset, **options: Any) -> Diagnosis:
+    """What is wrong with a model, on the test split of ``data``; no actions are needed. ``print`` shows it in words.
+
+    ``options``: fields of DoctorConfig. Raises LaminaError for data that cannot be read or has no test split, and for a damaged model.
+    """
+    (config,) = _with_options("doctor()", options, DoctorConfig())
+    return examine(subject if isinstance(subject, Subject) else Path(subject), _source(data), config)
 
 
 def train_policy(

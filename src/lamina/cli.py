@@ -31,6 +31,7 @@ lamina: latent actions from video without action labels
   lamina align RUN --data DATASET --labels 5%  map latents to real actions
   lamina label RUN DATA --out DATASET          write latents as dataset columns
   lamina evaluate RUN --data DATASET           probes, verdict, RUN/report.html
+  lamina doctor RUN --data PATH                what is wrong with a model, and what to try
   lamina policy RUN --data PATH                train a policy on latent actions
   lamina rollout RUN --world WORLD             run a policy, report returns
   lamina reproduce CLAIM --scale cpu           test a claim (--list shows all)
@@ -257,6 +258,42 @@ def evaluate(argv: Sequence[str], parse_only: bool = False) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Doctor:
+    """Say what is wrong with a model, in under two minutes: findings with a number, its control, and the one thing to try.
+
+    Example: lamina doctor runs/mine --data data/doom
+    """
+
+    run: Positional[Path | None] = None
+    """folder of the run"""
+    data: str
+    """video folder or LeRobot dataset; no actions are needed"""
+    subject: str | None = None
+    """in the place of RUN, a model of another library: module:function that returns a Subject"""
+    json: Path | None = None
+    """file for the findings as JSON"""
+
+
+def doctor(argv: Sequence[str], parse_only: bool = False) -> None:
+    """``lamina doctor RUN``."""
+    from lamina.evaluation.doctor import DoctorConfig
+
+    args = parse_options(with_options(Doctor, doctor=DoctorConfig()), argv, prog="lamina doctor")
+    if parse_only:
+        return
+    from lamina.evaluation.doctor import examine
+    from lamina.files import write_text
+    from lamina.inference.subject import load_subject
+
+    if (args.run is None) == (args.subject is None):
+        raise LaminaError("give a run folder, or --subject module:function")
+    diagnosis = examine(load_subject(args.subject) if args.subject else args.run, args.data, args.doctor)
+    if args.json:
+        write_text(args.json, diagnosis.to_json() + "\n")
+    print(diagnosis)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Policy:
     """Train a policy on the latent actions of a run -> RUN/policy.
 
@@ -378,6 +415,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "align": align,
     "label": plain_command(Label, "label"),
     "evaluate": evaluate,
+    "doctor": doctor,
     "policy": policy,
     "rollout": plain_command(Rollout, "rollout"),
 }

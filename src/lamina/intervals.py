@@ -1,9 +1,10 @@
-"""Means with 95% bootstrap intervals over episodes: transitions of one episode are not independent."""
+"""Means with 95% intervals: bootstrap over episodes, since transitions of one episode are not independent; Student's t over seeds."""
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -26,6 +27,26 @@ class Estimate:
 
 
 UNDEFINED = Estimate(np.nan, np.nan, np.nan)
+
+
+def t_interval(values: Sequence[float]) -> Estimate:
+    """Mean and 95% interval of one value per seed, by Student's t with n - 1 degrees of freedom.
+
+    A single seed has no interval (NaN bounds); a diverged seed (NaN, infinity) makes the mean NaN too. Raises ValueError without any value.
+    """
+    n = len(values)
+    if n == 0:
+        raise ValueError("an interval needs at least one value")
+    if not all(math.isfinite(v) for v in values):
+        return UNDEFINED
+    mean = math.fsum(values) / n
+    if n == 1:
+        return Estimate(mean, math.nan, math.nan)
+    from scipy.stats import ttest_1samp  # slow to import
+
+    with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # all seeds have the same value
+        low, high = ttest_1samp(values, 0).confidence_interval(0.95)
+    return Estimate(mean, float(low), float(high))
 
 
 def _sums(episode: Int[np.ndarray, "n"], *values: Float[np.ndarray, "n"]) -> list[Float[np.ndarray, "g"]]:

@@ -88,6 +88,8 @@ class EvaluateConfig:
     pretrained: str | None = None
     """pretrained encoder, as --space of `lamina train` names it, for two references: its plain features of the pair of frames, and a
     perceptual distance of predicted pictures; default: that of the model's own space, if it is pretrained"""
+    seed: int = 0
+    """of the choice of labels and of that translator's training"""
     scratch_steps: int | None = None
     """training steps of the inverse dynamics model and the observation-only control; default: as many as the translator's"""
     device: DeviceName = "auto"
@@ -550,7 +552,7 @@ def new_translator(
     subject: Subject, data: DataConfig, test: Clip, actions: ActionTarget, config: EvaluateConfig
 ) -> TrainedTranslators:
     """A translator trained on ``config.labels`` transitions of the training split with the defaults of `lamina align`."""
-    training = head_training(config.translator_steps, 0, device=config.device, precision=config.precision)
+    training = head_training(config.translator_steps, config.seed, device=config.device, precision=config.precision)
     heads = TranslatorConfig()
     number = parse_labels(config.labels or "", count_transitions(data, "train"))
     data = dataclasses.replace(data, paired=None)

@@ -8,6 +8,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+#: Perplexity below which a slot is collapsed: it says one code almost always.
+COLLAPSED = 1.5
+
 
 @dataclass(frozen=True)
 class SlotUse:
@@ -39,8 +42,8 @@ def slot_use(index: Int[Tensor, "n k"], codebook_size: int) -> list[SlotUse]:
 
 
 def warnings(uses: list[SlotUse]) -> list[str]:
-    """What a user should know and do about this use; empty when all is well. A slot is collapsed below perplexity 1.5."""
-    collapsed = [u.slot for u in uses if u.perplexity < 1.5]
+    """What a user should know and do about this use; empty when all is well. A slot is collapsed below perplexity COLLAPSED."""
+    collapsed = [u.slot for u in uses if u.perplexity < COLLAPSED]
     if len(collapsed) == len(uses):
         return [
             "every slot says the same code for every transition: the latent carries nothing. Lengthen --gap so that copying the "

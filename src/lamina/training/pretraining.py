@@ -133,21 +133,23 @@ FITTED_SAMPLES = 128  # whose frames give the statistics of pretrained features
 TRIAL = 16  # samples
 
 
-def seconds_a_step(lam: LAM, recipe: Recipe, clip: Clip, config: TrainConfig) -> float:
+def seconds_a_step(
+    lam: LAM, recipe: Recipe, clip: Clip, config: TrainConfig, clock: Callable[[], float] = time.perf_counter
+) -> float:
     """About how long a step will take here: losses and gradients of a few samples on a copy of ``lam``, the second time that they are
-    computed, in proportion to the batch."""
+    computed, in proportion to the batch. ``clock``: time.process_time for CPU time."""
     device = pick_device(config.device)
     trial = copy.deepcopy(lam).to(device).train()
     number = min(config.batch, TRIAL)
     rows = clip[torch.arange(number) % len(clip)].to(device)
     began = 0.0
     for _ in range(2):
-        began = time.perf_counter()
+        began = clock()
         with autocast(device, config.precision):
             loss = total(recipe.losses(trial, rows, Rng(config.seed, device=device)), recipe.weights)
         loss.backward()
         float(loss.detach())  # an accelerator has finished then
-    return (time.perf_counter() - began) * config.batch / number
+    return (clock() - began) * config.batch / number
 
 
 def duration(seconds: float) -> str:
