@@ -106,7 +106,7 @@ def recording(player: Player, session: Session) -> bytes:
     except ImportError as error:
         raise LaminaError("a recording needs the rerun library: pip install 'lamina[rerun]'") from error
     stream = rerun.RecordingStream("lamina play", make_default=False, make_thread_default=False)
-    target = stream.binary_stream()
+    target = rerun.binary_stream(recording=stream)
     latents = [None, *player.latents(session)]
     for number, (step, latent) in enumerate(zip(player.roll(session), latents, strict=True)):
         stream.set_time("step", sequence=number)
@@ -114,10 +114,15 @@ def recording(player: Player, session: Session) -> bytes:
         if latent is not None:
             move = session.moves[number - 1]
             kept = player.stage.model.lam.prefix(latent.post.to(player.stage.model.device), move.k)[0]
-            stream.log("latent", rerun.Tensor(kept.detach().to(torch.float32).cpu().numpy(), dim_names=("slot", "channel")))
+            stream.log(
+                "latent", rerun.Tensor(kept.detach().to(torch.float32).cpu().numpy(), dim_names=("slot", "channel"))
+            )
             stream.log("move", rerun.TextLog(str(move)))
         for shown in step.reading.shown if step.reading else ():
-            stream.log(f"action/{shown['name']}", rerun.Scalars(shown.get("probability", shown.get("value"))))
+            stream.log(
+                f"action/{shown['name']}",
+                rerun.Scalars(float(shown["probability"] if "probability" in shown else shown["value"])),
+            )
     content = target.read(flush=True)
     if not content:
         raise LaminaError("rerun returned an empty recording")

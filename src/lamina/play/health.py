@@ -28,7 +28,11 @@ def health(stage: Stage, doctor: Doctor | None = None) -> dict[str, Any]:
     missing: list[str] = []
     if doctor is not None:
         parts.append(_part("What the doctor found", doctor(stage)))
-    parts.append(_part(f"Measured now, on {min(DECODED, len(stage.clip))} transitions of the {stage.split} split", measured(stage)))
+    parts.append(
+        _part(
+            f"Measured now, on {min(DECODED, len(stage.clip))} transitions of the {stage.split} split", measured(stage)
+        )
+    )
     try:
         record = evaluation(stage)
     except LaminaError as error:
@@ -36,9 +40,13 @@ def health(stage: Stage, doctor: Doctor | None = None) -> dict[str, Any]:
         record = None
     if record is not None:
         verdict = list(record.verdict or ())
-        parts.append(_part(f"What lamina evaluate found ({record.data.path if record.data else 'data unknown'})", verdict))
+        parts.append(
+            _part(f"What lamina evaluate found ({record.data.path if record.data else 'data unknown'})", verdict)
+        )
     if stage.translator is None:
-        missing.append(f"No translator, so no real action is read: lamina align {stage.run} --data DATASET --labels 5%")
+        missing.append(
+            f"No translator, so no real action is read: lamina align {stage.run} --data {stage.data} --labels 5%"
+        )
     if stage.spec is None:
         missing.append("This data has no actions, so keys and map are not labelled with any.")
     return {"parts": parts, "missing": missing, "codes": codes(stage), "facts": facts(stage)}
@@ -51,7 +59,7 @@ def _part(title: str, findings: Sequence[Finding]) -> dict[str, Any]:
 def evaluation(stage: Stage) -> Evaluation:
     """The run's evaluation. Raises LaminaError where there is none, or it is damaged."""
     path = stage.run / "evaluation.json"
-    again = f"lamina evaluate {stage.run} --data DATASET"
+    again = f"lamina evaluate {stage.run} --data {stage.data}"
     if not path.exists():
         raise LaminaError(f"Not evaluated, so nothing is compared with the controls: {again}")
     try:
@@ -112,7 +120,10 @@ def facts(stage: Stage) -> list[tuple[str, str]]:
         ("Trained on", ", ".join(provenance.data) or "unknown"),
         ("Training steps", f"{provenance.steps:,}"),
         ("Time between frames", f"{provenance.gap_seconds[0]:g} to {provenance.gap_seconds[1]:g} s"),
-        ("Latent", f"{config.slots} slots of {model.lam.dim} numbers" + (f", {size} codes each" if size else ", continuous")),
+        (
+            "Latent",
+            f"{config.slots} slots of {model.lam.dim} numbers" + (f", {size} codes each" if size else ", continuous"),
+        ),
         ("Frames", f"{config.image[1]} x {config.image[2]} pixels"),
         ("Parameters", f"{parameters / 1e6:.1f} million"),
         ("Shown here", f"{len(stage.clip)} transitions of the {stage.split} split of {stage.data}"),

@@ -15,6 +15,7 @@ import secrets
 import socket
 import threading
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
@@ -44,7 +45,11 @@ HOST = "127.0.0.1"
 PORT = 8484
 LARGEST_REQUEST = 256 * 1024  # bytes of a request that is no upload
 SESSIONS = 16  # of one request, at most
-ASSETS = {"": ("index.html", "text/html"), "play.css": ("play.css", "text/css"), "play.js": ("play.js", "text/javascript")}
+ASSETS = {
+    "": ("index.html", "text/html"),
+    "play.css": ("play.css", "text/css"),
+    "play.js": ("play.js", "text/javascript"),
+}
 HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -89,10 +94,8 @@ class Worker:
                 outcome = future.set_result, function(*arguments)
             except Exception as error:
                 outcome = future.set_exception, error  # type: ignore[assignment]
-            try:
+            with suppress(RuntimeError):  # the server has ended meanwhile
                 loop.call_soon_threadsafe(settle, *outcome)
-            except RuntimeError:
-                pass  # the server has ended meanwhile
 
         self._jobs.put(job)
         return await future
@@ -140,7 +143,9 @@ def application(player: Player, token: str, doctor: Doctor | None = None) -> ASG
     stage = player.stage
     work, slow = Worker(), Worker()
     cached: dict[str, Any] = {}
-    files = {name: resources.files("lamina.play").joinpath("page", file).read_bytes() for name, (file, _) in ASSETS.items()}
+    files = {
+        name: resources.files("lamina.play").joinpath("page", file).read_bytes() for name, (file, _) in ASSETS.items()
+    }
 
     async def asset(request: Request) -> Response:
         name = request.path_params.get("name", "")
@@ -159,7 +164,9 @@ def application(player: Player, token: str, doctor: Doctor | None = None) -> ASG
     async def upload(request: Request) -> Response:
         if not request.headers.get("content-type", "").startswith("image/"):
             raise Refusal("the upload is no picture; choose a PNG, JPEG or WebP file", 415)
-        content = await body(request, LARGEST_UPLOAD, f"the upload has more than {LARGEST_UPLOAD // 2**20} MB; choose a smaller picture")
+        content = await body(
+            request, LARGEST_UPLOAD, f"the upload has more than {LARGEST_UPLOAD // 2**20} MB; choose a smaller picture"
+        )
         return answer_json({"start": await work(player.upload, content)})
 
     async def roll(request: Request) -> Response:
@@ -222,7 +229,10 @@ def application(player: Player, token: str, doctor: Doctor | None = None) -> ASG
             route("frame/{n:int}/{t:int}.png", frame),
             route("upload", upload, "POST"),
             route("roll", roll, "POST"),
-            *(Route(f"/{token}/save/{kind}", _named(save, kind, "kind"), methods=["POST"]) for kind in ("mp4", "json", "rrd")),
+            *(
+                Route(f"/{token}/save/{kind}", _named(save, kind, "kind"), methods=["POST"])
+                for kind in ("mp4", "json", "rrd")
+            ),
             route("open", reopen, "POST"),
             route("map/{method}", map_),
             route("health", check),
@@ -232,7 +242,9 @@ def application(player: Player, token: str, doctor: Doctor | None = None) -> ASG
     return Guard(app, token)
 
 
-def _named(endpoint: Callable[[Request], Awaitable[Response]], value: str, name: str = "name") -> Callable[[Request], Awaitable[Response]]:
+def _named(
+    endpoint: Callable[[Request], Awaitable[Response]], value: str, name: str = "name"
+) -> Callable[[Request], Awaitable[Response]]:
     async def call(request: Request) -> Response:
         request.scope["path_params"] = {name: value}
         return await endpoint(request)
@@ -294,6 +306,8 @@ def about(player: Player) -> dict[str, Any]:
         "rerun": export.has_rerun(),
         "umap": find_spec("umap") is not None,
         "upload": {"bytes": LARGEST_UPLOAD, "side": LARGEST_SIDE},
+        "moving": stage.moving.tolist(),
+        "first": int(max((cluster.medoid for cluster in stage.clusters), key=stage.change.__getitem__)),
         "keys": [
             {
                 "medoid": cluster.medoid,
@@ -319,7 +333,9 @@ def listen(port: int) -> socket.socket:
         server.listen(128)
     except OSError as error:
         server.close()
-        raise LaminaError(f"port {port} of {HOST} is in use, perhaps by another lamina play; choose another by --port") from error
+        raise LaminaError(
+            f"port {port} of {HOST} is in use, perhaps by another lamina play; choose another by --port"
+        ) from error
     return server
 
 

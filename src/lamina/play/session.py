@@ -76,7 +76,11 @@ class Player:
 
     def session(self, start: object, moves: object) -> Session:
         """A session from its words. Raises LaminaError for words that say nothing here."""
-        if not isinstance(start, str) or not isinstance(moves, list) or not all(isinstance(word, str) for word in moves):
+        if (
+            not isinstance(start, str)
+            or not isinstance(moves, list)
+            or not all(isinstance(word, str) for word in moves)
+        ):
             raise LaminaError("a session is a start and a list of moves, all of them words")
         if len(moves) > MOVES:
             raise LaminaError(f"a session has at most {MOVES} moves, not {len(moves)}; start another one")
@@ -89,7 +93,9 @@ class Player:
         if word in self._uploads:
             return word
         if re.fullmatch(r"u[0-9a-f]{16}", word):
-            raise LaminaError("the uploaded start frame is not on this server; upload it again, or open the saved session")
+            raise LaminaError(
+                "the uploaded start frame is not on this server; upload it again, or open the saved session"
+            )
         raise LaminaError(f"no start frame '{word:.20}'; there are d0 to d{count - 1}")
 
     def _move(self, word: str) -> Move:
@@ -103,7 +109,9 @@ class Player:
             raise LaminaError(f"no move '{word:.20}'; k can be {self.stage.prefixes[0]} to {slots}")
         terms = tuple((float(match[1] or 1), int(match[2])) for match in found if match)
         if any(abs(factor) > FACTOR or number >= count for factor, number in terms):
-            raise LaminaError(f"no move '{word:.20}'; transitions are 0 to {count - 1}, factors -{FACTOR:g} to {FACTOR:g}")
+            raise LaminaError(
+                f"no move '{word:.20}'; transitions are 0 to {count - 1}, factors -{FACTOR:g} to {FACTOR:g}"
+            )
         return Move(terms, int(k))
 
     def upload(self, content: bytes) -> str:
@@ -127,7 +135,9 @@ class Player:
             frame = stage.clip.frames[number, 0]
             previous = None if stage.clip.previous_action is None else stage.clip.previous_action[number, 0]
         else:
-            raise LaminaError("the uploaded start frame is not on this server; upload it again, or open the saved session")
+            raise LaminaError(
+                "the uploaded start frame is not on this server; upload it again, or open the saved session"
+            )
         width = 0 if stage.translator is None else stage.translator.spec.dim
         if previous is None or len(previous) != width:  # data with other actions than those that the translator knows
             previous = torch.zeros(width)

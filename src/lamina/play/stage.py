@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -93,9 +94,13 @@ class Stage:
         model = LatentActionModel.from_pretrained(str(run)).to(pick_device(device)).eval()
         config = model.config
         if config.space != "pixels":
-            raise LaminaError(f"{run}: predicts {config.space}, not pixels: it has no picture to show; play another run")
+            raise LaminaError(
+                f"{run}: predicts {config.space}, not pixels: it has no picture to show; play another run"
+            )
         if config.task:
-            raise LaminaError(f"{run}: decodes with an instruction, which a page of frames does not have; play its second stage")
+            raise LaminaError(
+                f"{run}: decodes with an instruction, which a page of frames does not have; play its second stage"
+            )
         source = open_source(data if data is not None else _trained_on(run, model))
         clip, split = _transitions(model, source, camera, transitions, seed)
         pairs = [(clip.frames[:, t], clip.frames[:, t + 1]) for t in range(clip.frames.shape[1] - 1)]
@@ -119,6 +124,17 @@ class Stage:
             seed=seed,
             fingerprint=digest.hexdigest()[:12],
         )
+
+    @cached_property
+    def change(self) -> Float[np.ndarray, "n"]:
+        """Mean absolute change of the pixels in every transition."""
+        first, second = self.clip.frames[:, 0].float(), self.clip.frames[:, 1].float()
+        return (first - second).abs().flatten(1).mean(1).numpy()
+
+    @property
+    def moving(self) -> Int[np.ndarray, "m"]:
+        """The half of the transitions in which most changes: what a page shows to choose from."""
+        return np.sort(self.change.argsort(kind="stable")[len(self.clip) // 2 :])
 
     @property
     def prefixes(self) -> tuple[int, ...]:
@@ -147,7 +163,9 @@ class Stage:
         return Latent(pre, post)
 
     @torch.no_grad()
-    def read(self, latent: Latent, k: int, previous: Float[Tensor, "a"], frame: UInt8[Tensor, "c h w"]) -> Reading | None:
+    def read(
+        self, latent: Latent, k: int, previous: Float[Tensor, "a"], frame: UInt8[Tensor, "c h w"]
+    ) -> Reading | None:
         """The real action that the translator reads off the first ``k`` slots, at ``frame``, after the ``previous`` action."""
         if self.translator is None or self.note is None:
             return None
@@ -182,7 +200,11 @@ class Stage:
         flat = self.flat()
         if method == "pca":
             spread = flat - flat.mean(0)
-            places = PCA(2, random_state=self.seed).fit_transform(spread) if min(flat.shape) > 1 else np.pad(spread, ((0, 0), (0, 1)))
+            places = (
+                PCA(2, random_state=self.seed).fit_transform(spread)
+                if min(flat.shape) > 1
+                else np.pad(spread, ((0, 0), (0, 1)))
+            )
         elif method == "umap":
             try:
                 from umap import UMAP
@@ -232,7 +254,9 @@ def _trained_on(run: Path, model: LatentActionModel) -> str:
     raise LaminaError(f"{run}: the data that it was trained on is not here; name some by --data PATH")
 
 
-def _transitions(model: LatentActionModel, source: Dataset, camera: str | None, count: int, seed: int) -> tuple[Clip, str]:
+def _transitions(
+    model: LatentActionModel, source: Dataset, camera: str | None, count: int, seed: int
+) -> tuple[Clip, str]:
     """Transitions of the test split, else of the training split, with the frame after them where episodes are long enough."""
     pairs = probe_data(model, source, camera)
     refused: LaminaError | None = None
@@ -293,7 +317,7 @@ def cluster_label(spec: ActionSpec, own: Float[np.ndarray, "n a"], every: Float[
         return f"{class_name(spec, 0, int(counts.argmax()))} {100 * counts.max() / len(own):.0f}%"
     score = (own.mean(0) - every.mean(0)) / np.maximum(every.std(0), 1e-6)
     largest = np.abs(score).argsort()[::-1][:2]
-    return ", ".join(f"{dimension_name(spec, int(i))} {score[i]:+.1f}σ" for i in largest)
+    return ", ".join(f"{dimension_name(spec, int(i))}\N{NO-BREAK SPACE}{score[i]:+.1f}σ" for i in largest)
 
 
 def dimension_name(spec: ActionSpec, i: int) -> str:
@@ -312,4 +336,6 @@ def describe(spec: ActionSpec, action: Float[np.ndarray, "a"]) -> str:
     """An action in words."""
     d = len(spec.discrete)
     parts: Sequence[str] = [class_name(spec, i, int(action[i])) for i in range(d)]
-    return ", ".join([*parts, *(f"{dimension_name(spec, i)} {action[i]:+.2f}" for i in range(d, spec.dim))])
+    return ", ".join(
+        [*parts, *(f"{dimension_name(spec, i)}\N{NO-BREAK SPACE}{action[i]:+.2f}" for i in range(d, spec.dim))]
+    )

@@ -173,7 +173,10 @@ function stripFigure(step, n) {
 const best = (reading) => (reading && reading.length && "probability" in reading[0] ? reading[0].name : "");
 
 function paintReading(reading) {
-  if (!about.translator) return;
+  if (!about.translator) {
+    $("reading").replaceChildren(h("p", { className: "soft" }, `This run has no translator from latents to real actions. To train one: lamina align ${about.run} --data ${about.data} --labels 5%`));
+    return;
+  }
   if (!reading) {
     $("reading").replaceChildren(h("p", { className: "soft" }, "Take a step: what the latent would be as a real action is shown here."));
     return;
@@ -199,6 +202,10 @@ function prefixesLater() {
 async function paintPrefixes() {
   const turn = ++prefixTurn;
   const { start, moves } = session();
+  if (about.prefixes.length < 2) {
+    $("prefixes").replaceChildren(h("p", { className: "soft" }, `This model was trained with all of its ${about.slots} slots: no shorter prefix means anything.`));
+    return;
+  }
   if (!moves.length) {
     $("prefixes").replaceChildren(h("p", { className: "soft" }, "Take a step: it is then shown from the first 1, 2, 4, ... slots of its latent."));
     return;
@@ -230,8 +237,8 @@ async function redo() {
 
 function setK(k) {
   state.k = k;
-  for (const input of [$("k"), ...document.querySelectorAll("input.k")]) input.value = about.prefixes.indexOf(k);
-  for (const output of [$("k-value"), ...document.querySelectorAll("output.k-value")]) output.textContent = `${k} of ${about.slots}`;
+  for (const input of document.querySelectorAll("input.k")) input.value = about.prefixes.indexOf(k);
+  for (const output of document.querySelectorAll("output.k-value")) output.textContent = `${k} of ${about.slots}`;
   remember();
 }
 
@@ -298,7 +305,7 @@ function back(n) {
 }
 
 const begin = guarded(async (start) => { await become(start, []); });
-const anotherStart = () => begin(`d${pick(about.transitions.length)}`);
+const anotherStart = () => begin(`d${about.moving[pick(about.moving.length)]}`);
 
 function showExamples(key) {
   const { examples, share, label } = about.keys[key];
@@ -329,12 +336,11 @@ function buildDrive() {
     const { start } = await json("upload", { method: "POST", headers: { "content-type": file.type || "application/octet-stream" }, body: file });
     await become(start, []);
   }));
-  $("reading-card").hidden = !about.translator;
-  for (const input of [$("k"), ...document.querySelectorAll("input.k")]) {
+  for (const input of document.querySelectorAll("input.k")) {
     input.max = about.prefixes.length - 1;
-    input.disabled = about.prefixes.length < 2;
+    input.parentElement.hidden = about.prefixes.length < 2;
   }
-  $("k").addEventListener("input", guarded(async () => { setK(about.prefixes[$("k").value]); await redo(); }));
+  drawn.drive = guarded(async (changed) => { if (changed) await redo(); });
   for (const kind of ["mp4", "json", "rrd"]) {
     $(`save-${kind}`).addEventListener("click", guarded(async () => {
       const button = $(`save-${kind}`);
@@ -390,8 +396,8 @@ addEventListener("blur", release);
 
 /** A gallery of transitions, or of their first frames, and a way to others. */
 function gallery(box, onPick, { moving = true, first = 0 } = {}) {
-  const total = about.transitions.length;
-  const count = Math.min(18, total);
+  const total = about.moving.length;
+  const count = Math.min(16, total);
   let offset = 0;
   const grid = h("div", { className: "gallery" });
   const text = h("p", { className: "picked" });
@@ -403,7 +409,7 @@ function gallery(box, onPick, { moving = true, first = 0 } = {}) {
   }
   function fill() {
     const stride = Math.max(1, Math.floor(total / count));
-    const shown = [...new Set([current, ...Array.from({ length: count }, (_, i) => (i * stride + offset) % total)])].slice(0, count);
+    const shown = [...new Set([current, ...Array.from({ length: count }, (_, i) => about.moving[(i * stride + offset) % total])])].slice(0, count);
     grid.replaceChildren(...shown.map((n) => {
       const button = h("button", { "aria-pressed": "false", "aria-label": describe(n), title: describe(n) },
         moving ? flip(n) : h("img", { className: "thumb", src: frameOf(n, 0), alt: "", loading: "lazy" }));
@@ -423,13 +429,13 @@ function gallery(box, onPick, { moving = true, first = 0 } = {}) {
 function buildTransfer() {
   const total = about.transitions.length;
   const episode = (n) => about.transitions[n].episode;
-  const elsewhere = (n) => { for (let i = 0; i < 40; i++) { const m = pick(total); if (episode(m) !== episode(n)) return m; } return (n + 1) % total; };
+  const elsewhere = (n) => { for (let i = 0; i < 40; i++) { const m = about.moving[pick(about.moving.length)]; if (episode(m) !== episode(n)) return m; } return (n + 1) % total; };
   chosen.target = elsewhere(chosen.source);
   const paintAll = guarded(paintTransfer);
   const setSource = gallery("transfer-source", (n) => { chosen.source = n; chosen.other = elsewhere(n); paintAll(); }, { first: chosen.source });
   gallery("transfer-target", (n) => { chosen.target = n; paintAll(); }, { moving: false, first: chosen.target });
   chosen.other = elsewhere(chosen.source);
-  drawn.transfer = (n) => { if (n !== undefined) { chosen.source = n; setSource(n); } paintAll(); };
+  drawn.transfer = (_, n) => { if (n !== undefined) { chosen.source = n; setSource(n); } paintAll(); };
   paintAll();
 }
 
@@ -460,18 +466,18 @@ function buildAdd() {
   const paintAll = guarded(paintAdd);
   chosen.following = about.following;
   const setFirst = gallery("add-first", (n) => { chosen.first = n; paintAll(); }, { first: chosen.first });
-  chosen.second = pick(about.transitions.length);
+  chosen.second = about.moving[0];
   gallery("add-second", (n) => { chosen.second = n; chosen.following = false; choose(); paintAll(); }, { first: chosen.second });
   const options = [["following", "what follows z₁ in its episode"], ["other", "the transition below"]].map(([value, text]) => {
     const input = h("input", { type: "radio", name: "second", value, disabled: value === "following" && !about.following });
-    input.addEventListener("change", () => { chosen.following = value === "following"; paintAll(); });
+    input.addEventListener("change", () => { chosen.following = value === "following"; choose(); paintAll(); });
     return h("label", {}, input, ` ${text}`);
   });
   $("add-choice").replaceChildren(...options);
-  function choose() { for (const input of $("add-choice").querySelectorAll("input")) input.checked = (input.value === "following") === chosen.following; }
+  function choose() { for (const input of $("add-choice").querySelectorAll("input")) input.checked = (input.value === "following") === chosen.following; $("add-second").classList.toggle("idle", chosen.following); }
   choose();
   $("factor").addEventListener("input", paintAll);
-  drawn.add = (n) => { if (n !== undefined) { chosen.first = n; setFirst(n); } paintAll(); };
+  drawn.add = (_, n) => { if (n !== undefined) { chosen.first = n; setFirst(n); } paintAll(); };
   paintAll();
 }
 
@@ -618,9 +624,9 @@ async function buildMap() {
   });
   addEventListener("resize", () => { if (state.tab === "map") paintSky(); });
   dark.addEventListener("change", repaint);
-  drawn.map = () => repaint();
+  drawn.map = () => { repaint(); guarded(paintPoint)(); };
   repaint();
-  select(about.keys[0].medoid);
+  select(about.first);
 }
 
 async function paintPoint() {
@@ -684,8 +690,8 @@ function show(tab, ...given) {
   remember();
   if (!(tab in drawn)) {
     drawn[tab] = () => {};
-    guarded(BUILD[tab])();
-  } else drawn[tab](...given);
+    guarded(BUILD[tab])(...given);
+  } else drawn[tab](false, ...given);
 }
 
 function buildTabs() {
@@ -699,7 +705,7 @@ function buildTabs() {
       $(`tab-${next}`).focus();
     });
   });
-  for (const input of document.querySelectorAll("input.k")) input.addEventListener("input", () => { setK(about.prefixes[input.value]); drawn[state.tab](); });
+  for (const input of document.querySelectorAll("input.k")) input.addEventListener("input", () => { setK(about.prefixes[input.value]); drawn[state.tab](true); });
 }
 
 guarded(async () => {
@@ -712,9 +718,8 @@ guarded(async () => {
   buildTabs();
   buildDrive();
   setK(about.prefixes[about.prefixes.length - 1]);
-  chosen.source = chosen.first = about.keys[0].medoid;
-  drawn.drive = () => {};
+  chosen.source = chosen.first = about.first;
   const repeated = await repeat(location.hash).catch((error) => { toast(error.message); return false; });
-  if (!repeated) await become(`d${about.keys[0].medoid}`, []);
+  if (!repeated) await become(`d${about.first}`, []);
   document.body.dataset.ready = "yes";
 })();
