@@ -198,22 +198,20 @@ class Stage:
     def map(self, method: str = "pca") -> Float[np.ndarray, "n 2"]:
         """The latent actions in two dimensions, each scaled to [-1, 1]. ``method``: pca, or umap where it is installed."""
         flat = self.flat()
+        if method not in ("pca", "umap"):
+            raise LaminaError(f"a map by '{method:.20}': choose pca or umap")
         if method == "pca":
-            spread = flat - flat.mean(0)
-            places = (
-                PCA(2, random_state=self.seed).fit_transform(spread)
-                if min(flat.shape) > 1
-                else np.pad(spread, ((0, 0), (0, 1)))
-            )
-        elif method == "umap":
+            places = np.zeros((len(flat), 2))
+            axes = min(2, *flat.shape)
+            places[:, :axes] = PCA(axes, random_state=self.seed).fit_transform(flat)
+        else:
             try:
                 from umap import UMAP
             except ImportError as error:
                 raise LaminaError("a UMAP needs its library: pip install umap-learn") from error
-            neighbours = min(15, len(flat) - 1)
-            places = UMAP(n_neighbors=neighbours, random_state=self.seed, n_jobs=1).fit_transform(flat)
-        else:
-            raise LaminaError(f"a map by '{method:.20}': choose pca or umap")
+            if len(flat) < 8:
+                raise LaminaError(f"a UMAP needs more than {len(flat)} transitions")
+            places = UMAP(n_neighbors=min(15, len(flat) - 1), random_state=self.seed, n_jobs=1).fit_transform(flat)
         low, high = places.min(0), places.max(0)
         return (2 * (places - low) / np.maximum(high - low, 1e-9) - 1).astype(np.float32)
 
@@ -265,7 +263,7 @@ def _transitions(
             try:
                 clip = sample_split(replace(pairs, frames=frames), split, count, seed)
             except LaminaError as error:
-                refused = refused or error
+                refused = error
                 continue
             if split == "train":
                 warn(f"{source.name}: has no held-out transitions; those of the training split are shown")
