@@ -56,6 +56,7 @@ bench: $(BIN)/dev-is-here
 	$(BIN)/python bench/pipeline.py
 	$(BIN)/python bench/memory.py
 	$(BIN)/python bench/policy.py
+	$(BIN)/python bench/play.py
 	$(BIN)/python bench/label_files.py
 
 clean:

@@ -28,7 +28,8 @@ ALLOWED = {
     "envs": "base data",
     "policies": "base data losses models inference training envs",
     "evaluation": "base data losses models methods inference training",
-    "top": "base data losses models methods inference training envs policies evaluation",
+    "play": "base data losses models inference training evaluation",
+    "top": "base data losses models methods inference training envs policies evaluation play",
 }
 
 

@@ -32,6 +32,7 @@ lamina: latent actions from video without action labels
   lamina label RUN DATA --out DATASET          write latents as dataset columns
   lamina evaluate RUN --data DATASET           probes, verdict, RUN/report.html
   lamina doctor RUN --data PATH                what is wrong with a model, and what to try
+  lamina play RUN --data DATASET               a local page to try latents on
   lamina policy RUN --data PATH                train a policy on latent actions
   lamina rollout RUN --world WORLD             run a policy, report returns
   lamina reproduce CLAIM --scale cpu           test a claim (--list shows all)
@@ -294,6 +295,28 @@ def doctor(argv: Sequence[str], parse_only: bool = False) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Play:
+    """Open a local page on which latent actions are driven, transferred, added up, mapped and checked; it needs lamina[play].
+
+    Example: lamina play runs/mine --data data/doom
+    """
+
+    run: Positional[Path]
+    """folder of the run"""
+    data: str | None = None
+    """video folder or LeRobot dataset; default: what the run was trained on"""
+    camera: str | None = None
+    """camera of a LeRobot dataset; default: the first; "all": every camera gives separate transitions"""
+    port: int = 8484
+    """port of 127.0.0.1; 0: any free one"""
+    transitions: int = 384
+    """held-out transitions to choose from"""
+    seed: int = 0
+    """seed of the clusters behind the keys and of a flow decoder's noise; a saved session needs the same one"""
+    device: DeviceName = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Policy:
     """Train a policy on the latent actions of a run -> RUN/policy.
 
@@ -327,6 +350,16 @@ def policy(argv: Sequence[str], parse_only: bool = False) -> None:
     if act is None:
         raise LaminaError(f"--plan: there is none for policies of kind {args.kind}")
     print(act(args.run, args.data, args.policy, args.train, args.camera))
+
+
+def play(argv: Sequence[str], parse_only: bool = False) -> None:
+    """``lamina play RUN``."""
+    args = parse_options(Play, argv, prog="lamina play")
+    if parse_only:
+        return
+    from lamina.play.server import play as serve
+
+    serve(args.run, args.data, **{name: value for name, value in vars(args).items() if name not in ("run", "data")})
 
 
 def option_value(argv: Sequence[str], option: str) -> str | None:
@@ -416,6 +449,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "label": plain_command(Label, "label"),
     "evaluate": evaluate,
     "doctor": doctor,
+    "play": play,
     "policy": policy,
     "rollout": plain_command(Rollout, "rollout"),
 }

@@ -42,6 +42,8 @@ LIMITS: dict[str, tuple[float, float]] = {
     # simulators
     "episodes": (1, 10**8), "hold": (1, 10**6), "noise": (0, 1), "k": (0, 1024), "parallel": (1, 4096), "temperature": (0, 100),
     "max_steps": (1, 10**9),
+    # play
+    "port": (0, 65_535),
     # the linear Ex-BMDP
     "p_switch": (0, 1), "alpha": (0, 1e6), "states": (2, 10**4), "state": (0, 10**4), "observation": (1, 10**5), "latent": (1, 10**4),
     "weight": (1e-12, 1e6), "draws": (1, 10**4),
