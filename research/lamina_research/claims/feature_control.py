@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -92,7 +92,7 @@ SETUPS: dict[str, dict[str, ControlSetup]] = {
 class ControlStudy(Study[ControlSetup]):
     """Data, LAMs and probes of one domain."""
 
-    setups: Mapping[str, Any] = {}
+    setups: ClassVar[Mapping[str, Any]] = {}  # one for each domain, in SETUPS
 
     @cached_property
     def tasks(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
