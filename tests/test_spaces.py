@@ -220,6 +220,7 @@ def test_a_lam_sees_and_predicts_standardised_features(dino: str, data: Path, fo
     assert isinstance(space, PretrainedFeatures) and space.observation((3, SIZE, SIZE)) == (16, 8, 8)
     with safe_open(run.path / "model" / "model.safetensors", "pt") as file:
         names = {name for name in file.keys() if name.startswith("space.")}  # noqa: SIM118
+    assert f"pretrained encoder {dino}" in (run.path / "model" / "README.md").read_text().replace("&#95;", "_")
     assert names == {"space.fingerprint", "space.mean", "space.deviation", "space.fitted"}
     # Statistics: of the frames of 128 evenly spaced training samples.
     config = DataConfig((str(data),), (SIZE, SIZE), gap=(0.1, 0.1), action=None, workers=0)
@@ -378,6 +379,25 @@ def test_two_processes_share_a_cache(tmp_path: Path) -> None:
     torch.testing.assert_close(found, Counting()(shown[16:]).half())
     ours.features(shown, first)
     assert first.seen == 32
+
+
+def test_two_processes_at_once_do_not_disturb_one_another(tmp_path: Path) -> None:
+    shown = pictures(64, 8)
+    orders = [torch.arange(64), torch.arange(63, -1, -1)]
+    children = []
+    for order in orders:
+        child = os.fork()
+        if child == 0:
+            try:
+                found = FeatureCache(tmp_path / "a", (3, 2, 2)).features(shown[order], Counting(), chunk=2)
+                os._exit(0 if torch.equal(found, Counting()(shown[order]).half()) else 1)
+            except BaseException:
+                os._exit(2)
+        children.append(child)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
+    encode = Counting()
+    found = FeatureCache(tmp_path / "a", (3, 2, 2)).features(shown, encode)
+    assert encode.seen == 0 and torch.equal(found, Counting()(shown).half())
 
 
 def test_a_damaged_record_is_computed_again(tmp_path: Path) -> None:

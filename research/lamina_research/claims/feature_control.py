@@ -92,7 +92,7 @@ SETUPS: dict[str, dict[str, ControlSetup]] = {
 class ControlStudy(Study[ControlSetup]):
     """Data, LAMs and probes of one domain."""
 
-    setups: ClassVar[Mapping[str, Any]] = {}
+    setups: ClassVar[Mapping[str, Any]] = {}  # one for each domain, in SETUPS
 
     @cached_property
     def tasks(self) -> tuple[tuple[str, ...], tuple[str, ...]]:

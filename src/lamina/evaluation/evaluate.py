@@ -336,7 +336,7 @@ def pretrained_reference(subject: Subject, config: EvaluateConfig) -> Pretrained
         if config.pretrained:
             raise LaminaError(f"--pretrained {name}: is no pretrained encoder; try efficientnet-lite0")
         return None
-    return PretrainedFeatures(name)
+    return PretrainedFeatures(name).to(pick_device(config.device))
 
 
 def left_out(subject: Subject) -> list[str]:

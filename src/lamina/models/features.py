@@ -197,13 +197,14 @@ class PretrainedFeatures(FeatureSpace):
 
     @torch.no_grad()
     def plain(self, pictures: UInt8[Tensor, "n c h w"]) -> Float[Tensor, "n d y x"]:
-        """The encoder's features as they are."""
+        """The encoder's features as they are, on this module's device."""
         # Opened once in a process and no part of this module: it is neither trained, averaged, sharded nor saved with it.
         encoder = open_encoder(self.name)
 
         def encode(pictures: Tensor) -> Tensor:
             return encoder(pictures).clamp(-LARGEST, LARGEST).half()
 
+        pictures = pictures.to(self.mean.device)
         kept = cache_for(encoder.fingerprint, (encoder.channels, *encoder.grid))
         return (encode(pictures) if kept is None else kept.features(pictures, encode)).float()
 
@@ -255,7 +256,7 @@ def fit_space(space: FeatureSpace, pictures: UInt8[Tensor, "n c h w"]) -> None:
     """Take the statistics of a pretrained space, where it has none yet, from training frames, evenly spaced ones of ``pictures``."""
     if isinstance(space, PretrainedFeatures) and not bool(space.fitted):
         count = min(len(pictures), FITTED_FRAMES)
-        space.fit(pictures[torch.linspace(0, len(pictures) - 1, count).long()].to(space.mean.device))
+        space.fit(pictures[torch.linspace(0, len(pictures) - 1, count).long()])
 
 
 def scratch_space(name: SpaceName, channels: int) -> FeatureSpace:

@@ -19,6 +19,7 @@ from lamina.errors import LaminaError
 from lamina.files import read_json, write_text
 from lamina.images import resize, to_float, to_uint8
 from lamina.models.config import LAMConfig
+from lamina.models.features import is_pretrained
 from lamina.models.lam import LAM
 from lamina.records import Count, NonNegative, Seconds, validated
 from lamina.rng import Rng
@@ -195,6 +196,12 @@ class LatentActionModel(nn.Module, PyTorchModelHubMixin):
         text += "; `latent_action.index` holds the codes" if quantised else ""
         return text + "; rows with `latent_action.valid` false have no frame a gap later"
 
+    def _space(self) -> str:
+        """What it needs beside its own weights, for the model card."""
+        if not is_pretrained(self.config.space):
+            return ""
+        return f"- sees and predicts features of the pretrained encoder {as_words(self.config.space)}, which is not part of this model\n"
+
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         p = self.provenance
         rows = [f"| {as_words(name)} | {value:.4g} |" for name, value in p.metrics.items()]
@@ -209,7 +216,7 @@ Encodes a pair of frames as {self.config.slots} slots of {self.lam.dim} channels
 - data: {", ".join(map(as_words, p.data)) or "unknown"}
 - gap between the two frames: {p.gap_seconds[0]:g} to {p.gap_seconds[1]:g} seconds
 - image: {self.config.image[1]}x{self.config.image[2]}, {self.config.image[0]} channels
-- training steps: {p.steps}
+{self._space()}- training steps: {p.steps}
 - code version: lamina {as_words(p.code_version)}
 - columns of a dataset that `lamina label` writes: {self._columns()}
 

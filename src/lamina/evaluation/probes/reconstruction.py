@@ -75,7 +75,7 @@ def distance_by(space: PretrainedFeatures) -> Perceptual:
     def score(predicted: Images, target: Images) -> Tensor:
         with kept_features(False):  # no prediction comes twice
             drawn = features(predicted)
-        return feature_distance(drawn, features(target))
+        return feature_distance(drawn, features(target)).cpu()
 
     return score
 
