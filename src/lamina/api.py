@@ -17,6 +17,7 @@ from torch import Tensor
 from lamina import images, methods
 from lamina.data.dataset import Dataset
 from lamina.data.sampling import DataConfig
+from lamina.data.shots import Shots
 from lamina.device import DeviceName, Precision, pick_device
 from lamina.errors import LaminaError
 from lamina.evaluation import evaluate as evaluation
@@ -42,7 +43,7 @@ from lamina.training.settings import TrainConfig
 Data = str | Path | Dataset | Sequence[str | Path | Dataset]
 
 #: Fields of DataConfig that a caller of :func:`train` may set; the others follow from the method.
-DATA_OPTIONS = ("camera", "paired", "tasks", "shuffle", "workers", "max_bad")
+DATA_OPTIONS = ("camera", "paired", "tasks", "shots", "shuffle", "workers", "max_bad")
 
 
 @dataclass(frozen=True)
@@ -92,8 +93,8 @@ def train(
 
     ``method``: the name of a method, the path of a file that defines one, or an object that is one. ``image``: height and width that
     frames are resized to. ``gap``: shortest and longest time between the frames of a pair, seconds. ``init``: a run whose weights to
-    start from. ``options``: fields of the method's Config and of TrainConfig, and camera, paired, tasks, shuffle, workers, max_bad of
-    DataConfig; as options of ``lamina train`` they are described by ``lamina train METHOD --help``.
+    start from. ``options``: fields of the method's Config and of TrainConfig, and camera, paired, tasks, shots, shuffle, workers,
+    max_bad of DataConfig; as options of ``lamina train`` they are described by ``lamina train METHOD --help``.
 
     Raises LaminaError for an option that does not exist, for data or settings that cannot be used, and where ``out`` holds another run.
     """
@@ -184,17 +185,20 @@ def label(
     out: str | os.PathLike[str] | None = None,
     camera: str | None = None,
     continuous: bool | None = None,
+    shots: Shots = "auto",
     device: DeviceName = "auto",
     precision: Precision = "fp32",
 ) -> LatentTable:
     """The latent action of every frame of ``data``, one row a frame.
 
     ``out``: also written there, as new columns of a LeRobot dataset (see ``lamina label --help``); video is linked, never re-encoded.
-    ``continuous``: with the latent before the quantiser; default: where that is the model's latent action.
+    ``continuous``: with the latent before the quantiser; default: where that is the model's latent action. ``shots``: how cuts are found,
+    which no pair crosses (default: in plain video).
     Raises LaminaError for a damaged model or video, an ``out`` that exists, a disk that refuses.
     """
     model = run if isinstance(run, LatentActionModel) else Path(run)
-    return label_frames(model, _source(data), None if out is None else Path(out), device, precision, camera, continuous)
+    folder = None if out is None else Path(out)
+    return label_frames(model, _source(data), folder, device, precision, camera, continuous, shots)
 
 
 def evaluate(

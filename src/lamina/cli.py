@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction
@@ -106,6 +106,8 @@ class Train:
     """camera with the paired view (same states, other exogenous state), for --cross-exogenous; default: a camera named "paired", if any"""
     tasks: tuple[str, ...] = ()
     """use only episodes of these tasks of a LeRobot dataset; default: all"""
+    shots: Literal["auto", "classical", "transnetv2", "none"] = "auto"
+    """how cuts are found, which no pair crosses; auto: classical in plain video, none in LeRobot datasets"""
     shuffle: int = 2048
     """size of the shuffle buffer, samples"""
     workers: int = 1
@@ -139,7 +141,7 @@ def train(argv: Sequence[str], parse_only: bool = False) -> None:
     from lamina.training.distributed import Processes
     from lamina.training.pretraining import pretrain
 
-    names = ("camera", "paired", "tasks", "shuffle", "workers", "max_bad")
+    names = ("camera", "paired", "tasks", "shots", "shuffle", "workers", "max_bad")
     data = data_config(args.method, args.data, args.gap, **{name: getattr(args, name) for name in names})
     plan, data = prepared(argv[0], method, args.method, data, args.train)
     if Processes.here().rank == 0:
@@ -196,10 +198,20 @@ class Label:
     """camera of a LeRobot dataset; default: the first"""
     continuous: bool | None = None
     """also write the latent before quantisation, as latent_action.continuous; default: only if it is the model's latent action"""
+    shots: Literal["auto", "classical", "transnetv2", "none"] = "auto"
+    """how cuts are found, which no pair crosses; auto: classical in plain video, none in LeRobot datasets"""
     shard: str | None = None
     """I/N: label only the I-th of N shards, for a job of its own on any machine; leaves a part in OUT.shards"""
     merge: bool = False
     """make the dataset of the parts that N such jobs have left"""
+    engine: Literal["local", "ray"] = "local"
+    """ray: episodes are labelled by the workers of a Ray cluster; the dataset is the same"""
+    address: str | None = None
+    """with --engine ray, HOST:PORT of a running cluster; default: a local one is started"""
+    workers: int = 2
+    """with --engine ray, number of workers, each with one model"""
+    gpus: float = 0.0
+    """with --engine ray, share of a GPU for each worker"""
     device: DeviceName = "auto"
     precision: Precision = "fp32"
 
@@ -209,7 +221,16 @@ class Label:
 
         if self.shard is not None and self.merge:
             raise LaminaError("--shard and --merge: first label every shard, then merge; give one of them")
-        options: dict[str, Any] = {"precision": self.precision, "camera": self.camera, "continuous": self.continuous}
+        if self.engine == "ray" and (self.shard is not None or self.merge):
+            raise LaminaError("--engine ray divides the work itself: leave out --shard and --merge")
+        if self.engine == "local" and self.address is not None:
+            raise LaminaError("--address is that of a Ray cluster: add --engine ray")
+        options: dict[str, Any] = {
+            "precision": self.precision,
+            "camera": self.camera,
+            "continuous": self.continuous,
+            "shots": self.shots,
+        }
         if self.shard is not None:
             shard = Shard.parse(self.shard)
             print(stage.label_shard(self.model, self.data, self.out, shard, device=self.device, **options))
@@ -217,7 +238,8 @@ class Label:
         if self.merge:
             table = stage.merge(self.model, self.data, self.out, **options)
         else:
-            table = stage.label(self.model, self.data, self.out, device=self.device, **options)
+            cluster = stage.Cluster(self.address, max(1, self.workers), self.gpus) if self.engine == "ray" else None
+            table = stage.label(self.model, self.data, self.out, device=self.device, cluster=cluster, **options)
         print(f"the latent action is in the column {table.column}")
         print(table.path)
 

@@ -19,7 +19,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "checkpoint_every": (1, 10**9), "validate_every": (1, 10**9), "log_every": (1, 10**9), "keep": (1, 10**6),
     # data
     "gap": (1e-6, 86_400), "span": (1e-6, 86_400), "frames": (1, 10**9), "size": (1, 8192), "shuffle": (1, 10**6), "workers": (0, 1024),
-    "max_bad": (0, 10**9),
+    "max_bad": (0, 10**9), "gpus": (0, 1024),
     # models
     "image": (1, 1024), "slots": (1, 1024), "code_dim": (1, 65536), "codebook_size": (2, 2**20), "levels": (2, 1024), "width": (1, 65536),
     "heads": (1, 1024), "kv_heads": (1, 1024), "layers": (1, 256), "channels": (1, 8192), "patch": (1, 8192), "hidden": (1, 2**20),
@@ -53,7 +53,7 @@ LIMITS: dict[str, tuple[float, float]] = {
 TRAINING_OPTIONS = {
     "steps", "batch", "lr", "warmup", "weight_decay", "optimizer", "clip", "accumulate", "ema", "seed", "device", "precision", "compile",
     "parallel", "shards", "checkpoint_every", "keep", "validate_every", "log_every", "resume", "tensorboard", "wandb",
-    "data", "out", "gap", "camera", "paired", "tasks", "shuffle", "workers", "max_bad", "init",
+    "data", "out", "gap", "camera", "paired", "tasks", "shots", "shuffle", "workers", "max_bad", "init",
 }  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from lamina.data.dataset import Data, Dataset, check_name, name_of
 from lamina.data.episodes import SPLITS
 from lamina.data.lerobot.reader import open_lerobot
 from lamina.data.paths import is_dataset
+from lamina.data.shots import Detector, Shots, detector
 from lamina.data.video import open_folder
 from lamina.errors import LaminaError, warn
 from lamina.options import check_options
@@ -57,6 +58,8 @@ class DataConfig:
     """Tasks whose episodes are drawn from, in the words of the dataset; empty: all."""
     targets: tuple[str, ...] = ()
     """Features that a head can be trained to predict."""
+    shots: Shots = "auto"
+    """How cuts are found, which no sample crosses: classical, transnetv2 or none; auto: classical in plain video, none elsewhere."""
     shuffle: int = 2048
     """Samples of the shuffle buffer."""
     workers: int = 1
@@ -248,6 +251,7 @@ class SampleIndex:
             for name in (config.proprio, *config.targets):
                 check_name(source, "feature", name, source.columns)
         self._check_tasks()
+        self.detectors: list[Detector | None] = [detector(config.shots, source) for source in self.sources]
         self.segments: list[Int[np.ndarray, "n 7"]] = [self._segments(n) for n in range(len(self.sources))]
         self.counts: list[int] = [int((s[:, 6] - s[:, 5]).sum()) for s in self.segments]
         weights = [w for _, w in opened]

@@ -21,13 +21,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch.utils import data as torch_data
 from torch.utils.data import DataLoader
 
 from lamina.data.dataset import Dataset
 from lamina.data.episodes import DecodeError, Episode, check_classes, task_vector
 from lamina.data.sampling import DataConfig, SampleIndex, Segment, draw_samples
+from lamina.data.shots import Detector
 from lamina.errors import LaminaError, warn
 from lamina.records import Malformed, NonNegative, validated
 from lamina.types import Clip
@@ -45,6 +46,7 @@ class DecodedSegment(NamedTuple):
     episode: int
     task: Float[np.ndarray, "e"]
     samples: Int[np.ndarray, "m t"]  # rows of the above
+    cuts: int = 0  # before the frames that begin its samples; samples that cross a cut are left out
 
 
 def decode_segment(
@@ -60,8 +62,12 @@ def decode_segment(
     starts = np.arange(segment.start, segment.stop) - segment.first
     starts = starts if picks is None else starts[picks]
     samples = segment.first + draw_samples(times, episode.fps, starts, config.frames, config.gap, rng, config.span)
-    numbers, rows = np.unique(samples, return_inverse=True)
     camera = plan.cameras[segment.source][segment.camera]
+    find, read, cuts = plan.detectors[segment.source], None, 0
+    if find is not None and len(samples):
+        read = _with_neighbours(find, source, episode, camera, segment, samples, config.size)
+        cuts, samples = read.cuts(segment), read.within_shots(samples)
+    numbers, rows = np.unique(samples, return_inverse=True)
     columns = {"time": episode.times[numbers].astype(np.float32), "index": numbers.astype(np.int64)}
     if plan.action is not None:
         assert config.action is not None
@@ -74,13 +80,54 @@ def decode_segment(
         columns["proprio"] = source.column(episode, config.proprio)[numbers]
     columns |= {f"target {name}": source.column(episode, name)[numbers] for name in config.targets}
     return DecodedSegment(
-        _read(source, episode, camera, numbers, config.size),
+        _read(source, episode, camera, numbers, config.size) if read is None else read.of(numbers),
         None if config.paired is None else _read(source, episode, config.paired, numbers, config.size),
         columns,
         plan.offsets[segment.source] + segment.episode,
         task_vector(episode.task),
         rows.reshape(samples.shape),
+        cuts,
     )
+
+
+class _Shots(NamedTuple):
+    """Frames that were read to find cuts in them, and the cuts."""
+
+    numbers: Int[np.ndarray, "n"]  # of the frames, ascending
+    frames: UInt8[np.ndarray, "n h w 3"]
+    starts: Bool[np.ndarray, "n"]  # whether a shot begins at the frame
+
+    def cuts(self, segment: Segment) -> int:
+        """Cuts between frames of which the first begins a sample of the segment."""
+        return int(self.starts[(self.numbers > segment.start) & (self.numbers <= segment.stop)].sum())
+
+    def within_shots(self, samples: Int[np.ndarray, "m t"]) -> Int[np.ndarray, "k t"]:
+        """The samples between whose first and last frame there is no cut."""
+        first, last = (np.searchsorted(self.numbers, samples[:, k], side="right") for k in (0, -1))
+        before = np.concatenate([[0], np.cumsum(self.starts)])  # cuts before and at the frames
+        return samples[before[first] == before[last]]
+
+    def of(self, numbers: Int[np.ndarray, "k"]) -> UInt8[np.ndarray, "k c h w"]:
+        """The frames with these numbers."""
+        return np.ascontiguousarray(self.frames[np.searchsorted(self.numbers, numbers)].transpose(0, 3, 1, 2))
+
+
+def _with_neighbours(
+    find: Detector,
+    source: Dataset,
+    episode: Episode,
+    camera: str,
+    segment: Segment,
+    samples: Int[np.ndarray, "m t"],
+    size: tuple[int, int],
+) -> _Shots:
+    """Every frame from the first of each sample to its last, and those around it that decide where cuts are."""
+    low = np.maximum(samples[:, 0] - find.context, segment.start)  # frames before the segment may take long to get at
+    high = np.minimum(samples[:, -1] + 1 + find.context, segment.end)
+    numbers = np.unique(np.concatenate([np.arange(a, b) for a, b in zip(low.tolist(), high.tolist(), strict=True)]))
+    runs = np.split(numbers, np.flatnonzero(np.diff(numbers) > 1) + 1)
+    frames = [source.frames(episode, camera, int(run[0]), int(run[-1]) + 1, size) for run in runs]
+    return _Shots(numbers, np.concatenate(frames), np.concatenate([find(part) for part in frames]))
 
 
 def _read(
@@ -192,13 +239,14 @@ class _Arrived(NamedTuple):
 
     turn: StreamPosition
     first: int  # number of its first sample in the stream
+    cuts: int  # found before it
     decoded: DecodedSegment
 
 
 @dataclass(frozen=True)
 class ShardState:
     """Where a shard is in the stream, for checkpoints: its :class:`StreamPosition`, the number of samples that have arrived before that,
-    (key, number) of the last sample delivered, and the segments that could not be decoded."""
+    (key, number) of the last sample delivered, the segments that could not be decoded, and the number of cuts found before."""
 
     serial: NonNegative
     segments: tuple[NonNegative, ...]
@@ -206,6 +254,7 @@ class ShardState:
     arrived: NonNegative
     last: tuple[int, int]
     bad: tuple[tuple[NonNegative, NonNegative, NonNegative, NonNegative, NonNegative, NonNegative, NonNegative], ...]
+    cuts: NonNegative = 0
 
     def __post_init__(self) -> None:
         if sum(self.segments) != self.serial:
@@ -227,13 +276,14 @@ class _Shard:
         # The next segment to arrive is this one or a later one. Samples at or below the last one delivered are skipped.
         self.turn = StreamPosition(state.serial, state.segments, state.samples)
         self.arrived, self.last, self.bad = state.arrived, state.last, [Segment(*numbers) for numbers in state.bad]
+        self.cuts = state.cuts
         self.empty_segments = 0  # segments without a sample since the last one with any
         self.queue: list[tuple[int, int, _Arrived]] = []  # heap of samples that wait: (key, number, segment)
 
     def state(self) -> ShardState:
-        waiting = [(segment.first, segment.turn) for _, _, segment in self.queue]
-        arrived, turn = min(waiting, default=(self.arrived, self.turn))
-        return ShardState(*turn, arrived, self.last, tuple(self.bad))
+        waiting = [(segment.first, segment.turn, segment.cuts) for _, _, segment in self.queue]
+        arrived, turn, cuts = min(waiting, default=(self.arrived, self.turn, self.cuts))
+        return ShardState(*turn, arrived, self.last, tuple(self.bad), cuts)
 
     def draw(self) -> tuple[DecodedSegment, int]:
         """The next sample: (decoded segment, number of the sample in it)."""
@@ -261,12 +311,13 @@ class _Shard:
         if isinstance(decoded, LaminaError):
             self._skip(segment, decoded)
         elif len(delays):
-            arrived = _Arrived(turn, self.arrived, decoded)
+            arrived = _Arrived(turn, self.arrived, self.cuts, decoded)
             self.arrived += len(delays)
             self.empty_segments = 0
             for number, delay in enumerate(delays.tolist(), arrived.first):
                 if (number + delay, number) > self.last:  # the others were delivered before a resume
                     heapq.heappush(self.queue, (number + delay, number, arrived))
+        self.cuts += 0 if isinstance(decoded, LaminaError) else decoded.cuts
         if self.empty_segments > sum(len(s) for s in self.plan.segments):
             raise LaminaError(
                 f"{self.plan.config.names[0]}: no sample can be drawn, its frames are too far apart in time"
@@ -328,11 +379,12 @@ class ClipStream:
         self.plan = SampleIndex(config, split)
         self._shards = {r: _Shard(self.plan, seed, r, shards) for r in (range(shards) if shard is None else (shard,))}
         self._each = batch // shards
-        settings = {k: v for k, v in config.to_dict().items() if k not in ("data", "workers", "max_bad")}
+        settings = {k: v for k, v in config.to_dict().items() if k not in ("data", "workers", "max_bad", "shots")}
         segments = [len(s) for s in self.plan.segments]
         made_of = [source.fingerprint() for source in self.plan.sources]
         what = [settings, batch, seed, split, shards, self.plan.counts, self.plan.shares, segments, made_of]
-        description = json.dumps(what)
+        found_by = [find and type(find).__name__ for find in self.plan.detectors]
+        description = json.dumps([*what, found_by] if any(found_by) else what)
         self._fingerprint = hashlib.sha256(description.encode()).hexdigest()[:16]
 
     def __iter__(self) -> Iterator[Clip]:
@@ -340,6 +392,11 @@ class ClipStream:
 
     def __next__(self) -> Clip:
         return assemble([s.draw() for s in self._shards.values() for _ in range(self._each)])
+
+    def figures(self) -> dict[str, float]:
+        """For the log: the cuts that were found so far, as often as their video was read; nothing where none are looked for."""
+        looked = any(find is not None for find in self.plan.detectors)
+        return {"cuts": float(sum(shard.cuts for shard in self._shards.values()))} if looked else {}
 
     def state_dict(self) -> dict[str, Any]:
         """The stream's position: a few integers for each shard, for JSON. States of several processes can be merged."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
+from lamina.data.shots import ShotReader
 from lamina.models.config import Side
 from lamina.models.hub import LatentActionModel
 from lamina.models.lam import LAM, FrameFeatures
@@ -45,11 +46,15 @@ def frame_pairs(times: Float[np.ndarray, "t"], gap: float) -> tuple[Int[np.ndarr
 
 @torch.inference_mode()
 def encode_episode(
-    model: LatentActionModel, chunks: Iterator[UInt8[np.ndarray, "n h w 3"]], partner: Int[np.ndarray, "t"]
+    model: LatentActionModel,
+    chunks: Iterable[UInt8[np.ndarray, "n h w 3"]],
+    partner: Int[np.ndarray, "t"],
+    shots: ShotReader | None = None,
 ) -> Latent:
     """Latents of every frame and its ``partner``, the number of the second frame of its pair; t of them, on the CPU.
 
-    ``chunks``: the episode's frames in order. Features of a frame are dropped after its last pair.
+    ``chunks``: the episode's frames in order. Features of a frame are dropped after its last pair. ``shots``: the reader that the chunks
+    come from, if cuts are looked for; a frame whose partner is behind a cut is paired with itself.
     """
     total, done, start = len(partner), 0, 0
     kept: FrameFeatures | None = None  # frames start, start + 1, ...
@@ -62,7 +67,9 @@ def encode_episode(
         while ready < total and partner[ready] < arrived and ready < arrived:
             ready += 1
         if ready > done:
-            second = torch.from_numpy(partner[done:ready] - start).to(model.device)
+            rows = np.arange(done, ready)
+            chosen = partner[rows] if shots is None else np.where(shots.same(rows, partner[rows]), partner[rows], rows)
+            second = torch.from_numpy(chosen - start).to(model.device)
             parts.append(model.lam.pair(kept[done - start : ready - start], kept[second]).to("cpu"))
             kept, start, done = kept[ready - start :], ready, ready
     return Latent.cat(parts)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,14 @@ from lamina.data.episodes import Episode
 from lamina.data.lerobot.labels import check_shown, write_labelled
 from lamina.data.lerobot.shards import Shard, merge_shards, write_shard
 from lamina.data.lerobot.staging import Columns, Engine, empty_labels
+from lamina.data.lerobot.writer import check_new
 from lamina.data.sampling import open_source, source_camera
+from lamina.data.shots import Shots
 from lamina.device import Precision, pick_device
+from lamina.errors import LaminaError
 from lamina.files import Scratch, checkpoint_hash, locked
-from lamina.inference.labeller import Labeller, action_columns
+from lamina.inference.labeller import SHOT, Labeller, action_columns
+from lamina.inference.ray_engine import Cluster, RayEngine
 from lamina.inference.table import EpisodeColumns, LatentTable
 from lamina.models.hub import LatentActionModel, model_folder
 
@@ -39,6 +44,8 @@ def label(
     precision: Precision = "fp32",
     camera: str | None = None,
     continuous: bool | None = None,
+    shots: Shots = "auto",
+    cluster: Cluster | None = None,
 ) -> LatentTable:
     """The latent action of every frame of ``data`` by a run's model, or by a model; with ``out`` also written there as a LeRobot dataset.
 
@@ -47,18 +54,28 @@ def label(
     - ``latent_action``: K d floats after the quantiser, slot by slot;
     - ``latent_action.continuous``: the same before the quantiser, if ``continuous`` (default: where the model's latent action is that);
     - ``latent_action.index``: K codes, where there is a codebook;
-    - ``latent_action.valid``: False where the episode ends before the gap.
+    - ``latent_action.valid``: False where the episode, or the shot, ends before the gap;
+    - ``latent_action.shot``: the number of the shot in its episode, from 0, where cuts are looked for (``shots``: in plain video).
 
-    Interrupted, it resumes when run again.
+    Interrupted, it resumes when run again. ``cluster``: label by Ray (``out`` is needed then); what is written is the same.
     Raises LaminaError for a damaged model or video, an ``out`` that exists, a disk that refuses.
     """
-    labeller = _labeller(run, data, device, precision, camera, continuous)
+    if cluster is not None and isinstance(data, str):
+        data = os.path.abspath(data)  # workers have another working directory
+    labeller = _labeller(run, data, device, precision, camera, continuous, shots)
     source = labeller.source
     if out is not None:
         plan = labeller.plan(_checkpoint(run))
-        with _shown(labeller.each, source.episodes) as engine, locked(out):
-            write_labelled(plan, out, engine)
+        check_new(out)
+        with ExitStack() as stack:
+            stack.enter_context(locked(out))
+            each: Engine = labeller.each
+            if cluster is not None:
+                each = stack.enter_context(RayEngine(labeller, cluster, pick_device(device)))
+            write_labelled(plan, out, stack.enter_context(_shown(each, source.episodes)))
         return _table(labeller, out)
+    if cluster is not None:
+        raise LaminaError("labels that Ray makes are written to a dataset: give out")
     features, missing = labeller.features(), check_shown(source, labeller.camera)
     parts = {n: empty_labels(source.episodes[n], features) for n in missing}
     shown = [episode for episode in source.episodes if episode.number not in missing]
@@ -77,12 +94,13 @@ def label_shard(
     precision: Precision = "fp32",
     camera: str | None = None,
     continuous: bool | None = None,
+    shots: Shots = "auto",
 ) -> Path:
     """Label one of several shards of ``data``, each by a job of its own, on any machine -> the folder of its part, beside ``out``.
 
     :func:`merge` makes the dataset that :func:`label` would write. Raises what that raises, and LaminaError for a part of another model.
     """
-    labeller = _labeller(run, data, device, precision, camera, continuous)
+    labeller = _labeller(run, data, device, precision, camera, continuous, shots)
     with _shown(labeller.each, shard.episodes(labeller.source)) as engine:
         return write_shard(labeller.plan(_checkpoint(run)), out, shard, engine)
 
@@ -94,12 +112,13 @@ def merge(
     precision: Precision = "fp32",
     camera: str | None = None,
     continuous: bool | None = None,
+    shots: Shots = "auto",
 ) -> LatentTable:
     """Make one dataset of the parts that :func:`label_shard` left; the options are those that they were made with.
 
     Raises LaminaError for parts that are missing, or of another model, data or options; nothing is written then.
     """
-    labeller = _labeller(run, data, "cpu", precision, camera, continuous)
+    labeller = _labeller(run, data, "cpu", precision, camera, continuous, shots)
     merge_shards(labeller.plan(_checkpoint(run)), out)
     return _table(labeller, out)
 
@@ -111,12 +130,13 @@ def _labeller(
     precision: Precision,
     camera: str | None,
     continuous: bool | None,
+    shots: Shots,
 ) -> Labeller:
     device = pick_device(device)
     model = run if isinstance(run, LatentActionModel) else LatentActionModel.from_pretrained(str(run))
     model = model.to(device).eval()
     source = open_source(data)
-    return Labeller(model, source, source_camera(source, camera), action_columns(model, continuous), precision)
+    return Labeller(model, source, source_camera(source, camera), action_columns(model, continuous), precision, shots)
 
 
 def _table(labeller: Labeller, out: Path | None, found: Mapping[str, np.ndarray] | None = None) -> LatentTable:
@@ -135,8 +155,12 @@ def _shown(engine: Engine, episodes: Sequence[Episode]) -> Iterator[Engine]:
     with tqdm(total=total, unit="frame", unit_scale=True, desc="label", dynamic_ncols=True) as bar:
 
         def counting(episodes: Sequence[Episode]) -> Iterator[tuple[Episode, Columns]]:
+            cuts = 0
             for episode, columns in engine(episodes):
                 bar.update(episode.length)
+                if SHOT in columns:
+                    cuts += int(columns[SHOT][-1, 0])
+                    bar.set_postfix(cuts=cuts, refresh=False)
                 yield episode, columns
 
         yield counting

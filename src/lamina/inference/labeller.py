@@ -12,6 +12,7 @@ from lamina.data.dataset import Dataset
 from lamina.data.episodes import Episode
 from lamina.data.lerobot.staging import VALID, Columns, Features, LabelPlan
 from lamina.data.read_ahead import ReadAhead
+from lamina.data.shots import ShotReader, Shots, detector
 from lamina.device import Precision, autocast
 from lamina.inference.encode import CHUNK, encode_episode, frame_pairs
 from lamina.models.config import Side
@@ -19,6 +20,7 @@ from lamina.models.hub import LatentActionModel
 from lamina.version import __version__
 
 INDEX = "latent_action.index"
+SHOT = "latent_action.shot"
 
 
 def action_columns(model: LatentActionModel, continuous: bool | None = None) -> dict[str, Side]:
@@ -37,9 +39,16 @@ class Labeller:
     """
 
     def __init__(
-        self, model: LatentActionModel, source: Dataset, camera: str, columns: dict[str, Side], precision: Precision
+        self,
+        model: LatentActionModel,
+        source: Dataset,
+        camera: str,
+        columns: dict[str, Side],
+        precision: Precision = "fp32",
+        shots: Shots = "auto",
     ) -> None:
         self.model, self.source, self.camera, self.columns, self.precision = model, source, camera, columns, precision
+        self.shots, self.detector = shots, detector(shots, source)
 
     @property
     def slots(self) -> range:
@@ -57,6 +66,8 @@ class Labeller:
         if self.model.lam.bottleneck.codebook_size:
             names = [f"slot_{k}" for k in slots]
             features[INDEX] = {"dtype": "int64", "shape": [len(slots)], "names": names}
+        if self.detector is not None:
+            features[SHOT] = {"dtype": "int64", "shape": [1], "names": None}
         return features
 
     def plan(self, checkpoint: str | None) -> LabelPlan:
@@ -75,6 +86,8 @@ class Labeller:
             "camera": self.camera,
             "precision": self.precision,
         }
+        if self.detector is not None:
+            provenance["shots"] = type(self.detector).__name__.lower()
         return LabelPlan(self.source, self.features(), provenance, self.camera)
 
     def each(self, episodes: Sequence[Episode]) -> Iterator[tuple[Episode, Columns]]:
@@ -89,10 +102,15 @@ class Labeller:
     def label(self, episode: Episode, chunks: Iterator[UInt8[np.ndarray, "n h w 3"]]) -> Columns:
         """The labels of one episode, t rows each, from its frames in order. Raises LaminaError for video that cannot be decoded."""
         partner, valid = frame_pairs(episode.times, self.model.provenance.label_gap)
+        shots = None if self.detector is None else ShotReader(self.detector, chunks)
         with autocast(self.model.device, self.precision):
-            latent = encode_episode(self.model, chunks, partner)
+            latent = encode_episode(self.model, chunks if shots is None else shots, partner, shots)
         lam = self.model.lam
         labels = {name: lam.action(latent, side).flatten(1).numpy() for name, side in self.columns.items()}
         labels[VALID] = valid[:, None]
-        index = lam.action_index(latent)
-        return labels | ({INDEX: index.numpy()} if index is not None else {})
+        if (index := lam.action_index(latent)) is not None:
+            labels[INDEX] = index.numpy()
+        if shots is not None:
+            labels[VALID] &= shots.same(np.arange(episode.length), partner)[:, None]
+            labels[SHOT] = shots.shot[:, None]
+        return labels

@@ -57,6 +57,13 @@ class Stream(Protocol):
     def close(self) -> None: ...
 
 
+@runtime_checkable
+class Counting(Protocol):
+    """A stream that counts something for the log."""
+
+    def figures(self) -> dict[str, float]: ...
+
+
 @dataclass(frozen=True)
 class TrainingState:
     """What a checkpoint keeps. ``average``: the averaged weights, if there are any; ``processes``: those that train together."""

@@ -26,7 +26,7 @@ from lamina.methods.base import Losses
 from lamina.models.layers import BLOCKS
 from lamina.rng import Rng
 from lamina.training.average import WeightAverage, as_saved, state_of
-from lamina.training.checkpoints import Checkpoints, Stream, TrainingState, full
+from lamina.training.checkpoints import Checkpoints, Counting, Stream, TrainingState, full
 from lamina.training.distributed import Processes, replicate, shard, unsynchronised
 from lamina.training.log import Log
 from lamina.training.muon import MOMENTS, Muon, matrices
@@ -181,6 +181,8 @@ def fit(
             seconds = time.perf_counter() - began
             row |= {"lr": learning_rate(config, step), "gradient_norm": float(full(norm))}
             row |= {"samples_per_second": config.batch / seconds, "data_wait": waited / seconds}
+            figures = stream.figures() if isinstance(stream, Counting) else {}
+            row |= {name: processes.size * processes.mean(torch.tensor(value)) for name, value in figures.items()}
             if validating and validate is not None:
                 with as_saved(saved, recalibrate) as current:
                     figures, warnings = validate(current)

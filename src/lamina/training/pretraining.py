@@ -55,6 +55,7 @@ def fixed_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     content of the data."""
     kept = {name: settings[name] for name in FIXED if name in settings}
     data = {name: value for name, value in kept["data"].items() if name not in ("data", "workers")}
+    data.setdefault("shots", "auto")  # the stream compares what that means
     shares = [parse_data(text)[1] for text in kept["data"]["data"]]
     return kept | {
         "data": data | {"shares": shares},
