@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
-from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction
+from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
 
 from lamina.device import DeviceName, Precision
 from lamina.errors import LaminaError, LaminaWarning
@@ -33,6 +33,7 @@ lamina: latent actions from video without action labels
   lamina evaluate RUN --data DATASET           probes, verdict, RUN/report.html
   lamina doctor RUN --data PATH                what is wrong with a model, and what to try
   lamina play RUN --data DATASET               a local page to try latents on
+  lamina compare --data DATASET --out DIR      all methods in one table
   lamina policy RUN --data PATH                train a policy on latent actions
   lamina rollout RUN --world WORLD             run a policy, report returns
   lamina reproduce CLAIM --scale cpu           test a claim (--list shows all)
@@ -339,6 +340,38 @@ class Play:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Compare:
+    """Train every method on one backbone, dataset and budget, evaluate each, and write one table: DIR/comparison.html.
+
+    Example: lamina compare --data data/doom --methods flexlam alam --budget 20m --out runs/compared
+    """
+
+    data: str
+    """LeRobot dataset with actions"""
+    out: Path
+    """folder of the comparison; called again with the same settings, it goes on where it stopped"""
+    subjects: Annotated[tuple[str, ...], arg(name="with")] = ()
+    """further rows: run folders, or module:function that returns a Subject"""
+
+
+def compare(argv: Sequence[str], parse_only: bool = False) -> None:
+    """``lamina compare``."""
+    from lamina.comparison.plan import CompareConfig
+    from lamina.evaluation.evaluate import EvaluateConfig
+
+    evaluate = dataclasses.replace(EvaluateConfig(), labels="5%")
+    args = parse_options(with_options(Compare, compare=CompareConfig(), evaluate=evaluate), argv, prog="lamina compare")
+    if parse_only:
+        return
+    from lamina.comparison.run import run_comparison
+
+    result = run_comparison(args.data, args.out, args.compare, args.evaluate, args.subjects)
+    for level, text in result.words:
+        print(f"{level:>4}  {printable(text)}")
+    print(args.out / "comparison.html")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Policy:
     """Train a policy on the latent actions of a run -> RUN/policy.
 
@@ -472,6 +505,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "evaluate": evaluate,
     "doctor": doctor,
     "play": play,
+    "compare": compare,
     "policy": policy,
     "rollout": plain_command(Rollout, "rollout"),
 }

@@ -1,4 +1,4 @@
-"""`lamina doctor`: what is wrong with a latent action model, in under two minutes. A finding has a number, its control and a thing to try.
+"""`lamina doctor`: what is wrong with a latent action model, in under two minutes; with a number, its control and one thing to try.
 
 It asks what is asked most: are codes dead, is the latent ignored, does the decoder copy the frame, or draw even what never follows; does
 the latent say the scene, the goal or the time step in the place of the change. No action labels are needed. `lamina evaluate` measures how

@@ -1,0 +1,245 @@
+"""The comparison: one table of trained methods and given models, its words, what is done once, and mistakes in one line."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import lamina
+from lamina.cli import main
+from lamina.comparison.plan import CompareConfig, Plan, check_data, parse_budget, run_folder, steps_of
+from lamina.comparison.table import CompareRow, apart, ranked, words
+from lamina.errors import LaminaError
+from lamina.evaluation.evaluate import EvaluateConfig
+from planted import write_planted
+
+torch.set_num_threads(1)
+OPTIONS = (
+    "--budget 12steps --size debug --image 16 16 --gap 0.1 0.1 --batch 8 --labels 40 --align-steps 12 --transitions 24 "
+    "--reconstructions 16 --linear 40 --structure 8 --scratch-steps 4 --translator-steps 12 --device cpu --parallel 2"
+)
+FLAGS = OPTIONS.split()
+DIVERGES = '''"""A method whose loss is not finite from the start."""
+
+from dataclasses import dataclass
+
+from lamina.methods import flexlam
+from lamina.methods.base import LossOutput
+from lamina.methods.flexlam import build, weights
+
+
+@dataclass(frozen=True)
+class Config(flexlam.Config):
+    pass
+
+
+def losses(config):
+    own = flexlam.losses(config)
+
+    def terms(lam, view, rng):
+        found = own(lam, view, rng)
+        return LossOutput({name: value * float("nan") for name, value in found.terms.items()}, found.latents)
+
+    return terms
+'''
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("home")
+    write_planted(home / "data", episodes=12, length=16)
+    (home / "diverges.py").write_text(DIVERGES)
+    return home
+
+
+@pytest.fixture(scope="module")
+def compared(home: Path) -> Path:
+    """FlexLAM with two seeds, and a method that diverges, by the command line."""
+    argv = ["compare", "--data", str(home / "data"), "--out", str(home / "out"), "--seeds", "2", *FLAGS]
+    assert main([*argv, "--methods", "flexlam", str(home / "diverges.py")]) == 0
+    return home / "out"
+
+
+def row(name: str, *loss: float, **more) -> CompareRow:
+    return CompareRow(name, more.pop("role", "model"), {"loss": loss, **more.pop("values", {})}, **more)
+
+
+def test_figures_are_those_of_evaluate(compared):
+    record = json.loads((compared / "comparison.json").read_text())
+    rows = {r["name"]: r for r in record["rows"]}
+    for seed in range(2):
+        own = json.loads((compared / "runs" / f"flexlam-{seed}" / "evaluation.json").read_text())
+        translator = [r for r in own["translator"] if r["role"] == "model"]
+        assert rows["flexlam"]["values"]["loss"][seed] == max(translator, key=lambda r: r["k"])["loss"]["mean"]
+        assert (
+            rows["flexlam"]["over_k"]["loss"]["1"][seed] == next(r for r in translator if r["k"] == 1)["loss"]["mean"]
+        )
+        pixels = next(r for r in own["translator"] if r["name"] == "plain pixels of the pair")
+        assert rows["plain pixels of the pair"]["values"]["loss"][seed] == pixels["loss"]["mean"]
+    both = rows["flexlam"]["values"]["loss"]
+    assert both[0] != both[1] and rows["flexlam"]["figures"]["loss"]["mean"] == pytest.approx(np.mean(both))
+    assert {"psnr", "ssim", "linear", "addition", "perplexity", "latency", "cost"} <= rows["flexlam"]["values"].keys()
+    for name in ("inverse dynamics model", "copy-frame", "random-weights encoder"):
+        assert math.isfinite(rows[name]["figures"]["loss"]["mean"])
+
+
+def test_a_method_that_diverges_has_a_row_and_the_others_go_on(compared):
+    record = json.loads((compared / "comparison.json").read_text())
+    failed = next(r for r in record["rows"] if r["name"] == "diverges")
+    assert failed["state"] == "diverged" and "the loss is nan" in failed["reason"] and not failed["values"]
+    assert next(r for r in record["rows"] if r["name"] == "flexlam")["state"] == "ok"
+    page = (compared / "comparison.html").read_text()
+    assert "diverges: diverged (seed 1" in page and "None" not in re.sub(r"<style>.*?</style>", "", page, flags=re.S)
+    assert page.count("data:image/png") == 1 and "https://" not in page.replace("https://www.w3.org", "")
+
+
+def test_called_again_nothing_is_trained_and_a_run_can_be_a_row(home, compared):
+    """Given as a row, a run has the figures that it has as a method: both are evaluated with the same labels."""
+    before = {p: p.stat().st_mtime_ns for p in compared.rglob("model.safetensors")}
+    argv = ["compare", "--data", str(home / "data"), "--out", str(compared), "--seeds", "2", *FLAGS]
+    run = compared / "runs" / "flexlam-0"
+    assert main([*argv, "--methods", "flexlam", str(home / "diverges.py"), "--with", str(run)]) == 0
+    assert {p: p.stat().st_mtime_ns for p in compared.rglob("model.safetensors")} == before
+    rows = {r["name"]: r["values"] for r in json.loads((compared / "comparison.json").read_text())["rows"]}
+    for metric in ("loss", "accuracy", "linear", "psnr", "addition"):
+        assert rows[str(run)][metric][0] == pytest.approx(rows["flexlam"][metric][0], rel=1e-6), metric
+
+
+def test_a_killed_comparison_ends_its_trainings_and_goes_on(home, tmp_path):
+    out = tmp_path / "killed"
+    argv = ["compare", "--data", str(home / "data"), "--out", str(out), "--seeds", "1", *FLAGS, "--methods", "flexlam"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lamina.cli", *argv], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while not (out / "runs" / "flexlam-0" / "config.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    lock = out / "runs" / "flexlam-0" / ".model.lock"
+    deadline = time.monotonic() + 30
+    while lock.exists() and _alive(lock) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not (lock.exists() and _alive(lock))
+    assert main(argv) == 0
+    straight = lamina.compare(
+        home / "data", out=tmp_path / "straight", methods=["flexlam"], seeds=1, budget="12steps", labels=40, size="debug",
+        image=(16, 16), gap=(0.1, 0.1), batch=8, align_steps=12, transitions=24, reconstructions=16, linear=40, structure=8,
+        scratch_steps=4, translator_steps=12, device="cpu",
+    )  # fmt: skip
+    resumed = next(r for r in json.loads((out / "comparison.json").read_text())["rows"] if r["name"] == "flexlam")
+    assert resumed["values"]["loss"] == list(straight["flexlam"].values["loss"])
+
+
+def _alive(lock: Path) -> bool:
+    try:
+        os.kill(int(lock.read_text()), 0)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+# ------------------------------------------------------------------------------------------------------------ words
+
+
+def test_a_difference_is_beyond_doubt_where_its_interval_over_seeds_excludes_zero():
+    # differences -1, -1.2, -0.8: mean -1, half width 2.484 * 0.2
+    assert apart("loss", row("a", 10, 20, 30), row("b", 11, 21.2, 30.8)) is True
+    assert apart("loss", row("b", 11, 21.2, 30.8), row("a", 10, 20, 30)) is False
+    assert apart("loss", row("a", 1, 5), row("b", 2, 4)) is False
+    assert apart("loss", row("a", 1), row("b", 2)) is None
+
+
+def test_the_words_say_who_is_best_who_is_not_beyond_doubt_and_who_collapsed():
+    good = row("good", 0.5, 0.52, 0.48)
+    near = row("near", 0.55, 0.45, 0.56)
+    bad = row("bad", 0.9, 0.91, 0.92)
+    void = row("void", 1.1, 1.1, 1.2, void="collapsed: every transition has the same latent")
+    gone = CompareRow("gone", "model", state="explosion", reason="seed 0: explosion")
+    idm = row("inverse dynamics model", 0.3, 0.31, 0.3, role="reference")
+    assert [r.name for r in ranked([gone, bad, good])] == ["good", "bad", "gone"]
+    found = words(ranked([good, near, bad, void, gone]), [idm])
+    text = {level: " ".join(t for found_level, t in found if found_level == level) for level in ("bad", "warn", "good")}
+    assert "gone: explosion" in text["bad"] and "void: collapsed" in text["warn"]
+    assert (
+        "good (translator loss 0.5) has the best mean, but not beyond doubt against near (0.52): these seeds"
+        in text["warn"]
+    )
+    assert "The reference 'inverse dynamics model' reads actions better than good" in text["bad"]
+    alone = words([good, bad], [])
+    assert (
+        "good",
+        "To read actions off latents with few labels: good (translator loss 0.5), better than every other method beyond doubt.",
+    ) in alone
+    assert any("one seed decides nothing" in t for _, t in words([row("a", 1.0), row("b", 2.0)], []))
+
+
+# ------------------------------------------------------------------------------------------------------------ mistakes
+
+
+def test_budgets():
+    assert (
+        parse_budget("5000steps") == (5000, None)
+        and parse_budget("20m") == (None, 1200)
+        and parse_budget("1.5h") == (None, 5400)
+    )
+    for text, said in (("5", "give steps"), ("9steps", "too small"), ("1.5steps", "too small"), ("ten", "give steps")):
+        with pytest.raises(LaminaError, match=said):
+            parse_budget(text)
+
+
+def test_cpu_time_becomes_steps_and_too_little_is_one_line(home):
+    config = CompareConfig(size="debug", image=(16, 16), gap=(0.1, 0.1), batch=8, budget="60s")
+    plan = Plan(str(home / "data"), config, EvaluateConfig(device="cpu"), {"flexlam": "flexlam"})
+    assert 100 < steps_of(plan, "flexlam") < 100_000
+    short = Plan(
+        str(home / "data"), CompareConfig(size="debug", image=(16, 16), budget="0.001s"), plan.evaluate, plan.given
+    )
+    with pytest.raises(LaminaError, match="too few to train; give at least") as caught:
+        steps_of(short, "flexlam")
+    assert "\n" not in str(caught.value)
+
+
+def test_mistakes_are_one_line_and_leave_nothing(home, compared, tmp_path, capsys):
+    from lamina.data.lerobot.writer import LeRobotWriter
+
+    picture = {"dtype": "video", "shape": [16, 16, 3], "names": ["height", "width", "channels"]}
+    frames = np.random.default_rng(0).integers(0, 255, (20, 16, 16, 3), dtype=np.uint8)
+    with LeRobotWriter(tmp_path / "silent", 10, {"observation.images.camera": picture}) as writer:
+        for _ in range(5):
+            writer.add_episode({}, {"observation.images.camera": frames})
+    write_planted(tmp_path / "one", episodes=1, length=40)
+    out, data = tmp_path / "new", str(home / "data")
+    run = str(run_folder(compared, "flexlam", 0))
+    base = ["compare", "--out", str(out), *FLAGS]
+    other_size = [f if f != "16" else "24" for f in FLAGS]
+    for argv, said in (
+        ([*base, "--data", str(tmp_path / "silent")], "has no actions ('action'), by which methods are compared"),
+        ([*base, "--data", str(tmp_path / "one")], "has 1 episode"),
+        ([*base, "--data", data, "--budget", "3steps"], "--budget 3steps: too small"),
+        ([*base, "--data", data, "--methods", "flexlm"], "did you mean flexlam?"),
+        (["compare", "--out", str(out), "--data", data, *other_size, "--methods", "flexlam", "--with", run],
+         "reads pictures of 16x16, this comparison is at 24x24; set --image 16 16"),
+        (["compare", "--out", str(compared), "--data", data, *FLAGS, "--lr", "0.5"], "was started with other settings (lr)"),
+        (["compare", "--out", str(home), "--data", data, *FLAGS], "not empty and not a comparison"),
+    ):  # fmt: skip
+        assert main(argv) == 2, argv
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert said in error, error
+        assert not out.exists()
+
+
+def test_data_needs_enough_labels(home):
+    with pytest.raises(LaminaError, match="--labels 4"):
+        check_data(str(home / "data"), CompareConfig(image=(16, 16), gap=(0.1, 0.1)), EvaluateConfig(labels="4"))
