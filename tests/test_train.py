@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -643,8 +644,33 @@ def test_two_processes_warn_once(two_processes):
     assert two_processes[1].count("warning: step 3: the decoder ignores the latent") == 4  # one for each run
 
 
-def test_a_job_of_another_size_does_not_resume(two_processes, dataset, tmp_path):
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("stated", [2, None])
+def test_a_run_of_two_processes_resumes_on_one(parallel, stated, two_processes, dataset, tmp_path):
     run = tmp_path / "run"
-    shutil.copytree(two_processes[0] / "ddp", run)
-    with pytest.raises(LaminaError, match=r"written by 2 processes, this job has 1"):
-        train(run, dataset, resume=True)
+    shutil.copytree(two_processes[0] / parallel, run)
+    shutil.rmtree(run / "checkpoints/step-00000006")
+    settings = json.loads((run / "config.json").read_text())
+    settings["train"]["shards"] = stated  # None: it follows from the checkpoint
+    (run / "config.json").write_text(json.dumps(settings))
+    train(run, dataset, resume=True, shards=stated)
+    before, now = (curve(folder)[4:] for folder in (two_processes[0] / parallel, run))
+    assert [row["step"] for row in now] == [5, 6]
+    for row, expected in zip(now, before, strict=True):
+        for name in ("loss", "reconstruction", "gradient_norm"):
+            assert row[name] == pytest.approx(expected[name], rel=1e-5)
+    weights = load_file(run / "model/model.safetensors")
+    for name, value in load_file(two_processes[0] / parallel / "model/model.safetensors").items():
+        torch.testing.assert_close(weights[name], value, rtol=1e-4, atol=5e-5)
+
+
+def test_two_processes_read_no_shard_of_the_data_twice(dataset):
+    """Of each epoch every sample is drawn once, by one of the processes that each have a shard."""
+    own = [ClipStream(data(dataset), 4, 0, shards=2, shard=rank) for rank in (0, 1)]
+    serials, drawn = [], []
+    for rank, stream in enumerate(own):
+        serials.append({turn.serial for turn, _ in itertools.islice(stream._shards[rank]._turns(), 20)})
+        clips = list(itertools.islice(stream, 8))
+        drawn.append([sample for c in clips for sample in zip(c.episode.tolist(), c.index[:, 0].tolist(), strict=True)])
+    assert len(serials[0]) == 20 and not serials[0] & serials[1]
+    assert all(len(set(rows)) == len(rows) for rows in drawn) and not set(drawn[0]) & set(drawn[1])

@@ -333,8 +333,12 @@ class _Shard:
         if len(self.bad) > self.plan.config.max_bad:
             raise LaminaError(f"{error} (more than {self.plan.config.max_bad} stretches of video cannot be decoded)")
 
+    def _turns(self) -> Iterator[tuple[StreamPosition, Segment]]:
+        """The segments of this shard, in their order."""
+        return (x for x in schedule(self.plan, self.seed, self.turn) if x[0].serial % self.shards == self.shard)
+
     def _start(self) -> Iterator[Any]:
-        turns = (x for x in schedule(self.plan, self.seed, self.turn) if x[0].serial % self.shards == self.shard)
+        turns = self._turns()
         workers = self.plan.config.workers
         loader = DataLoader(
             _Work(self.plan, self.seed),

@@ -111,6 +111,13 @@ class Checkpoints:
                 raise LaminaError(f"{path}: is of a step beyond this run's {steps}; move it away")
         return max(self.steps(), default=0)
 
+    def processes(self, step: int) -> int:
+        """How many processes wrote the checkpoint of ``step``; 1 where that cannot be read."""
+        try:
+            return max(1, len(json_of(self.path(step) / "streams.json", list)))
+        except (OSError, ValueError):
+            return 1  # :meth:`load` says what is wrong with it
+
     def save(self, step: int, state: TrainingState) -> None:
         """Write a checkpoint and remove the oldest. Raises LaminaError for weights that are not finite, and where the disk refuses."""
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -150,8 +157,8 @@ class Checkpoints:
     def load(self, step: int, state: TrainingState) -> None:
         """Put everything back where it was at ``step``.
 
-        Raises LaminaError, and has loaded nothing, for a checkpoint that is damaged, of another model, or of another number of processes;
-        and for a stream of other data.
+        The number of processes may be another one than that which wrote it. Raises LaminaError, and has loaded nothing, for a checkpoint
+        that is damaged or of another model, and for a stream of other data.
         """
         folder = self.path(step)
         names = {id(p): name for name, p in state.module.named_parameters()}
@@ -163,11 +170,8 @@ class Checkpoints:
                 read_tensors(folder / name, wanted)[0] for name, wanted in zip(TENSORS, expected, strict=True)
             )
             streams = json_of(folder / "streams.json", list)
-            if len(streams) != state.processes.size:
-                raise LaminaError(
-                    f"{folder}: written by {len(streams)} processes, this job has {state.processes.size}; resume with as many"
-                )
-            state.stream.load_state_dict(streams[state.processes.rank])
+            same = len(streams) == state.processes.size
+            state.stream.load_state_dict(streams[state.processes.rank] if same else _together(streams))
             kept: dict[str, Any] = {}
             for name, value in moments.items():
                 parameter, moment = name.rsplit(".", 1)
@@ -189,6 +193,24 @@ class Checkpoints:
             own = state.average[name]
             piece = distribute_tensor(value, own.device_mesh, own.placements) if isinstance(own, DTensor) else value
             own.copy_(piece)
+
+
+def _together(states: list[Any]) -> Any:
+    """The positions of the processes' streams as the position of one stream, which has the data shards of all of them.
+
+    Raises ValueError if they do not fit together.
+    """
+    if not states or not all(isinstance(state, dict) and state.keys() == states[0].keys() for state in states):
+        if any(state != states[0] for state in states) or not states:
+            raise ValueError("the streams of its processes do not fit together")
+        return states[0]
+    values = {name: [state[name] for state in states] for name in states[0]}
+    shards = (
+        {"shards": {r: state for each in values.pop("shards") for r, state in each.items()}}
+        if "shards" in values
+        else {}
+    )
+    return {name: _together(each) for name, each in values.items()} | shards
 
 
 def _sha256(path: Path) -> str:

@@ -30,11 +30,14 @@ class Processes:
     def here() -> Processes:
         return Processes(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
 
-    def shards(self, config: TrainConfig) -> tuple[int, int | None]:
-        """The number of data shards, and the one of this process (None: all of them)."""
-        n = config.shards or self.size
+    def shards(self, config: TrainConfig, begun: int | None = None) -> tuple[int, int | None]:
+        """The number of data shards, and the one of this process (None: all of them). ``begun``: processes that a resumed run had."""
+        n = config.shards or begun or self.size
         if self.size not in (1, n) or config.batch % (n * config.accumulate):
-            raise LaminaError(f"{n} shards, {self.size} processes and --batch {config.batch} do not divide evenly")
+            hint = f"; begin a run that {self.size} processes may resume with --shards {self.size}" if begun else ""
+            raise LaminaError(
+                f"{n} shards, {self.size} processes and --batch {config.batch} do not divide evenly{hint}"
+            )
         return n, self.rank if self.size > 1 else None
 
     def join(self, device: str) -> torch.device:

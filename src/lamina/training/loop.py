@@ -131,7 +131,9 @@ def fit(
     Raises LaminaError for a loss or weights that are not finite, a damaged checkpoint, a disk that cannot be written.
     """
     processes = Processes.here()
-    shards, own_shard = processes.shards(config)
+    checkpoints = Checkpoints(run, config.keep)
+    start = checkpoints.last(config.steps) if config.resume else 0
+    shards, own_shard = processes.shards(config, checkpoints.processes(start) if start else None)
     device = processes.join(config.device)
     step_module = _Step(module.train(), losses).to(device)
     average = WeightAverage(module, config.ema) if config.ema else None
@@ -142,8 +144,6 @@ def fit(
     following: list[Any] = [part for part in module.modules() if hasattr(part, "after_step")]
 
     stream = open_stream(shards, own_shard)
-    checkpoints = Checkpoints(run, config.keep)
-    start = checkpoints.last(config.steps) if config.resume else 0
 
     def state() -> TrainingState:
         averaged = state_of(average.module) if average else {}

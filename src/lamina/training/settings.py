@@ -42,7 +42,7 @@ class TrainConfig:
     parallel: Literal["ddp", "fsdp2"] = "ddp"
     """how torchrun's processes share the work"""
     shards: int | None = None
-    """independent data streams that one batch is made of; default: the number of processes"""
+    """independent data streams that one batch is made of; default: the number of processes. A run resumes on one process or on as many"""
     checkpoint_every: int = 500
     keep: int = 2
     """checkpoints kept"""

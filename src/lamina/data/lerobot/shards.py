@@ -103,18 +103,20 @@ def merge_shards(plan: LabelPlan, out: Path) -> Path:
     with locked(out):
         check_plan(plan, out)
         parts, record = _parts(out), plan.record()
+        made: dict[Path, Episode] = {}  # files of labels
         for shard, place in parts.items():
             _check_part(place, shard, record)
-        staging = staging_of(plan, out)
-        for shard, place in parts.items():
             part = Staging(place, place, plan.features)
             for episode in shard.episodes(plan.source):
                 if not part.has(episode):
                     raise LaminaError(
                         f"{place}: lacks episode {episode.number}; delete this folder and label --shard {shard} again"
                     )
-                with writing(out):
-                    link(part.path(episode), staging.path(episode))
+                made[part.path(episode)] = episode
+        staging = staging_of(plan, out)
+        with writing(out):
+            for path, episode in made.items():
+                link(path, staging.path(episode))
         finish(plan, out, staging)
         shutil.rmtree(shards_folder(out))
     return out
