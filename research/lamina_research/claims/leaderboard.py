@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import ModuleType
 
 from lamina import methods
 from lamina.comparison import run as comparison
@@ -74,11 +75,8 @@ class LeaderboardStudy(Study[BoardSetup]):
         config, recipe = replace(s.compare, seeds=max(seeds) + 1), s.sets[name]
         data = self.dataset(recipe)
         key = {"leaderboard": recipe, "compare": asdict(config), "evaluate": asdict(s.evaluate)}
-        code = (
-            comparison,
-            "lamina.comparison.worker",
-            *(f"lamina.methods.{m}" for m in config.methods or methods.names()),
-        )
+        own = [f"lamina.methods.{method}" for method in config.methods or methods.names()]
+        code: tuple[ModuleType | str, ...] = (comparison, "lamina.comparison.worker", *own)
 
         def build(path: Path) -> None:
             run_comparison(str(data), path / "compared", config, s.evaluate)

@@ -23,8 +23,8 @@ CLAIMS = (
         statement="All methods can be compared by every probe on one backbone, data set and budget.",
         paper="none",
         decides="`lamina compare` on the Doom suite and on MetaWorld gives every built-in method a row, with a figure of every probe that "
-        "its latent and decoder allow or the reason why it failed, beside every reference and control, with intervals over seeds. The order "
-        "of the methods is reported; it decides nothing.",
+        "its latent and decoder allow or the reason why it failed, beside every reference and control, with intervals over seeds. The "
+        "order of the methods is reported; it decides nothing.",
         run=leaderboard.leaderboard,
     ),
     Claim(

@@ -38,14 +38,14 @@ class _Shown(Row):
 
 
 def shown(row: CompareRow) -> _Shown:
-    """A row as the report's tables read it. An interval of one seed is the value itself."""
+    """A row as the report's tables read it. One seed has no interval."""
     values: dict[str, Value | None] = dict.fromkeys(METRICS)
     for metric in row.values:
         over = row.of(metric)
         if math.isfinite(over.mean):
-            low, high = (over.low, over.high) if math.isfinite(over.low) else (over.mean, over.mean)
-            values[metric] = Value(mean=over.mean, low=low, high=high)
-    return _Shown.model_validate({"name": row.name, "role": row.role, **values})
+            values[metric] = Value(mean=over.mean, low=over.low, high=over.high)
+    k = max((k for budgets in row.over_k.values() for k in budgets), default=None)
+    return _Shown.model_validate({"name": row.name, "role": row.role, "k": k, **values})
 
 
 def metric_of(key: str) -> tables.Metric:
@@ -83,7 +83,10 @@ def write_page(result: Comparison) -> Path:
         ),
     ]
     rows = [shown(row) for row in result.rows if row.values]
-    found = {title: tables.table(rows, [metric_of(k) for k in keys], title, "") for title, keys in TABLES.items()}
+    found = {}
+    for title, keys in TABLES.items():
+        there = [row for row in rows if any(getattr(row, key) for key in keys)]
+        found[title] = tables.table(there, [metric_of(key) for key in keys], title)
     drawn = Picture(
         file=str(result.facts["picture"] or ""),
         title="The same transitions, predicted by every method",

@@ -129,7 +129,8 @@ def _figure(value: Estimate, unit: str) -> str:
     def text(number: float) -> str:
         if not math.isfinite(number):
             return "not a number"
-        return f"{number:.0%}" if unit == "share" else f"{number:.2f}"
+        shown = f"{number:.0%}" if unit == "share" else f"{number:.2f}"
+        return shown.removeprefix("-") if not any(digit in shown for digit in "123456789") else shown
 
     ranged = math.isfinite(value.low) and math.isfinite(value.high) and value.low != value.high
     interval = f" ({text(value.low)} to {text(value.high)})" if ranged else ""
@@ -320,7 +321,7 @@ def judge_copy(use: LatentUse) -> Finding:
 def judge_unrelated(found: Unrelated) -> Finding:
     """Decoder that reconstructs even cuts and unrelated pairs."""
     warned, failed = (found.unrelated.low > bound for bound in UNRELATED)
-    text = "a frame that never follows is not reconstructed: the latent has no room for a whole picture."
+    text = "most of a frame that never follows cannot be drawn from its latent."
     if warned:
         text = (
             f"the decoder draws {found.unrelated.mean:.0%} of a frame of another episode from its latent: the code has room for the whole "
