@@ -263,6 +263,7 @@ class Play:
     """seed of the clusters behind the keys and of a flow decoder's noise; a saved session needs the same one"""
     device: DeviceName = "auto"
 
+
 @dataclass(frozen=True, kw_only=True)
 class Policy:
     """Train a policy on the latent actions of a run -> RUN/policy.
