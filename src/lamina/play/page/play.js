@@ -590,6 +590,7 @@ async function buildMap() {
   if (!about.umap) $("map-method").title = "UMAP needs its library: pip install umap-learn";
   async function load() {
     $("map-method").disabled = true;
+    if ($("map-method").value === "umap") toast("UMAP is being computed; the first time this can take a minute.", true);
     try {
       const found = await json(`map/${$("map-method").value}`);
       sky.places = found.places;
