@@ -31,6 +31,8 @@ lamina: latent actions from video without action labels
   lamina align RUN --data DATASET --labels 5%  map latents to real actions
   lamina label RUN DATA --out DATASET          write latents as dataset columns
   lamina evaluate RUN --data DATASET           probes, verdict, RUN/report.html
+  lamina transfer RUN --source CLIP --target CLIP
+                                               latents of a clip on another
   lamina policy RUN --data PATH                train a policy on latent actions
   lamina rollout RUN --world WORLD             run a policy, report returns
   lamina reproduce CLAIM --scale cpu           test a claim (--list shows all)
@@ -112,6 +114,14 @@ class Train:
     """number of video segments that may fail to decode before training stops with an error"""
     init: Path | None = None
     """run to initialise the weights from; parameters of other names or shapes keep their random values"""
+    plan: str | None = None
+    """print parameters, FLOPs, memory and days of this training on GPUs such as 8xH100, and train nothing; needs no --data and --out"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainPlan:
+    plan: str
+    """number and kind of GPUs, such as 8xH100"""
 
 
 def train(argv: Sequence[str], parse_only: bool = False) -> None:
@@ -129,9 +139,18 @@ def train(argv: Sequence[str], parse_only: bool = False) -> None:
         return
     method = methods.load(argv[0])
     # Defaults for a first model on two cores, in less than twenty minutes. Larger sizes and more data need more steps.
-    command = with_options(Train, method=method.Config(), train=TrainConfig(steps=3000, lr=1e-3))
+    planned = option_value(argv, "--plan") is not None
+    own = getattr(method, "TRAINING", {}) if planned else {}  # that of the paper
+    training = TrainConfig(**{"steps": 3000, "lr": 1e-3, **own})
+    command = with_options(TrainPlan if planned else Train, method=method.Config(), train=training)
     args = parse_options(command, argv[1:], prog=f"lamina train {argv[0]}", description=method.__doc__)
     if parse_only:
+        return
+    if planned:
+        from lamina.methods.base import with_decoder
+        from lamina.training.plan import told_plan
+
+        print(told_plan(method.build(with_decoder(args.method, "cuda")), args.train, args.plan))
         return
     from lamina.api import data_config, prepared
     from lamina.training.distributed import Processes
@@ -203,6 +222,45 @@ class Label:
         table = label(self.model, self.data, self.out, self.device, self.precision, self.camera, self.continuous)
         print(f"the latent action is in the column {table.column}")
         print(table.path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transfer:
+    """Apply the latent actions of one clip to another, and take them back: OUT/transfer.mp4, transfer.png and transfer.json.
+
+    Example: lamina transfer runs/mine --source videos/hand.mp4 --target videos/gripper.mp4
+    """
+
+    run: Positional[Path]
+    """folder of the run or model"""
+    source: str
+    """clip whose latent actions are taken: a video file; of a folder or LeRobot dataset the first episode"""
+    target: str
+    """clip whose frames they are applied to"""
+    out: Path | None = None
+    """folder of the results; default: RUN/transfer"""
+    k: int | None = None
+    """prefix length; default: all slots"""
+    gap: float | None = None
+    """seconds between two frames; default: the model's own"""
+    transitions: int = 16
+    """transitions of the source at most"""
+    device: DeviceName = "auto"
+    precision: Precision = "fp32"
+
+
+def transfer(argv: Sequence[str], parse_only: bool = False) -> None:
+    """``lamina transfer RUN``."""
+    args = parse_options(Transfer, argv, prog="lamina transfer")
+    if parse_only:
+        return
+    from lamina.evaluation.transfer import told
+    from lamina.evaluation.transfer import transfer as stage
+
+    out = args.out or args.run / "transfer"
+    options = {name: getattr(args, name) for name in ("k", "gap", "transitions", "device", "precision")}
+    print(told(stage(args.run, args.source, args.target, out, **options)))
+    print(out / "transfer.mp4")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -363,6 +421,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "align": align,
     "label": plain_command(Label, "label"),
     "evaluate": evaluate,
+    "transfer": transfer,
     "policy": policy,
     "rollout": plain_command(Rollout, "rollout"),
 }

@@ -52,7 +52,7 @@ TRAINING_OPTIONS = {
     "steps", "batch", "lr", "warmup", "weight_decay", "optimizer", "clip", "accumulate", "ema", "seed", "device", "precision", "compile",
     "recompute", "ema_offload", "parallel", "shards", "checkpoint_every", "keep", "validate_every", "log_every", "resume",
     "tensorboard", "wandb",
-    "data", "out", "gap", "camera", "paired", "tasks", "shuffle", "workers", "max_bad", "init",
+    "data", "out", "gap", "camera", "paired", "tasks", "shuffle", "workers", "max_bad", "init", "plan",
 }  # fmt: skip
 
 

@@ -35,6 +35,11 @@ from lamina.models.encoders.videomae import VideoMAEEncoder
 from lamina.models.lam import LAM
 from lamina.models.pretrained import Pretrained
 
+#: Of the paper (Tab. 11), what `--plan` assumes where nothing else is asked for; FSDP2 and four parts a step are what fits cards of 80 GB.
+TRAINING = {
+    "steps": 200_000, "batch": 1024, "lr": 3e-5, "precision": "bf16", "parallel": "fsdp2", "accumulate": 4,
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Config(MethodConfig):
