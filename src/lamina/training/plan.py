@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,7 +53,7 @@ def plan(config: LAMConfig) -> Plan:
     """Lay out a LAM and run it on one pair. Raises LaminaError for a LAM whose parts the meta device cannot run."""
     try:
         with torch.device("meta"):
-            lam = LAM(config)
+            lam: Any = LAM(config)
             frames = torch.zeros(2, *config.image)
             pictures = lam.space(frames)
             cost, z = measured(lambda: lam.pair(*lam.embed(frames).halves()).post, repeated(lam.encoder))
@@ -66,7 +67,7 @@ def plan(config: LAMConfig) -> Plan:
     return Plan(tuple(parts))
 
 
-def _decoder(lam: LAM, pictures: Tensor, whole: Cost) -> list[Part]:
+def _decoder(lam: Any, pictures: Tensor, whole: Cost) -> list[Part]:
     """The decoder, and apart from it a frozen autoencoder, if it has one."""
     decoder = part_of("decoder", [lam.decoder], whole)
     if not isinstance(lam.decoder, SD3Decoder):

@@ -52,14 +52,16 @@ class Autoencoder(nn.Module):
         super().__init__()
         with library("--decoder sd3", "diffusers"):
             from diffusers import AutoencoderKL
+        kind: Any = AutoencoderKL  # untyped there
         stages = len(config.widths)
         self.config = config
         try:
-            self.model: Any = AutoencoderKL(
+            self.model: Any = kind(
                 down_block_types=("DownEncoderBlock2D",) * stages, up_block_types=("UpDecoderBlock2D",) * stages,
                 block_out_channels=config.widths, layers_per_block=config.layers, latent_channels=config.channels,
                 norm_num_groups=config.groups, use_quant_conv=config.quant_conv, use_post_quant_conv=config.quant_conv,
-            ).requires_grad_(False)  # fmt: skip
+            )  # fmt: skip
+            self.model.requires_grad_(False)
         except ValueError as error:
             raise LaminaError(f"no autoencoder has these sizes: {reason(error)}") from error
         self.cache: LatentCache | None = None

@@ -69,7 +69,8 @@ class SD3Decoder(Decoder):
         d = config.autoencoder.channels
         self.config, self.shape = config, (d, grid[0] * config.patch, grid[1] * config.patch)
         self.autoencoder = Autoencoder(config.autoencoder)
-        self.transformer: Any = SD3Transformer2DModel(
+        transformer: Any = SD3Transformer2DModel  # untyped there
+        self.transformer: Any = transformer(
             sample_size=max(self.shape[1:]), patch_size=config.patch, in_channels=2 * d, out_channels=d, num_layers=config.layers,
             attention_head_dim=config.head, num_attention_heads=config.heads, joint_attention_dim=config.context,
             caption_projection_dim=config.width, pooled_projection_dim=config.pooled, pos_embed_max_size=max(grid),
