@@ -59,4 +59,5 @@ def train(
 
 
 if __name__ == "__main__":
-    train(sys.argv[1:-1] or ["data/doom"], sys.argv[-1] if len(sys.argv) > 2 else "runs/vae")
+    data, out = (sys.argv[1:-1], sys.argv[-1]) if len(sys.argv) > 2 else (["data/doom"], "runs/vae")
+    train(data, out, steps=1000)
