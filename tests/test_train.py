@@ -29,6 +29,7 @@ import lamina.training.loop
 from lamina.data.stream import ClipStream
 from lamina.errors import LaminaError
 from lamina.models.hub import LatentActionModel
+from lamina.models.layers import TransformerBlock
 from lamina.rng import Rng
 from lamina.training.average import WeightAverage
 from lamina.training.checkpoints import Checkpoints
@@ -311,7 +312,7 @@ def test_blocks_are_what_is_compiled(tmp_path, monkeypatch):
     monkeypatch.setattr(nn.Module, "compile", lambda self: compiled.append(type(self).__name__))
     toy(tmp_path, compile=True, steps=1)
     assert compiled == []
-    module = nn.Sequential(lamina.training.loop.BLOCKS[0](3, 1), nn.Linear(3, 1))
+    module = nn.Sequential(TransformerBlock(3, 1), nn.Linear(3, 1))
 
     def losses(module, batch, rng):
         return {"error": (module(batch.x[:, None])[:, 0] - batch.y).square().mean(1)}

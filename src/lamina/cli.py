@@ -34,6 +34,8 @@ lamina: latent actions from video without action labels
   lamina doctor RUN --data PATH                what is wrong with a model, and what to try
   lamina play RUN --data DATASET               a local page to try latents on
   lamina compare --data DATASET --out DIR      all methods in one table
+  lamina transfer RUN --source CLIP --target CLIP
+                                               latents of a clip on another
   lamina policy RUN --data PATH                train a policy on latent actions
   lamina rollout RUN --world WORLD             run a policy, report returns
   lamina reproduce CLAIM --scale cpu           test a claim (--list shows all)
@@ -117,6 +119,14 @@ class Train:
     """number of video segments that may fail to decode before training stops with an error"""
     init: Path | None = None
     """run to initialise the weights from; parameters of other names or shapes keep their random values"""
+    plan: str | None = None
+    """print parameters, FLOPs, memory and days of this training on GPUs such as 8xH100, and train nothing; needs no --data and --out"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainPlan:
+    plan: str
+    """number and kind of GPUs, such as 8xH100"""
 
 
 def train(argv: Sequence[str], parse_only: bool = False) -> None:
@@ -134,9 +144,18 @@ def train(argv: Sequence[str], parse_only: bool = False) -> None:
         return
     method = methods.load(argv[0])
     # Defaults for a first model on two cores, in less than twenty minutes. Larger sizes and more data need more steps.
-    command = with_options(Train, method=method.Config(), train=TrainConfig(steps=3000, lr=1e-3))
+    planned = option_value(argv, "--plan") is not None
+    own = getattr(method, "TRAINING", {}) if planned else {}  # that of the paper
+    training = TrainConfig(**{"steps": 3000, "lr": 1e-3, **own})
+    command = with_options(TrainPlan if planned else Train, method=method.Config(), train=training)
     args = parse_options(command, argv[1:], prog=f"lamina train {argv[0]}", description=method.__doc__)
     if parse_only:
+        return
+    if planned:
+        from lamina.methods.base import with_decoder
+        from lamina.training.plan import told_plan
+
+        print(told_plan(method.build(with_decoder(args.method, "cuda")), args.train, args.plan))
         return
     from lamina.api import data_config, prepared
     from lamina.training.distributed import Processes
@@ -243,6 +262,45 @@ class Label:
             table = stage.label(self.model, self.data, self.out, device=self.device, cluster=cluster, **options)
         print(f"the latent action is in the column {table.column}")
         print(table.path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transfer:
+    """Apply the latent actions of one clip to another, and take them back: OUT/transfer.mp4, transfer.png and transfer.json.
+
+    Example: lamina transfer runs/mine --source videos/hand.mp4 --target videos/gripper.mp4
+    """
+
+    run: Positional[Path]
+    """folder of the run or model"""
+    source: str
+    """clip whose latent actions are taken: a video file; of a folder or LeRobot dataset the first episode"""
+    target: str
+    """clip whose frames they are applied to"""
+    out: Path | None = None
+    """folder of the results; default: RUN/transfer"""
+    k: int | None = None
+    """prefix length; default: all slots"""
+    gap: float | None = None
+    """seconds between two frames; default: the model's own"""
+    transitions: int = 16
+    """transitions of the source at most"""
+    device: DeviceName = "auto"
+    precision: Precision = "fp32"
+
+
+def transfer(argv: Sequence[str], parse_only: bool = False) -> None:
+    """``lamina transfer RUN``."""
+    args = parse_options(Transfer, argv, prog="lamina transfer")
+    if parse_only:
+        return
+    from lamina.evaluation.transfer import told
+    from lamina.evaluation.transfer import transfer as stage
+
+    out = args.out or args.run / "transfer"
+    options = {name: getattr(args, name) for name in ("k", "gap", "transitions", "device", "precision")}
+    print(told(stage(args.run, args.source, args.target, out, **options)))
+    print(out / "transfer.mp4")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -506,6 +564,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "doctor": doctor,
     "play": play,
     "compare": compare,
+    "transfer": transfer,
     "policy": policy,
     "rollout": plain_command(Rollout, "rollout"),
 }

@@ -52,8 +52,9 @@ LIMITS: dict[str, tuple[float, float]] = {
 #: Options of a training and of its data. The Config of a method cannot have options of these names: they would hide one another.
 TRAINING_OPTIONS = {
     "steps", "batch", "lr", "warmup", "weight_decay", "optimizer", "clip", "accumulate", "ema", "seed", "device", "precision", "compile",
-    "parallel", "shards", "checkpoint_every", "keep", "validate_every", "log_every", "resume", "tensorboard", "wandb",
-    "data", "out", "gap", "camera", "paired", "tasks", "shots", "shuffle", "workers", "max_bad", "init",
+    "recompute", "ema_offload", "parallel", "shards", "checkpoint_every", "keep", "validate_every", "log_every", "resume",
+    "tensorboard", "wandb",
+    "data", "out", "gap", "camera", "paired", "tasks", "shots", "shuffle", "workers", "max_bad", "init", "plan",
 }  # fmt: skip
 
 

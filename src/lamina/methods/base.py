@@ -15,21 +15,25 @@ from lamina.device import pick_device
 from lamina.errors import LaminaError
 from lamina.models.bottlenecks.whitening import Whitening
 from lamina.models.config import NETWORK_SIZES, LAMConfig, SizeName
+from lamina.models.decoders.autoencoder import Autoencoder
 from lamina.models.decoders.flow import FlowDecoder
 from lamina.models.decoders.pixel import PixelDecoder
+from lamina.models.decoders.sd3 import SD3Decoder
 from lamina.models.decoders.unet import UNetDecoder
 from lamina.models.encoders import ENCODERS
 from lamina.models.encoders.conv import ConvEncoder
 from lamina.models.encoders.transformer import TransformerEncoder
+from lamina.models.encoders.videomae import VideoMAEEncoder
 from lamina.models.features import ClipView, SpaceName, is_pretrained
 from lamina.models.lam import LAM, EncodedPairs, Pair
+from lamina.models.layers import GROUPS
 from lamina.models.pretrained import open_encoder
 from lamina.options import check_options
 from lamina.rng import Rng
 from lamina.types import Clip, Latent
 
 EncoderName = str  # auto, or a name of lamina.models.encoders.ENCODERS, which packages extend
-DecoderName = Literal["auto", "flow", "pixel", "unet"]
+DecoderName = Literal["auto", "flow", "pixel", "unet", "sd3"]
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,8 @@ class MethodConfig:
     """what is observed and predicted: pixels, features (frozen random ones), ema (learned ones), efficientnet-lite0, or another pretrained
     encoder: the folder of a transformers or timm model, or its id on the hub (docs/spaces.md)"""
     encoder: EncoderName = "auto"
-    """auto (conv up to 64 pixels, transformer above and for a pretrained space), conv, transformer, or the name of a registered encoder"""
+    """auto (conv up to 64 pixels, transformer above and for a pretrained space), conv, transformer, videomae, or the name of a registered
+    encoder"""
     decoder: DecoderName = "auto"
     """auto: flow (rectified flow, as in FlexLAM) on CUDA; unet elsewhere, which needs a tenth of the training time; pixel, in one pass,
     for a pretrained space"""
@@ -112,6 +117,9 @@ class MethodConfig:
             encoder = ConvEncoder.Config(channels, tuple(2 ** (i + 1) for i in range(stages)), 2 * width)
         elif kind == "transformer":
             encoder = TransformerEncoder.Config(patch, width, heads, frame_layers=layers, pair_layers=layers)
+        elif kind == "videomae":
+            rows, columns = (side // patch for side in self.image)
+            encoder = VideoMAEEncoder.Config(patch, width, heads, layers, 4 * width, rows, columns)
         else:
             registered: Any = ENCODERS[kind]
             encoder = registered.Config()
@@ -123,6 +131,14 @@ class MethodConfig:
                 decoder = PixelDecoder.Config(patch, width, heads, layers)
             case "unet":
                 decoder = UNetDecoder.Config(channels=channels, condition=2 * width)
+            case "sd3":
+                # A token covers a patch of the picture: the autoencoder shrinks it as far as halves go, up to 8 times.
+                halves = min((patch & -patch).bit_length() - 1, 4)
+                widths = tuple(channels * m for m in (1, 2, 4, 4)[: max(1, halves)])
+                decoder = SD3Decoder.Config(
+                    2 if halves else 1, layers, heads, width // heads, width, width, 0, steps=self.flow_steps,
+                    autoencoder=Autoencoder.Config(widths, layers=1, groups=min(GROUPS, channels)),
+                )  # fmt: skip
         return {
             "image": (3, *self.image),
             "slots": self.slots,
@@ -163,8 +179,9 @@ Losses = Callable[[Any, Any, Rng], dict[str, Float[Tensor, "b"]]]
 class Method(Protocol):
     """A LAM's architecture and objective. A module with these members is a method, and so is any object.
 
-    Optional: ``OBJECTIVE_FRAMES: int`` (default 2), the number of frames that the objective ties together. A Config that has ``proprio`` (a
-    feature's name) and ``proprio_width`` gets proprioception where the data has it.
+    Optional: ``OBJECTIVE_FRAMES: int`` (default 2), the number of frames that the objective ties together; ``initialise(config, lam)``,
+    which fills a new LAM with pretrained weights; ``TRAINING: dict``, the paper's options of the training, for ``--plan``. A Config that
+    has ``proprio`` (a feature's name) and ``proprio_width`` gets proprioception where the data has it.
     """
 
     Config: type[MethodConfig]

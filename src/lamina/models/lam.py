@@ -189,16 +189,24 @@ class LAM(nn.Module):
         self, view: ClipView, latents: Mapping[Pair, Latent], keep: Int[Tensor, "b"], rng: Rng
     ) -> PairPredictions:
         """The second frame of every pair, predicted from the first and the pair's latent; ``keep``: each sample's prefix length k."""
+        src, z, dst = self._decoder_inputs(view, latents, keep)
+        loss, prediction = self.decoder.predict_and_loss(src, z, dst, rng)
+        return PairPredictions(loss.view(-1, len(latents)), prediction, dst)
+
+    def _decoder_inputs(
+        self, view: ClipView, latents: Mapping[Pair, Latent], keep: Int[Tensor, "b"]
+    ) -> tuple[Float[Tensor, "n c h w"], Float[Tensor, "n k d"], Float[Tensor, "n c h w"]]:
+        """First frames, null-filled prefixes and second frames of every pair; the p pairs of a sample stand side by side."""
         pairs = list(latents)
         src, dst = view.inputs([i for i, _ in pairs]), view.targets([j for _, j in pairs])
         z = self.prefix(torch.cat([latents[pair].post for pair in pairs]), keep.repeat(len(pairs)))
         # Rng splits the batch by shard, so the pairs of one shard must stay together: [pairs, b] -> [b, pairs].
         order = torch.arange(len(src), device=src.device).view(len(pairs), -1).T.flatten()
-        loss, prediction = self.decoder.predict_and_loss(src[order], z[order], dst[order], rng)
-        return PairPredictions(loss.view(-1, len(pairs)), prediction, dst[order])
+        return src[order], z[order], dst[order]
 
     def reconstruction(
         self, view: ClipView, latents: Mapping[Pair, Latent], keep: Int[Tensor, "b"], rng: Rng
     ) -> Float[Tensor, "b"]:
         """The decoder's loss of each sample, mean over the pairs; ``keep``: each sample's prefix length k."""
-        return self.predict_pairs(view, latents, keep, rng).loss.mean(1)
+        loss = self.decoder.loss(*self._decoder_inputs(view, latents, keep), rng)
+        return loss.view(-1, len(latents)).mean(1)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from lamina.errors import LaminaError
 
@@ -150,8 +153,26 @@ class ConvBlock(nn.Module):
         return x + self.conv2(F.silu(self.norm2(y)))
 
 
-#: The repeated units: what torch.compile compiles and FSDP2 shards one by one.
 BLOCKS = (TransformerBlock, CrossAttentionBlock, AdaLNBlock, ConvBlock)
+
+
+def repeated(module: nn.Module) -> list[nn.Module]:
+    """The repeated units in ``module``, each once: what torch.compile compiles, FSDP2 shards and activation checkpointing computes again.
+
+    They are our blocks, and the layers of other libraries that a part names in its property ``units``.
+    """
+    found = {id(part): part for part in module.modules() if isinstance(part, BLOCKS)}
+    for part in module.modules():
+        found |= {id(unit): unit for unit in getattr(part, "units", ())}
+    return list(found.values())
+
+
+def recompute(unit: nn.Module) -> None:
+    """From now on, the activations of ``unit`` are computed again in the backward pass instead of kept (Chen et al. 2016).
+
+    Names of parameters stay what they are.
+    """
+    unit.forward = partial(checkpoint, unit.forward, use_reentrant=False)  # type: ignore[method-assign]
 
 
 def patch_count(image: tuple[int, int, int], patch: int, width: int, heads: int) -> int:

@@ -10,12 +10,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from lamina.device import pick_device
 from lamina.errors import LaminaError
-from lamina.models.layers import BLOCKS
+from lamina.models.layers import repeated
 from lamina.training.settings import TrainConfig
 
 
@@ -60,13 +60,13 @@ class Processes:
         return float(value / self.size)
 
 
-def shard(module: nn.Module, device: torch.device, processes: int) -> None:
-    """FSDP2: the parameters of each block are one unit, all others another."""
+def shard(module: nn.Module, device: torch.device, processes: int, offload: bool = False) -> None:
+    """FSDP2: the parameters of each block are one unit, all others another. ``offload``: kept in the host's memory between their uses."""
     mesh = init_device_mesh(device.type, (processes,))
-    for part in module.modules():
-        if isinstance(part, BLOCKS):
-            fully_shard(part, mesh=mesh)
-    fully_shard(module, mesh=mesh)
+    policy = CPUOffloadPolicy() if offload and device.type != "cpu" else OffloadPolicy()
+    for part in repeated(module):
+        fully_shard(part, mesh=mesh, offload_policy=policy)
+    fully_shard(module, mesh=mesh, offload_policy=policy)
 
 
 def replicate(module: nn.Module, device: torch.device) -> DistributedDataParallel:

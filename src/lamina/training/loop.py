@@ -23,9 +23,9 @@ from lamina.device import autocast
 from lamina.errors import LaminaError
 from lamina.losses.reconstruction import total
 from lamina.methods.base import Losses
-from lamina.models.layers import BLOCKS
+from lamina.models.layers import recompute, repeated
 from lamina.rng import Rng
-from lamina.training.average import WeightAverage, as_saved, state_of
+from lamina.training.average import HOST, WeightAverage, as_saved, state_of
 from lamina.training.checkpoints import Checkpoints, Counting, Stream, TrainingState, full
 from lamina.training.distributed import Processes, replicate, shard, unsynchronised
 from lamina.training.log import Log
@@ -136,7 +136,7 @@ def fit(
     shards, own_shard = processes.shards(config, checkpoints.processes(start) if start else None)
     device = processes.join(config.device)
     step_module = _Step(module.train(), losses).to(device)
-    average = WeightAverage(module, config.ema) if config.ema else None
+    average = WeightAverage(module, config.ema, HOST if config.ema_offload else None) if config.ema else None
     saved, recalibrate = (average.module, recalibrate) if average else (module, None)
     parallel = _parallel(step_module, average, config, processes, device)
     optimizer = make_optimizer(module, config)
@@ -184,7 +184,7 @@ def fit(
             figures = stream.figures() if isinstance(stream, Counting) else {}
             row |= {name: processes.size * processes.mean(torch.tensor(value)) for name, value in figures.items()}
             if validating and validate is not None:
-                with as_saved(saved, recalibrate) as current:
+                with as_saved(saved, recalibrate, device) as current:
                     figures, warnings = validate(current)
                 row |= {f"validation/{name}": value for name, value in figures.items()}
                 for text in sorted(set(warnings) - warned) if processes.rank == 0 else ():
@@ -196,23 +196,25 @@ def fit(
             checkpoints.save(number, state())
     bar.close()
     stream.close()
-    return _final_weights(run, saved, recalibrate)
+    return _final_weights(run, saved, recalibrate, device)
 
 
 def _parallel(
     step: _Step, average: WeightAverage | None, config: TrainConfig, processes: Processes, device: torch.device
 ) -> nn.Module:
-    """The module whose forward and backward pass train ``step`` on all processes; compiles its blocks if asked to."""
-    if config.compile:
-        for part in step.modules():
-            if isinstance(part, BLOCKS):
-                part.compile()
+    """The module whose forward and backward pass train ``step`` on all processes; its blocks are compiled, and computed again for their
+    gradients instead of kept, if asked to."""
+    for part in repeated(step):
+        if config.recompute:
+            recompute(part)
+        if config.compile:
+            part.compile()
     if processes.size == 1:
         return step
     if config.parallel == "ddp":
         return replicate(step, device)
     if average:
-        shard(average.module, device, processes.size)
+        shard(average.module, device, processes.size, config.ema_offload)
     shard(step, device, processes.size)
     return step
 
@@ -230,9 +232,11 @@ def _progress_bar(config: TrainConfig, start: int, title: str | None) -> tqdm:
     )
 
 
-def _final_weights(run: Path, module: nn.Module, recalibrate: Callable[[Any], None] | None) -> dict[str, Tensor]:
+def _final_weights(
+    run: Path, module: nn.Module, recalibrate: Callable[[Any], None] | None, device: torch.device
+) -> dict[str, Tensor]:
     """The weights to save, on the CPU. Raises LaminaError for weights that are not finite."""
-    with as_saved(module, recalibrate) as current:
+    with as_saved(module, recalibrate, device) as current:
         buffers = {name: value.clone() for name, value in current.named_buffers()}
     final = {name: full(buffers.get(name, value)).clone() for name, value in state_of(module).items()}
     if bad := first_non_finite(final):

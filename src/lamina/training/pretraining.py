@@ -220,6 +220,8 @@ def pretrain(run: Path, recipe: Recipe, data: DataConfig, config: TrainConfig, i
             recipe.method, data.names, data.gap, __version__, config.steps, frames=recipe.objective_frames
         )
         validated(Provenance, dataclasses.asdict(provenance))
+        if recipe.initialise is not None:
+            recipe.initialise(lam)
         if init is not None:
             load_matching_weights(lam, init)
         if is_pretrained(recipe.lam.space):

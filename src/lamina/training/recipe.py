@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ class Recipe:
     weights: Mapping[str, float]
     objective_frames: int  # frames that the objective ties together: 2 of a pair, 3 of a triplet
     file: MethodFile | None = None  # where the method was loaded from, if from a file
+    initialise: Callable[[LAM], None] | None = None  # fills a new LAM with pretrained weights
 
 
 def recipe(name: str | Path, method: Method, options: Any) -> Recipe:
@@ -57,6 +59,7 @@ def recipe(name: str | Path, method: Method, options: Any) -> Recipe:
     name = methods.name_of(name)
     options = with_decoder(options, pick_device("auto"))
     lam = method.build(options)
+    initialise: Callable[[Any, LAM], None] | None = getattr(method, "initialise", None)
     losses, weights = with_auxiliary(options, checked_losses(name, method.losses(options)), method.weights(options))
     # A mirrored picture has another state, another instruction and another action.
     mirror = not (lam.state or lam.task or lam.target)
@@ -68,6 +71,7 @@ def recipe(name: str | Path, method: Method, options: Any) -> Recipe:
         weights=weights,
         objective_frames=getattr(method, "OBJECTIVE_FRAMES", 2),
         file=methods.file_of(method),
+        initialise=None if initialise is None else partial(initialise, options),
     )
 
 

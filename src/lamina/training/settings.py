@@ -39,6 +39,11 @@ class TrainConfig:
     precision: Precision = "fp32"
     compile: bool = False
     """torch.compile of every transformer and residual block"""
+    recompute: bool = False
+    """activation checkpointing: the backward pass computes every block again instead of keeping its activations; needs less memory and
+    about a third more time"""
+    ema_offload: bool = False
+    """keep the averaged weights in the host's memory, not the accelerator's"""
     parallel: Literal["ddp", "fsdp2"] = "ddp"
     """how torchrun's processes share the work"""
     shards: int | None = None
@@ -63,7 +68,8 @@ class TrainConfig:
 
 #: Training options that a resumed run may change: where it runs, and how often it logs, validates and saves.
 RESUMABLE_OPTIONS = {
-    "resume", "checkpoint_every", "keep", "tensorboard", "wandb", "compile", "parallel", "device", "log_every", "validate_every"
+    "resume", "checkpoint_every", "keep", "tensorboard", "wandb", "compile", "recompute", "ema_offload", "parallel", "device",
+    "log_every", "validate_every"
 }  # fmt: skip
 
 

@@ -14,10 +14,13 @@ from lamina.errors import LaminaError
 from lamina.models.encoders.base import Encoder
 from lamina.models.encoders.conv import ConvEncoder
 from lamina.models.encoders.transformer import TransformerEncoder
+from lamina.models.encoders.videomae import VideoMAEEncoder
 from lamina.models.registry import Registry
 
 ENCODERS: Registry[Encoder] = Registry(
-    "encoder", {"transformer": TransformerEncoder, "conv": ConvEncoder}, group="lamina.encoders"
+    "encoder",
+    {"transformer": TransformerEncoder, "conv": ConvEncoder, "videomae": VideoMAEEncoder},
+    group="lamina.encoders",
 )
 
 

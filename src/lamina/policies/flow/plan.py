@@ -1,21 +1,17 @@
 """What a flow policy would cost: parameters, FLOPs, memory and days, before any of it is built.
 
-The policy is laid out on the meta device, where tensors have shapes and no content, and its parts are run there on one observation. torch
-counts the FLOPs of matrix products, convolutions and attention (a multiplication and an addition are 2). Activations are the tensors that
-autograd keeps, at 2 bytes a number; a fused attention keeps less.
+The policy is laid out on the meta device, and its parts are run there on one observation (:mod:`lamina.training.costs`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
-from torch.utils.flop_counter import FlopCounterMode
 
 from lamina.errors import LaminaError
 from lamina.policies.flow.backbone import VisionLanguageEncoder, picture_size
@@ -23,58 +19,19 @@ from lamina.policies.flow.config import FlowConfig, FlowShapes
 from lamina.policies.flow.context import Context
 from lamina.policies.flow.model import FlowModel
 from lamina.policies.flow.network import Memory
+from lamina.training import costs
+from lamina.training.costs import GIGA, GPUS, UTILISATION, Cost, Part, days, measured, part_of, told_parts
 from lamina.training.settings import TrainConfig
 
 INSTRUCTION = 48  # tokens of a task in words: the most that pi0 reads
-UTILISATION = 0.4  # of a GPU's peak that training reaches
-#: Peak of dense bfloat16 matrix products by the makers' data sheets, FLOP/s.
-GPUS = {"H20": 148e12, "A100": 312e12, "H100": 989e12}
-GIGA = 1e9
 
 
 @dataclass(frozen=True)
-class Cost:
-    """Of one part and one observation."""
-
-    forward: float = 0.0  # FLOPs
-    backward: float = 0.0  # FLOPs
-    kept: float = 0.0  # bytes from forward to backward
-
-    def __add__(self, other: Cost) -> Cost:
-        return Cost(self.forward + other.forward, self.backward + other.backward, self.kept + other.kept)
-
-
-@dataclass(frozen=True)
-class Part:
-    """One part of a policy. ``repeated``: what a decision runs at each of its Euler steps; it runs the rest of ``cost`` once."""
-
-    name: str
-    parameters: int
-    trained: int
-    cost: Cost
-    repeated: float = 0.0  # FLOPs
-
-
-@dataclass(frozen=True)
-class Plan:
+class Plan(costs.Plan):
     """What a policy would cost."""
 
-    parts: tuple[Part, ...]
     tokens: int  # of the context, which the action expert reads
     flow_steps: int
-
-    @property
-    def parameters(self) -> int:
-        return sum(part.parameters for part in self.parts)
-
-    @property
-    def trained(self) -> int:
-        return sum(part.trained for part in self.parts)
-
-    @property
-    def cost(self) -> Cost:
-        """Of a training step, an observation."""
-        return sum((part.cost for part in self.parts), Cost())
 
     @property
     def decision(self) -> float:
@@ -99,43 +56,16 @@ def plan(config: FlowConfig, shapes: FlowShapes) -> Plan:
         if isinstance(model.encoder, VisionLanguageEncoder):
             parts, tokens = _vision_language(model.encoder, config.context * len(shapes.cameras))
             rest = nn.ModuleList([module for module in (model.encoder.proprio, model.encoder.norm) if module])
-            parts.append(_part("proprio, norm", [rest], Cost()))
+            parts.append(part_of("proprio, norm", [rest], Cost()))
             tokens += model.encoder.proprio is not None
         else:
             shape = (1, len(shapes.cameras), config.context, *shapes.image)
             proprio = torch.zeros(1, config.context, shapes.proprio) if shapes.proprio else None
             context = Context(torch.zeros(shape, dtype=torch.uint8), proprio, ("",))
             cost, states = measured(lambda: model.encoder(context)[0])
-            parts, tokens = [_part("encoder", [model.encoder], cost)], states.shape[1]
+            parts, tokens = [part_of("encoder", [model.encoder], cost)], states.shape[1]
         parts += _expert(model, tokens)
     return Plan(tuple(parts), tokens, config.flow_steps)
-
-
-def measured(stage: Callable[[], Tensor]) -> tuple[Cost, Tensor]:
-    """The cost of what ``stage`` computes, and its result, from which no gradient reaches it any more."""
-    kept: dict[int, float] = {}
-
-    def keep(value: Tensor) -> Tensor:
-        if not isinstance(value, nn.Parameter) and not isinstance(value._base, nn.Parameter):
-            storage = value.untyped_storage()
-            size = storage.nbytes()
-            kept[storage._cdata] = size / value.element_size() * 2 if value.is_floating_point() else size
-        return value
-
-    with FlopCounterMode(display=False) as forward, saved_tensors_hooks(keep, lambda value: value):
-        result = stage()
-    backward = FlopCounterMode(display=False)
-    if result.requires_grad:
-        with backward:
-            result.sum().backward()
-    cost = Cost(forward.get_total_flops(), backward.get_total_flops(), sum(kept.values()))
-    return cost, result.detach().requires_grad_(result.requires_grad)
-
-
-def _part(name: str, modules: Sequence[nn.Module], cost: Cost, repeated: float = 0.0) -> Part:
-    weights = [value for module in modules for value in module.parameters()]
-    trained = sum(value.numel() for value in weights if value.requires_grad)
-    return Part(name, sum(value.numel() for value in weights), trained, cost, repeated)
 
 
 def _vision_language(encoder: VisionLanguageEncoder, views: int) -> tuple[list[Part], int]:
@@ -169,7 +99,7 @@ def _vision_language(encoder: VisionLanguageEncoder, views: int) -> tuple[list[P
             raise LaminaError(
                 f"--plan knows no cost of {encoder.name}: a {encoder.settings.model_type} model has other parts"
             ) from error
-    return [_part(name, encoder.parts[name], cost) for name, cost in zip(modules, stages, strict=True)], n
+    return [part_of(name, encoder.parts[name], cost) for name, cost in zip(modules, stages, strict=True)], n
 
 
 def _expert(model: FlowModel, tokens: int) -> list[Part]:
@@ -189,21 +119,14 @@ def _expert(model: FlowModel, tokens: int) -> list[Part]:
     cost = sum((measured(lambda given=given: run(given))[0] for given in passes), Cost())  # type: ignore[misc]
     count = sum(value.numel() for name, value in network.named_parameters() if not name.startswith("context."))
     return [
-        _part("context projection", [network.context], of_context),
+        part_of("context projection", [network.context], of_context),
         Part("action expert", count, count, cost, cost.forward),
     ]
 
 
 def told_plan(found: Plan, training: TrainConfig, gpus: int = 8) -> str:
     """The plan as text, for training on one GPU and on ``gpus``."""
-    head = f"{'part':<22}{'parameters':>14}{'trained':>14}{'forward':>12}{'backward':>12}{'activations':>14}"
-    rows = [*found.parts, Part("total", found.parameters, found.trained, found.cost)]
-    lines = [f"{head}\n{'':<22}{'million':>14}{'million':>14}{'GFLOP':>12}{'GFLOP':>12}{'MB':>14}"]
-    lines += [
-        f"{row.name:<22}{row.parameters / 1e6:>14,.1f}{row.trained / 1e6:>14,.1f}{row.cost.forward / GIGA:>12,.1f}"
-        f"{row.cost.backward / GIGA:>12,.1f}{row.cost.kept / 1e6:>14,.1f}"
-        for row in rows
-    ]
+    lines = told_parts(found)
     step = training.batch * (found.cost.forward + found.cost.backward)
     at_once = math.ceil(training.batch / gpus / training.accumulate)
     memory = found.training_bytes(at_once, training.ema > 0)
@@ -221,8 +144,8 @@ def told_plan(found: Plan, training: TrainConfig, gpus: int = 8) -> str:
         f"days of training at {UTILISATION:.0%} of the peak (dense bfloat16):",
     ]
     for name, peak in GPUS.items():
-        days = step * training.steps / (UTILISATION * peak) / 86_400
+        alone = days(step * training.steps, name)
         lines.append(
-            f"  {name:<6}{peak / 1e12:>5,.0f} TFLOP/s   1 GPU {days:>8,.2f}   {gpus} GPUs {days / gpus:>8,.2f}"
+            f"  {name:<6}{peak / 1e12:>5,.0f} TFLOP/s   1 GPU {alone:>8,.2f}   {gpus} GPUs {alone / gpus:>8,.2f}"
         )
     return "\n".join(lines)
