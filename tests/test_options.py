@@ -37,6 +37,7 @@ COMMANDS = [
     cli.Align,
     cli.Label,
     cli.Evaluate,
+    cli.Play,
     cli.Policy,
     cli.Rollout,
     research_cli.Reproduce,
