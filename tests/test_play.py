@@ -32,11 +32,11 @@ from lamina.cli import main
 from lamina.data.sampling import open_source
 from lamina.data.video import decode_picture
 from lamina.errors import LaminaError
-from lamina.evaluation.record import Finding
+from lamina.evaluation.doctor import examine
 from lamina.images import resize
 from lamina.models.hub import LatentActionModel, Provenance
 from lamina.play import export
-from lamina.play.health import copying, health
+from lamina.play.health import copying, examined, health
 from lamina.play.pictures import LARGEST_UPLOAD, data_uri, from_data_uri, png, read_upload
 from lamina.play.server import HOST, LARGEST_REQUEST, listen, server_of
 from lamina.play.session import MOVES, Move, Player
@@ -402,8 +402,14 @@ def test_health_reports_what_is_measured_and_what_is_not(stage, structured, home
     facts = dict(found["facts"])
     assert facts["Method"] == "flexlam" and facts["Training steps"] == "30" and facts["Frames"] == "32 x 32 pixels"
     assert any(text.startswith("No translator") for text in health(structured)["missing"])
-    doctor = health(stage, lambda examined: [Finding(level="bad", text=examined.data)])["parts"][0]
-    assert doctor["findings"] == [{"level": "bad", "text": str(home / "data")}]
+
+
+def test_the_doctors_findings_are_those_of_the_command(stage, home):
+    told = examine(stage.run, home / "data")
+    found = examined(stage)["findings"]
+    assert [item["level"] for item in found] == [*(f.level for f in told.findings), *("note" for _ in told.notes)]
+    for item, finding in zip(found, told.findings, strict=False):
+        assert item["text"].startswith(finding.text) and item["text"].endswith(finding.advice)
 
 
 def test_the_decoder_is_compared_with_copying(stage, monkeypatch):

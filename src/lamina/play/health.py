@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 import torch
 
 from lamina.errors import LaminaError
+from lamina.evaluation.doctor import DoctorConfig, examine
 from lamina.evaluation.record import Evaluation, Finding
 from lamina.files import read_json
 from lamina.inference.subject import subject_of
@@ -18,16 +19,18 @@ from lamina.training.diagnostics import MIN_GAIN_DB, DegenerateLatents, latent_d
 
 DECODED = 128  # transitions that are decoded for it
 
-#: Examines a run more thoroughly than this module; the findings are shown first.
-Doctor = Callable[[Stage], Sequence[Finding]]
+
+def examined(stage: Stage) -> dict[str, Any]:
+    """The findings of ``lamina doctor``, each with the thing to try. Takes about a minute."""
+    diagnosis = examine(stage.run, stage.source, DoctorConfig(camera=stage.camera))
+    found = [Finding(level=f.level, text=" ".join(filter(None, [f.text, f.advice]))) for f in diagnosis.findings]
+    return _part("What lamina doctor found", [*found, *(Finding(level="note", text=text) for text in diagnosis.notes)])
 
 
-def health(stage: Stage, doctor: Doctor | None = None) -> dict[str, Any]:
+def health(stage: Stage) -> dict[str, Any]:
     """For the page: findings by their source, the use of the codebook, facts of the run, and what has not been measured."""
     parts: list[dict[str, Any]] = []
     missing: list[str] = []
-    if doctor is not None:
-        parts.append(_part("What the doctor found", doctor(stage)))
     parts.append(
         _part(
             f"Measured now, on {min(DECODED, len(stage.clip))} transitions of the {stage.split} split", measured(stage)

@@ -25,7 +25,7 @@ from lamina.data.dataset import Data
 from lamina.errors import LaminaError
 from lamina.files import to_json
 from lamina.play import export
-from lamina.play.health import Doctor, health
+from lamina.play.health import examined, health
 from lamina.play.pictures import LARGEST_SIDE, LARGEST_UPLOAD, data_uri, png
 from lamina.play.session import Player, Session, Step
 from lamina.play.stage import TRANSITIONS, Stage
@@ -138,7 +138,7 @@ def answer_json(content: Any, status: int = 200) -> Response:
     return Response(to_json(content), status, media_type="application/json")
 
 
-def application(player: Player, token: str, doctor: Doctor | None = None) -> ASGIApp:
+def application(player: Player, token: str) -> ASGIApp:
     """The page and what it asks for, below /TOKEN/."""
     stage = player.stage
     work, slow = Worker(), Worker()
@@ -206,7 +206,10 @@ def application(player: Player, token: str, doctor: Doctor | None = None) -> ASG
         return answer_json({"places": places, "colours": await once("colours", stage.colours)})
 
     async def check(_: Request) -> Response:
-        return answer_json(await once("health", lambda: health(stage, doctor)))
+        return answer_json(await once("health", lambda: health(stage)))
+
+    async def examine(_: Request) -> Response:
+        return answer_json(await once("doctor", lambda: examined(stage)))
 
     async def refused(_: Request, error: Exception) -> Response:
         return answer_json({"error": str(error)}, error.status if isinstance(error, Refusal) else 400)
@@ -236,6 +239,7 @@ def application(player: Player, token: str, doctor: Doctor | None = None) -> ASG
             route("open", reopen, "POST"),
             route("map/{method}", map_),
             route("health", check),
+            route("doctor", examine),
         ],
         exception_handlers={LaminaError: refused, ClientDisconnect: gone},
     )
@@ -339,10 +343,10 @@ def listen(port: int) -> socket.socket:
     return server
 
 
-def server_of(player: Player, token: str, doctor: Doctor | None = None) -> uvicorn.Server:
+def server_of(player: Player, token: str) -> uvicorn.Server:
     """The server, which is run on a socket of :func:`listen`."""
     config = uvicorn.Config(
-        application(player, token, doctor),
+        application(player, token),
         log_level="error",
         access_log=False,
         lifespan="off",

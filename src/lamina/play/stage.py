@@ -68,6 +68,8 @@ class Stage:
     latents: Latent
     clusters: tuple[Cluster, ...]
     data: str
+    source: Dataset
+    camera: str | None
     split: str
     tasks: tuple[str, ...]
     spec: ActionSpec | None
@@ -116,6 +118,8 @@ class Stage:
             latents=latents,
             clusters=clusters(model, latents[: len(clip)], clip, spec, seed),
             data=name_of(source),
+            source=source,
+            camera=camera,
             split=split,
             tasks=tuple(source.episodes[n].task for n in clip.episode.tolist()),
             spec=spec,

@@ -657,6 +657,7 @@ const LEVELS = { bad: "failed", warn: "take care", good: "passed", note: "note" 
 
 async function buildHealth() {
   $("diagnosis").replaceChildren(h("p", { className: "soft" }, "Measuring ..."));
+  const examined = h("div", { className: "card" }, h("h2", {}, "What lamina doctor found"), h("p", { className: "soft" }, "Examining the run, about a minute ..."));
   const found = await json("health");
   const list = (findings) => h("ul", { className: "findings" }, ...findings.map(({ level, text }) => h("li", {}, h("span", { className: `chip ${level}` }, LEVELS[level] || level), h("span", {}, text))));
   const parts = found.parts.map(({ title, findings }) => h("div", { className: "card" }, h("h2", {}, title), list(findings)));
@@ -673,7 +674,13 @@ async function buildHealth() {
       h("p", { className: "soft" }, `Share of the codebook's entries that occur in each of the ${found.codes.length} slots, from the first to the last. ` +
         `The least varied is slot ${least.slot}, with perplexity ${least.perplexity.toFixed(1)}; 1 would be a constant.`)));
   }
-  $("diagnosis").replaceChildren(h("div", {}, ...parts), h("div", {}, ...side));
+  $("diagnosis").replaceChildren(h("div", {}, examined, ...parts), h("div", {}, ...side));
+  try {
+    const { title, findings } = await json("doctor");
+    examined.replaceChildren(h("h2", {}, title), list(findings));
+  } catch (error) {
+    examined.lastChild.textContent = String(error.message || error);
+  }
 }
 
 // ---------------------------------------------------------------------------------------------------------------- tabs
