@@ -130,7 +130,9 @@ def main() -> None:
         same = all(
             (folder / f"out-{WORKERS}" / p.relative_to(folder / "local")).read_bytes() == p.read_bytes() for p in files
         )
-        labels, video = (sum(sizes) / (FILES * frames) for sizes in (files.values(), (p.stat().st_size for p in videos.iterdir())))
+        labels, video = (
+            sum(sizes) / (FILES * frames) for sizes in (files.values(), (p.stat().st_size for p in videos.iterdir()))
+        )
         print(f"storage a frame: {labels:.0f} bytes of labels, {video:.0f} of video; tables the same: {same}")
 
 
