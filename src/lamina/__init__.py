@@ -9,7 +9,8 @@ from lamina.version import __version__
 
 if TYPE_CHECKING:
     from lamina.api import Alignment, Run, align, doctor, evaluate, label, resize, train, train_policy
-    from lamina.comparison.run import Comparison, compare
+    from lamina.comparison.run import compare
+    from lamina.comparison.table import Comparison
     from lamina.data.dataset import Dataset
     from lamina.data.memory import InMemoryDataset
     from lamina.data.sampling import open_source as open_dataset
@@ -28,7 +29,7 @@ _HOMES = {
     "train_policy": "api", "LatentDataset": "inference.dataset", "Dataset": "data.dataset", "InMemoryDataset": "data.memory",
     "open_dataset": "data.sampling:open_source", "LaminaError": "errors", "LaminaWarning": "errors", "Subject": "inference.subject",
     "LatentTable": "inference.table", "register_encoder": "models.encoders", "LatentActionModel": "models.hub",
-    "compare": "comparison.run", "Comparison": "comparison.run",
+    "compare": "comparison.run", "Comparison": "comparison.table",
     "Observations": "policies.base", "Policy": "policies.base", "Latent": "types",
 }  # fmt: skip
 

@@ -6,21 +6,17 @@ import math
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from pydantic import ConfigDict
 
-from lamina.comparison.table import METRICS, CompareRow
+from lamina.comparison.table import METRICS, CompareRow, Comparison
 from lamina.evaluation.record import Picture, Row, Value
 from lamina.evaluation.report import page, tables
 from lamina.evaluation.report.charts import STYLES, Chart, Line, line_chart
 from lamina.files import write_text
 from lamina.intervals import t_interval
-
-if TYPE_CHECKING:
-    from lamina.comparison.run import Comparison
 
 #: The tables of the page: a title and the metrics, the first of which is drawn.
 TABLES = {

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from lamina.comparison.page import write_page
 from lamina.comparison.plan import CompareConfig, Plan, cores, make_plan, run_folder
-from lamina.comparison.table import CompareRow, Figures, model_row, ranked, reference_rows, words
+from lamina.comparison.table import CompareRow, Comparison, Figures, model_row, ranked, reference_rows, words
 from lamina.comparison.worker import FACTS, FAILED, PLAYED, load_plan, save_plan
 from lamina.data.stream import sample_split
 from lamina.device import pick_device
@@ -32,30 +32,9 @@ from lamina.inference.subject import Subject, load_subject, subject_of
 from lamina.models.hub import LatentActionModel
 from lamina.training.alignment import load_translator
 from lamina.training.labelled import probe_data
-from lamina.version import __version__
 
 RECORD, PICTURE = "comparison.json", "pictures/methods.png"
 TIMED = 50  # decisions
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """``rows``: methods and given models by translator loss, then references and controls. ``words``: (level, sentence)."""
-
-    path: Path
-    rows: tuple[CompareRow, ...]
-    words: tuple[tuple[str, str], ...]
-    facts: Mapping[str, Any]
-
-    def __getitem__(self, name: str) -> CompareRow:
-        """The row of that name."""
-        return next(row for row in self.rows if row.name == name)
-
-    def to_json(self) -> str:
-        """comparison.json; null where a value is not a number."""
-        told = [{"level": level, "text": text} for level, text in self.words]
-        rows = [row.to_dict() for row in self.rows]
-        return to_json({"format": 1, "lamina": __version__, **self.facts, "words": told, "rows": rows}, indent=1)
 
 
 def compare(
@@ -113,8 +92,6 @@ def run_comparison(
         }  # fmt: skip
         result = Comparison(out, (*models, *others), tuple(words(models, others)), facts)
         write_text(out / RECORD, result.to_json() + "\n")
-        from lamina.comparison.page import write_page
-
         write_page(result)
     return result
 

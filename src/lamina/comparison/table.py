@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from lamina.evaluation.record import Evaluation, Row, StructureRecord, Value
+from lamina.files import to_json
 from lamina.intervals import UNDEFINED, Estimate, t_interval
 from lamina.models.code_usage import COLLAPSED
+from lamina.version import __version__
 
 Role = Literal["model", "reference", "control"]
 Figures = dict[str, float]  # of one seed
@@ -70,6 +73,26 @@ class CompareRow:
     def to_dict(self) -> dict[str, Any]:
         """For JSON: the fields, and mean and interval of each metric."""
         return asdict(self) | {"figures": {name: self.of(name).to_dict() for name in self.values}}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """``rows``: methods and given models by translator loss, then references and controls. ``words``: (level, sentence)."""
+
+    path: Path
+    rows: tuple[CompareRow, ...]
+    words: tuple[tuple[str, str], ...]
+    facts: Mapping[str, Any]
+
+    def __getitem__(self, name: str) -> CompareRow:
+        """The row of that name."""
+        return next(row for row in self.rows if row.name == name)
+
+    def to_json(self) -> str:
+        """comparison.json; null where a value is not a number."""
+        told = [{"level": level, "text": text} for level, text in self.words]
+        rows = [row.to_dict() for row in self.rows]
+        return to_json({"format": 1, "lamina": __version__, **self.facts, "words": told, "rows": rows}, indent=1)
 
 
 def mean(value: Value | None) -> float:
