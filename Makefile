@@ -13,7 +13,7 @@ $(BIN)/torch-is-here:
 	touch $@
 
 $(BIN)/demo-is-here: $(BIN)/torch-is-here pyproject.toml research/pyproject.toml
-	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[doom]" -e research
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[doom,play]" -e research
 	touch $@
 
 $(BIN)/dev-is-here: $(BIN)/demo-is-here

@@ -1,7 +1,8 @@
 """The pipeline end to end in about five minutes on two cores: `make demo`.
 
 Collects 3,000 frames of a scripted expert, trains a LAM on the frames alone, labels them, aligns the latents with 5% of the action labels,
-and evaluates on held-out episodes. The last lines print the result and the path of the report.
+and evaluates on held-out episodes. The last lines print the result, the path of the report and how to open a page on which the latent actions
+can be tried; in a terminal, that page is served until Ctrl-C.
 """
 
 import json
@@ -35,3 +36,7 @@ if __name__ == "__main__":
     record = json.loads((DEMO / "run" / "evaluation.json").read_text())
     print(f"\n{time.monotonic() - began:.0f} s in all. {record['summary']}")
     print(f"The report: {(DEMO / 'run' / 'report.html').resolve()}")
+    page = ["play", "demo/run", "--data", "demo/data"]
+    print(f"A page on which its latent actions can be tried: {sys.executable} -m lamina.cli {' '.join(page)}")
+    if sys.stdout.isatty():
+        sys.exit(main([*page, "--port", "0"]))
