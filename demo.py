@@ -1,8 +1,8 @@
 """The pipeline end to end in about five minutes on two cores: `make demo`.
 
 Collects 3,000 frames of a scripted expert, trains a LAM on the frames alone, labels them, aligns the latents with 5% of the action labels,
-and evaluates on held-out episodes. The last lines print the result, the path of the report and how to open a page on which the latent actions
-can be tried; in a terminal, that page is served until Ctrl-C.
+and evaluates on held-out episodes. The last lines print the result, the path of the report and how to open a page on
+which the latent actions can be tried; in a terminal, that page is served until Ctrl-C.
 """
 
 import json

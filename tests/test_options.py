@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 
 from lamina import cli, methods
 from lamina.cli import main
+from lamina.comparison.plan import CompareConfig
 from lamina.data.sampling import DataConfig
 from lamina.errors import LaminaError
+from lamina.evaluation.doctor import DoctorConfig
 from lamina.evaluation.evaluate import EvaluateConfig
 from lamina.models.heads import TranslatorConfig
 from lamina.options import LIMITS, check_options
@@ -27,7 +29,7 @@ from lamina_research.linear.analysis import LinearSetting
 
 CONFIGS: dict[str, Any] = {
     "TrainConfig": TrainConfig(), "AlignConfig": AlignConfig(), "TranslatorConfig": TranslatorConfig(), "TokenConfig": TokenConfig(),
-    "FlowConfig": FlowConfig(),
+    "FlowConfig": FlowConfig(), "DoctorConfig": DoctorConfig(), "CompareConfig": CompareConfig(),
     "EvaluateConfig": EvaluateConfig(), "LinearSetting": LinearSetting(), "DataConfig": DataConfig(data=("x",)),
     **{name: methods.load(name).Config() for name in methods.names()},
 }  # fmt: skip

@@ -26,6 +26,7 @@ from lamina.errors import LaminaError
 from lamina.files import LONGEST
 from lamina.images import to_float
 from lamina.models.bottlenecks.fsq import FSQ
+from lamina.models.encoders import ENCODERS
 from lamina.models.heads import TranslatorConfig
 from lamina.models.hub import LatentActionModel, Provenance
 from lamina.models.lam import LAM
@@ -602,6 +603,11 @@ def test_a_loaded_model_of_every_method_computes_exactly_what_the_saved_one_did(
     module = methods.load(method)
     plan = module.build(dataclasses.replace(options(method), decoder=decoder, whiten="batch"))
     plan = dataclasses.replace(plan, space=space, prefix="short", state=3, target=4)
+    if (
+        space != "pixels" and ENCODERS.name_of(plan.encoder) == "videomae"
+    ):  # a pretrained encoder of pictures reads nothing else
+        refused(lambda: LatentActionModel(plan), "reads RGB frames")
+        return
     torch.manual_seed(5)
     saved = LatentActionModel(plan)
     with torch.no_grad():

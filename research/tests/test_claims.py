@@ -322,7 +322,7 @@ def test_an_experiment_that_forgets_a_seed_fails_loudly(claim: str, monkeypatch:
         ("flexlam/prefix-scaling", "CPU", "smoke, cpu, gpu, paper"),
         ("flexlam/prefix-scaling", "smok", "did you mean smoke"),
         ("flexlam/prefix-scaling", "gpu", "runs at smoke, cpu"),
-        ("lamina/leaderboard", "smoke", "planned"),
+        ("lamina/structured-prefix", "smoke", "planned"),
     ],
 )
 def test_a_wrong_name_is_answered_with_the_right_one(claim: str, claim_id: str, scale: str, said: str) -> None:

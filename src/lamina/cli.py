@@ -31,7 +31,7 @@ lamina: latent actions from video without action labels
   lamina align RUN --data DATASET --labels 5%  map latents to real actions
   lamina label RUN DATA --out DATASET          write latents as dataset columns
   lamina evaluate RUN --data DATASET           probes, verdict, RUN/report.html
-  lamina doctor RUN --data PATH                what is wrong with a model, and what to try
+  lamina doctor RUN --data PATH                what is wrong with a model
   lamina play RUN --data DATASET               a local page to try latents on
   lamina compare --data DATASET --out DIR      all methods in one table
   lamina transfer RUN --source CLIP --target CLIP

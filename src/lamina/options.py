@@ -38,7 +38,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "max_rotation": (1e-6, 10), "rotation": (0, 10**6),
     # evaluation
     "transitions": (2, 10**8), "reconstructions": (1, 10**7), "linear": (2, 10**8), "structure": (0, 10**7), "scratch_steps": (1, 10**9),
-    "translator_steps": (1, 10**9), "decoded": (2, 10**7), "policy_steps": (1, 10**9),
+    "translator_steps": (1, 10**9), "align_steps": (1, 10**9), "decoded": (2, 10**7), "policy_steps": (1, 10**9),
     # simulators
     "episodes": (1, 10**8), "hold": (1, 10**6), "noise": (0, 1), "k": (0, 1024), "parallel": (1, 4096), "temperature": (0, 100),
     "max_steps": (1, 10**9),

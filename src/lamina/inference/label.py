@@ -15,7 +15,6 @@ from lamina.data.episodes import Episode
 from lamina.data.lerobot.labels import check_shown, write_labelled
 from lamina.data.lerobot.shards import Shard, merge_shards, write_shard
 from lamina.data.lerobot.staging import Columns, Engine, empty_labels
-from lamina.data.lerobot.writer import check_new
 from lamina.data.sampling import open_source, source_camera
 from lamina.data.shots import Shots
 from lamina.device import Precision, pick_device
@@ -66,7 +65,6 @@ def label(
     source = labeller.source
     if out is not None:
         plan = labeller.plan(_checkpoint(run))
-        check_new(out)
         with ExitStack() as stack:
             stack.enter_context(locked(out))
             each: Engine = labeller.each

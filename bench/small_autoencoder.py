@@ -3,7 +3,7 @@
 It is diffusers' AutoencoderKL with one latent for 4x4 pixels, and is saved as that library saves it. Published autoencoders also have a
 perceptual and an adversarial loss; this one has the absolute error and a small Kullback-Leibler term.
 
-    python examples/small_autoencoder.py data/doom runs/vae
+    python bench/small_autoencoder.py data/doom runs/vae
 """
 
 from __future__ import annotations
