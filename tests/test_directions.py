@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from lamina.errors import LaminaError
 from lamina.inference.directions import decoder_directions
 from lamina.models.decoders.base import DirectDecoder
 from lamina.rng import Rng
@@ -69,5 +70,12 @@ def test_more_numbers_than_directions_are_zero(painted):
 def test_slots_that_are_not_the_latent_action_do_not_count(painted):
     lam, src, dst, latents, _ = painted
     lam.config.latent_action = slice(1, 3)
+    lam.decoder.mix = torch.tensor([[1.0, 0, 0, 0, 0, 0], [0, 0, 0, 1, 0, 0]])  # one number of slot 0, one of slot 1
+    dst = lam.decoder(src, latents)
     found = decoder_directions(lam, src, dst, latents, latents[:, 1:], Rng(0))
-    assert found.matrix.shape[0] == 4
+    assert found.effect[0] > 0.999 and found.matrix.shape[0] == 4
+    y, used = found.project(latents[:, 1:].flatten(1), 1)[:, 0], latents[:, 1, 1]
+    assert abs(torch.corrcoef(torch.stack([y, used]))[0, 1]) > 0.999
+    lam.config.latent_action = slice(2, 3)
+    with pytest.raises(LaminaError, match="ignores the latents"):
+        decoder_directions(lam, src, dst, latents, latents[:, 2:], Rng(0))

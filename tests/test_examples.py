@@ -55,12 +55,26 @@ arms = lamina.InMemoryDataset(episodes, fps=10)
 run = lamina.train("alam", arms, out="runs/alam", steps=2, image=(32, 32), size="debug", camera="all", slots=2)
 lamina.train_policy(run, arms, kind="flow", steps=2, batch=2, size="debug", chunk=4)
 """
+PLAYED = """
+from pathlib import Path
+from lamina.play import export
+from lamina.play.session import Player
+from lamina.play.stage import Stage
+player = Player(Stage.load(Path("runs/doom"), "data/doom", transitions=12))
+played = player.session("d0", ["1@4", "2@4"])
+Path("session.json").write_bytes(export.saved(player, played))
+"""
 #: What a page takes for granted: runs of an earlier page, frames and models of the reader's own.
 GIVEN = {
     "README.md": RUN + FRAMES,
     "docs/api.md": FRAMES,
     "docs/policies.md": ARMS,
+    "docs/play.md": RUN + PLAYED,
     "docs/methods/alam.md": "def f(src, dst): return (dst.float() - src.float()).mean((2, 3))",
+}
+#: What holds after the code of a page.
+HOLDS = {
+    "docs/play.md": "assert len(session['moves']) == 2 and torch.equal(frame, player.roll(played)[-1].frame[None])"
 }
 PAGES = {
     str(page.relative_to(ROOT)): "\n".join(
@@ -103,7 +117,7 @@ def test_an_example_runs(place, script):
 def test_the_python_of_a_page_runs(place, page, tmp_path):
     for name in ("doom", "arms"):  # and not what an example has written
         shutil.copytree(place / "data" / name, tmp_path / "data" / name)
-    (tmp_path / "page.py").write_text(f"{GIVEN.get(page, '')}\n{faster(PAGES[page])}")
+    (tmp_path / "page.py").write_text(f"{GIVEN.get(page, '')}\n{faster(PAGES[page])}\n{HOLDS.get(page, '')}\n")
     done = run(tmp_path, "page.py")
     assert done.returncode == 0, done.stderr
 

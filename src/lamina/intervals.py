@@ -22,6 +22,10 @@ class Estimate:
     low: float
     high: float
 
+    def complement(self) -> Estimate:
+        """Of a share: that of the rest, 1 - x."""
+        return Estimate(1 - self.mean, 1 - self.high, 1 - self.low)
+
     def to_dict(self) -> dict[str, float]:
         return asdict(self)
 

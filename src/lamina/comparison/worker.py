@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import resource
 import sys
 import threading
+import time
 import traceback
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from lamina.models.hub import LatentActionModel
 from lamina.policies.rollout import rollout
 from lamina.training.checkpoints import Checkpoints
 from lamina.training.diagnostics import DegenerateLatents
+from lamina.training.loop import Diverged
 from lamina.training.pretraining import pretrain
 
 FAILED, FACTS, PLAYED = "failed.json", "facts.json", "rollout.json"
@@ -63,10 +64,10 @@ def train(plan: Plan, run: Path, name: str, seed: int) -> None:
         share = steps // len(stages) if stages else steps
         if not (folder / "model" / "model.safetensors").exists():
             recipe, data, training = plan.prepared(name, seed, share, **({} if stage is None else {"stage": stage}))
-            done, began = Checkpoints(folder, training.keep).last(share), cpu_seconds()
+            done, began = Checkpoints(folder, training.keep).last(share), time.process_time()
             pretrain(folder, recipe, data, training, init)
             write_text(
-                folder / "cost.json", to_json({"seconds": (cpu_seconds() - began) * share / max(1, share - done)})
+                folder / "cost.json", to_json({"seconds": (time.process_time() - began) * share / max(1, share - done)})
             )
         spent += float(read_json(folder / "cost.json", "delete the folder").get("seconds", 0.0))
         init = folder
@@ -78,12 +79,6 @@ def train(plan: Plan, run: Path, name: str, seed: int) -> None:
         "side": model.config.action_side,
     }
     write_text(run / FACTS, to_json(facts, indent=1) + "\n")
-
-
-def cpu_seconds() -> float:
-    """CPU time of this process so far, in all threads."""
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime
 
 
 def work(out: Path, name: str, seed: int) -> None:
@@ -112,7 +107,7 @@ def work(out: Path, name: str, seed: int) -> None:
             error.kind
             if isinstance(error, DegenerateLatents)
             else "diverged"
-            if "the loss is" in str(error)
+            if isinstance(error, Diverged)
             else "failed"
         )
         write_text(run / FAILED, to_json({"kind": kind, "reason": reason(error)}, indent=1) + "\n")

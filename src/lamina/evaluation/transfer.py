@@ -93,13 +93,16 @@ def round_trip(
     k: int,
 ) -> RoundTrip:
     """Apply latents ``z`` (their codes: ``index``) to the target's frames, read them off again and apply them to the source's."""
-    moved = model.decode(target, z, k)
-    back = model.encode(target, moved)
-    recovered = model.decode(src, back, k)
-    same = torch.full((len(src),), float("nan"))
-    if index is not None and back.index is not None and k:
-        same = (back.index[:, :k] == index[:, :k]).float().mean(1).cpu()
-    return RoundTrip(moved.cpu(), recovered.cpu(), same)
+    moved, recovered, same = [], [], []
+    for rows in torch.arange(len(src)).split(BATCH):
+        moved.append(model.decode(target[rows], z[rows], k))
+        back = model.encode(target[rows], moved[-1])
+        recovered.append(model.decode(src[rows], back, k))
+        if index is None or back.index is None or not k:
+            same.append(torch.full((len(rows),), float("nan")))
+        else:
+            same.append((back.index[:, :k] == index[rows, :k]).float().mean(1))
+    return RoundTrip(*(torch.cat(parts).cpu() for parts in (moved, recovered, same)))
 
 
 def transfer(
@@ -139,15 +142,13 @@ def transfer(
         with autocast(device, precision):
             found = [model.encode(a, b) for a, b in zip(src.split(BATCH), dst.split(BATCH), strict=True)]
             z = torch.cat([latent.post for latent in found])
-            index = (
-                None
-                if found[0].index is None
-                else torch.cat([latent.index for latent in found if latent.index is not None])
-            )
+            index = None
+            if found[0].index is not None:
+                index = torch.cat([latent.index for latent in found if latent.index is not None])
             order = torch.arange(n).roll(n // 2)
             codes = (index, None if index is None else index[order])
             right, shuffled = (
-                _trips(model, src, latents, own_codes, start, kept)
+                round_trip(model, src, latents, own_codes, start, kept)
                 for latents, own_codes in zip((z, z[order]), codes, strict=True)
             )
             direct = in_batches(lambda a, v: model.decode(a, v, kept).cpu(), src, z, size=BATCH)
@@ -190,32 +191,6 @@ def transfer(
             panels = [own.frames, *films, still, torch.cat([src[:1], right.recovered])]
             write_video(folder / "transfer.mp4", list(_film(titles, panels)), 1 / gap, VideoEncoding(crf=12))
     return record
-
-
-def _trips(
-    model: LatentActionModel,
-    src: Images,
-    z: Float[Tensor, "n k d"],
-    index: Int[Tensor, "n k"] | None,
-    target: Images,
-    k: int,
-) -> RoundTrip:
-    """:func:`round_trip`, a batch at a time."""
-    parts = [
-        round_trip(
-            model,
-            src[i : i + BATCH],
-            z[i : i + BATCH],
-            None if index is None else index[i : i + BATCH],
-            target[i : i + BATCH],
-            k,
-        )
-        for i in range(0, len(src), BATCH)
-    ]
-    moved, recovered, agreement = (
-        torch.cat([getattr(p, name) for p in parts]) for name in ("moved", "recovered", "agreement")
-    )
-    return RoundTrip(moved, recovered, agreement)
 
 
 def _applied(

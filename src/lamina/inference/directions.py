@@ -23,7 +23,7 @@ SMALLEST = 1e-6  # variance of a direction, as a share of the largest, below whi
 
 @dataclass(frozen=True)
 class Directions:
-    """Coordinates of latents of l numbers: uncorrelated, of variance 1, ordered by their effect on the decoder's loss."""
+    """Coordinates of latents of l numbers, on the CPU: uncorrelated, of variance 1, ordered by their effect on the decoder's loss."""
 
     mean: Float[Tensor, "l"]
     matrix: Float[Tensor, "l m"]  # columns are directions
@@ -56,7 +56,7 @@ def decoder_directions(
     their whole continuous latents (``Latent.pre``); ``latents``: the latent actions of many pairs, whose covariance sets the units.
     Raises LaminaError if the decoder ignores them.
     """
-    flat = latents.flatten(1).double()
+    flat = latents.flatten(1).cpu().double()
     mean, deviations = flat.mean(0), flat - flat.mean(0)
     variance, axes = torch.linalg.eigh(deviations.T @ deviations / len(flat))
     kept = variance > SMALLEST * variance[-1]
@@ -68,12 +68,14 @@ def decoder_directions(
         with torch.enable_grad():
             loss = lam.decoder.loss(src[rows], z, dst[rows], rng)
         (gradient,) = torch.autograd.grad(loss.sum(), z)
-        gradients.append(gradient[:, lam.config.latent_action].flatten(1).double())
+        gradients.append(gradient[:, lam.config.latent_action].flatten(1).cpu().double())
     along = torch.cat(gradients) @ colour  # by one deviation along each principal axis
     effect, turn = torch.linalg.eigh(along.T @ along / len(along))
     effect, turn = effect.flip(0).clamp_min(0), turn.flip(1)
     if not effect.sum() > 0:
-        raise LaminaError("the decoder ignores the latents: its loss is the same whatever they are")
+        raise LaminaError(
+            "the decoder ignores the latents, so it uses no direction of them: train the LAM longer, or leave out --latent-numbers"
+        )
     # The share of the total variance along uncorrelated coordinates y: column j of the map y -> z has the variance of what y_j moves.
     share = (colour @ turn).square().sum(0)
     return Directions(

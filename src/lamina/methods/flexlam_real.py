@@ -32,6 +32,7 @@ from lamina.models.decoders import autoencoder, sd3
 from lamina.models.decoders.sd3 import SD3Decoder
 from lamina.models.encoders import videomae
 from lamina.models.encoders.videomae import VideoMAEEncoder
+from lamina.models.feature_cache import FeatureCache
 from lamina.models.lam import LAM
 from lamina.models.published import Pretrained
 
@@ -120,8 +121,8 @@ def initialise(config: Config, lam: LAM) -> None:
         if "decoder" in given:
             sd3.load(decoder, given["decoder"])
         if config.vae_cache:
-            fingerprint = decoder.autoencoder.fingerprint()
-            decoder.autoencoder.cache = autoencoder.LatentCache(Path(config.vae_cache), fingerprint)
+            folder = Path(config.vae_cache) / decoder.autoencoder.fingerprint()[:32]
+            decoder.autoencoder.cache = FeatureCache(folder, decoder.shape, "float32", "choose another --vae-cache")
     if "encoder" in given:
         assert isinstance(encoder, VideoMAEEncoder)
         videomae.load(encoder, given["encoder"])

@@ -1,6 +1,6 @@
 """Features of frames on disk, so that a frozen encoder sees each picture once, whichever run or command asks for it.
 
-FOLDER/FINGERPRINT/part-*.bin     records of equal length: key, features (float16), checksum
+FOLDER/FINGERPRINT/part-*.bin     records of equal length: key, features, checksum
 
 A folder holds the features of one encoder (its fingerprint: weights and preprocessing), and a record's key is a sha256 of the picture's
 own pixels and shape: features of another encoder, another picture or another size are never found. Each process appends to a part of its
@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 import numpy as np
 import torch
@@ -57,11 +57,21 @@ def cache_for(fingerprint: str, shape: tuple[int, ...]) -> FeatureCache | None:
 
 
 class FeatureCache:
-    """The features of one encoder, each of ``shape``. ``folder`` is made when the first are written."""
+    """The features of one encoder, each of ``shape`` and numbers of ``precision``. ``folder`` is made when the first are written.
 
-    def __init__(self, folder: Path, shape: tuple[int, ...]):
-        self.folder, self.shape = folder, shape
-        self.record = np.dtype([("key", f"V{KEY}"), ("value", "<f2", shape), ("check", "<u4")])
+    ``otherwise``: what to do where it cannot be, for the error.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        shape: tuple[int, ...],
+        precision: Literal["float16", "float32"] = "float16",
+        otherwise: str = f"set {VARIABLE} to a folder with room, or to nothing to do without",
+    ):
+        self.folder, self.shape, self.otherwise = folder, shape, otherwise
+        self.numbers = np.dtype(precision).newbyteorder("<")
+        self.record = np.dtype([("key", f"V{KEY}"), ("value", self.numbers, shape), ("check", "<u4")])
         self._places: dict[bytes, tuple[Path, int]] = {}  # key -> part, number of the record
         self._seen: dict[Path, int] = {}  # records of each part that are in _places
         self._files: dict[Path, BinaryIO] = {}
@@ -76,7 +86,7 @@ class FeatureCache:
     def features(
         self, pictures: UInt8[Tensor, "n c h w"], encode: Callable[[UInt8[Tensor, "m c h w"]], Tensor], chunk: int = 16
     ) -> Float[Tensor, "n ..."]:
-        """The features of ``pictures``, float16. Those that are not here are computed by ``encode``, ``chunk`` pictures at a time.
+        """The features of ``pictures``. Those that are not here are computed by ``encode``, ``chunk`` pictures at a time.
 
         Raises LaminaError where they cannot be written.
         """
@@ -91,7 +101,7 @@ class FeatureCache:
                     found[keys[n]] = value
             rows = torch.tensor([n for n in missing if keys[n] not in found], dtype=torch.long)
             for part in rows.split(chunk) if len(rows) else ():
-                values = encode(pictures[part.to(pictures.device)]).half().cpu().numpy()
+                values = encode(pictures[part.to(pictures.device)]).cpu().numpy()
                 found |= self._append([keys[n] for n in part.tolist()], values)
         return torch.from_numpy(np.stack([found[key] for key in keys])).to(pictures.device)
 
@@ -127,7 +137,7 @@ class FeatureCache:
     def _append(self, keys: list[bytes], values: np.ndarray) -> dict[bytes, np.ndarray]:
         """Write records to this process's own part."""
         content = b""
-        for key, value in zip(keys, np.ascontiguousarray(values, "<f2"), strict=True):
+        for key, value in zip(keys, values := np.ascontiguousarray(values, self.numbers), strict=True):
             body = key + value.tobytes()
             content += body + zlib.crc32(body).to_bytes(CHECK, "little")
         if self._own is None or not self._own.exists():
@@ -144,8 +154,7 @@ class FeatureCache:
                     raise
         except OSError as error:
             raise LaminaError(
-                f"{self.folder}: features cannot be kept there ({reason(error)}); set {VARIABLE} to a folder with room, or to nothing to "
-                "do without"
+                f"{self.folder}: features cannot be kept there ({reason(error)}); {self.otherwise}"
             ) from error
         self._places |= {key: (self._own, written + n) for n, key in enumerate(keys)}
         self._seen[self._own] = written + len(keys)

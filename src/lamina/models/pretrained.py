@@ -168,21 +168,29 @@ def _opening(name: str, library: str) -> Iterator[None]:
 # ------------------------------------------------------------------------------------------------------- transformers
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Within, the transformers library prints no progress. Raises ImportError where it is missing."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
 def _transformers(name: str, folder: Path, settings: dict[str, Any]) -> PretrainedEncoder:
     with _opening(name, "transformers"):
         from transformers import AutoModel
-        from transformers.utils import logging
 
-        shown = logging.is_progress_bar_enabled()
-        logging.disable_progress_bar()
-        try:
+        with quiet():
             opened: Any = AutoModel.from_pretrained(
                 folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, local_files_only=True,
                 output_loading_info=True,
             )  # fmt: skip
-        finally:
-            if shown:
-                logging.enable_progress_bar()
         model, told = opened
         lost = sorted(map(str, [*told["missing_keys"], *told["mismatched_keys"]]))
         network = getattr(model, "vision_model", model)  # SigLIP and CLIP also have a tower for words

@@ -37,6 +37,10 @@ from lamina.weights import first_non_finite
 Validation = tuple[dict[str, float], list[str]]
 
 
+class Diverged(LaminaError):
+    """The loss of a training is not finite."""
+
+
 class _Step(nn.Module):
     """The losses of a step as a module's forward, which DDP and FSDP2 hook into."""
 
@@ -177,7 +181,7 @@ def fit(
         if number % config.log_every == 0 or validating or last:
             row = {"step": number, **{name: processes.mean(value) for name, value in terms.items()}}
             if not math.isfinite(row["loss"]):
-                raise LaminaError(f"{run}: the loss is {row['loss']} at step {number}; start again with a lower --lr")
+                raise Diverged(f"{run}: the loss is {row['loss']} at step {number}; start again with a lower --lr")
             seconds = time.perf_counter() - began
             row |= {"lr": learning_rate(config, step), "gradient_norm": float(full(norm))}
             row |= {"samples_per_second": config.batch / seconds, "data_wait": waited / seconds}

@@ -84,8 +84,7 @@ def share_told(
     ridge = RidgeCV(alphas=ALPHAS, cv=apart).fit(a, train_y.numpy())
     wrong = np.square(ridge.predict(b).reshape(test_y.shape) - test_y.numpy()).sum(1)
     spread = (train_y.mean(0) - test_y).square().sum(1).double().numpy()
-    left = bootstrap_ratio(wrong, spread, test_episode.numpy())
-    return Estimate(1 - left.mean, 1 - left.high, 1 - left.low)
+    return bootstrap_ratio(wrong, spread, test_episode.numpy()).complement()
 
 
 def content(subject: Subject, source: Dataset, data: DataConfig, train: Clip, test: Clip) -> Content:

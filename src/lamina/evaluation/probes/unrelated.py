@@ -32,7 +32,6 @@ def unrelated(subject: Subject, clip: Clip) -> Unrelated:
     def explained(target: Images) -> Estimate:
         z = subject.latents(src, target)
         right, wrong = subject.error(src, z, target), subject.error(src, z.roll(len(z) // 2, 0), target)
-        left = bootstrap_ratio(right.numpy(), wrong.numpy(), clip.episode.numpy())
-        return Estimate(1 - left.mean, 1 - left.high, 1 - left.low)
+        return bootstrap_ratio(right.numpy(), wrong.numpy(), clip.episode.numpy()).complement()
 
     return Unrelated(explained(elsewhere), explained(dst))

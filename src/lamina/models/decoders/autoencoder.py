@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import sqlite3
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
 from lamina.errors import LaminaError
 from lamina.files import reason
-from lamina.images import to_uint8
+from lamina.images import to_float, to_uint8
+from lamina.models.feature_cache import FeatureCache
 from lamina.models.published import Pretrained, fill, library
 from lamina.records import Count
 from lamina.weights import digest
@@ -64,13 +60,13 @@ class Autoencoder(nn.Module):
             self.model.requires_grad_(False)
         except ValueError as error:
             raise LaminaError(f"no autoencoder has these sizes: {reason(error)}") from error
-        self.cache: LatentCache | None = None
+        self.cache: FeatureCache | None = None  # where latents are kept, if anywhere
 
     def forward(self, pictures: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d y x"]:
         """The latents of pictures, from the cache where there is one. Of each distribution they are the mean."""
         if self.cache is None:
             return self.encode(pictures)
-        return self.cache.latents(to_uint8(pictures), lambda rows: self.encode(pictures[rows]))
+        return self.cache.features(to_uint8(pictures), lambda some: self.encode(to_float(some)), chunk=AT_ONCE)
 
     @torch.no_grad()
     def encode(self, pictures: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d y x"]:
@@ -86,70 +82,6 @@ class Autoencoder(nn.Module):
     def fingerprint(self) -> str:
         """sha256 of its weights and scaling."""
         return digest({n: v.cpu() for n, v in self.model.state_dict().items()}, [self.config.scale, self.config.shift])
-
-
-class LatentCache:
-    """Latents of frames on disk, in one SQLite file for each autoencoder, so none is served another's.
-
-    A frame is known by the sha256 of its pixels and size. Several processes may use a file at once; what a killed one has written stays.
-    """
-
-    def __init__(self, folder: Path, fingerprint: str):
-        self.path = folder / f"{fingerprint[:32]}.sqlite"
-        self.found = self.computed = 0
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._open().execute("create table if not exists latents (frame blob primary key, latent blob)")
-        except (OSError, sqlite3.Error) as error:
-            raise LaminaError(f"{self.path}: no cache of latents can be kept there ({reason(error)})") from error
-
-    def _open(self) -> sqlite3.Connection:
-        return sqlite3.connect(self.path, timeout=60, isolation_level=None)
-
-    def latents(
-        self, frames: UInt8[Tensor, "n c h w"], encode: Callable[[Tensor], Float[Tensor, "m d y x"]]
-    ) -> Float[Tensor, "n d y x"]:
-        """The latents of frames; ``encode(rows)`` computes those that are not here, which are then kept."""
-        keys = [_key(frame) for frame in frames.cpu()]
-        try:
-            with self._open() as store:
-                stored = ((key, _read(store, key)) for key in dict.fromkeys(keys))
-                known = {key: latent for key, latent in stored if latent is not None}
-                new = [key for key in dict.fromkeys(keys) if key not in known]
-                self.found, self.computed = self.found + len(keys) - len(new), self.computed + len(new)
-                if new:
-                    rows = torch.tensor([keys.index(key) for key in new], device=frames.device)
-                    added = dict(zip(new, encode(rows).cpu(), strict=True))
-                    store.execute("begin immediate")
-                    store.executemany(
-                        "insert or replace into latents values (?, ?)", [(k, _packed(v)) for k, v in added.items()]
-                    )
-                    store.execute("commit")
-                    known |= added
-        except sqlite3.Error as error:
-            raise LaminaError(
-                f"{self.path}: the cache of latents cannot be used ({reason(error)}); delete it"
-            ) from error
-        return torch.stack([known[key] for key in keys]).to(frames.device)
-
-
-def _key(frame: UInt8[Tensor, "c h w"]) -> bytes:
-    shape = repr(tuple(frame.shape)).encode()
-    return hashlib.sha256(shape + frame.contiguous().numpy().tobytes()).digest()
-
-
-def _packed(latent: Float[Tensor, "d y x"]) -> bytes:
-    """Shape and float32 values, behind their sha256: a damaged row is computed again."""
-    content = np.array(latent.shape, np.int32).tobytes() + latent.contiguous().numpy().astype(np.float32).tobytes()
-    return hashlib.sha256(content).digest() + content
-
-
-def _read(store: sqlite3.Connection, key: bytes) -> Float[Tensor, "d y x"] | None:
-    row = store.execute("select latent from latents where frame = ?", (key,)).fetchone()
-    if row is None or hashlib.sha256(row[0][32:]).digest() != row[0][:32]:
-        return None
-    shape = torch.frombuffer(bytearray(row[0][32:44]), dtype=torch.int32).tolist()
-    return torch.frombuffer(bytearray(row[0][44:]), dtype=torch.float32).view(shape)
 
 
 # ------------------------------------------------------------------------------------------------- pretrained weights

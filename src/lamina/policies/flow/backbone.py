@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from lamina.errors import LaminaError
 from lamina.files import reason
 from lamina.images import resize
+from lamina.models.pretrained import quiet
 from lamina.policies.flow.config import FlowConfig, FlowShapes
 from lamina.policies.flow.context import Context
 from lamina.weights import digest
@@ -60,25 +61,19 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 def _opening(name: str) -> Iterator[None]:
     """Within, the transformers library opens the model ``name``: its errors become one line, and it prints no progress."""
     try:
-        from transformers.utils import logging
-    except ImportError as error:
-        raise LaminaError(f"--backbone {name} needs the transformers library: pip install lamina[vla]") from error
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
         if Path(name).expanduser().is_absolute() and not Path(name).is_dir():
             raise LaminaError(f"--backbone {name}: no such folder")
-        yield
+        with quiet():
+            yield
     except LaminaError:
         raise
     except ImportError as error:
-        raise LaminaError(f"--backbone {name}: {reason(error)}: pip install lamina[vla]") from error
+        raise LaminaError(
+            f"--backbone {name} needs the transformers library: pip install lamina[vla] ({reason(error)})"
+        ) from error
     except Exception as error:  # transformers raises many types for a missing or damaged model
         where = "cannot be opened" if Path(name).is_dir() else "no such folder, and not to be had from the hub"
         raise LaminaError(f"--backbone {name}: {where}: {reason(error)}") from error
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def read_settings(name: str) -> Any:
