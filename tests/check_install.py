@@ -5,7 +5,7 @@ Each way runs in a fresh copy of the tracked files, with only the system's PATH 
 - readme: every ```bash block of README's section "Install" is one way. In the same shell, `lamina` must then exist, have this version, and
   train on a video.
 - wheel: the wheel holds the library's files and no others. Installed without extras, every public name and every module can be imported,
-  except simulators, and the command line describes itself.
+  except those of extras, and the command line describes itself.
 
 On failure the script prints the shell's output and exits with status 1.
 """
@@ -62,7 +62,11 @@ import lamina
 assert "site-packages" in lamina.__file__, lamina.__file__
 for name in lamina.__all__:
     getattr(lamina, name)
-SIMULATORS = {"vizdoom", "gymnasium", "mujoco", "dm_control", "metaworld"}
+#: What an extra installs, by the modules that cannot be imported without it.
+EXTRAS = {
+    "lamina.envs.": {"vizdoom", "gymnasium", "mujoco", "dm_control", "metaworld"},
+    "lamina.play.server": {"uvicorn", "starlette"},
+}
 names = [module.name for module in pkgutil.walk_packages(lamina.__path__, "lamina.")]
 without = []
 for name in names:
@@ -70,10 +74,11 @@ for name in names:
         importlib.import_module(name)
     except (ModuleNotFoundError, lamina.LaminaError) as error:
         missing = error if isinstance(error, ModuleNotFoundError) else error.__cause__
-        assert missing.name.split(".")[0] in SIMULATORS and name.startswith("lamina.envs."), f"{name} needs {missing.name}"
+        extra = next((extra for prefix, extra in EXTRAS.items() if name.startswith(prefix)), set())
+        assert missing.name.split(".")[0] in extra, f"{name} needs {missing.name}"
         without.append(name)
 assert without and len(names) > 100, (without, len(names))
-print(f"imported {len(names) - len(without)} modules; a simulator is missing for {', '.join(without)}")
+print(f"imported {len(names) - len(without)} modules; an extra is missing for {', '.join(without)}")
 CHECK
 lamina --version
 lamina --help
