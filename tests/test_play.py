@@ -155,7 +155,7 @@ def test_a_key_is_called_after_what_its_transitions_have_in_common():
     assert cluster_label(moves, own, every) == "left 75%"
     arm = ActionSpec((), 3, ("x", "y", "z"))
     every = np.array([[-1, -1, -1], [1, 1, 1]], np.float32)
-    assert cluster_label(arm, np.array([[0, 2, -1]], np.float32), every) == "y\xa0+2.0σ, z\xa0-1.0σ"
+    assert cluster_label(arm, np.array([[0, 2, -1]], np.float32), every) == "y +2.0σ, z \N{MINUS SIGN}1.0σ"
     assert (
         describe(ActionSpec((4,), 1, ("gear", "speed")), np.array([2, 0.5], np.float32)) == "gear = 2, speed\xa0+0.50"
     )

@@ -319,7 +319,9 @@ def cluster_label(spec: ActionSpec, own: Float[np.ndarray, "n a"], every: Float[
         return f"{class_name(spec, 0, int(counts.argmax()))} {100 * counts.max() / len(own):.0f}%"
     score = (own.mean(0) - every.mean(0)) / np.maximum(every.std(0), 1e-6)
     largest = np.abs(score).argsort()[::-1][:2]
-    return ", ".join(f"{dimension_name(spec, int(i))}\N{NO-BREAK SPACE}{score[i]:+.1f}σ" for i in largest)
+    # The minus sign, not a hyphen, after which a browser breaks the line.
+    shown = [(dimension_name(spec, int(i)), f"{score[i]:+.1f}σ".replace("-", "\N{MINUS SIGN}")) for i in largest]
+    return ", ".join(f"{name} {value}" for name, value in shown)
 
 
 def dimension_name(spec: ActionSpec, i: int) -> str:
