@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lamina.errors import LaminaError
-from lamina.inference.directions import decoder_directions
+from lamina.inference.directions import decoder_directions, decoder_gradients, read_by_decoder
 from lamina.models.decoders.base import DirectDecoder
 from lamina.rng import Rng
 from lamina.types import Latent
@@ -59,6 +59,32 @@ def test_the_directions_that_the_decoder_uses_come_first_whatever_their_variance
     assert (y @ fit - residual).square().mean() < 1e-3 * residual.square().mean()
     total = amounts.var(0).sum()
     assert abs(found.ignored() - float(1 - amounts[:, :2].var(0).sum() / total)) < 0.01
+
+
+def test_the_gradient_is_the_slope_of_the_loss_at_another_pairs_latent(painted):
+    lam, src, dst, latents, _ = painted
+    src, dst, z = src[:5], dst[:5], latents[:5]
+    wrong, change = z.roll(1, 0), torch.randn(5, SLOTS, WIDTH, generator=torch.Generator().manual_seed(1))
+    # The loss is quadratic in the latent, so this difference is exact.
+    slope = lam.decoder.loss(src, wrong + change, dst, Rng(0)) - lam.decoder.loss(src, wrong - change, dst, Rng(0))
+    found = lam.decoder.latent_gradient(src, z, dst, Rng(0))
+    torch.testing.assert_close(2 * (found * change).sum((1, 2)), slope, rtol=1e-4, atol=1e-4)
+
+
+def test_a_length_as_the_decoder_reads_it_is_an_effect_on_its_loss(painted):
+    lam, src, dst, latents, amounts = painted
+    gradients = decoder_gradients(lam, src, dst, latents, Rng(0))
+    read = read_by_decoder(gradients)
+    assert read.shape == (6, 2)  # the two mixtures that it paints
+    v = torch.randn(20, 6)
+    expected = (v @ gradients.T).square().mean(1) / gradients.square().sum(1).mean()
+    torch.testing.assert_close((v @ read).square().sum(1), expected, rtol=1e-3, atol=1e-6)
+    axis = latents.flatten(1) - amounts[:, 2:3] * torch.linalg.lstsq(amounts, latents.flatten(1) - 0.3).solution[2]
+    torch.testing.assert_close(
+        axis @ read, latents.flatten(1) @ read, rtol=1e-3, atol=1e-3
+    )  # the largest one is ignored
+    with pytest.raises(LaminaError, match="ignores the latents"):
+        read_by_decoder(torch.zeros(4, 6))
 
 
 def test_more_numbers_than_directions_are_zero(painted):

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,14 +20,23 @@ from lamina.errors import LaminaError
 from lamina.evaluation.probes import algebra
 from lamina.evaluation.probes.horizon import other_episode, reconstruct_horizons, transfer
 from lamina.evaluation.probes.leakage import leakage
-from lamina.evaluation.probes.structure import StructureData, held_out, horizon_rows, measure, measure_sides
+from lamina.evaluation.probes.structure import (
+    StructureData,
+    held_out,
+    horizon_rows,
+    measure,
+    measure_sides,
+    structure_rows,
+)
 from lamina.evaluation.probes.trajectory import trajectory
 from lamina.evaluation.probes.usage import latent_use
 from lamina.images import to_float
+from lamina.inference.directions import decoder_gradients
 from lamina.inference.subject import Subject, pixel_change, subject_of
 from lamina.intervals import Estimate, bootstrap_correlation, bootstrap_mean, bootstrap_ratio
 from lamina.methods import ac_lam, alam, lapa, univla
 from lamina.models.hub import LatentActionModel, Provenance
+from lamina.rng import Rng
 from lamina.training.recipe import recipe
 
 pytestmark = pytest.mark.typed
@@ -69,6 +79,46 @@ def test_an_additive_encoder_scores_zero_at_every_horizon() -> None:
     s = algebra.structure(ADDITIVE, FRAMES, EPISODE, STATE)
     assert s.composition.raw.mean == s.identity.raw.mean == s.inverse.relative.mean == 0 and not s.collapsed
     assert s.displacement is not None and s.displacement.mean > 0.9  # |z| is |s_j - s_i| but for rescaling and clipping
+
+
+@pytest.mark.parametrize("share", [0.0, 0.36, 0.64])
+def test_an_offset_in_additive_latents_has_the_errors_of_the_closed_form(share: float) -> None:
+    """z = c + additive, all of one length, with |c|^2 a share m of |z|^2: Eq. 7 is m, Eq. 9 sqrt(m), Eq. 10 2 sqrt(m); without c, 0."""
+    step = torch.tensor([[3, 4], [4, 3], [5, 0], [0, 5]], dtype=torch.uint8)
+    frames = torch.zeros(12, 3, 1, 12, 12, dtype=torch.uint8)
+    frames[:, 1, 0, 0, :2], frames[:, 2, 0, 0, :2] = step.repeat(3, 1), step.repeat(3, 1) + step.roll(1, 0).repeat(3, 1)
+    constant = 5 * math.sqrt(share / (1 - share))
+
+    def encode(i: Tensor, j: Tensor) -> Tensor:
+        return torch.cat([code(j) - code(i), torch.full((len(i), 1), constant)], dim=1)
+
+    s = algebra.structure(Subject("offset", encode), frames, torch.arange(12))
+    assert s.offset.mean == pytest.approx(share)
+    assert s.composition.relative.mean == pytest.approx(share, abs=1e-6)
+    assert s.identity.relative.mean == pytest.approx(math.sqrt(share), abs=1e-6)
+    assert s.inverse.relative.mean == pytest.approx(2 * math.sqrt(share), abs=1e-6)
+    for left in (s.centred.composition, s.centred.identity, s.centred.inverse):
+        assert left.raw.mean == pytest.approx(0, abs=1e-5)
+
+
+def test_an_error_that_the_decoder_does_not_read_does_not_count_as_it_reads_latents() -> None:
+    """Latents of an additive pair of numbers beside a leaking one: the errors are those of the pair that is read."""
+    both = Subject("both", lambda i, j: torch.cat([code(j) - code(i), code(j)], dim=1))
+    additive, leaking = torch.eye(4)[:, :2], torch.eye(4)[:, 2:]
+    s = algebra.structure(both, FRAMES, EPISODE, read=additive)
+    assert s.read is not None and s.composition.relative.mean > 0.3
+    assert s.read.composition.raw.mean == s.read.identity.raw.mean == s.read.inverse.raw.mean == 0
+    assert s.read.composition.relative.mean == 0
+    other, alone = algebra.structure(both, FRAMES, EPISODE, read=leaking), algebra.structure(LEAKING, FRAMES, EPISODE)
+    assert (
+        other.read is not None and other.read.composition == alone.composition and other.read.inverse == alone.inverse
+    )
+    for h, of_alone in zip(
+        algebra.horizons(both, FRAMES, EPISODE, 2, leaking), algebra.horizons(LEAKING, FRAMES, EPISODE, 2), strict=True
+    ):
+        assert h.addition_read == of_alone.addition and h.reversal_read == of_alone.reversal
+    assert algebra.structure(both, FRAMES, EPISODE).read is None
+    assert algebra.horizons(both, FRAMES, EPISODE, 2)[0].addition_read is None
 
 
 def test_a_constant_encoder_is_collapsed_and_wins_nothing() -> None:
@@ -272,6 +322,7 @@ def test_the_records_of_a_subject_are_of_its_sides_each_with_its_control() -> No
 def test_the_change_of_pixels_has_perfect_algebra() -> None:
     record = measure(pixel_change(), held())
     assert max(record[name]["relative"]["mean"] for name in ("composition", "identity", "inverse")) < 1e-5
+    assert record["read"] is None and record["offset"]["mean"] == 0
     rows = horizon_rows([{**record, "role": "reference"}])
     assert [row["k"] for row in rows] == [1, 2, 3, 4, 5] and max(row["addition"]["mean"] for row in rows) < 1e-5
 
@@ -317,6 +368,42 @@ def test_the_probes_read_the_side_and_the_slots_that_are_the_latent_action() -> 
         assert (subject.decode is None) == (stage == 1)  # whose decoder reads the instruction vector
     model = LatentActionModel(alam.build(alam.Config(size="debug", image=(16, 16)))).eval()
     assert torch.equal(subject_of(model).actions(src, dst), model.encode(src, dst).pre.flatten(1))
+
+
+@pytest.mark.parametrize("module", [alam, univla])
+def test_what_the_decoder_reads_of_a_checkpoint_is_measured_and_shown(module: Any) -> None:
+    torch.manual_seed(0)
+    options = {"stage": 2} if module is univla else {"decoder": "unet"}
+    model = LatentActionModel(module.build(module.Config(size="debug", image=(16, 16), slots=4, **options))).eval()
+    subject = subject_of(model)
+    assert subject.read is not None and subject.read(*PICTURES) is None  # an untrained decoder reads nothing
+    with torch.no_grad():
+        for parameter in model.lam.decoder.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    read = subject.read(*PICTURES)
+    assert read is not None and read.shape[0] == subject.actions(*PICTURES).shape[1]
+    # A longer way: the mean square of the slope of the loss along a change of the latent action.
+    src, dst = (model.lam.space(model.read(p)) for p in PICTURES)
+    gradients = decoder_gradients(model.lam, src, dst, model.encode(*PICTURES).pre, Rng(0))
+    v = torch.randn(7, read.shape[0])
+    slopes = (v @ gradients.T).square().mean(1) / gradients.square().sum(1).mean()
+    torch.testing.assert_close((v @ read).square().sum(1), slopes, rtol=1e-3, atol=1e-6)
+    if module is alam:
+        clip = dataclasses.replace(
+            clip_of(torch.randint(0, 256, (24, T, 3, 16, 16), dtype=torch.uint8)), episode=EPISODE[:24]
+        )
+        records = measure_sides(subject, StructureData(clip, clip, 0.15, 2, clip))
+        row, reference = structure_rows(records)[0], structure_rows(records)[-1]
+        assert (
+            row["composition_read"] == records[0]["read"]["composition"]["relative"]
+            and "composition_read" not in reference
+        )
+        assert (
+            row["offset"] == records[0]["offset"]
+            and row["inverse_centred"] == records[0]["centred"]["inverse"]["relative"]
+        )
+        across = horizon_rows(records)[1]
+        assert across["addition_read"] == records[0]["horizons"][1]["addition_read"]["relative"]
 
 
 def test_a_model_of_features_is_gated_in_its_own_space() -> None:

@@ -14,20 +14,24 @@ from torch import Tensor, nn
 
 from clips import clip_of
 from data_files import write_dataset
+from lamina.api import data_config
 from lamina.data.episodes import task_vector
-from lamina.data.sampling import DataConfig
+from lamina.data.sampling import DataConfig, draw_samples
 from lamina.data.stream import sample_split
 from lamina.envs.collect import collect, noisy
 from lamina.envs.grid import Grid
 from lamina.envs.registry import SUITES, Suite, make
 from lamina.errors import LaminaError, LaminaWarning
 from lamina.losses import perceptual
-from lamina.losses.algebra import composition, reversal
+from lamina.losses.algebra import composition, read_error, reversal
 from lamina.methods import ac_lam, alam, univla, villa_x
 from lamina.methods.ac_lam import rotation
 from lamina.methods.base import triplets
+from lamina.models.bottlenecks.base import Identity
 from lamina.models.bottlenecks.vq import VQ, SplitVQ
 from lamina.models.bottlenecks.whitening import FirstBatchNorm
+from lamina.models.config import LAMConfig
+from lamina.models.decoders.base import DirectDecoder
 from lamina.models.heads import ProprioDynamics
 from lamina.models.lam import LAM
 from lamina.rng import Rng
@@ -55,7 +59,7 @@ def terms_of(module, options, lam: LAM, batch) -> dict[str, torch.Tensor]:
 class Additive(nn.Module):
     """An encoder of differences: z_ij = g(o_j) - g(o_i), plus an offset that spoils it."""
 
-    def __init__(self, offset: float = 0.0):
+    def __init__(self, offset: float | Tensor = 0.0):
         super().__init__()
         self.offset, self.calls = offset, []
 
@@ -156,6 +160,155 @@ def test_the_sum_of_latents_is_what_ac_lam_decodes() -> None:
     got = ac_lam.composition_loss("fdm", lam, view, tuple(latents.values()), (0, 2), keep, Rng(0))
     summed = latents[0, 1].post + latents[1, 2].post
     assert torch.equal(got, lam.decoder.loss(frames[:, 0], summed, frames[:, 2], Rng(0)))
+
+
+class Recorder(DirectDecoder):
+    """Keeps the latents that it was given, and reads the first channel of each slot alone."""
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+        self.given: list[Tensor] = []
+
+    def forward(self, src: Tensor, z: Tensor) -> Tensor:
+        self.given.append(z.detach())
+        return src + z[:, :, 0].mean(1)[:, None, None, None]
+
+
+@pytest.mark.parametrize("form", ["fdm", "fdm-pre"])
+def test_a_mixture_lies_between_the_sum_and_the_long_latent_at_a_place_of_its_own_for_each_sample(form: str) -> None:
+    lam = lam_of(ac_lam).eval()
+    lam.decoder = Recorder()
+    view = lam.view(clip((16, 16), frames=3, batch=64))
+    ij, jk, ik = (Latent(pre=torch.randn(64, 4, 4), post=torch.randn(64, 4, 4)) for _ in range(3))
+    for mixture in (True, False):
+        ac_lam.composition_loss(form, lam, view, (ij, jk, ik), (0, 2), torch.full((64,), 4), Rng(0), mixture)  # type: ignore[arg-type]
+    mixed, summed = lam.decoder.given
+    total, direct = (ij.post + jk.post, ik.post) if form == "fdm" else (ij.pre + jk.pre, ik.pre)
+    assert torch.equal(summed, total)
+    share = (mixed - total) / (direct - total)
+    assert (share.amax((1, 2)) - share.amin((1, 2))).max() < 1e-3  # one of a sample, for all of its numbers
+    of_sample = share.mean((1, 2))
+    assert of_sample.min() > -1e-3 and of_sample.max() < 1 + 1e-3 and abs(float(of_sample.mean()) - 0.5) < 0.15
+    assert of_sample.std() > 0.2
+    with pytest.raises(LaminaError, match="--mixture"):
+        ac_lam.Config(mixture=True, form="idm")
+
+
+def test_a_span_makes_the_lengths_of_legs_and_of_sums_overlap(dataset: Path) -> None:
+    """With gaps of 0.1 to 0.2 s a length tells a sum from a leg; with gaps of 0.1 to 1.5 s within 1.5 s it mostly does not."""
+
+    def lengths(gap: tuple[float, float], span: float | None) -> tuple[np.ndarray, np.ndarray]:
+        times = np.arange(400) / 80
+        frames = draw_samples(times, 80, np.tile(np.arange(200), 10), 3, gap, np.random.default_rng(0), span)
+        i, j, k = times[frames].T
+        return np.concatenate([j - i, k - j]), k - i
+
+    def mistaken(legs: np.ndarray, sums: np.ndarray) -> float:
+        """The share that the best threshold on the length confuses, legs and sums counting the same."""
+        return min(float((legs > length).mean() + (sums <= length).mean()) / 2 for length in np.linspace(0, 1.6, 321))
+
+    legs, sums = lengths((0.1, 1.5), 1.5)
+    assert legs.min() < 0.12 and legs.max() > 1.3 and sums.min() < 0.35 and sums.max() < 1.5 + 1 / 80
+    assert mistaken(legs, sums) > 0.18
+    legs, sums = lengths((0.1, 0.2), None)
+    assert legs.max() < sums.min() + 1 / 80 and mistaken(legs, sums) < 0.03
+    options = ac_lam.Config(**SMALL, span=1.5)
+    assert data_config(options, [str(dataset)], (0.1, 1.5)).span == 1.5  # as `lamina train` reads it
+
+
+def test_a_linear_condition_of_a_sum_is_the_sum_of_conditions() -> None:
+    lam = lam_of(ac_lam, decoder="unet", linear_condition=True)
+    one, two = torch.randn(2, 5, 4, 4)
+    read = lam.decoder.condition
+    torch.testing.assert_close(read(one + two), read(one) + read(two))
+    assert not read(torch.zeros(1, 4, 4)).any()
+    plain = lam_of(ac_lam, decoder="unet").decoder.condition
+    assert not torch.allclose(plain(one + two), plain(one) + plain(two), atol=1e-2)
+    assert LAMConfig.from_dict(lam.config.to_dict()) == lam.config
+    with pytest.raises(LaminaError, match="--decoder unet"):
+        lam_of(ac_lam, decoder="pixel", linear_condition=True)
+
+
+@pytest.mark.parametrize("whiten", ["none", "first", "batch"])
+@pytest.mark.parametrize("pairing", ["antisymmetric", "difference"])
+def test_paired_latents_reverse_and_hold_no_offset_whatever_whitens_them(pairing: str, whiten: str) -> None:
+    lam = lam_of(ac_lam, pairing=pairing, whiten=whiten).train()
+    frames = torch.rand(2, 64, 3, 16, 16) * 2 - 1
+    first, second = (lam.embed(f) for f in frames)
+    with torch.no_grad():
+        there, back, still = (lam.pair(a, b).pre for a, b in ((first, second), (second, first), (first, first)))
+    torch.testing.assert_close(there, -back, rtol=1e-2, atol=1e-5)  # batch: two batches, so nearly the same statistics
+    assert still.abs().max() < 1e-5
+    if whiten != "none":
+        assert float(there.flatten(1).square().mean()) == pytest.approx(1, abs=1e-2)
+    lam.eval()
+    with torch.no_grad():
+        assert (lam.pair(first, second).pre + lam.pair(second, first).pre).abs().max() < 1e-5
+    assert LAMConfig.from_dict(lam.config.to_dict()) == lam.config
+
+
+def test_a_difference_is_of_encodings_of_single_frames_beside_a_term_of_the_pair() -> None:
+    class Squares(Additive):
+        def compare(self, first: Tensor, second: Tensor) -> Tensor:
+            return second.square() + 0.5 * first * second.pow(2)
+
+    def pre(pairing: str) -> Tensor:
+        lam = lam_of(alam, whiten="none", pairing=pairing)
+        lam.encoder = Squares()
+        view = lam.view(clip((16, 16), frames=3))
+        return lam.encode(view, [(0, 1)]).own[0, 1].pre, *(lam.encoder.embed(view.frames[:, n]) for n in (0, 1))
+
+    z, a, b = pre("antisymmetric")
+    term = (b**2 - a**2 + 0.5 * (a * b**2 - b * a**2)) / 2
+    torch.testing.assert_close(z, term)
+    z, a, b = pre("difference")
+    torch.testing.assert_close(z, term + (b**2 + 0.5 * b**3) - (a**2 + 0.5 * a**3))
+
+
+def test_alam_asks_for_the_algebra_of_what_the_decoder_reads() -> None:
+    """An offset in a channel that the decoder ignores costs nothing as it reads latents, and one in the channel that it reads does."""
+
+    def terms(algebra: str, channel: int) -> dict[str, Tensor]:
+        lam = lam_of(alam, whiten="none").eval()
+        lam.encoder, lam.decoder = Additive(torch.nn.functional.one_hot(torch.tensor(channel), 4).float()), Recorder()
+        lam.bottleneck = Identity(4)
+        options = alam.Config(**SMALL, whiten="none", algebra=algebra)  # type: ignore[arg-type]
+        return terms_of(alam, options, lam, clip((16, 16), frames=3))
+
+    assert terms("latent", 3)["composition"].numpy() == pytest.approx(0.25, rel=1e-4)  # one of four channels
+    ignored, read = terms("read", 3), terms("read", 0)
+    assert ignored["composition"].max() < 1e-8 and ignored["reversal"].max() < 1e-8
+    assert read["composition"].min() > 1e-4
+    torch.testing.assert_close(read["reversal"], 4 * read["composition"], rtol=1e-3, atol=1e-6)  # 2 c and -c, squared
+
+
+def test_an_error_as_the_decoder_reads_it_by_hand() -> None:
+    gradients = torch.tensor([[[1.0, 0.0]], [[0.0, 0.0]]])  # of two pictures; the mean of (g v)^2 is v_0^2 / 2
+    wrong, scale = torch.tensor([[[3.0, 9.0]], [[1.0, 9.0]]]), torch.tensor([[[2.0, 7.0]], [[4.0, -7.0]]])
+    assert read_error(wrong, scale, gradients).tolist() == pytest.approx([9 / 10, 1 / 10])  # mean of 4 and 16 is 10
+    assert read_error(5 * wrong, 5 * scale, 3 * gradients).tolist() == pytest.approx([9 / 10, 1 / 10])
+
+
+def test_the_weights_of_the_algebra_rise_with_the_batches_of_training() -> None:
+    options = alam.Config(**SMALL, algebra_warmup=10)
+    lam, batch = lam_of(alam).eval(), clip((16, 16), frames=3)
+    full = terms_of(alam, dataclasses.replace(options, algebra_warmup=0), lam, batch)
+    for updates, share in ((0, 0.0), (5, 0.5), (10, 1.0), (99, 1.0)):
+        lam.bottleneck.updates.fill_(updates)
+        terms = terms_of(alam, options, lam, batch)
+        for name in ("composition", "reversal"):
+            torch.testing.assert_close(terms[name], share * full[name])
+        assert torch.equal(terms["reconstruction"], full["reconstruction"])
+    lam.train()
+    lam.bottleneck.updates.fill_(4)
+    lam.encode(lam.view(batch), [(0, 1)])
+    assert alam.warmup(lam, 10) == 0.5  # each batch of training counts
+
+
+@pytest.mark.parametrize("module", [alam, ac_lam])
+def test_options_of_ours_train_every_parameter(module) -> None:
+    ours = {"algebra": "read", "algebra_warmup": 1} if module is alam else {"mixture": True}
+    check(module, module.Config(size="debug", image=(16, 16), slots=3, decoder="unet", linear_condition=True, **ours))
 
 
 def test_large_rotations_do_not_compose() -> None:

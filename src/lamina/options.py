@@ -31,6 +31,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     # weights of losses
     "latent_weight": (0, 1e6), "action_weight": (0, 1e6),
     "reconstruction": (0, 1e6), "commitment": (0, 1e6), "composition": (0, 1e6), "reversal": (0, 1e6), "perception": (0, 1e6),
+    "algebra_warmup": (0, 10**9),
     "cross_exogenous": (0, 1e6), "robust_target": (0, 1e6),
     # derived from the data
     "target_width": (0, 10**5), "target_classes": (1, 10**5), "target_mean": (-1e15, 1e15), "target_deviation": (0, 1e15),

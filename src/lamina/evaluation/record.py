@@ -77,6 +77,13 @@ class StructureRow(Row):
     composition_raw: Value | None = None
     identity_raw: Value | None = None
     inverse_raw: Value | None = None
+    offset: Value | None = None
+    composition_centred: Value | None = None
+    identity_centred: Value | None = None
+    inverse_centred: Value | None = None
+    composition_read: Value | None = None
+    identity_read: Value | None = None
+    inverse_read: Value | None = None
     gain_another: Value | None = None
     gain_mean: Value | None = None
     margin: Value | None = None
@@ -87,6 +94,8 @@ class HorizonRow(Row):
 
     addition: Value | None = None
     reversal: Value | None = None
+    addition_read: Value | None = None
+    reversal_read: Value | None = None
     addition_raw: Value | None = None
     reversal_raw: Value | None = None
     direct: Value | None = None
@@ -130,10 +139,18 @@ class Horizon(Part):
     seen: bool | None = None
     addition: Error | None = None
     reversal: Error | None = None
+    addition_read: Error | None = None
+    reversal_read: Error | None = None
     length: Value | None = None
     direct: Scores | None = None
     cumulative: Scores | None = None
     copy_frame: Scores | None = Field(None, alias="copy")
+
+
+class Errors(Part):
+    composition: Error | None = None
+    identity: Error | None = None
+    inverse: Error | None = None
 
 
 class StructureRecord(Part):
@@ -149,6 +166,9 @@ class StructureRecord(Part):
     identity: Error | None = None
     inverse: Error | None = None
     displacement: Value | None = None
+    offset: Value | None = None
+    centred: Errors | None = None
+    read: Errors | None = None
     horizons: tuple[Horizon, ...] | None = None
     transfer: dict[Literal["agreement", "by_chance", "margin", "moved"], Value] | None = None
 

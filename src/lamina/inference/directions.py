@@ -41,6 +41,39 @@ class Directions:
         return float(1 - self.variance[:used].sum())
 
 
+def decoder_gradients(
+    lam: LAM,
+    src: Float[Tensor, "b c h w"],
+    dst: Float[Tensor, "b c h w"],
+    pre: Float[Tensor, "b k d"],
+    rng: Rng,
+) -> Float[Tensor, "b l"]:
+    """The gradient of the decoder's loss with respect to the l numbers of each pair's latent action, on the CPU.
+
+    It is taken where each pair has the latent of another, randomly drawn one (:meth:`lamina.models.decoders.base.Decoder.latent_gradient`).
+    ``src`` and ``dst``: the pictures of b pairs in the observation space; ``pre``: their whole continuous latents.
+    """
+    found = []
+    for rows in rng.uniform(len(src)).argsort().split(BATCH):
+        gradient = lam.decoder.latent_gradient(src[rows], lam.quantise(pre[rows]).post, dst[rows], rng)
+        found.append(gradient[:, lam.config.latent_action].flatten(1).cpu())
+    return torch.cat(found)
+
+
+def read_by_decoder(gradients: Float[Tensor, "b l"]) -> Float[Tensor, "l m"]:
+    """A linear map after which the length of a latent, or of a difference of latents, is its effect on the decoder's loss.
+
+    ``|v @ map|^2 = mean (g v)^2`` over the gradients g, divided by the mean of |g|^2, so that the map never lengthens a latent. What the
+    decoder ignores has no length. Raises LaminaError where all gradients are zero.
+    """
+    g = gradients.double()
+    values, axes = torch.linalg.eigh(g.T @ g)
+    if not values[-1] > 0:
+        raise LaminaError("the decoder ignores the latents, so no direction of them has an effect")
+    kept = values > SMALLEST * values[-1]
+    return (axes[:, kept] * (values[kept] / values.sum()).sqrt()).float()
+
+
 def decoder_directions(
     lam: LAM,
     src: Float[Tensor, "b c h w"],
@@ -51,9 +84,9 @@ def decoder_directions(
 ) -> Directions:
     """The directions of continuous latent actions, by their effect on the prediction of ``dst`` from ``src``.
 
-    The effect is the mean square of the gradient of the decoder's loss, taken where each pair has the latent of another one: there the loss
-    is large along what tells transitions apart, and any decoder has such a gradient. ``src`` and ``dst``: the pictures of b pairs, ``pre``
-    their whole continuous latents (``Latent.pre``); ``latents``: the latent actions of many pairs, whose covariance sets the units.
+    The effect is the mean square of the gradient of the decoder's loss (:func:`decoder_gradients`). ``src`` and ``dst``: the pictures of b
+    pairs, ``pre`` their whole continuous latents (``Latent.pre``); ``latents``: the latent actions of many pairs, whose covariance sets the
+    units.
     Raises LaminaError if the decoder ignores them.
     """
     flat = latents.flatten(1).cpu().double()
@@ -61,15 +94,8 @@ def decoder_directions(
     variance, axes = torch.linalg.eigh(deviations.T @ deviations / len(flat))
     kept = variance > SMALLEST * variance[-1]
     whiten, colour = axes[:, kept] * variance[kept].rsqrt(), axes[:, kept] * variance[kept].sqrt()
-    order = rng.uniform(len(src)).argsort()
-    gradients = []
-    for rows in order.split(BATCH):
-        z = lam.quantise(pre[rows.roll(1)]).post.detach().requires_grad_()
-        with torch.enable_grad():
-            loss = lam.decoder.loss(src[rows], z, dst[rows], rng)
-        (gradient,) = torch.autograd.grad(loss.sum(), z)
-        gradients.append(gradient[:, lam.config.latent_action].flatten(1).cpu().double())
-    along = torch.cat(gradients) @ colour  # by one deviation along each principal axis
+    gradients = decoder_gradients(lam, src, dst, pre, rng).double()
+    along = gradients @ colour  # by one deviation along each principal axis
     effect, turn = torch.linalg.eigh(along.T @ along / len(along))
     effect, turn = effect.flip(0).clamp_min(0), turn.flip(1)
     if not effect.sum() > 0:

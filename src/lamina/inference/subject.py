@@ -22,6 +22,7 @@ from torch import Tensor
 
 from lamina.errors import LaminaError
 from lamina.images import to_float, to_uint8
+from lamina.inference.directions import decoder_gradients, read_by_decoder
 from lamina.inference.encode import in_batches
 from lamina.models.bottlenecks.prefix import RetainedPrefix
 from lamina.models.calibration import random_weights
@@ -64,6 +65,9 @@ class Subject:
     index: Callable[[Images, Images], Int[Tensor, "n k"]] | None = None
     """(o_i, o_j) -> the codes of each slot"""
     codebook_size: int | None = None
+    read: Callable[[Images, Images], Float[Tensor, "d m"] | None] | None = None
+    """(o_i, o_j) -> the linear map from a latent action to what the decoder reads of it
+    (:func:`lamina.inference.directions.read_by_decoder`); it returns None for a decoder that reads nothing"""
     control: Callable[[Clip, int], Subject] | None = None
     """(transitions of the training split, seed) -> the same architecture with random weights"""
     sides: Mapping[Side, Subject] = field(default_factory=dict)
@@ -185,6 +189,12 @@ def subject_of(model: LatentActionModel, side: Side | None = None, name: str | N
         assert codes is not None  # there is a codebook
         return codes.cpu()
 
+    def read(src: Images, dst: Images) -> Tensor | None:
+        pictures = lam.space(model.read(src)), lam.space.target(model.read(dst))
+        pre = in_batches(lambda a, b: model.encode(a, b).pre, src, dst, size=BATCH)
+        gradients = decoder_gradients(lam, *pictures, pre, Rng(0, device=model.device))
+        return read_by_decoder(gradients) if gradients.any() else None
+
     def control(clip: Clip, seed: int) -> Subject:
         return random_weights_subject(model, clip, side, seed)
 
@@ -202,6 +212,7 @@ def subject_of(model: LatentActionModel, side: Side | None = None, name: str | N
         action_slots=config.action_slots or (0, None),
         index=index if size else None,
         codebook_size=size,  # type: ignore[arg-type]
+        read=None if config.task else read,
         control=control,
         sides={each: subject_of(model, each, name) for each in both},
         config=config,
@@ -221,7 +232,7 @@ def random_weights_subject(
     """
     lam = random_weights(model.config, clip, seed).to(model.device)
     subject = subject_of(LatentActionModel(model.config, model.provenance, lam), side, name)
-    return replace(subject, decode=None, sides={}, control=None)
+    return replace(subject, decode=None, read=None, sides={}, control=None)
 
 
 def pixel_change(name: str = "change of the pixels") -> Subject:

@@ -1,4 +1,4 @@
-"""Composition and reversal of latents before quantisation (ALAM, Eq. 2 and 3)."""
+"""Composition and reversal of latents before quantisation (ALAM, Eq. 2 and 3), in full or as far as the decoder reads them."""
 
 from __future__ import annotations
 
@@ -18,3 +18,17 @@ def composition(ab: Latents, bc: Latents, ac: Latents) -> Float[Tensor, "b"]:
 def reversal(ab: Latents, ba: Latents) -> Float[Tensor, "b"]:
     """|z_ab + z_ba|^2, mean over slots and channels: the way back undoes the way there (ALAM Eq. 7)."""
     return squared_error(ab, -ba)
+
+
+def read_error(error: Latents, scale: Latents, gradients: Float[Tensor, "n k d"]) -> Float[Tensor, "b"]:
+    """The effect of each ``error`` on the decoder's loss, over the mean effect of ``scale``: a relative error that no scaling changes, and
+    to which what the decoder ignores adds nothing (ours).
+
+    An effect is the mean of (g v)^2 over ``gradients`` g of that loss with respect to latents, which are constants here.
+    """
+    read = gradients.detach().flatten(1)
+
+    def effect(v: Latents) -> Float[Tensor, "b"]:
+        return (v.flatten(1) @ read.T).square().mean(1)
+
+    return effect(error) / effect(scale).mean().clamp_min(1e-12)

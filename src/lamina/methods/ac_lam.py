@@ -17,6 +17,8 @@ Deviations:
 - Latents are scaled by the first batch (`--whiten first`); otherwise the decoder learns to ignore them early in training.
 - Codes are moved by EMA; frames are embedded once and meet in query slots; no colour jitter.
 - One option, `--size`, sets all widths and depths.
+- `--mixture` (ours) decodes o_k from lambda z_ik + (1 - lambda)(z_ij + z_jk), lambda uniform on [0, 1]: between the two latents the decoder
+  finds no place at which to tell a sum from a pair.
 - With a bottleneck of K slots, sums are taken slot by slot and truncated after: ours, no paper does it.
 """
 
@@ -57,6 +59,8 @@ class Config(MethodConfig):
     code_dim: int = 32
     form: Form = "fdm"
     """where and how composition is asked for (Table 5)"""
+    mixture: bool = False
+    """decode a random mixture of z_ik and z_ij + z_jk in place of the sum (ours)"""
     composition: float = 1.0
     commitment: float = 0.25
     state: float = 1.0
@@ -73,6 +77,10 @@ class Config(MethodConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.mixture and not self.form.startswith("fdm"):
+            raise LaminaError(
+                f"--mixture is of latents that are decoded, which --form {self.form} does not do: use fdm or fdm-pre"
+            )
         if len(self.rotation) not in (0, 3):
             raise LaminaError(
                 f"--rotation names three columns of the proprioception (roll, pitch, yaw), not {len(self.rotation)}"
@@ -98,7 +106,7 @@ def losses(config: Config) -> MethodLosses:
         composed = []
         for i, j, k in groups:
             steps = latents.own[i, j], latents.own[j, k], latents.own[i, k]
-            loss = composition_loss(config.form, lam, view, steps, (i, k), keep, rng)
+            loss = composition_loss(config.form, lam, view, steps, (i, k), keep, rng, config.mixture)
             composed.append(loss * _small_rotation(config, view.clip, i, k))
         found = {
             "reconstruction": lam.reconstruction(view, latents.own, keep, rng),
@@ -112,20 +120,27 @@ def losses(config: Config) -> MethodLosses:
 
 
 def composition_loss(
-    form: Form, lam: LAM, view: ClipView, steps: tuple[Latent, Latent, Latent], ends: Pair, keep: Tensor, rng: Rng
+    form: Form,
+    lam: LAM,
+    view: ClipView,
+    steps: tuple[Latent, Latent, Latent],
+    ends: Pair,
+    keep: Tensor,
+    rng: Rng,
+    mixture: bool = False,
 ) -> Float[Tensor, "b"]:
     """The composition term of one triplet i < j < k (Eq. 5, Table 5).
 
-    ``steps``: the latents z_ij, z_jk and z_ik; ``ends``: (i, k); ``keep``: each sample's prefix length.
+    ``steps``: the latents z_ij, z_jk and z_ik; ``ends``: (i, k); ``keep``: each sample's prefix length. ``mixture``: decode a mixture of
+    z_ik and the sum, of its own share for each sample.
     """
     ij, jk, ik = steps
     match form:
-        case "fdm":
-            summed = replace(ik, post=ij.post + jk.post)
-            return lam.reconstruction(view, {ends: summed}, keep, rng)
-        case "fdm-pre":
-            summed = replace(ik, post=ij.pre + jk.pre)
-            return lam.reconstruction(view, {ends: summed}, keep, rng)
+        case "fdm" | "fdm-pre":
+            summed, direct = (ij.post + jk.post, ik.post) if form == "fdm" else (ij.pre + jk.pre, ik.pre)
+            if mixture:
+                summed = torch.lerp(summed, direct, rng.uniform(len(view), 1, 1))
+            return lam.reconstruction(view, {ends: replace(ik, post=summed)}, keep, rng)
         case "idm":
             return composition(ij.post, jk.post, ik.post)
         case "idm-stop-direct":

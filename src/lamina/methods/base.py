@@ -14,7 +14,7 @@ from torch import Tensor
 from lamina.device import pick_device
 from lamina.errors import LaminaError
 from lamina.models.bottlenecks.whitening import Whitening
-from lamina.models.config import NETWORK_SIZES, LAMConfig, SizeName
+from lamina.models.config import NETWORK_SIZES, LAMConfig, Pairing, SizeName
 from lamina.models.decoders.autoencoder import Autoencoder
 from lamina.models.decoders.flow import FlowDecoder
 from lamina.models.decoders.pixel import PixelDecoder
@@ -59,6 +59,12 @@ class MethodConfig:
     whiten: Whitening = "none"
     """scaling of each channel of the latents: none; first: by its deviation in the first batch; batch: by its deviation in every batch, so
     that latents cannot shrink"""
+    pairing: Pairing = "free"
+    """how a latent follows from its frames: free: by the encoder; antisymmetric (ours): half of its output minus that of the reversed
+    pair, so that z_ba = -z_ab and z_aa = 0 before the quantiser; difference (ours): the same plus a difference of encodings of the single
+    frames"""
+    linear_condition: bool = False
+    """the unet reads the latent through a linear map without a bias, and so reads a sum as the sum of what it reads of its terms (ours)"""
     augment: float | None = None
     """random crops of training samples: largest share of each side that is cut off; 0: none; default: 0.5 if training sees every sample
     more than 50 times, else none. Methods that read frames alone also get mirror images"""
@@ -124,13 +130,18 @@ class MethodConfig:
             registered: Any = ENCODERS[kind]
             encoder = registered.Config()
         decoder: Any
-        match with_decoder(self, pick_device("auto")).decoder:
+        name = with_decoder(self, pick_device("auto")).decoder
+        if self.linear_condition and name != "unet":
+            raise LaminaError(
+                f"--linear-condition is an option of the unet, and the decoder is {name}: add --decoder unet"
+            )
+        match name:
             case "flow":
                 decoder = FlowDecoder.Config(patch, width, heads, layers, self.flow_steps)
             case "pixel":
                 decoder = PixelDecoder.Config(patch, width, heads, layers)
             case "unet":
-                decoder = UNetDecoder.Config(channels=channels, condition=2 * width)
+                decoder = UNetDecoder.Config(channels=channels, condition=2 * width, linear=self.linear_condition)
             case "sd3":
                 # A token covers a patch of the picture: the autoencoder shrinks it as far as halves go, up to 8 times.
                 halves = min((patch & -patch).bit_length() - 1, 4)
@@ -144,6 +155,7 @@ class MethodConfig:
             "slots": self.slots,
             "space": self.space,
             "whiten": self.whiten,
+            "pairing": self.pairing,
             "target": self.target_width if self.robust_target else 0,
             "encoder": encoder,
             "decoder": decoder,

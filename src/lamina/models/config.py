@@ -22,6 +22,7 @@ from lamina.records import Count, CountOrZero, Extent, Image, validated
 from lamina.version import __version__
 
 Side = Literal["quantised", "continuous"]
+Pairing = Literal["free", "antisymmetric", "difference"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class LAMConfig:
     decoder: Any
     prefix: PrefixDistribution = "full"
     whiten: Whitening = "none"
+    #: How a latent follows from its two frames (:meth:`lamina.models.lam.LAM.pair`).
+    pairing: Pairing = "free"
     space: Annotated[SpaceName, Field(min_length=1, max_length=1024)] = "pixels"
     #: Size of the proprioception that follows from the latent; 0: there is no proprioceptive forward model.
     state: CountOrZero = 0
@@ -62,7 +65,7 @@ class LAMConfig:
         values: dict[str, Any] = {"image": list(self.image), "slots": self.slots, "prefix": self.prefix}
         values |= {
             name: v
-            for name in ("whiten", "space", "state", "target", "task", "action_slots", "action_side")
+            for name in ("whiten", "pairing", "space", "state", "target", "task", "action_slots", "action_side")
             if (v := getattr(self, name)) != getattr(LAMConfig, name)
         }
         for part, kinds in _PARTS.items():

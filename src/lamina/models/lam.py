@@ -129,12 +129,29 @@ class LAM(nn.Module):
         slots of ``post`` by it, for its decoder; without a vector these slots hold the encoder's code. Other LAMs ignore it.
         """
         # float32 from here on, whatever the networks compute in: a code must not depend on how its statistics were rounded.
-        slots = self.encoder.compare(first.first, second.second).float()
-        latent = self.quantise(self.whiten(slots.flatten(1)).view_as(slots))
+        latent = self.quantise(self._compared(first.first, second.second))
         if self.task is None or language is None:
             return latent
         instruction = self.task(language).unflatten(1, (-1, self.dim))
         return dataclasses.replace(latent, post=torch.cat([instruction, latent.post[:, instruction.shape[1] :]], dim=1))
+
+    def _compared(self, first: Float[Tensor, "b ..."], second: Float[Tensor, "b ..."]) -> Float[Tensor, "b k d"]:
+        """The whitened code of each pair of features, by the config's pairing, where f is the encoder's comparison:
+
+        ``free``: f(a, b). ``antisymmetric``: (f(a, b) - f(b, a)) / 2, which reverses exactly and is 0 for two equal frames.
+        ``difference``: the same plus phi(b) - phi(a), where phi(a) = f(a, a), which moreover adds up.
+        """
+        compare, pairing = self.encoder.compare, self.config.pairing
+        if pairing == "free":
+            slots = compare(first, second).float()
+            return self.whiten(slots.flatten(1)).view_as(slots)
+        there, back = compare(first, second).float(), compare(second, first).float()
+        slots = (there - back) / 2
+        if pairing == "difference":
+            slots = slots + compare(second, second).float() - compare(first, first).float()
+        # The code of the reversed pair is whitened beside it: their mean is 0, so that whitening scales and does not shift.
+        flat = slots.flatten(1)
+        return self.whiten(torch.cat([flat, -flat]))[: len(flat)].view_as(slots)
 
     def quantise(self, pre: Float[Tensor, "b k d"]) -> Latent:
         """The latent of a continuous, whitened code (``Latent.pre``)."""

@@ -3,10 +3,16 @@
 Scaling all latents down lowers every raw error, so each error is also divided by the mean latent norm. An encoder that returns the same
 latent for every transition is flagged as collapsed. The scores of a collapsed encoder are invalid, and so are those of a model whose
 decoder ignores the latent (:func:`lamina.evaluation.probes.usage.latent_use`).
+
+Two more readings tell where an error comes from. Without the offset: the mean latent of two identical frames is subtracted from every
+latent. For z = c + additive, with |c|^2 a share m of the mean squared length, Eq. 7 is m, Eq. 9 sqrt(m) and Eq. 10 2 sqrt(m) (these two for
+latents of one length); without the offset all are 0. As the decoder reads it: each difference of latents is measured by its effect on the
+decoder's loss (:func:`lamina.inference.directions.read_by_decoder`), so that numbers which the decoder ignores do not count.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,24 +62,27 @@ class Horizon:
     addition: Error  # Add(t) = E |z_a^tk - Z_t|, Z_t the sum of t short latents
     reversal: Error  # Rev(t) = E |z_a^tk + z_tk^a|
     length: Estimate  # E |z_a^tk|
+    addition_read: Error | None = None  # the same two as the decoder reads the latents; None where that is not known
+    reversal_read: Error | None = None
 
 
-def horizons(subject: Subject, frames: Frames, episode: Rows, seen: int) -> list[Horizon]:
-    """Add(t) and Rev(t) for t = 1 .. T on windows of T + 1 frames, a stride apart; strides up to ``seen`` were trained on."""
+def horizons(
+    subject: Subject, frames: Frames, episode: Rows, seen: int, read: Float[Tensor, "d m"] | None = None
+) -> list[Horizon]:
+    """Add(t) and Rev(t) for t = 1 .. T on windows of T + 1 frames, a stride apart; strides up to ``seen`` were trained on.
+
+    ``read``: the map to what the decoder reads of a latent.
+    """
     steps = [subject.actions(frames[:, i], frames[:, i + 1]) for i in range(frames.shape[1] - 1)]
     found = []
     for t in range(1, frames.shape[1]):
         direct = steps[0] if t == 1 else subject.actions(frames[:, 0], frames[:, t])
         back = subject.actions(frames[:, t], frames[:, 0])
-        found.append(
-            Horizon(
-                t,
-                t <= seen,
-                error(direct - torch.stack(steps[:t]).sum(0), direct, episode),
-                error(direct + back, direct, episode),
-                bootstrap_mean(direct.norm(dim=1), episode.numpy()),
-            )
-        )
+        residuals = {"addition": direct - torch.stack(steps[:t]).sum(0), "reversal": direct + back}
+        errors = {name: error(residual, direct, episode) for name, residual in residuals.items()}
+        if read is not None:
+            errors |= {f"{name}_read": error(r @ read, direct @ read, episode) for name, r in residuals.items()}
+        found.append(Horizon(t, t <= seen, length=bootstrap_mean(direct.norm(dim=1), episode.numpy()), **errors))
     return found
 
 
@@ -81,14 +90,24 @@ def horizons(subject: Subject, frames: Frames, episode: Rows, seen: int) -> list
 
 
 @dataclass(frozen=True)
-class Structure:
-    """The four metrics of AC-LAM's Table 1. ``displacement`` is None where the data has no proprioception."""
+class Errors:
+    """The three errors of AC-LAM's Table 1."""
 
     composition: Error  # Eq. 7, squared lengths: E |z_ik - z_ij - z_jk|^2 / E |z_ij|^2
     identity: Error  # Eq. 9: E |z_ii| / E |z_ij|
     inverse: Error  # Eq. 10: E |z_ij + z_ji| / E |z_ij|
+
+
+@dataclass(frozen=True)
+class Structure(Errors):
+    """The four metrics of AC-LAM's Table 1, and its errors in two other readings. ``displacement`` is None where the data has no
+    proprioception."""
+
     displacement: Estimate | None  # Eq. 8: r(|z_ij|, |s_j - s_i|)
     spread: float
+    offset: Estimate  # the offset's share: |E z_ii|^2 / E |z_ij|^2
+    centred: Errors  # without the offset: of z - E z_ii
+    read: Errors | None = None  # as the decoder reads the latents; None where that is not known
 
     @property
     def collapsed(self) -> bool:
@@ -96,26 +115,45 @@ class Structure:
         return self.spread < MIN_DISPERSION
 
 
+def errors(z: Mapping[str, Vectors], episode: Rows) -> Errors:
+    """The three errors of the latents of the pairs ij, jk, ik, ji and ii."""
+    return Errors(
+        composition=error(z["ik"] - z["ij"] - z["jk"], z["ij"], episode, power=2),
+        identity=error(z["ii"], z["ij"], episode),
+        inverse=error(z["ij"] + z["ji"], z["ij"], episode),
+    )
+
+
 def structure(
-    subject: Subject, frames: Frames, episode: Rows, state: Float[Tensor, "n t q"] | None = None
+    subject: Subject,
+    frames: Frames,
+    episode: Rows,
+    state: Float[Tensor, "n t q"] | None = None,
+    read: Float[Tensor, "d m"] | None = None,
 ) -> Structure:
     """The metrics on triplets i < j < k (the first three frames of each sample).
 
-    The displacement of each of the pairs ij, jk and ik counts, so that there are short and long ones.
+    The displacement of each of the pairs ij, jk and ik counts, so that there are short and long ones. ``read``: the map to what the decoder
+    reads of a latent.
     """
     i, j, k = (frames[:, n] for n in range(3))
-    z = {pair: subject.actions(a, b) for pair, (a, b) in {"ij": (i, j), "jk": (j, k), "ik": (i, k)}.items()}
+    pairs = {"ij": (i, j), "jk": (j, k), "ik": (i, k), "ji": (j, i), "ii": (i, i)}
+    z = {pair: subject.actions(a, b) for pair, (a, b) in pairs.items()}
     displacement = None
     if state is not None:
         change = torch.cat([state[:, b] - state[:, a] for a, b in ((0, 1), (1, 2), (0, 2))])
         lengths = torch.cat([z[pair].norm(dim=1) for pair in ("ij", "jk", "ik")])
         displacement = correlation(lengths.numpy(), rescaled(change.numpy()), episode.repeat(3).numpy())
+    plain, offset = errors(z, episode), z["ii"].mean(0)
     return Structure(
-        composition=error(z["ik"] - z["ij"] - z["jk"], z["ij"], episode, power=2),
-        identity=error(subject.actions(i, i), z["ij"], episode),
-        inverse=error(z["ij"] + subject.actions(j, i), z["ij"], episode),
+        composition=plain.composition,
+        identity=plain.identity,
+        inverse=plain.inverse,
         displacement=displacement,
         spread=spread(z["ij"]),
+        offset=error(offset.expand_as(z["ij"]), z["ij"], episode, power=2).relative,
+        centred=errors({pair: latent - offset for pair, latent in z.items()}, episode),
+        read=None if read is None else errors({pair: latent @ read for pair, latent in z.items()}, episode),
     )
 
 

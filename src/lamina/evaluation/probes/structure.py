@@ -22,6 +22,7 @@ from lamina.types import Clip
 STRIDES = 5
 STATE = "observation.state"
 FILLING = 1024
+ERRORS = ("composition", "identity", "inverse")  # Eq. 7, 9 and 10 of AC-LAM
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,8 @@ SIDES: dict[Side, tuple[str, str]] = {
 def measure(subject: Subject, held: StructureData) -> dict[str, Any]:
     """The record of one subject. ``void``: why its structure scores are invalid; None if they are valid."""
     w, t = held.windows, held.triplets
-    found = structure(subject, t.frames, t.episode, t.proprio)
+    read = subject.read(w.frames[:, 0], w.frames[:, 1]) if subject.read else None
+    found = structure(subject, t.frames, t.episode, t.proprio, read)
     use = latent_use(subject, w.frames[:, 0], w.frames[:, 1], w.episode) if subject.decode else None
     steps = {h.t: h for h in reconstruct_horizons(subject, w.frames, held.seen)} if subject.pictures else {}
     ways = ("direct", "cumulative", "copy")
@@ -78,7 +80,7 @@ def measure(subject: Subject, held: StructureData) -> dict[str, Any]:
         **asdict(found),
         "horizons": [
             asdict(h) | {way: _means(getattr(steps[h.t], way), w.episode) for way in ways if h.t in steps}
-            for h in horizons(subject, w.frames, w.episode, held.seen)
+            for h in horizons(subject, w.frames, w.episode, held.seen, read)
         ],
     }
     if steps:
@@ -128,7 +130,10 @@ def structure_rows(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]
     rows = []
     for r in records:
         row = {name: r[name] for name in ("name", "role")} | {"k": None, "displacement": r["displacement"]}
-        row |= both_forms(r, ("composition", "identity", "inverse"))
+        row |= both_forms(r, ERRORS) | {"offset": r["offset"]}
+        for reading in ("centred", "read"):
+            if r[reading]:
+                row |= {f"{name}_{reading}": r[reading][name]["relative"] for name in ERRORS}
         if r["use"]:
             row |= {"gain_another": r["use"]["another"], "gain_mean": r["use"]["mean"]}
             row |= {"margin": r["transfer"]["margin"]} if "transfer" in r else {}
@@ -143,5 +148,6 @@ def horizon_rows(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         for h in r["horizons"]:
             psnr = {way: h[way]["psnr"] for way in ("direct", "cumulative") if way in h}
             row = {"name": r["name"], "role": r["role"], "k": h["t"]}
-            rows.append(row | both_forms(h, ("addition", "reversal")) | psnr)
+            read = {name: h[name]["relative"] for name in ("addition_read", "reversal_read") if h[name]}
+            rows.append(row | both_forms(h, ("addition", "reversal")) | read | psnr)
     return rows

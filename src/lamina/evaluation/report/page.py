@@ -76,9 +76,20 @@ STRUCTURE = (
     Metric("gain_mean", "... above the mean latent, dB", "higher is better"),
     Metric("margin", "composed transfer above chance, dB", "higher is better"),
 )
+READINGS = (
+    Metric("offset", "offset's share of the squared length", "depends on the method", percent=True),
+    Metric("composition_centred", "composition residual, offset removed", "lower is better"),
+    Metric("identity_centred", "identity error, offset removed", "lower is better"),
+    Metric("inverse_centred", "inverse error, offset removed", "lower is better"),
+    Metric("composition_read", "composition residual, as the decoder reads it", "lower is better"),
+    Metric("identity_read", "identity error, as the decoder reads it", "lower is better"),
+    Metric("inverse_read", "inverse error, as the decoder reads it", "lower is better"),
+)
 HORIZONS = (
     Metric("addition", "sum of short latents", "lower is better"),
     Metric("reversal", "way back", "lower is better"),
+    Metric("addition_read", "sum, as the decoder reads it", "lower is better"),
+    Metric("reversal_read", "way back, as the decoder reads it", "lower is better"),
     Metric("addition_raw", "sum of short latents, raw", "depends on scale"),
     Metric("reversal_raw", "way back, raw", "depends on scale"),
     Metric("direct", "PSNR of the long latent, dB", "higher is better"),
@@ -225,6 +236,7 @@ def structure(found: Structure | None) -> dict[str, Any]:
         "invalid": [(r.name, r.void) for r in records if r.void],
         "structure_charts": [chart for chart in charts if chart],
         "structure": table(found.rows, STRUCTURE, "Structure of the latent, with controls"),
+        "readings": table(found.rows, READINGS, "The same errors in two other readings"),
         "horizons": table(
             found.over_horizons, HORIZONS, "Errors and predictions over horizons, with controls", "strides"
         ),

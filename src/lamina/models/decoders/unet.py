@@ -47,6 +47,8 @@ class UNetDecoder(DirectDecoder):
         channels: Count = 32
         multiples: Annotated[tuple[Count, ...], Field(min_length=1, max_length=8)] = (1, 2)
         condition: Count = 256
+        linear: bool = False
+        """the condition is a linear map of the latent, without a bias: that of a sum is the sum of those of its terms"""
 
     def __init__(self, config: Config, image: tuple[int, int, int], slots: int, dim: int):
         super().__init__(config, image, slots, dim)
@@ -58,7 +60,10 @@ class UNetDecoder(DirectDecoder):
             )
         widths = [config.channels * m for m in config.multiples]
         cond = config.condition
-        self.condition = nn.Sequential(nn.Flatten(), nn.Linear(slots * dim, cond), nn.SiLU(), nn.Linear(cond, cond))
+        layers = [nn.Linear(slots * dim, cond, bias=not config.linear)]
+        if not config.linear:
+            layers += [nn.SiLU(), nn.Linear(cond, cond)]
+        self.condition = nn.Sequential(nn.Flatten(), *layers)
         # The finest level is a quarter of the resolution: full-resolution convolutions would cost more than all the rest.
         self.inputs = nn.Conv2d(channels, widths[0], 8, stride=4, padding=2)
         self.down = nn.ModuleList([FiLMBlock(c, c, cond) for c in widths])
