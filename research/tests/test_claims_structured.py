@@ -117,11 +117,15 @@ def made_up(label: str, seed: int) -> dict[str, Any]:
         "void": None,
         "use": {"another": mean(3.0), "mean": mean(2.0)},
         "spread": 1.0,
+        "offset": mean(0.1),
+        "centred": {name: error(0.05) for name in ("composition", "identity", "inverse")},
+        "read": None,
         **{name: error(0.1) for name in ("composition", "identity", "inverse")},
         "displacement": mean(0.8 if good else 0.3),
         "horizons": [
             {
                 "t": t, "seen": t <= 2, "addition": error(0.1 * (t > 1)), "reversal": error(0.1), "length": mean(1.0),
+                "addition_read": error(0.1), "reversal_read": None,
                 "direct": {"psnr": mean(30.0 - t * (1 if good else 2))},
                 "cumulative": {"psnr": mean(30.0 - t * (1 if good else 3))},
             }

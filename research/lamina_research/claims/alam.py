@@ -26,6 +26,7 @@ from lamina_research.text import means_of, signed
 PAPER = "ALAM, arXiv 2605.10819"
 RATIO = 10.0  # how many times lower the raw errors must be
 LOSS = 0.1  # how many dB of PSNR at one stride that may cost
+READ = "as the decoder reads it"
 KINDS = {"addition": "Add", "reversal": "Rev"}
 ROUTES = ("direct", "cumulative")  # the latent of a frame pair; the sum of the latents of its single strides
 
@@ -39,17 +40,20 @@ OURS, PLAIN = (model.label for model in pair(0))
 
 
 def error_name(at: Record, kind: str, form: str) -> str:
-    """The metrics' name of an error at a horizon; ``form``: raw or relative to the latent's length."""
+    """The metrics' name of an error at a horizon; ``form``: raw, relative to the latent's length, or that as the decoder reads it."""
     return f"{KINDS[kind]}({at['t']}) {form}, {'seen' if at['seen'] else 'unseen'}"
 
 
 def algebra_scores(record: Record) -> dict[str, float]:
-    """The latent usage; the errors of addition and reversal, the latent's length and (with a decoder) PSNR at each horizon."""
+    """The latent usage; the errors of addition and reversal in all readings, the latent's length and (with a decoder) PSNR at each
+    horizon."""
     row = usage(record)
     for at in record["horizons"]:
         for kind in KINDS:
             for form in ("raw", "relative"):
                 row[error_name(at, kind, form)] = at[kind][form]["mean"]
+            read = at[f"{kind}_read"]
+            row[error_name(at, kind, READ)] = read["relative"]["mean"] if read else np.nan
         row[f"length({at['t']})"] = at["length"]["mean"]
         if "direct" in at:
             row[f"psnr({at['t']})"] = at["direct"]["psnr"]["mean"]
@@ -80,6 +84,13 @@ def algebra(experiment: Experiment) -> Outcome:
         f"Raw errors are {min(ratio.values()):.1f} to {max(ratio.values()):.1f} times lower with the two losses; at {last}k "
         f"{ratio['addition', last]:.1f} (addition) and {ratio['reversal', last]:.1f} (reversal). Relative to the latent's length they "
         f"are significantly lower in {len(lower)} of {len(ratio)} cases. PSNR at k changes by {signed(kept)} dB."
+    )
+    level = [
+        f"{kind} {interval(errors(metrics, OURS, READ, kind, last)).mean:.2f} and {interval(errors(metrics, PLAIN, READ, kind, last)).mean:.2f}"
+        for kind in KINDS
+    ]
+    text += (
+        f" As the decoder reads the latents, by length at {last}k, with and without the two losses: {', '.join(level)}."
     )
     trend: Metrics = {}
     for size in study.setup.smaller:

@@ -171,6 +171,7 @@ class StructureStudy(Study[StructureSetup]):
             "stride": s.stride,
             "split": s.split,
             "side": model.side,
+            "readings": ("centred", "read"),  # of the errors, beside the papers'
         }
         self.run(model)  # here, so that its training time does not count as time of the record
         return self.experiment.cached_value(
@@ -224,6 +225,19 @@ def usage(record: Record) -> dict[str, float]:
     """The PSNR that the right latent gains, in dB; NaN without a decoder of pictures."""
     names = {"gain over another latent, dB": "another", "gain over the mean latent, dB": "mean"}
     return {title: record["use"][name]["mean"] if record["use"] else np.nan for title, name in names.items()}
+
+
+#: The readings of an error beside the papers' own, and what a record calls them.
+READINGS = {"offset removed": "centred", "as the decoder reads it": "read"}
+
+
+def readings(record: Record, names: Iterable[str]) -> dict[str, float]:
+    """The relative errors ``names`` in both readings; NaN where it is not known what the decoder reads."""
+    return {
+        f"{name}, {title}": record[reading][name]["relative"]["mean"] if record[reading] else np.nan
+        for title, reading in READINGS.items()
+        for name in names
+    }
 
 
 def tabulate(records: Records, row: Callable[[Record], Mapping[str, float]]) -> Metrics:

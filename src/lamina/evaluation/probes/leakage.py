@@ -1,7 +1,7 @@
 """Leakage probe: the accuracy of an XGBoost classifier that predicts the environment from the latent (AC-LAM Table 2, App. C).
 
 A latent of motion alone predicts the environment only as far as motion does. Controls: chance, and the latents of a random-weights
-encoder. Reference: the pixels of the first frame, an upper bound.
+encoder. Reference: a thumbnail of the first frame, 8x8 pixels: what little of a picture tells the environment.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lamina.intervals import Estimate, bootstrap_mean
 from lamina.types import Clip
 
 TEST = 0.2
-PIXELS = "pixels of the first frame"
+THUMBNAIL = "8x8 thumbnail of the first frame"
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Leakage:
 
 
 def leakages(subjects: Sequence[Subject], clips: Sequence[Clip], seed: int = 0) -> dict[str, Leakage]:
-    """Leakage of each subject's latents of the clips' first pairs, and of the first frame's pixels, by name.
+    """Leakage of each subject's latents of the clips' first pairs, and of a thumbnail of the first frame, by name.
 
     ``clips``: one an environment, of one frame size; as many transitions of each as the smallest has, evenly spread.
     """
@@ -51,7 +51,7 @@ def leakages(subjects: Sequence[Subject], clips: Sequence[Clip], seed: int = 0) 
         return leakage(np.concatenate([part.flatten(1).numpy() for part in z]), label, episode.ravel(), seed)
 
     found = {s.name: read(s.actions(c.frames[:, 0], c.frames[:, 1]) for c in clips) for s in subjects}
-    return found | {PIXELS: read(F.interpolate(c.frames[:, 0].float(), (8, 8), mode="area") for c in clips)}
+    return found | {THUMBNAIL: read(F.interpolate(c.frames[:, 0].float(), (8, 8), mode="area") for c in clips)}
 
 
 def leakage(

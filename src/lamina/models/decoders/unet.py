@@ -60,7 +60,7 @@ class UNetDecoder(DirectDecoder):
             )
         widths = [config.channels * m for m in config.multiples]
         cond = config.condition
-        layers = [nn.Linear(slots * dim, cond, bias=not config.linear)]
+        layers: list[nn.Module] = [nn.Linear(slots * dim, cond, bias=not config.linear)]
         if not config.linear:
             layers += [nn.SiLU(), nn.Linear(cond, cond)]
         self.condition = nn.Sequential(nn.Flatten(), *layers)
