@@ -429,3 +429,20 @@ def test_a_record_is_written_as_it_was_read() -> None:
     assert list(json.loads(Evaluation.from_dict(json.loads(text)).to_json())["data"]) == list(evaluation()["data"])
     with pytest.raises(LaminaError, match="surprise"):
         Evaluation.from_dict(evaluation() | {"surprise": 1})
+
+
+def test_errors_of_structure_without_the_offset_are_shown_where_they_were_measured(tmp_path: Path) -> None:
+    row: dict[str, Any] = {"name": "latent", "role": "model", "k": None, "composition": estimate(0.60, 0.05)}
+
+    def page(**more: dict[str, float]) -> str:
+        rows = {"stride_seconds": 0.2, "seen": 2, "rows": [row | more]}
+        (tmp_path / "evaluation.json").write_text(json.dumps(evaluation() | {"structure": rows}))
+        return write_report(tmp_path).read_text()
+
+    plain = page()
+    assert "composition residual" in plain and "no offset" not in plain and "as read" not in plain
+    found = page(
+        offset=estimate(0.36, 0.02), composition_centred=estimate(0.24, 0.02), composition_read=estimate(0.11, 0.02)
+    )
+    for shown in ("no offset", "as read", "36.0%", "0.240", "0.110"):
+        assert shown in found, shown

@@ -85,13 +85,12 @@ def algebra(experiment: Experiment) -> Outcome:
         f"{ratio['addition', last]:.1f} (addition) and {ratio['reversal', last]:.1f} (reversal). Relative to the latent's length they "
         f"are significantly lower in {len(lower)} of {len(ratio)} cases. PSNR at k changes by {signed(kept)} dB."
     )
-    level = [
-        f"{kind} {interval(errors(metrics, OURS, READ, kind, last)).mean:.2f} and {interval(errors(metrics, PLAIN, READ, kind, last)).mean:.2f}"
+    read = [
+        f"{kind} {interval(ours).mean:.2f} and {interval(plain).mean:.2f}"
         for kind in KINDS
+        for ours, plain in [[errors(metrics, label, READ, kind, last) for label in (OURS, PLAIN)]]
     ]
-    text += (
-        f" As the decoder reads the latents, by length at {last}k, with and without the two losses: {', '.join(level)}."
-    )
+    text += f" As the decoder reads latents, by length at {last}k, with and without the two losses: {', '.join(read)}."
     trend: Metrics = {}
     for size in study.setup.smaller:
         of_size = study.of_size(size).records(pair)

@@ -77,19 +77,19 @@ STRUCTURE = (
     Metric("margin", "composed transfer above chance, dB", "higher is better"),
 )
 READINGS = (
-    Metric("offset", "offset's share of the squared length", "depends on the method", percent=True),
-    Metric("composition_centred", "composition residual, offset removed", "lower is better"),
-    Metric("identity_centred", "identity error, offset removed", "lower is better"),
-    Metric("inverse_centred", "inverse error, offset removed", "lower is better"),
-    Metric("composition_read", "composition residual, as the decoder reads it", "lower is better"),
-    Metric("identity_read", "identity error, as the decoder reads it", "lower is better"),
-    Metric("inverse_read", "inverse error, as the decoder reads it", "lower is better"),
+    Metric("offset", "offset's share", "depends on the method", percent=True),
+    Metric("composition_centred", "composition, no offset", "lower is better"),
+    Metric("identity_centred", "identity, no offset", "lower is better"),
+    Metric("inverse_centred", "inverse, no offset", "lower is better"),
+    Metric("composition_read", "composition, as read", "lower is better"),
+    Metric("identity_read", "identity, as read", "lower is better"),
+    Metric("inverse_read", "inverse, as read", "lower is better"),
 )
 HORIZONS = (
     Metric("addition", "sum of short latents", "lower is better"),
     Metric("reversal", "way back", "lower is better"),
-    Metric("addition_read", "sum, as the decoder reads it", "lower is better"),
-    Metric("reversal_read", "way back, as the decoder reads it", "lower is better"),
+    Metric("addition_read", "sum, as read", "lower is better"),
+    Metric("reversal_read", "way back, as read", "lower is better"),
     Metric("addition_raw", "sum of short latents, raw", "depends on scale"),
     Metric("reversal_raw", "way back, raw", "depends on scale"),
     Metric("direct", "PSNR of the long latent, dB", "higher is better"),
