@@ -247,6 +247,11 @@ def test_paired_latents_reverse_and_hold_no_offset_whatever_whitens_them(pairing
     assert LAMConfig.from_dict(lam.config.to_dict()) == lam.config
 
 
+def test_a_space_with_two_encoders_cannot_swap_the_frames_of_a_pair() -> None:
+    with pytest.raises(LaminaError, match="two encoders"):
+        lam_of(alam, pairing="antisymmetric", space="ema")
+
+
 def test_a_difference_is_of_encodings_of_single_frames_beside_a_term_of_the_pair() -> None:
     class Squares(Additive):
         def compare(self, first: Tensor, second: Tensor) -> Tensor:
@@ -280,6 +285,9 @@ def test_alam_asks_for_the_algebra_of_what_the_decoder_reads() -> None:
     assert ignored["composition"].max() < 1e-8 and ignored["reversal"].max() < 1e-8
     assert read["composition"].min() > 1e-4
     torch.testing.assert_close(read["reversal"], 4 * read["composition"], rtol=1e-3, atol=1e-6)  # 2 c and -c, squared
+    both, whole = terms("both", 0), terms("latent", 0)
+    for name in ("composition", "reversal"):
+        torch.testing.assert_close(both[name], whole[name] + read[name])
 
 
 def test_an_error_as_the_decoder_reads_it_by_hand() -> None:

@@ -42,6 +42,7 @@ class StructureSetup(StudySetup):
     windows: int  # number of held-out windows, and of held-out triplets
     leakage: int  # latents from each environment
     smaller: tuple[SizeName, ...]  # sizes below that of the options, to show a trend
+    span: float | None = None  # seconds from the first frame of a training triplet to its last, at most
     split: str = "test"
     mixed: bool = False  # train on ``data`` and all environments, in equal shares for each camera
 
@@ -138,7 +139,7 @@ class StructureStudy(Study[StructureSetup]):
 
     def data(self) -> DataConfig:
         s = self.setup
-        plain = DataConfig((str(self.dataset()),), s.options["image"], 3, s.gap, workers=0)
+        plain = DataConfig((str(self.dataset()),), s.options["image"], 3, s.gap, span=s.span, workers=0)
         if not s.mixed:
             return plain
         shares = {s.data: 2, **dict.fromkeys(s.environments, 1)}
@@ -152,7 +153,8 @@ class StructureStudy(Study[StructureSetup]):
 
     def key(self, model: ModelSpec) -> dict[str, Any]:
         s = self.setup
-        return super().key(model) | {"gap": s.gap, "environments": s.environments if s.mixed else None}
+        span = {} if s.span is None else {"span": s.span}
+        return super().key(model) | {"gap": s.gap, "environments": s.environments if s.mixed else None} | span
 
     def subject(self, model: ModelSpec) -> Subject:
         """A trained LAM as the probes read it."""

@@ -16,7 +16,8 @@ Deviations:
 - 32 slots of 4 channels (the paper: 256 of 128); gaps are in seconds. One option, `--size`, sets all widths and depths.
 - Frames are embedded once and meet in query slots; up to 64 pixels the encoder is convolutional.
 - Ours, each off by default, against a solution of both losses that says nothing, a direction of the latent that the decoder ignores:
-  `--algebra read` measures both errors by their effect on the decoder's loss, relative to the effect of the long latent;
+  `--algebra read` measures both errors by their effect on the decoder's loss, relative to the effect of the long latent, `--algebra both`
+  adds that to the paper's;
   `--algebra-warmup N` raises both weights from 0 within N batches; `--pairing difference` makes latents a difference of encodings of
   single frames plus a term of the pair, which reverses.
 - `--decoded one` decodes one randomly drawn forward pair of a sample instead of all three: Eq. 8 in expectation, at a third of its cost.
@@ -42,7 +43,7 @@ from lamina.models.lam import LAM, Pair
 from lamina.rng import Rng
 from lamina.types import Clip, Latent
 
-Algebra = Literal["latent", "read"]
+Algebra = Literal["latent", "read", "both"]
 
 OBJECTIVE_FRAMES = 3
 
@@ -67,7 +68,8 @@ class Config(MethodConfig):
     reversal: float = 0.01
     commitment: float = 0.02
     algebra: Algebra = "latent"
-    """what composition and reversal are asked of: latent: of every number of the latent; read: of what the decoder reads of it"""
+    """what composition and reversal are asked of: latent: of every number of the latent; read (ours): of what the decoder reads of it; both
+    (ours): of the one and the other, whose errors are added"""
     algebra_warmup: int = 0
     """batches within which the weights of composition and reversal rise from 0"""
 
@@ -123,10 +125,12 @@ def algebra_errors(
     """The terms of composition and reversal of one triplet a < b < c (Eq. 7); ``latents``: of (a, b), (b, c), (a, c) and (b, a)."""
     a, b, c = group
     ab, bc, ac, ba = (latents[pair].pre for pair in ((a, b), (b, c), (a, c), (b, a)))
+    whole = composition(ab, bc, ac), reversal(ab, ba)
     if algebra == "latent":
-        return composition(ab, bc, ac), reversal(ab, ba)
+        return whole
     gradients = lam.decoder.latent_gradient(view.inputs([a]), latents[a, c].post, view.targets([c]), rng)
-    return read_error(ac - ab - bc, ac, gradients), read_error(ab + ba, ac, gradients)
+    read = read_error(ac - ab - bc, ac, gradients), read_error(ab + ba, ac, gradients)
+    return read if algebra == "read" else (whole[0] + read[0], whole[1] + read[1])
 
 
 def warmup(lam: LAM, batches: int) -> Tensor | float:

@@ -88,6 +88,11 @@ class LAM(nn.Module):
         self.bottleneck = make_bottleneck(**dataclasses.asdict(config.bottleneck))
         dim = self.bottleneck.dim
         self.space: FeatureSpace = open_space(config.space, config.image[0])
+        if config.pairing != "free" and self.space.has_target_encoder:
+            raise LaminaError(
+                f"--pairing {config.pairing} swaps the frames of a pair, which --space {config.space} sees through two encoders: use "
+                "--pairing free"
+            )
         observation = self.space.observation(config.image)
         self.encoder = ENCODERS[ENCODERS.name_of(config.encoder)](config.encoder, observation, config.slots, dim)
         self.decoder = DECODERS[DECODERS.name_of(config.decoder)](config.decoder, observation, config.slots, dim)
