@@ -137,7 +137,6 @@ class PolicyStudy(Study[PolicySetup]):
         run = self.run(policy.lam or any_lam)
 
         def build(path: Path) -> None:
-            self.experiment.progress(f"policy: {policy.label}, {self.config(policy).labels} labels, seed {policy.seed}")
             shutil.copytree(run / "model", path / "model", dirs_exist_ok=True)
             begun = (path / "policy" / "training.json").exists()
             training = replace(self.training(policy), resume=begun)
@@ -151,7 +150,8 @@ class PolicyStudy(Study[PolicySetup]):
                 own.rename(shared)
             shutil.rmtree(path / "policy" / "checkpoints")
 
-        return self.experiment.cached(self.policy_key(policy), (flow_training,), build)
+        title = f"policy: {policy.label}, {self.config(policy).labels} labels, seed {policy.seed}"
+        return self.experiment.cached(self.policy_key(policy), (flow_training,), build, title)
 
     def success(
         self,
@@ -200,7 +200,7 @@ class PolicyStudy(Study[PolicySetup]):
         self, policies: Callable[[int], Iterable[PolicySpec]], any_lam: Callable[[int], ModelSpec], **options: Any
     ) -> Metrics:
         """The success of each policy, one value a seed."""
+        every = [policy for seed in self.experiment.seeds for policy in policies(seed)]
         return over_seeds(
-            {policy.label: self.success(policy, any_lam(seed), **options) for policy in policies(seed)}
-            for seed in self.experiment.seeds
+            self.experiment.each(lambda one: {one.label: self.success(one, any_lam(one.seed), **options)}, every)
         )
