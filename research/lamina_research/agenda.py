@@ -195,7 +195,7 @@ def total_left(rows: Sequence[Row], there: set[str]) -> tuple[float, int]:
 def in_words(seconds: float, unknown: int, jobs: int) -> str:
     """ "about 2.5 hours with 2 processes, not counting 3 claims of unknown length"."""
     processes = f"{jobs} process{'es' if jobs > 1 else ''}"
-    claims = f"{unknown} claim{'s' if unknown != 1 else ''} of unknown length"
+    claims = f"{unknown} claim{'' if unknown == 1 else 's'} of unknown length"
     if seconds == 0 and unknown:
         return f"unknown ({claims})"
     return f"about {duration(seconds / jobs)} with {processes}" + (f", not counting {claims}" if unknown else "")
@@ -214,4 +214,4 @@ def agenda_text(rows: Sequence[Row], jobs: int, workdir: Path) -> str:
         told = "unknown" if left is None or row.note is None else f"{duration(left)}, by {row.note.source}"
         lines.append(f"{row.job.claim.id:{width}}{row.why_run:{reasons}}{told}")
         there |= set(row.note.runs) if row.note else set()
-    return "\n".join([*lines, f"{len(rows)} claims: {in_words(seconds, unknown, jobs)}."])
+    return "\n".join([*lines, f"{len(rows)} claim{'' if len(rows) == 1 else 's'}: {in_words(seconds, unknown, jobs)}."])

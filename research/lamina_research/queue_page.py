@@ -65,7 +65,7 @@ class ClaimRow:
     models: str
     spent: str
     left: str
-    result: str
+    record: str
 
 
 def newest_log(run: Path) -> Path | None:
@@ -189,16 +189,16 @@ class QueuePage:
             of = f"{len(met)} of {max(len(earlier), len(row.runs))}" if earlier else f"{len(met)} so far"
         seconds = (row.ended or time.monotonic()) - row.began if row.began else None
         left = row.seconds_left(there)
-        result = row.why_run
+        told = row.why_run
         if row.state == "done":
             try:
-                result = verdict(read_record(row.job.out))
+                told = verdict(read_record(row.job.out))
             except LaminaError as error:
-                result = str(error)
+                told = str(error)
         elif row.why:
-            result = "failed"
+            told = "failed"
         return ClaimRow(
             row.job.claim.id, row.state, LEVELS[row.state], of if row.runs or earlier else "",
             "" if seconds is None else duration(seconds),
-            "" if not row.open else "unknown" if left is None else duration(left), result,
+            "" if not row.open else "unknown" if left is None else duration(left), told,
         )  # fmt: skip

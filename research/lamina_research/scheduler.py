@@ -31,11 +31,25 @@ from lamina_research.record import read_record, verdict
 from lamina_research.reproduce import prepare, reproduce
 from lamina_research.worker import Message, order_of
 
-#: How a worker is started, after the name of the interpreter.
-WORKER: tuple[str, ...] = ("-m", "lamina_research.worker")
+WORKER: tuple[str, ...] = ("-m", "lamina_research.worker")  # what the interpreter runs
 DEATHS = 2  # of workers, after which a claim has failed
 POLL = 0.5  # seconds
 PAGE_EVERY = 5.0  # seconds
+
+
+def say(line: str) -> None:
+    """Prints a line at once, also into a file."""
+    print(line, flush=True)
+
+
+def start(threads: int, log: Path) -> subprocess.Popen[bytes]:
+    """Starts a worker, which prints to ``log``."""
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    command = [sys.executable, *WORKER, str(threads)]
+    with log.open("ab") as file:
+        return subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=file, env=environment
+        )  # fmt: skip
 
 
 class Worker:
@@ -45,11 +59,7 @@ class Worker:
         self.number, self.log = number, log
         self.unit: Unit | None = None
         self.building: list[Event] = []  # the runs that it builds, the inner ones last
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-        with log.open("ab") as file:
-            self.process = subprocess.Popen(
-                [sys.executable, *WORKER, str(threads)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=file, env=environment
-            )  # fmt: skip
+        self.process = start(threads, log)
         self._reader = Thread(target=self._read, args=(inbox,), daemon=True)
         self._reader.start()
 
@@ -76,8 +86,13 @@ class Worker:
         return True
 
     def end(self) -> None:
+        """Ends the process, whatever it is at."""
         self.process.kill()
         self.process.wait()
+        self._reader.join(1.0)
+        for pipe in (self.process.stdin, self.process.stdout):
+            with suppress(OSError):
+                pipe.close()  # type: ignore[union-attr]
 
 
 class Scheduler:
@@ -193,6 +208,7 @@ class Scheduler:
         for worker in [w for w in self.workers if w.has_died()]:
             self.receive_rest()
             self.workers.remove(worker)
+            worker.end()
             if worker.unit is None:
                 continue
             row, code = worker.unit.row, worker.process.returncode
@@ -233,7 +249,7 @@ def result(row: Row) -> str:
 
 
 def run_rows(
-    rows: Sequence[Row], jobs: int, workdir: Path, page: Path, title: str, progress: Callable[[str], None] = print
+    rows: Sequence[Row], jobs: int, workdir: Path, page: Path, title: str, progress: Callable[[str], None] = say
 ) -> None:
     """Runs claims in ``jobs`` processes and shows how far they are on ``page``. Raises LaminaError for less than one
     process, and if ``workdir`` cannot be written."""
@@ -252,7 +268,7 @@ def reproduce_in_parallel(
     out: Path | None = None,
     seeds: Sequence[int] | None = None,
     workdir: Path = Path("runs/claims"),
-    progress: Callable[[str], None] = print,
+    progress: Callable[[str], None] = say,
     values: Path | None = None,
     jobs: int = 1,
 ) -> Path:
@@ -278,7 +294,7 @@ def reproduce_all(
     patterns: Sequence[str] = (),
     seeds: Sequence[int] | None = None,
     workdir: Path = Path("runs/claims"),
-    progress: Callable[[str], None] = print,
+    progress: Callable[[str], None] = say,
     values: Path | None = None,
     jobs: int = 1,
 ) -> list[Row]:

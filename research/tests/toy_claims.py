@@ -57,7 +57,9 @@ class Batches:
 def trained(experiment: Experiment, model: str, seed: int) -> Path:
     """An autoencoder of random numbers."""
     plan = json.loads(os.environ.get("TOY", "{}"))
-    train = TrainConfig(steps=STEPS, batch=16, lr=1e-2, seed=seed, device="cpu", checkpoint_every=1, validate_every=2, log_every=1, resume=True)  # fmt: skip
+    train = TrainConfig(
+        steps=STEPS, batch=16, lr=1e-2, seed=seed, device="cpu", checkpoint_every=1, validate_every=2, log_every=1, resume=True
+    )  # fmt: skip
 
     def build(path: Path) -> None:
         torch.manual_seed(seed)
@@ -103,13 +105,13 @@ def outcome(metrics: Metrics) -> Outcome:
 
 def pair(experiment: Experiment) -> Outcome:
     """Two models of each seed, which may be trained in any order, and a value."""
-    metrics: list[Metrics] = []
-    for seed in experiment.seeds:
-        found = experiment.each(lambda model, seed=seed: score(experiment, model, seed), MODELS[:2])
-        value = experiment.cached_value({"value": seed}, (loop,), lambda: 2.0 * sum(found))
-        metrics.append({model: {"weight": weight} for model, weight in zip(MODELS, found, strict=False)})
-        metrics.append({"both": {"weight": value}})
-    return outcome(over_seeds(metrics))
+
+    def scores(seed: int) -> dict[str, dict[str, float]]:
+        wide, narrow = experiment.each(lambda model: score(experiment, model, seed), MODELS[:2])
+        both = experiment.cached_value({"value": seed}, (loop,), lambda: wide + narrow)
+        return {name: {"weight": x} for name, x in (("wide", wide), ("narrow", narrow), ("both", both))}
+
+    return outcome(over_seeds(map(scores, experiment.seeds)))
 
 
 def shared(experiment: Experiment) -> Outcome:
@@ -148,15 +150,10 @@ CLAIMS = {
 }
 
 
-def install() -> None:
-    """From now on these are all claims there are, also in the workers of this process."""
+if __name__ == "__main__":
     reproduce.CLAIMS.clear()
     reproduce.CLAIMS.update(CLAIMS)
     scheduler.WORKER = (__file__, "worker")
-
-
-if __name__ == "__main__":
-    install()
     kind, *rest = sys.argv[1:]
     if kind == "worker":
         sys.argv[1:] = rest
