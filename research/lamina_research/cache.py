@@ -121,6 +121,15 @@ def key_text(key: dict[str, Any]) -> str:
     return json.dumps(key, sort_keys=True, default=_plain)
 
 
+def _folder(folder: Path, text: str, code_hash: str) -> Path:
+    return folder / hashlib.sha256(f"{text}\n{code_hash}".encode()).hexdigest()[:16]
+
+
+def is_cached(folder: Path, key: dict[str, Any], code: Iterable[str]) -> bool:
+    """Whether the run with this ``key`` is there, built with the code of today."""
+    return _folder(folder, key_text(key), code_digest(code)).is_dir()
+
+
 def cached(
     folder: Path,
     key: dict[str, Any],
@@ -136,10 +145,9 @@ def cached(
     partial folder, from which ``build`` should resume. If several processes ask for the same run, one builds it and the others wait, or
     with ``wait=False`` raise :class:`Busy`. Raises LaminaError if ``folder`` cannot be written.
     """
-    text = key_text(key)
-    code_hash = code_digest(code, packages)
-    digest = hashlib.sha256(f"{text}\n{code_hash}".encode()).hexdigest()[:16]
-    done, partial = folder / digest, folder / f"{digest}.partial"
+    text, code_hash = key_text(key), code_digest(code, packages)
+    done = _folder(folder, text, code_hash)
+    partial = done.with_name(f"{done.name}.partial")
     if done.is_dir():
         return done
 

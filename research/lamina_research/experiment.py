@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any, Literal, TypeVar
 
 from lamina.files import read_json, to_json, write_text
-from lamina_research.cache import Busy, build_seconds, cached, code_version, key_text
+from lamina_research.cache import Busy, build_seconds, cached, code_version, is_cached, key_text
 from lamina_research.figures import Plot
 
 
@@ -72,6 +72,10 @@ def _steps(key: dict[str, Any]) -> int | None:
     return train.get("steps") if isinstance(train, dict) else None
 
 
+def _names(code: tuple[ModuleType | str, ...]) -> list[str]:
+    return [m if isinstance(m, str) else m.__name__ for m in code]
+
+
 @dataclass(frozen=True)
 class Outcome:
     """The result of an experiment: ``metrics[method][metric]`` holds one value per seed, in the order of the seeds.
@@ -104,6 +108,10 @@ class Experiment:
     events: Callable[[Event], None] = lambda event: None
     _reused: dict[Path, float] = field(default_factory=dict, repr=False)
     _kept: dict[str, str] = field(default_factory=dict, repr=False)  # values that were found: file, version of the code
+
+    @property
+    def _cache(self) -> Path:
+        return self.workdir / "cache"
 
     def each(self, function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
         """``function`` of every item, in their order; for items that can be worked on in any order, such as models.
@@ -152,8 +160,7 @@ class Experiment:
                 self.events(Event("dropped", name, title or title_of(key), steps=steps))
                 raise
 
-        modules = [m if isinstance(m, str) else m.__name__ for m in code]
-        run = cached(self.workdir / "cache", key, modules, told, self.progress, wait=self.wait)
+        run = cached(self._cache, key, _names(code), told, self.progress, wait=self.wait)
         if built:
             self._reused[run] = 0.0  # its time is part of this experiment's own
             self.events(Event("built", run.name, title or title_of(key), build_seconds(run)))
@@ -166,10 +173,10 @@ class Experiment:
         """What ``compute()`` returns, a JSON value, computed at most once; ``key`` and ``code`` as in :meth:`cached`.
 
         With a folder of ``values`` it is also kept there, under its key alone: it is found again where the models are gone or the code has
-        changed since. The record tells with which code.
+        changed since. The record then tells with which code.
         """
         kept = None if self.values is None else self.values / f"{sha256(key_text(key).encode()).hexdigest()[:16]}.json"
-        if kept is not None and kept.exists():
+        if kept is not None and kept.exists() and not is_cached(self._cache, key, _names(code)):
             found = read_json(kept, "delete it")
             self._kept[kept.name] = str(found["code_version"])
             return found["value"]

@@ -118,7 +118,8 @@ class QueuePage:
                 else:
                     drawn = self.finished(name)
                 if drawn:
-                    of_row = {run.event.title: drawn} | of_row  # the newest first
+                    same = sum(title.startswith(run.event.title) for title in of_row)
+                    of_row = {run.event.title + f" ({same + 1})" * bool(same): drawn} | of_row  # the newest first
             curves[row.job.claim.id] = of_row
         there = cached_runs(self.workdir)
         seconds, unknown = total_left([row for row in self.rows if row.open], there)

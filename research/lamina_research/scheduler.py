@@ -25,6 +25,7 @@ from lamina.comparison.plan import cores
 from lamina.errors import LaminaError
 from lamina.files import disk_errors, locked
 from lamina_research.agenda import Row, Run, Unit, agenda
+from lamina_research.cache import is_busy
 from lamina_research.experiment import Event
 from lamina_research.queue_page import QueuePage
 from lamina_research.record import read_record, verdict
@@ -103,6 +104,7 @@ class Scheduler:
         self.workers: list[Worker] = []
         self.inbox: SimpleQueue[tuple[Worker, Message]] = SimpleQueue()
         self.started = 0  # workers
+        self.told: set[Path] = set()  # runs that processes of others build
 
     def run(self) -> None:
         """Runs until every claim has its record or has failed."""
@@ -198,10 +200,19 @@ class Scheduler:
             row.why = row.why or f"{message['why']} ({log} has more)"
         elif message["outcome"] == "busy":
             unit.busy = tuple(map(Path, message["runs"]))
+            self.tell_of_others(row, unit.busy)
         else:
             unit.done = True
         if row.units[-1].done:
             self.finish(row)
+
+    def tell_of_others(self, row: Row, runs: Sequence[Path]) -> None:
+        """Says, once for each run, that a process which is not of this queue builds what a claim needs."""
+        ours = {event.run for worker in self.workers for event in worker.building}
+        for run in runs:
+            if run.name not in ours and run not in self.told and is_busy(run):
+                self.told.add(run)
+                self.progress(f"{row.job.claim.id}: {run}: waiting for another process that builds it")
 
     def bury(self) -> None:
         """Sees to workers that have died: their claims are tried once more, since a model that was half trained goes on."""

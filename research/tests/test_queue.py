@@ -292,6 +292,41 @@ def test_an_exception_is_one_line_and_the_others_end_what_they_do(monkeypatch: p
     assert len(taken("w")) == 6 * toy_claims.STEPS and not repeated("w")
 
 
+def test_the_record_is_the_same_with_a_folder_of_values(alone: Path) -> None:
+    record = reproduce_in_parallel(
+        "toy/pair", "cpu", Path("r.json"), workdir=Path("w"), progress=lambda line: None, values=Path("v"), jobs=2
+    )
+    assert content(record) == content(alone) and len(list(Path("v").iterdir())) == 3
+    elsewhere = reproduce("toy/pair", "cpu", Path("e.json"), None, Path("other"), lambda line: None, Path("v"))
+    assert list(json.loads(elsewhere.read_text())["values_of"].values()) == [3]
+
+
+def test_what_another_command_builds_is_waited_for(alone: Path) -> None:
+    run = next(p for p in (alone.parent / "cache").iterdir() if "narrow" in (p / "cache.json").read_text())
+    said: list[str] = []
+
+    def hold() -> None:
+        with locked(Path("w/cache") / run.name):
+            Path("held").touch()
+            time.sleep(60)
+
+    def meanwhile(pid: int) -> None:
+        while not Path("held").exists():
+            time.sleep(0.01)
+
+        def progress(line: str) -> None:
+            said.append(line)
+            if "waiting for another process" in line:
+                os.kill(pid, signal.SIGKILL)
+
+        record = reproduce_in_parallel("toy/pair", "cpu", Path("r.json"), workdir=Path("w"), progress=progress, jobs=2)
+        assert content(record) == content(alone)
+
+    assert in_child(hold, meanwhile) == signal.SIGKILL
+    waited = f"toy/pair: w/cache/{run.name}: waiting for another process that builds it"
+    assert said.count(waited) == 1 and not repeated("w")
+
+
 # All claims
 
 

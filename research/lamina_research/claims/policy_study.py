@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -147,7 +148,8 @@ class PolicyStudy(Study[PolicySetup]):
                 own.symlink_to(shared.resolve())
             flow_training.train_flow_policy(path, [str(self.dataset())], self.config(policy), training)
             if not own.is_symlink() and not shared.exists():
-                own.rename(shared)
+                with suppress(OSError):  # another policy of this LAM, in another process, was faster
+                    own.rename(shared)
             shutil.rmtree(path / "policy" / "checkpoints")
 
         title = f"policy: {policy.label}, {self.config(policy).labels} labels, seed {policy.seed}"
