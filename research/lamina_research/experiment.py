@@ -57,14 +57,18 @@ def _levels(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def title_of(key: Mapping[str, Any]) -> str:
-    """What a run is, in a few words from its key: "alam, seed 1"; "structure of alam, seed 1"; "collected doom-suite, seed 7"."""
-    first, plain = next(iter(key), ""), json.loads(key_text(dict(key)))
+    """What a run is, in a few words from its key: "alam, seed 1"; "structure of alam, seed 1"; "grid vanilla, sigma 0.5, seed 2"."""
+    plain = json.loads(key_text(dict(key)))
+    first, *others = key or ("run",)
     value = plain.get(first)
     inner = dict(_levels(value)) if isinstance(value, dict) else {}
     name = value if isinstance(value, str) else inner.get("method") or inner.get("world") or ""
-    seeds = [seed for n, seed in _levels(plain) if n == "seed"]
-    words = f"{'' if first == 'method' else first} {name}".strip() or "run"
-    return f"{words}, seed {seeds[0]}" if seeds else words
+    words = [f"{'' if first == 'method' else first} {name}".strip()]
+    if "seed" in others:
+        before = others[: others.index("seed")]
+        words += [f"{n} {plain[n]}" for n in before if isinstance(plain[n], str | int | float)]
+    seeds = [f"seed {seed}" for n, seed in _levels(plain) if n == "seed"]
+    return ", ".join([*words, *seeds[:1]])
 
 
 def _steps(key: dict[str, Any]) -> int | None:

@@ -194,7 +194,7 @@ def test_runs_have_names_for_people() -> None:
     assert title_of(model) == "alam, seed 1"
     assert title_of({"structure of": model, "windows": 3}) == "structure of alam, seed 1"
     assert title_of({"collected": {"world": "doom-suite", "seed": 7}}) == "collected doom-suite, seed 7"
-    assert title_of({"grid": "vanilla", "sigma": 0.5, "seed": 2}) == "grid vanilla, seed 2"
+    assert title_of({"grid": "vanilla", "sigma": 0.5, "seed": 2, "n": 3}) == "grid vanilla, sigma 0.5, seed 2"
     assert title_of({}) == "run"
     assert ModelSpec(fixed_k, 2, {"slots": 4}).title == "fixed_k slots=4, seed 2"
 
