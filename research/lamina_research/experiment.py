@@ -100,7 +100,8 @@ class Experiment:
     """The scale, seeds and cache with which a claim runs.
 
     ``values``: a folder of values that were measured before (:meth:`cached_value`). ``wait``: whether to wait for runs that other processes
-    build; otherwise :class:`~lamina_research.cache.Busy` is raised. ``events`` is called with what happens to runs.
+    build; otherwise :class:`~lamina_research.cache.Busy` is raised. ``events`` is called with what happens to runs; without it ``progress``
+    is told which were found.
     """
 
     scale: str
@@ -109,13 +110,19 @@ class Experiment:
     progress: Callable[[str], None] = print
     values: Path | None = None
     wait: bool = True
-    events: Callable[[Event], None] = lambda event: None
+    events: Callable[[Event], None] | None = None
     _reused: dict[Path, float] = field(default_factory=dict, repr=False)
     _kept: dict[str, str] = field(default_factory=dict, repr=False)  # values that were found: file, version of the code
 
     @property
     def _cache(self) -> Path:
         return self.workdir / "cache"
+
+    def _tell(self, event: Event) -> None:
+        if self.events is not None:
+            self.events(event)
+        elif event.kind == "found":
+            self.progress(f"{self._cache / event.run}: from the cache")
 
     def each(self, function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
         """``function`` of every item, in their order; for items that can be worked on in any order, such as models.
@@ -156,21 +163,21 @@ class Experiment:
             built.append(name)
             if title:
                 self.progress(title)
-            self.events(Event("begun", name, title or title_of(key), steps=steps))
+            self._tell(Event("begun", name, title or title_of(key), steps=steps))
             try:
                 build(path)
             except BaseException as error:
                 error.add_note(title or title_of(key))  # the innermost run first
-                self.events(Event("dropped", name, title or title_of(key), steps=steps))
+                self._tell(Event("dropped", name, title or title_of(key), steps=steps))
                 raise
 
         run = cached(self._cache, key, _names(code), told, self.progress, wait=self.wait)
         if built:
             self._reused[run] = 0.0  # its time is part of this experiment's own
-            self.events(Event("built", run.name, title or title_of(key), build_seconds(run)))
+            self._tell(Event("built", run.name, title or title_of(key), build_seconds(run)))
         elif run not in self._reused:
             self._reused[run] = build_seconds(run)
-            self.events(Event("found", run.name, title or title_of(key), self._reused[run]))
+            self._tell(Event("found", run.name, title or title_of(key), self._reused[run]))
         return run
 
     def cached_value(self, key: dict[str, Any], code: tuple[ModuleType | str, ...], compute: Callable[[], Any]) -> Any:

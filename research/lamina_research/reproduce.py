@@ -14,7 +14,7 @@ from lamina.errors import LaminaError
 from lamina.files import locked, write_bytes
 from lamina_research.cache import PACKAGES
 from lamina_research.claims import ac_lam, alam, exo, flexlam, ours
-from lamina_research.experiment import SCALES, Claim, Event, Experiment
+from lamina_research.experiment import SCALES, Claim, Experiment
 from lamina_research.figures import save
 from lamina_research.notes import write_note
 from lamina_research.record import make_record, read_record, verdict, write_record
@@ -131,13 +131,8 @@ def reproduce(
     be written.
     """
     job = prepare(claim_id, scale, out, seeds, workdir, values)
-
-    def tell(event: Event) -> None:
-        if event.kind == "found":
-            progress(f"{workdir / 'cache' / event.run}: from the cache")
-
     with locked(job.out):  # fails now, and not after hours of training, if the folder cannot be written
-        return run_job(job, job.experiment(progress, events=tell))
+        return run_job(job, job.experiment(progress))
 
 
 def results_folders() -> tuple[Path, ...]:
