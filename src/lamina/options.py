@@ -42,6 +42,8 @@ LIMITS: dict[str, tuple[float, float]] = {
     # simulators
     "episodes": (1, 10**8), "hold": (1, 10**6), "noise": (0, 1), "k": (0, 1024), "parallel": (1, 4096), "temperature": (0, 100),
     "max_steps": (1, 10**9),
+    # claims
+    "jobs": (1, 4096),
     # play
     "port": (0, 65_535),
     # the linear Ex-BMDP

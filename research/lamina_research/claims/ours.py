@@ -26,6 +26,7 @@ CLAIMS = (
         "its latent and decoder allow or the reason why it failed, beside every reference and control, with intervals over seeds. The "
         "order of the methods is reported; it decides nothing.",
         run=leaderboard.leaderboard,
+        together=True,
     ),
     Claim(
         id="lamina/structured-prefix",

@@ -9,7 +9,7 @@ from lamina_research.experiment import Claim
 
 PAPER = "Why Latent Actions Fail, and How to Prevent It"
 #: cpu has the paper's sizes and number of seeds; gradients come from second moments, for which a GPU is no faster.
-linear_claim = partial(Claim, scales=("smoke", "cpu"), seeds=(0, 1, 2, 3))
+linear_claim = partial(Claim, scales=("smoke", "cpu"), seeds=(0, 1, 2, 3), together=True)
 
 CLAIMS = (
     linear_claim(
