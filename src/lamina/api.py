@@ -217,8 +217,8 @@ def adaptive_k(
     """Fit the rule that chooses the prefix length of each latent action -> RUN/adaptive_k, for ``k="auto"``.
 
     It keeps what the action needs that the run's translator reads or, in a run that is not aligned, what the decoder's picture needs.
-    ``data``: what the run was trained on, with actions for the former. ``tokens``: mean number of slots to keep, default: a quarter of them. ``options``: fields of
-    AdaptiveConfig. Raises LaminaError for a LAM without retained prefixes, and a rule that is there already.
+    ``data``: what the run was trained on, with actions for the former. ``tokens``: mean number of slots to keep, default: a quarter of
+    them. ``options``: fields of AdaptiveConfig. Raises LaminaError for a LAM without retained prefixes, and a rule that is there already.
     """
     (config,) = _with_options("adaptive_k()", options, AdaptiveConfig(tokens=tokens))
     return fit_adaptive_k(Path(run), _source(data), config, device)

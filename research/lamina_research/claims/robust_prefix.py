@@ -1,8 +1,8 @@
 """Does exogenous detail move to the suffix? lamina/robust-prefix.
 
 Cheetah-run whose colours, background and camera are drawn anew at half of the steps (the data of ``exo/swap``), each state rendered under
-two exogenous states. FlexLAM, FlexLAM with cross-exogenous reconstruction of whole prefixes, and with ``shared_slots``: the paired view gives
-the first half of the slots, the view itself the other half.
+two exogenous states. FlexLAM, FlexLAM with cross-exogenous reconstruction of whole prefixes, and with ``shared_slots``: the paired view
+gives the first half of the slots, the view itself the other half.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Do retained prefixes compose, and at what price? lamina/structured-prefix.
 
-The LAMs of ``ac_lam/structure`` on MetaWorld are the parents: FlexLAM, which has prefixes, and ALAM, which composes. Composition is measured
-in pictures: the prediction from the first k slots of Q(x_ab + x_bc) against that from the first k slots of the code of (a, c). A direction
-of the latent that the decoder ignores counts for nothing there, and neither does the scale of the latents.
+The LAMs of ``ac_lam/structure`` on MetaWorld are the parents: FlexLAM, which has prefixes, and ALAM, which composes. Composition is
+measured in pictures: the prediction from the first k slots of Q(x_ab + x_bc) against that from the first k slots of the code of (a, c). A
+direction of the latent that the decoder ignores counts for nothing there, and neither does the scale of the latents.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from lamina_research.experiment import Experiment, Outcome
 from lamina_research.figures import LinePlot
 from lamina_research.seeds import Metrics, below, interval, over_seeds
 from lamina_research.study import ModelSpec
+from lamina_research.text import listed
 
 OURS, PREFIXES, ALGEBRA = "structured prefix", "FlexLAM", "ALAM"
 ERRORS = ("composition", "reversal")
@@ -54,10 +55,12 @@ def models(seed: int) -> tuple[ModelSpec, ...]:
 
 def budgets(lam: LAM) -> tuple[int, ...]:
     """Powers of two up to K; K alone for a LAM without prefixes."""
-    slots = lam.config.slots
-    if lam.config.prefix == "full":
-        return (slots,)
-    return tuple(k for k in (2**n for n in range(11)) if k < slots) + (slots,)
+    return (lam.config.slots,) if lam.config.prefix == "full" else powers(lam.config.slots)
+
+
+def powers(slots: int) -> tuple[int, ...]:
+    """1, 2, 4, ... below K, and K."""
+    return (*(2**n for n in range(slots.bit_length()) if 2**n < slots), slots)
 
 
 @torch.no_grad()
@@ -159,8 +162,7 @@ def structured(experiment: Experiment) -> Outcome:
     metrics: Metrics = over_seeds(
         {model.label: study.scores(model)} for seed in experiment.seeds for model in models(seed)
     )
-    slots = study.setup.options["slots"]
-    ks = tuple(k for k in (2**n for n in range(11)) if k < slots) + (slots,)
+    ks = powers(study.setup.options["slots"])
     return decided({name: row for name, row in metrics.items() if row}, ks, len(experiment.seeds))
 
 
@@ -183,13 +185,20 @@ def decided(metrics: Mapping[str, Mapping[str, Any]], ks: tuple[int, ...], seeds
     ignored = ", ".join(
         f"{name} {interval(row['variance that the decoder ignores']).mean:.2f}" for name, row in metrics.items()
     )
+
+    def at(name: str, k: int) -> str:
+        return ", ".join(
+            f"{label} {interval(row[f'{name} at k = {k}']).mean:.3f}"
+            for label, row in metrics.items()
+            if f"{name} at k = {k}" in row
+        )
+
     text = (
-        f"Errors in pictures, as a share of the distance of unrelated transitions. Composition at {top}: ours "
-        f"{interval(ours[f'composition at {top}']).mean:.3f}, FlexLAM {interval(flex[f'composition at {top}']).mean:.3f}, ALAM "
-        f"{interval(alam[f'composition at {last}']).mean:.3f}; at k = {ks[0]}: ours {interval(ours[f'composition at k = {ks[0]}']).mean:.3f}, "
-        f"FlexLAM {interval(flex[f'composition at k = {ks[0]}']).mean:.3f}. "
-        f"Not significantly below FlexLAM: {', '.join(failed) or 'nothing'}. Worse than ALAM with all slots: {', '.join(algebra) or 'nothing'}. "
-        f"Translator loss worse at: {', '.join(budget) or 'no k'}. Share of the latent's variance that the decoder ignores: {ignored}."
+        f"Errors in pictures, as a share of the distance of unrelated transitions. Composition: at k = {ks[0]} "
+        f"{at('composition', ks[0])}; at {top} {at('composition', ks[-1])}; ALAM with all slots "
+        f"{interval(alam[f'composition at {last}']).mean:.3f}. "
+        f"Not significantly below FlexLAM: {listed(failed)}. Worse than ALAM with all slots: {listed(algebra)}. "
+        f"Translator loss worse at: {listed(budget)}. Share of the latent's variance that the decoder ignores: {ignored}."
     )
     text += f" Invalid, since the latent is ignored: {', '.join(unused)}." if unused else ""
     plots = [

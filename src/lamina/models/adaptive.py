@@ -6,9 +6,9 @@
 
 A small network reads the first k slots of a code, and nothing else, and predicts how much the slots behind them would still change what is
 made of the code: the action that a translator reads (:meth:`lamina.models.heads.ActionHead.change`) or, without labels, the decoder's
-picture, E[ |D(o, z^(K)) - D(o, z^(k))|^2 | z_1 .. z_k ]. k is the first length at which that is below a threshold. Whether a code ends after
-slot k thus depends on its first k slots alone. So one rule serves labels, whose frames are known, and policies, which generate a code slot
-by slot: they need no token that ends a code, and decode no picture.
+picture, E[ |D(o, z^(K)) - D(o, z^(k))|^2 | z_1 .. z_k ]. k is the first length at which that is below a threshold. Whether a code ends
+after slot k thus depends on its first k slots alone. So one rule serves labels, whose frames are known, and policies, which generate a code
+slot by slot: they need no token that ends a code, and decode no picture.
 """
 
 from __future__ import annotations
@@ -70,9 +70,9 @@ class RemainingChange(nn.Module):
 
 @dataclass(frozen=True)
 class AdaptiveK:
-    """The rule of one LAM. ``threshold``: the change that a prefix may leave out; 0 keeps all slots, infinity one. ``tokens``: mean length at
-    this threshold, on the data that it was calibrated on. ``checkpoint``: sha256 of the LAM's weights. ``of``: what changes, in which unit:
-    the action (nats, or squared error over the labels' variance) or the picture (mean square of the space that the LAM predicts)."""
+    """The rule of one LAM. ``threshold``: the change that a prefix may leave out; 0 keeps all slots, infinity one. ``tokens``: mean length
+    at this threshold, on the data that it was calibrated on. ``checkpoint``: sha256 of the LAM's weights. ``of``: what changes, in which
+    unit: the action (nats, or squared error over the labels' variance) or the picture (mean square of the space that the LAM predicts)."""
 
     head: RemainingChange
     threshold: float

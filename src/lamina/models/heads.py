@@ -88,8 +88,8 @@ class ActionHead(nn.Module):
         return torch.stack(terms).mean(0)
 
     def change(self, output: Float[Tensor, "b e"], other: Float[Tensor, "b e"]) -> Float[Tensor, "b"]:
-        """How far ``other`` is from ``output``: mean over the dimensions of KL(output || other) (nats) and squared difference (in units of the
-        labels' variance). What the loss of ``other`` is expected to be above that of ``output``, where ``output`` is right."""
+        """How far ``other`` is from ``output``: mean over the dimensions of KL(output || other) (nats) and squared difference (in units of
+        the labels' variance). By so much the loss of ``other`` is expected to be higher, if ``output`` is right."""
         (logits, continuous), (others, moved) = self.split(output.float()), self.split(other.float())
         terms = [
             F.kl_div(b.log_softmax(-1), a.log_softmax(-1), reduction="none", log_target=True).sum(-1)

@@ -240,7 +240,7 @@ class LatentReader:
 
     def __call__(
         self, output: Float[Tensor, "b o"], previous: Float[Tensor, "b a"], present: Tensor
-    ) -> Float[Tensor, "b n*a"]:
+    ) -> Float[Tensor, "b c"]:
         """The packed actions (:meth:`ActionSpec.pack`) of predicted latents, after the ``previous`` action, in the ``present`` frames."""
         lam = self.model.lam
         z = output.unflatten(1, (-1, lam.dim))
