@@ -158,7 +158,7 @@ def no_worse(ours: list[float], theirs: list[float]) -> bool:
 
 def structured(experiment: Experiment) -> Outcome:
     """Errors of composition and reversal, PSNR and translator loss over k, of ours and both parents."""
-    study = PrefixStudy(experiment).shorter()
+    study = PrefixStudy(experiment, StructureStudy(experiment).shorter().setup)
     metrics: Metrics = over_seeds(
         {model.label: study.scores(model)} for seed in experiment.seeds for model in models(seed)
     )

@@ -18,9 +18,11 @@ import dataclasses
 import json
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
@@ -30,7 +32,6 @@ from torch import Tensor, nn
 from lamina.errors import LaminaError
 from lamina.files import checkpoint_hash, read_json, write_text
 from lamina.models.config import LAMConfig
-from lamina.models.heads import HourglassMLP
 from lamina.models.hub import model_folder
 from lamina.records import Extent, validated
 from lamina.weights import digest, load_module, save_weights
@@ -54,14 +55,15 @@ class RemainingChange(nn.Module):
     def __init__(self, slots: int, dim: int):
         super().__init__()
         self.slots, self.dim = slots, dim
-        self.mlp = HourglassMLP(slots * dim + slots, 1, WIDTH, WIDTH // 4, layers=2)
+        self.read = nn.Linear(slots * dim, WIDTH)
+        self.place = nn.Parameter(torch.zeros(slots, WIDTH))
+        self.net = nn.Sequential(nn.GELU(), nn.Linear(WIDTH, WIDTH), nn.GELU(), nn.Dropout(0.1), nn.Linear(WIDTH, 1))
         self.register_buffer("scale", torch.ones(slots - 1))
 
     def relative(self, z: Float[Tensor, "b k d"], k: int) -> Float[Tensor, "b"]:
         """log of the expected change over the mean change at ``k``. What is behind the first k slots of ``z`` is not read."""
-        known = F.pad(z[:, :k].float().flatten(1), (0, (self.slots - k) * self.dim))
-        place = F.one_hot(torch.tensor(k, device=z.device), self.slots).expand(len(z), -1).float()
-        return self.mlp(torch.cat([known, place], dim=1)).squeeze(1)
+        known, weight = z[:, :k].float().flatten(1), self.read.weight[:, : k * self.dim]
+        return self.net(F.linear(known, weight, self.read.bias + self.place[k])).squeeze(1)
 
     def forward(self, z: Float[Tensor, "b k d"]) -> Float[Tensor, "b n"]:
         """:meth:`relative` for every k = 1 .. K-1: n = K-1."""
@@ -80,16 +82,24 @@ class AdaptiveK:
     checkpoint: str
     of: Changed = "picture"
 
+    @cached_property
+    def limits(self) -> list[float]:
+        """The threshold for what the network predicts at each k: the log of its ratio to the mean change there."""
+        with np.errstate(divide="ignore"):
+            return list(np.log(np.float64(self.threshold)) - np.log(self.head.scale.cpu().double().numpy()))
+
     @torch.no_grad()
     def remaining(self, z: Float[Tensor, "b k d"], k: int) -> Float[Tensor, "b"]:
         """The expected change that the slots behind the first ``k`` < K still make, given these."""
         return self.head.relative(z, k).exp() * self.head.scale[k - 1]
 
+    @torch.no_grad()
     def enough(self, z: Float[Tensor, "b k d"], k: int) -> Bool[Tensor, "b"]:
         """Whether each code ends after its first ``k`` slots, if it has not ended before; the others are not read."""
         if k >= self.head.slots:
             return torch.ones(len(z), dtype=torch.bool, device=z.device)
-        return self.remaining(z, k) < self.threshold
+        with torch.autocast(z.device.type, enabled=False):  # a policy in bf16 must not cut where labels do not
+            return self.head.relative(z, k) < self.limits[k - 1]
 
     def lengths(self, z: Float[Tensor, "b k d"]) -> Int[Tensor, "b"]:
         """The prefix length of each quantised latent, 1 .. K."""

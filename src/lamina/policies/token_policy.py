@@ -279,18 +279,18 @@ class TokenPolicy(Policy):
         codes = torch.zeros(self.batch, slots, dtype=torch.long, device=self.device)
         code = codes[:, 0] = self._choose(hidden)
         first = slots + tokens.patches
-        rule = k if isinstance(k, AdaptiveK) else None
-        keep = torch.full((self.batch,), slots if isinstance(k, AdaptiveK) else k, device=self.device)
-        for j in range(slots - 1 if isinstance(k, AdaptiveK) else k - 1):
+        most, rule = (slots, k) if isinstance(k, AdaptiveK) else (k, None)
+        keep = [most] * self.batch
+        for j in range(most - 1):
             if rule is not None:
-                enough = rule.enough(self.lam.index_to_codes(codes[:, : j + 1]), j + 1)
-                keep = torch.where(enough, keep.clamp_max(j + 1), keep)
-                if bool((keep <= j + 1).all()):
+                enough = rule.enough(self.lam.index_to_codes(codes[:, : j + 1]), j + 1).tolist()
+                keep = [min(length, j + 1) if ends else length for length, ends in zip(keep, enough, strict=True)]
+                if max(keep) <= j + 1:
                     break
             x = F.embedding(code, self.code).add_(tokens.slot[j]).unsqueeze(1)
             hidden = self.step(x, rotation[:, first + j], partial(self._generated, j))
             code = codes[:, j + 1] = self._choose(hidden)
-        return codes, keep
+        return codes, torch.tensor(keep, device=self.device)
 
     def _newest(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         cache, number = self.layers[layer]
