@@ -159,7 +159,7 @@ def fit_rule(items: PrefixChanges, config: AdaptiveConfig, checkpoint: str) -> A
         return {"action": (y * (-s).exp() + s).mean(1)}
 
     with Scratch() as scratch:
-        training = head_training(config.steps, config.seed, lr=1e-3)
+        training = replace(head_training(config.steps, config.seed, lr=1e-3), validate_every=max(10, config.steps // 20))
         fit_head(head, losses, items[~mask], items[mask], training, Path(scratch), title="adaptive k")
     rule = AdaptiveK(head.cpu().eval(), 0.0, float(slots), checkpoint)
     return calibrated(rule, items[mask].z, tokens)
