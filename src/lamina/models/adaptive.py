@@ -85,7 +85,7 @@ class AdaptiveK:
     @cached_property
     def limits(self) -> list[float]:
         """The threshold for what the network predicts at each k: the log of its ratio to the mean change there."""
-        with np.errstate(divide="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore"):
             return list(np.log(np.float64(self.threshold)) - np.log(self.head.scale.cpu().double().numpy()))
 
     @torch.no_grad()
