@@ -120,7 +120,7 @@ def test_the_changes_are_those_of_the_decoders_predictions():
     for parameter in lam.decoder.parameters():  # whose last layer begins with zeros
         torch.nn.init.normal_(parameter, std=0.1)
     seen = clip((16, 16), batch=6)
-    found = picture_changes(lam, seen)
+    found = picture_changes(lam, seen, SLOTS)
     view = lam.view(seen)
     z = lam.encode(view, [(0, 1)]).own[0, 1].post
     with torch.no_grad():
@@ -138,7 +138,7 @@ def test_the_changes_are_those_of_the_translators_reading():
     z = codes(30)
     previous = torch.stack([torch.arange(30) % 3, torch.ones(30), torch.zeros(30)], 1).float()
     items = LabelledTransitions(z, previous, torch.full((30, 3), torch.nan), torch.arange(30) // 5)
-    found = action_changes(translator, model.lam, items)
+    found = action_changes(translator, model.lam, items, SLOTS)
     with torch.no_grad():
         outputs = [translator(model.lam.prefix(z, k), previous) for k in range(SLOTS + 1)]
     whole = outputs[SLOTS]
@@ -147,6 +147,11 @@ def test_the_changes_are_those_of_the_translators_reading():
         by_hand = ((p * (p / q).log()).sum(1) + (whole[:, 3:] - outputs[k][:, 3:]).square().sum(1)) / 3
         torch.testing.assert_close(found.change[:, k - 1].double(), by_hand, rtol=1e-4, atol=1e-6)
     assert found.change.mean() > 0.01 and torch.equal(found.z, z)
+    short = action_changes(translator, model.lam, items, 2)  # against the first two slots
+    two, one = (torch.cat([outputs[k][:, :3].log_softmax(1).double(), outputs[k][:, 3:].double()], 1) for k in (2, 1))
+    by_hand = ((two[:, :3].exp() * (two - one)[:, :3]).sum(1) + (two - one)[:, 3:].square().sum(1)) / 3
+    torch.testing.assert_close(short.change[:, 0].double(), by_hand, rtol=1e-4, atol=1e-6)
+    assert short.change.shape == (30, 1) and torch.equal(short.z, z[:, :2])
 
 
 # ------------------------------------------------------------------------------------------------------------- policies
@@ -182,6 +187,16 @@ def test_a_policy_generates_each_code_until_the_rule_ends_it():
         np.testing.assert_array_equal(actions, by_hand.numpy().astype(np.int64))
         kept += expected.tolist()
     assert len(set(kept)) > 2
+
+
+def test_a_rule_of_short_prefixes_keeps_no_more_than_it_knows():
+    model, tokens, translator = parts()
+    rule, frames = rule_for(2, 3, ALL), film(6, 2)
+    assert (rule.lengths(codes()) == 2).all()
+    auto, fixed = (TokenPolicy(model, tokens, translator, k, batch=2) for k in (rule, 2))
+    for shown in frames:
+        np.testing.assert_array_equal(auto.act_batch(shown), fixed.act_batch(shown))
+    assert auto.kept.tolist() == [2, 2]
 
 
 def test_rows_do_not_depend_on_one_another():
@@ -352,7 +367,8 @@ def test_what_has_no_prefixes_has_no_rule(home, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--tokens", "9"], "--tokens must be from 1 to the model's 4 slots, got 9"),
+        (["--tokens", "9"], "--tokens must be from 1 to the longest prefix, 4 slots, got 9"),
+        (["--most", "5"], "--most must be from 2 to the model's 4 slots, got 5"),
         (["--tokens", "0"], "--tokens must be at least 1, got 0"),
         ([], "there is a rule already; delete that folder"),
     ],

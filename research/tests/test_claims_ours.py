@@ -173,7 +173,7 @@ def adaptive_scores() -> Metrics:
         "loss at the best single k": 1.4,
     }
     row |= {f"loss at k = {k}": 2 - 0.1 * k for k in range(1, 5)}
-    row |= {f"{what} at {share:g} K": 1.4 for share in adaptive.SHARES for what in ("tokens", "loss")}
+    row |= {f"loss at {share:g} k*{which}": 1.4 for share in adaptive.SHARES for which in ("", ", one length")}
     picture = row | {"loss": 1.6}
     return {
         name: {metric: seeds(value) for metric, value in values.items()}
@@ -187,10 +187,10 @@ def adaptive_scores() -> Metrics:
 )
 def test_every_clause_of_adaptive_k_can_fail_it(name: str, value: float) -> None:
     good = adaptive_scores()
-    assert adaptive.decided(good, 128, 4).holds  # whatever the rule of the picture gives
+    assert adaptive.decided(good, 128).holds  # whatever the rule of the picture gives
     broken = copy.deepcopy(good)
     broken["rule of the action"][name] = seeds(value)
-    assert not adaptive.decided(broken, 128, 4).holds
+    assert not adaptive.decided(broken, 128).holds
 
 
 def test_tasks_count_the_same_and_the_shortest_rule_that_is_good_enough_is_taken() -> None:

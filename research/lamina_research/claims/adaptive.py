@@ -1,8 +1,8 @@
 """Does a length chosen for each transition take fewer tokens than the best single one? lamina/adaptive-k.
 
-On FlexLAM's study: its LAMs, labels, draws of labels and translators (``flexlam/prefix-scaling`` has them too). The rule is fitted on
-training transitions (:func:`lamina.training.adaptive.fit_rule`); the single length k* and the rule's threshold are chosen on the validation
-split, and both are scored on the test split.
+On FlexLAM's study: its LAMs, labels, draws of labels and translators (``flexlam/prefix-scaling`` has them too). The best single length k*
+is chosen on the validation split. The rule chooses lengths up to k*: it is fitted on training transitions
+(:func:`lamina.training.adaptive.fit_rule`), its threshold is chosen on the validation split, and both are scored on the test split.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from lamina.training.labelled import LabelledTransitions
 from lamina_research.claims.flexlam.study import FlexLAMStudy, Labels, flexlam_spec
 from lamina_research.experiment import Experiment, Outcome
 from lamina_research.figures import LinePlot
-from lamina_research.seeds import below, interval, over_seeds, paired_difference
+from lamina_research.seeds import Metrics, below, interval, over_seeds, paired_difference
 from lamina_research.study import ModelSpec
 from lamina_research.text import signed
 
 EQUAL = 0.01  # nats: losses that differ by less are equal
-SHARES = (0.15, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875)  # of K: mean lengths that are tried
+SHARES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # of k*: mean lengths that are tried
 FITTED = 4096  # training transitions that the rule is fitted to
 RULES: tuple[Changed, ...] = ("action", "picture")  # what the rule keeps; the first one decides
 
@@ -71,9 +71,8 @@ def curve(translator: Translator, lam: LAM, items: LabelledTransitions, tasks: l
 
 def chosen(rule: AdaptiveK, fit: Tensor, held: Curve, most: float) -> AdaptiveK:
     """The rule with the fewest tokens, of those calibrated on the codes ``fit``, whose loss on ``held`` is at most ``most``; else the one
-    with the lowest loss."""
-    slots = held.loss.shape[1]
-    tried = [calibrated(rule, fit, max(1.0, share * slots)) for share in SHARES]
+    with the lowest loss. The last one that is tried keeps the longest prefix that the rule knows in every row."""
+    tried = [calibrated(rule, fit, max(1.0, share * rule.head.slots)) for share in SHARES]
     tried.append(replace(rule, threshold=0.0))
     found = [(each, held.at(each.lengths(held.z))) for each in tried]
     return next((each for each, loss in found if loss <= most), min(found, key=lambda pair: pair[1])[0])
@@ -97,30 +96,36 @@ class AdaptiveStudy(FlexLAMStudy):
     ) -> dict[str, float]:
         lam = self.load(model).lam
         train, held, test = (self.latents(model, split) for split in ("train", "validation", self.setup.split))
+        validation, tested = (curve(translator, lam, part, self.task_of(part)) for part in (held, test))
+        singles = validation.single()
+        # The shortest single length that is as good as the best one: a rule must not win against slots that do nothing.
+        best = next(k for k, loss in enumerate(singles, 1) if loss <= min(singles) + EQUAL / 2)
+        at_best = tested.single()[best - 1]
+        found = {"best single k": float(best), "loss at the best single k": at_best}
+        found |= {f"loss at k = {k}": loss for k, loss in enumerate(tested.single(), 1)}
+        if best == 1:  # no shorter prefix
+            found |= {"tokens": 1.0, "loss": at_best, "loss, lengths shuffled": at_best}
+            same = {f"loss at {share:g} k*{which}": at_best for share in SHARES for which in ("", ", one length")}
+            return found | same
         some = train[torch.randperm(len(train), generator=torch.Generator().manual_seed(draw))[:FITTED]]
         if of == "picture":
             assert some.clip is not None
-            items = picture_changes(lam, some.clip)
+            items = picture_changes(lam, some.clip, best)
         else:
-            items = action_changes(translator, lam, replace(some, clip=None))
+            items = action_changes(translator, lam, replace(some, clip=None), best)
         config = AdaptiveConfig(seed=draw, steps=1000 if self.experiment.scale != "smoke" else 20)
         rule = fit_rule(items, config, "")
-        validation, tested = (curve(translator, lam, part, self.task_of(part)) for part in (held, test))
-        singles = validation.single()
-        best = int(np.argmin(singles)) + 1
-        # The shortest single length that is as good as the best one: a rule must not win against slots that do nothing.
-        best = next(k for k, loss in enumerate(singles, 1) if loss <= singles[best - 1] + EQUAL / 2)
-        adaptive = chosen(rule, items.z, validation, singles[best - 1])
-        keep = adaptive.lengths(tested.z)
+        keep = chosen(rule, items.z, validation, singles[best - 1] + EQUAL / 2).lengths(tested.z)
         shuffled = keep[torch.randperm(len(keep), generator=torch.Generator().manual_seed(seed))]
-        found = {
-            "tokens": tested.tokens(keep), "loss": tested.at(keep), "loss, lengths shuffled": tested.at(shuffled),
-            "best single k": float(best), "loss at the best single k": tested.single()[best - 1],
+        found |= {
+            "tokens": tested.tokens(keep), "loss": tested.at(keep), "loss, lengths shuffled": tested.at(shuffled)
         }  # fmt: skip
+        ks = range(1, len(singles) + 1)
         for share in SHARES:
-            tried = calibrated(rule, items.z, max(1.0, share * tested.loss.shape[1])).lengths(tested.z)
-            found |= {f"tokens at {share:g} K": tested.tokens(tried), f"loss at {share:g} K": tested.at(tried)}
-        return found | {f"loss at k = {k}": loss for k, loss in enumerate(tested.single(), 1)}
+            tried = calibrated(rule, items.z, max(1.0, share * best)).lengths(tested.z)
+            found[f"loss at {share:g} k*"] = tested.at(tried)
+            found[f"loss at {share:g} k*, one length"] = float(np.interp(tested.tokens(tried), ks, tested.single()))
+        return found
 
 
 def adaptive_k(experiment: Experiment) -> Outcome:
@@ -134,10 +139,10 @@ def adaptive_k(experiment: Experiment) -> Outcome:
             yield {f"rule of the {of}": {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}}
 
     metrics = over_seeds(row for seed in experiment.seeds for row in scores(seed))
-    return decided(metrics, study.setup.labels, study.setup.options["slots"])
+    return decided(metrics, study.setup.labels)
 
 
-def decided(metrics: dict[str, dict[str, list[float]]], labels: int, slots: int) -> Outcome:
+def decided(metrics: Metrics, labels: int) -> Outcome:
     """The rule, applied to the scores."""
     text = f"{labels} labels."
     verdicts = []
@@ -153,13 +158,12 @@ def decided(metrics: dict[str, dict[str, list[float]]], labels: int, slots: int)
             f"{mean['best single k']:.2f} at {mean['loss at the best single k']:.3f} ({signed(cost)} nats); with its lengths shuffled over "
             f"transitions {mean['loss, lengths shuffled']:.3f}."
         )
-    # Over one axis: the mean lengths that the rule was asked for, between whole lengths on the line that joins them.
-    at, ks = [max(1.0, share * slots) for share in SHARES], range(1, slots + 1)
-    first = next(iter(metrics.values()))
-    curves = np.array([first[f"loss at k = {k}"] for k in ks])
-    series = {"one length for all": [[float(np.interp(x, ks, curve)) for curve in curves.T] for x in at]}
-    series |= {name: [row[f"loss at {share:g} K"] for share in SHARES] for name, row in metrics.items()}
+    action = metrics[f"rule of the {RULES[0]}"]
+    series = {"as many slots in every row": [action[f"loss at {share:g} k*, one length"] for share in SHARES]}
+    series |= {name: [row[f"loss at {share:g} k*"] for share in SHARES] for name, row in metrics.items()}
+    levels = {"best single k": action["loss at the best single k"]}
+    xlabel = "mean number of slots over the best single k"
     plot = LinePlot(
-        "Translator loss over the mean length", "held-out loss (nats)", at, series, xlabel="mean number of slots kept"
+        "Translator loss over the mean length", "held-out loss (nats)", SHARES, series, levels, xlabel=xlabel
     )
     return Outcome(metrics, verdicts[0], text, (plot,))

@@ -6,9 +6,10 @@
 
 A small network reads the first k slots of a code, and nothing else, and predicts how much the slots behind them would still change what is
 made of the code: the action that a translator reads (:meth:`lamina.models.heads.ActionHead.change`) or, without labels, the decoder's
-picture, E[ |D(o, z^(K)) - D(o, z^(k))|^2 | z_1 .. z_k ]. k is the first length at which that is below a threshold. Whether a code ends
-after slot k thus depends on its first k slots alone. So one rule serves labels, whose frames are known, and policies, which generate a code
-slot by slot: they need no token that ends a code, and decode no picture.
+picture, E[ |D(o, z^(K)) - D(o, z^(k))|^2 | z_1 .. z_k ]. K is the longest prefix that the rule may choose, by default all slots; k is the
+first length at which that is below a threshold. Whether a code ends after slot k thus depends on its first k slots alone. So one rule
+serves labels, whose frames are known, and policies, which generate a code slot by slot: they need no token that ends a code, and decode no
+picture.
 """
 
 from __future__ import annotations
@@ -72,9 +73,12 @@ class RemainingChange(nn.Module):
 
 @dataclass(frozen=True)
 class AdaptiveK:
-    """The rule of one LAM. ``threshold``: the change that a prefix may leave out; 0 keeps all slots, infinity one. ``tokens``: mean length
+    """The rule of one LAM.
+
+    ``threshold``: the change that a prefix may leave out; 0 keeps all slots that the network knows, infinity one. ``tokens``: mean length
     at this threshold, on the data that it was calibrated on. ``checkpoint``: sha256 of the LAM's weights. ``of``: what changes, in which
-    unit: the action (nats, or squared error over the labels' variance) or the picture (mean square of the space that the LAM predicts)."""
+    unit: the action (nats, or squared error over the labels' variance) or the picture (mean square of the space that the LAM predicts).
+    """
 
     head: RemainingChange
     threshold: float
@@ -102,7 +106,7 @@ class AdaptiveK:
             return self.head.relative(z, k) < self.limits[k - 1]
 
     def lengths(self, z: Float[Tensor, "b k d"]) -> Int[Tensor, "b"]:
-        """The prefix length of each quantised latent, 1 .. K."""
+        """The prefix length of each quantised latent, from 1 to the longest that the rule knows."""
         ends = torch.stack([self.enough(z, k) for k in range(1, self.head.slots + 1)], dim=1)
         return ends.int().argmax(1) + 1
 
@@ -197,7 +201,7 @@ def check_length(k: Length, config: LAMConfig, dim: int, run: Path | None) -> in
         k = open_rule(run)
     if isinstance(k, AdaptiveK):
         check_prefixes(config)
-        if (k.head.slots, k.head.dim) != (config.slots, dim):
+        if k.head.slots > config.slots or k.head.dim != dim:
             raise LaminaError(
                 f"this rule reads codes of {k.head.slots} slots of {k.head.dim} numbers, this LAM has {config.slots} of {dim}"
             )

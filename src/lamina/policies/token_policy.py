@@ -279,7 +279,7 @@ class TokenPolicy(Policy):
         codes = torch.zeros(self.batch, slots, dtype=torch.long, device=self.device)
         code = codes[:, 0] = self._choose(hidden)
         first = slots + tokens.patches
-        most, rule = (slots, k) if isinstance(k, AdaptiveK) else (k, None)
+        most, rule = (k.head.slots, k) if isinstance(k, AdaptiveK) else (k, None)
         keep = [most] * self.batch
         for j in range(most - 1):
             if rule is not None:

@@ -38,7 +38,10 @@ class AdaptiveConfig:
     """How the rule is fitted."""
 
     tokens: float | None = None
-    """mean number of slots that the threshold is calibrated to, on training episodes; default: a quarter of the slots, at least 1"""
+    """mean number of slots that the threshold is calibrated to, on training episodes; default: a quarter of the longest, at least 1"""
+    most: int | None = None
+    """the longest prefix, against which is measured what a shorter one leaves out; default: all slots. With few labels the whole code may
+    be worse than some prefix: then take that one's length"""
     of: Literal["auto", "action", "picture"] = "auto"
     """what the slots that are left out must not change: the action that the run's translator reads, or the decoder's picture, which needs
     no labels; auto: action where the run is aligned"""
@@ -78,6 +81,10 @@ def adaptive_k(run: Path, path: Data, config: AdaptiveConfig = AdaptiveConfig(),
         check_prefixes(model.config)
         if (folder / "rule.json").exists():
             raise LaminaError(f"{folder}: there is a rule already; delete that folder to fit it again")
+        slots = model.config.slots
+        most = slots if config.most is None else config.most
+        if not 2 <= most <= slots:
+            raise LaminaError(f"--most must be from 2 to the model's {slots} slots, got {most}")
         # A joint alignment keeps model and translator in one folder.
         aligned = run if (run / "translator.json").exists() else run / "translator"
         of: Changed = "action" if (aligned / "translator.json").exists() else "picture"
@@ -87,35 +94,38 @@ def adaptive_k(run: Path, path: Data, config: AdaptiveConfig = AdaptiveConfig(),
         data = replace(data, action=note.action if note else None)
         clip = sample_split(data, "train", config.transitions, seed=config.seed, require_action=translator is not None)
         if translator is None or note is None:
-            items = picture_changes(model.lam, clip)
+            items = picture_changes(model.lam, clip, most)
         else:
             if note.side != "quantised":
                 raise LaminaError(
                     f"{aligned}: reads latents before the quantiser, and k = auto needs codes; add --of picture"
                 )
             observed = "observation" in translator.condition
-            items = action_changes(translator, model.lam, encode_labels(model.lam, clip, "quantised", observed))
+            labelled = encode_labels(model.lam, clip, "quantised", observed)
+            items = action_changes(translator, model.lam, labelled, most)
         rule = replace(fit_rule(items, config, checkpoint_hash(model_folder(run))), of=of)
         save_rule(folder, rule)
     return rule
 
 
 @torch.no_grad()
-def action_changes(translator: Translator, lam: LAM, items: LabelledTransitions) -> PrefixChanges:
-    """What each prefix leaves out of the translator's reading of ``items``, whose own actions are not read; on the CPU."""
+def action_changes(translator: Translator, lam: LAM, items: LabelledTransitions, most: int) -> PrefixChanges:
+    """What each shorter prefix leaves out of the translator's reading of the first ``most`` slots of ``items``, whose own actions are not
+    read; on the CPU."""
     translator, prefix = translator.cpu().eval(), copy.deepcopy(lam.prefix).cpu()
 
     def read(k: int) -> Tensor:
         return translator(prefix(items.z, k), items.previous, items.observation)
 
-    whole, slots = read(items.z.shape[1]), items.z.shape[1]
-    left = [translator.action.change(whole, read(k)).clamp_min(0) for k in range(1, slots)]
-    return PrefixChanges(items.z, torch.stack(left, dim=1), items.episode)
+    whole = read(most)
+    left = [translator.action.change(whole, read(k)).clamp_min(0) for k in range(1, most)]
+    return PrefixChanges(items.z[:, :most], torch.stack(left, dim=1), items.episode)
 
 
 @torch.no_grad()
-def picture_changes(lam: LAM, clip: Clip) -> PrefixChanges:
-    """The latents of the first pair of each clip, and what each prefix leaves out of the decoder's prediction; on the CPU."""
+def picture_changes(lam: LAM, clip: Clip, most: int) -> PrefixChanges:
+    """The first ``most`` slots of the latent of each clip's first pair, and what each shorter prefix leaves out of the decoder's prediction
+    from them; on the CPU."""
     device = next(lam.parameters()).device
     lam.eval()
     codes, changes = [], []
@@ -127,9 +137,9 @@ def picture_changes(lam: LAM, clip: Clip) -> PrefixChanges:
             # Every prefix meets the same noise of a flow, so that predictions differ by their prefix alone.
             return lam.decoder.sample(src, lam.prefix(z, k), Rng(0, device=device)).float()
 
-        whole = predicted(lam.config.slots)
-        left = [(predicted(k) - whole).square().flatten(1).mean(1) for k in range(1, lam.config.slots)]
-        codes.append(z.float().cpu())
+        whole = predicted(most)
+        left = [(predicted(k) - whole).square().flatten(1).mean(1) for k in range(1, most)]
+        codes.append(z[:, :most].float().cpu())
         changes.append(torch.stack(left, dim=1).cpu())
     return PrefixChanges(torch.cat(codes), torch.cat(changes), clip.episode.cpu())
 
@@ -143,7 +153,7 @@ def fit_rule(items: PrefixChanges, config: AdaptiveConfig, checkpoint: str) -> A
     slots = items.z.shape[1]
     tokens = max(1.0, slots / 4) if config.tokens is None else config.tokens
     if not 1 <= tokens <= slots:
-        raise LaminaError(f"--tokens must be from 1 to the model's {slots} slots, got {tokens:g}")
+        raise LaminaError(f"--tokens must be from 1 to the longest prefix, {slots} slots, got {tokens:g}")
     scale = items.change.mean(0)
     if not bool((scale > 0).all()):
         raise LaminaError(
@@ -159,7 +169,9 @@ def fit_rule(items: PrefixChanges, config: AdaptiveConfig, checkpoint: str) -> A
         return {"action": (y * (-s).exp() + s).mean(1)}
 
     with Scratch() as scratch:
-        training = replace(head_training(config.steps, config.seed, lr=1e-3), validate_every=max(10, config.steps // 20))
+        training = replace(
+            head_training(config.steps, config.seed, lr=1e-3), validate_every=max(10, config.steps // 20)
+        )
         fit_head(head, losses, items[~mask], items[mask], training, Path(scratch), title="adaptive k")
     rule = AdaptiveK(head.cpu().eval(), 0.0, float(slots), checkpoint)
     return calibrated(rule, items[mask].z, tokens)
