@@ -21,6 +21,7 @@ from lamina.models.adaptive import AdaptiveK, RemainingChange, check_length, ope
 from lamina.models.hub import LatentActionModel
 from lamina.models.lam import LAM
 from lamina.policies.latent import LatentReader
+from lamina.policies.rollout import rollout_worlds, table
 from lamina.policies.token_policy import TokenPolicy
 from lamina.rng import Rng
 from lamina.training.adaptive import (
@@ -209,6 +210,31 @@ def test_rows_do_not_depend_on_one_another():
         for row, policy in enumerate(alone):
             np.testing.assert_array_equal(policy.act(frames[t, row]), actions[row])
             assert policy.kept[0] == together.kept[row]
+
+
+class Counting:
+    """A plain policy whose n-th decision used n slots."""
+
+    kept: np.ndarray | None = None
+    decisions = 0
+
+    def reset(self, rows):
+        pass
+
+    def act_batch(self, frames):
+        self.decisions += 1
+        self.kept = np.array([self.decisions])
+        return np.zeros((1, 1), np.int64)
+
+
+def test_a_rollout_says_the_mean_length():
+    agent = Counting()
+    record = rollout_worlds(agent, ["grid"], episodes=2, parallel=1, size=(16, 16), max_steps=3, progress=False)
+    decisions = sum(record.worlds["grid"].lengths)
+    assert agent.decisions == decisions == 6 and record.tokens == (6 + 1) / 2
+    assert "3.50 latent tokens a decision." in table(record)
+    scripted = rollout_worlds("random", ["grid"], episodes=1, parallel=1, size=(16, 16), max_steps=2, progress=False)
+    assert scripted.tokens is None and "latent tokens" not in table(scripted)
 
 
 def test_a_latent_policy_reads_as_many_slots_as_its_prediction_asks_for():
