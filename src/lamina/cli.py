@@ -30,7 +30,7 @@ lamina: latent actions from video without action labels
   lamina train METHOD --data PATH --out RUN    train a latent action model
   lamina align RUN --data DATASET --labels 5%  map latents to real actions
   lamina label RUN DATA --out DATASET          write latents as dataset columns
-  lamina adaptive-k RUN --data PATH            a length for each latent (--k auto)
+  lamina adaptive-k RUN --data PATH            a length for each latent
   lamina evaluate RUN --data DATASET           probes, verdict, RUN/report.html
   lamina doctor RUN --data PATH                what is wrong with a model
   lamina play RUN --data DATASET               a local page to try latents on
