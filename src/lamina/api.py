@@ -28,10 +28,13 @@ from lamina.inference.label import label as label_frames
 from lamina.inference.subject import Subject
 from lamina.inference.table import LatentTable
 from lamina.methods.base import Method, with_decoder
+from lamina.models.adaptive import AdaptiveK, Length
 from lamina.models.heads import Translator, TranslatorConfig
 from lamina.models.hub import LatentActionModel
 from lamina.policies.base import Policy, policy_kind
 from lamina.training import alignment
+from lamina.training.adaptive import AdaptiveConfig
+from lamina.training.adaptive import adaptive_k as fit_adaptive_k
 from lamina.training.alignment import AlignConfig, load_translator
 from lamina.training.heads import head_training
 from lamina.training.joint import JointObjective
@@ -188,17 +191,37 @@ def label(
     shots: Shots = "auto",
     device: DeviceName = "auto",
     precision: Precision = "fp32",
+    k: Length = None,
 ) -> LatentTable:
     """The latent action of every frame of ``data``, one row a frame.
 
     ``out``: also written there, as new columns of a LeRobot dataset (see ``lamina label --help``); video is linked, never re-encoded.
     ``continuous``: with the latent before the quantiser; default: where that is the model's latent action. ``shots``: how cuts are found,
-    which no pair crosses (default: in plain video).
+    which no pair crosses (default: in plain video). ``k``: slots that are kept, a number, or "auto" for the rule of :func:`adaptive_k`;
+    ``table.k`` says how many each row keeps; default: all.
     Raises LaminaError for a damaged model or video, an ``out`` that exists, a disk that refuses.
     """
     model = run if isinstance(run, LatentActionModel) else Path(run)
     folder = None if out is None else Path(out)
-    return label_frames(model, _source(data), folder, device, precision, camera, continuous, shots)
+    return label_frames(model, _source(data), folder, device, precision, camera, continuous, shots, k=k)
+
+
+def adaptive_k(
+    run: Run | str | os.PathLike[str],
+    data: str | Path | Dataset,
+    *,
+    tokens: float | None = None,
+    device: DeviceName = "auto",
+    **options: Any,
+) -> AdaptiveK:
+    """Fit the rule that chooses the prefix length of each latent action -> RUN/adaptive_k, for ``k="auto"``.
+
+    It keeps what the action needs that the run's translator reads or, in a run that is not aligned, what the decoder's picture needs.
+    ``data``: what the run was trained on, with actions for the former. ``tokens``: mean number of slots to keep, default: a quarter of
+    them. ``options``: fields of AdaptiveConfig. Raises LaminaError for a LAM without retained prefixes, and a rule that is there already.
+    """
+    (config,) = _with_options("adaptive_k()", options, AdaptiveConfig(tokens=tokens))
+    return fit_adaptive_k(Path(run), _source(data), config, device)
 
 
 def evaluate(

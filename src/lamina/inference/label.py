@@ -23,6 +23,7 @@ from lamina.files import Scratch, checkpoint_hash, locked
 from lamina.inference.labeller import SHOT, Labeller, action_columns
 from lamina.inference.ray_engine import Cluster, RayEngine
 from lamina.inference.table import EpisodeColumns, LatentTable
+from lamina.models.adaptive import Length, check_length
 from lamina.models.hub import LatentActionModel, model_folder
 
 
@@ -45,6 +46,7 @@ def label(
     continuous: bool | None = None,
     shots: Shots = "auto",
     cluster: Cluster | None = None,
+    k: Length = None,
 ) -> LatentTable:
     """The latent action of every frame of ``data`` by a run's model, or by a model; with ``out`` also written there as a LeRobot dataset.
 
@@ -54,14 +56,16 @@ def label(
     - ``latent_action.continuous``: the same before the quantiser, if ``continuous`` (default: where the model's latent action is that);
     - ``latent_action.index``: K codes, where there is a codebook;
     - ``latent_action.valid``: False where the episode, or the shot, ends before the gap;
-    - ``latent_action.shot``: the number of the shot in its episode, from 0, where cuts are looked for (``shots``: in plain video).
+    - ``latent_action.shot``: the number of the shot in its episode, from 0, where cuts are looked for (``shots``: in plain video);
+    - ``latent_action.k``: the slots that the row keeps, where ``k`` is given. ``k``: a number for all rows, "auto" for the rule of the run
+      (:mod:`lamina.models.adaptive`), or such a rule. Slots behind it hold the null latent, and the code -1.
 
     Interrupted, it resumes when run again. ``cluster``: label by Ray (``out`` is needed then); what is written is the same.
     Raises LaminaError for a damaged model or video, an ``out`` that exists, a disk that refuses.
     """
     if cluster is not None and isinstance(data, str):
         data = os.path.abspath(data)  # workers have another working directory
-    labeller = _labeller(run, data, device, precision, camera, continuous, shots)
+    labeller = _labeller(run, data, device, precision, camera, continuous, shots, k)
     source = labeller.source
     if out is not None:
         plan = labeller.plan(_checkpoint(run))
@@ -93,12 +97,13 @@ def label_shard(
     camera: str | None = None,
     continuous: bool | None = None,
     shots: Shots = "auto",
+    k: Length = None,
 ) -> Path:
     """Label one of several shards of ``data``, each by a job of its own, on any machine -> the folder of its part, beside ``out``.
 
     :func:`merge` makes the dataset that :func:`label` would write. Raises what that raises, and LaminaError for a part of another model.
     """
-    labeller = _labeller(run, data, device, precision, camera, continuous, shots)
+    labeller = _labeller(run, data, device, precision, camera, continuous, shots, k)
     with _shown(labeller.each, shard.episodes(labeller.source)) as engine:
         return write_shard(labeller.plan(_checkpoint(run)), out, shard, engine)
 
@@ -111,12 +116,13 @@ def merge(
     camera: str | None = None,
     continuous: bool | None = None,
     shots: Shots = "auto",
+    k: Length = None,
 ) -> LatentTable:
     """Make one dataset of the parts that :func:`label_shard` left; the options are those that they were made with.
 
     Raises LaminaError for parts that are missing, or of another model, data or options; nothing is written then.
     """
-    labeller = _labeller(run, data, "cpu", precision, camera, continuous, shots)
+    labeller = _labeller(run, data, "cpu", precision, camera, continuous, shots, k)
     merge_shards(labeller.plan(_checkpoint(run)), out)
     return _table(labeller, out)
 
@@ -129,12 +135,15 @@ def _labeller(
     camera: str | None,
     continuous: bool | None,
     shots: Shots,
+    k: Length,
 ) -> Labeller:
     device = pick_device(device)
     model = run if isinstance(run, LatentActionModel) else LatentActionModel.from_pretrained(str(run))
     model = model.to(device).eval()
     source = open_source(data)
-    return Labeller(model, source, source_camera(source, camera), action_columns(model, continuous), precision, shots)
+    length = check_length(k, model.config, model.lam.dim, None if isinstance(run, LatentActionModel) else run)
+    columns = action_columns(model, continuous)
+    return Labeller(model, source, source_camera(source, camera), columns, precision, shots, length)
 
 
 def _table(labeller: Labeller, out: Path | None, found: Mapping[str, np.ndarray] | None = None) -> LatentTable:

@@ -66,6 +66,12 @@ class LatentTable:
         name = "latent_action.index"
         return self.columns[name].reshape(len(self), -1).astype(np.int64) if name in self.columns else None
 
+    @cached_property
+    def k(self) -> Int[np.ndarray, "n"] | None:
+        """The slots that each row keeps; None where all rows keep all. Slots behind them hold the null latent, and the code -1."""
+        name = "latent_action.k"
+        return self.columns[name].reshape(-1).astype(np.int64) if name in self.columns else None
+
     def rows(self, episode: int) -> slice:
         """The rows of an episode. Raises LaminaError if there is no such episode."""
         found = np.flatnonzero(self.episode == episode)

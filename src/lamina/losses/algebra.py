@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from lamina.losses.reconstruction import squared_error
@@ -18,3 +19,10 @@ def composition(ab: Latents, bc: Latents, ac: Latents) -> Float[Tensor, "b"]:
 def reversal(ab: Latents, ba: Latents) -> Float[Tensor, "b"]:
     """|z_ab + z_ba|^2, mean over slots and channels: the way back undoes the way there (ALAM Eq. 7)."""
     return squared_error(ab, -ba)
+
+
+def prefixes(z: Latents, keep: Int[Tensor, "b"]) -> Latents:
+    """The first ``keep`` slots of each latent and zeros behind them, scaled so that a mean square over all slots is one over those that are
+    kept; all zeros for a prefix of no slot."""
+    kept = torch.arange(z.shape[1], device=z.device) < keep.unsqueeze(1)
+    return z * kept.unsqueeze(2) * (z.shape[1] / keep.clamp_min(1)).sqrt()[:, None, None]
