@@ -433,7 +433,7 @@ def test_latent_numbers_are_coordinates_of_the_latents_that_the_decoder_uses(tmp
 
 def test_encoding_that_is_killed_leaves_nothing_that_is_believed(tmp_path):
     def work() -> None:
-        dies_in(lamina.policies.encoded, "encode_episode", 4)
+        dies_in(lamina.policies.encoded, "encode_pairs", 4)
         encoded(tmp_path, episodes(6))
 
     assert in_child(work) == signal.SIGKILL

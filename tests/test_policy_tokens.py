@@ -459,8 +459,8 @@ def test_a_longer_gap_makes_slower_decisions_of_all_frames(tmp_path, dataset):
 
 def test_data_is_encoded_once_and_again_when_model_or_data_change(run, dataset, tmp_path, monkeypatch):
     model, calls = LatentActionModel.from_pretrained(run), []
-    encode = lamina.policies.encoded.encode_episode
-    monkeypatch.setattr(lamina.policies.encoded, "encode_episode", lambda *a: calls.append(1) or encode(*a))
+    encode = lamina.policies.encoded.encode_pairs
+    monkeypatch.setattr(lamina.policies.encoded, "encode_pairs", lambda *a: calls.append(1) or encode(*a))
     encode_windows(model, open_source(str(dataset)), run / "tokens", "x")
     assert len(calls) == 9  # train and validation, never test
     encode_windows(model, open_source(str(dataset)), run / "tokens", "x")
@@ -476,7 +476,7 @@ def test_tokenizing_that_is_killed_leaves_nothing_that_is_believed(run, dataset)
     model = LatentActionModel.from_pretrained(run)
 
     def work():
-        dies_in(lamina.policies.encoded, "encode_episode", 4)
+        dies_in(lamina.policies.encoded, "encode_pairs", 4)
         encode_windows(model, open_source(str(dataset)), run / "tokens", "x")
 
     assert in_child(work) == signal.SIGKILL

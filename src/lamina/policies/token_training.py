@@ -19,6 +19,7 @@ from torch import Tensor
 from lamina.data.augment import shifted
 from lamina.data.dataset import Data, name_of
 from lamina.data.sampling import open_source
+from lamina.data.shots import detector_name
 from lamina.device import pick_device
 from lamina.errors import LaminaError
 from lamina.files import locked, read_json
@@ -26,7 +27,7 @@ from lamina.models.bottlenecks.fsq import FSQ
 from lamina.models.hub import LatentActionModel
 from lamina.models.lam import LAM
 from lamina.policies.base import save_parts
-from lamina.policies.encoded import fingerprint
+from lamina.policies.encoded import fingerprint, run_detector
 from lamina.policies.token_model import TokenConfig, TokenModel
 from lamina.policies.windows import Window, WindowStream, encode_windows, fixed_windows, open_steps
 from lamina.records import CodebookSize, Extent, Image, Seconds, validated
@@ -114,6 +115,8 @@ def _train_token_model(run: Path, path: Data, config: TokenConfig, training: Tra
         "camera": camera,
         "lam": print_of_lam,
     }
+    find = run_detector(run, source)
+    settings |= {"shots": detector_name(find)} if find else {}
     if rank == 0:
         if not training.resume:  # what a killed run left
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
@@ -122,7 +125,7 @@ def _train_token_model(run: Path, path: Data, config: TokenConfig, training: Tra
     else:  # one process encodes for all
         while not (folder / "tokens" / "index.json").exists():
             time.sleep(0.5)
-    index = encode_windows(model, source, folder / "tokens", print_of_lam, camera, training.precision)
+    index = encode_windows(model, source, folder / "tokens", print_of_lam, camera, training.precision, find=find)
     tokens.decision_seconds = index["decision_seconds"]
     steps = open_steps(folder / "tokens", "train")
     held = fixed_windows(open_steps(folder / "tokens", "validation"), config.length, config.stride)

@@ -16,13 +16,14 @@ from tqdm import tqdm
 
 from lamina.data.dataset import Data, Dataset, name_of
 from lamina.data.sampling import actions_of_gap, open_source
+from lamina.data.shots import detector_name
 from lamina.device import pick_device
 from lamina.errors import LaminaError
 from lamina.files import locked, read_json
 from lamina.models.hub import LatentActionModel
 from lamina.models.lam import LAM
 from lamina.policies.base import save_parts
-from lamina.policies.encoded import fingerprint
+from lamina.policies.encoded import fingerprint, run_detector
 from lamina.policies.flow.config import FlowConfig, FlowShapes
 from lamina.policies.flow.data import (
     Columns,
@@ -85,12 +86,14 @@ def _train_flow_policy(
     check_lengths(sources, config)
     torch.manual_seed(training.seed)
     model = FlowModel(config, shapes)
-    settings = {
+    settings: dict[str, Any] = {
         "flow_policy": dataclasses.asdict(config),
         "train": fixed_options(training),
         "data": [source.fingerprint() for source in sources],
         "shapes": dataclasses.asdict(shapes),
     }
+    find = [run_detector(run, source) for source in sources]
+    settings |= {"shots": [detector_name(each) for each in find]} if any(find) else {}
     if rank == 0:
         if not training.resume:  # what a killed run left
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
@@ -105,6 +108,7 @@ def _train_flow_policy(
             gap,
             training.precision,
             shapes.latent if config.latent_numbers else None,
+            find,
         )
     else:  # one process encodes for all
         while not (folder / "frames" / "index.json").exists():
