@@ -377,7 +377,7 @@ def test_some_episodes_of_each_task_are_labelled_and_a_batch_has_its_share(tmp_p
 def test_batches_are_a_function_of_seed_number_and_shard(tmp_path):
     _, _, data, config = encoded(tmp_path, episodes(10))
     whole = FlowStream(data, config, 1, 8, seed=5, shards=2)
-    parts = [iter(FlowStream(data, config, 1, 8, seed=5, shards=2, shard=n)) for n in (0, 1)]
+    parts = [iter(FlowStream(data, config, 1, 8, seed=5, shards=2, own=[n])) for n in (0, 1)]
     for _, batch in zip(range(3), whole, strict=False):
         assert torch.equal(batch.action, torch.cat([next(part).action for part in parts]))
     again = FlowStream(data, config, 1, 8, seed=5, shards=2)

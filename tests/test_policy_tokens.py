@@ -374,7 +374,7 @@ def test_a_stream_is_a_function_of_seed_step_and_shard():
     assert all(torch.equal(a, b) for a, b in zip(batches(stream, 3), first[2:], strict=True))
     assert not torch.equal(batches(WindowStream(data, 8, 4, 6, seed=4), 1)[0], first[0])
     whole = batches(WindowStream(data, 8, 4, 6, seed=3, shards=2), 3)
-    parts = [batches(WindowStream(data, 8, 4, 6, seed=3, shards=2, shard=s), 3) for s in (0, 1)]
+    parts = [batches(WindowStream(data, 8, 4, 6, seed=3, shards=2, own=[s]), 3) for s in (0, 1)]
     assert all(torch.equal(w, torch.cat(p)) for w, p in zip(whole, zip(*parts, strict=True), strict=True))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,9 +131,9 @@ def _train_token_model(run: Path, path: Data, config: TokenConfig, training: Tra
     steps = open_steps(folder / "tokens", "train")
     held = fixed_windows(open_steps(folder / "tokens", "validation"), config.length, config.stride)
 
-    def open_stream(shards: int, shard: int | None) -> WindowStream:
+    def open_stream(shards: int, own: Sequence[int]) -> WindowStream:
         batch = training.batch // training.accumulate
-        return WindowStream(steps, config.length, config.stride, batch, training.seed, shards, shard)
+        return WindowStream(steps, config.length, config.stride, batch, training.seed, shards, own)
 
     validate, best = token_diagnostics(held), BestCheckpoint(folder / "best.safetensors")
 

@@ -114,10 +114,17 @@ class WindowStream:
     """
 
     def __init__(
-        self, steps: Steps, length: int, stride: int, batch: int, seed: int, shards: int = 1, shard: int | None = None
+        self,
+        steps: Steps,
+        length: int,
+        stride: int,
+        batch: int,
+        seed: int,
+        shards: int = 1,
+        own: Sequence[int] | None = None,
     ):
         self.steps, self.length, self.stride, self.seed = steps, length, stride, seed
-        self.each, self.mine = batch // shards, range(shards) if shard is None else [shard]
+        self.each, self.mine = batch // shards, range(shards) if own is None else own
         self.drawn = 0
 
     def starts(self, rng: np.random.Generator) -> list[tuple[int, int]]:

@@ -440,10 +440,10 @@ class FlowStream:
         batch: int,
         seed: int,
         shards: int = 1,
-        shard: int | None = None,
+        own: Sequence[int] | None = None,
     ):
         self.data, self.config, self.stride, self.seed = data, config, stride, seed
-        self.each, self.mine = batch // shards, range(shards) if shard is None else [shard]
+        self.each, self.mine = batch // shards, range(shards) if own is None else own
         self.labelled, self.others = data.steps(labelled=True), data.steps(labelled=False)
         self.drawn = 0
 

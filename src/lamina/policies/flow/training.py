@@ -120,9 +120,9 @@ def _train_flow_policy(
     if rank == 0:
         tqdm.write(told(note, shapes, config))
 
-    def open_stream(shards: int, shard: int | None) -> FlowStream:
+    def open_stream(shards: int, own: Sequence[int]) -> FlowStream:
         batch = training.batch // training.accumulate
-        return FlowStream(train, config, shapes.stride, batch, training.seed, shards, shard)
+        return FlowStream(train, config, shapes.stride, batch, training.seed, shards, own)
 
     validate = flow_diagnostics(fixed_batch(held, config, shapes.stride)) if len(held) else None
     state = fit(folder, model, flow_losses, model.weights(), open_stream, training, validate, "train flow policy")
