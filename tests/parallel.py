@@ -38,7 +38,7 @@ def options(method: str):
 
 
 def data(dataset: Path) -> DataConfig:
-    return DataConfig((str(dataset),), (16, 16), gap=(0.1, 0.1), shuffle=32, workers=0)
+    return DataConfig((str(dataset),), (16, 16), gap=(0.1, 0.1), shuffle=512, workers=0)
 
 
 def train(
