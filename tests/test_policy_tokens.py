@@ -7,6 +7,7 @@ import json
 import math
 import shutil
 import signal
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -470,6 +471,23 @@ def test_data_is_encoded_once_and_again_when_model_or_data_change(run, dataset, 
     other = write_planted(tmp_path / "other", episodes=10, length=13)
     encode_windows(model, open_source(str(other)), run / "tokens", "y")
     assert len(calls) == 27 and len(open_steps(run / "tokens", "train")) == 8 * 12
+
+
+def test_a_process_waits_until_another_has_encoded_just_this(run, dataset, monkeypatch):
+    model, calls = LatentActionModel.from_pretrained(run), []
+    encode = lamina.policies.encoded.encode_pairs
+    monkeypatch.setattr(lamina.policies.encoded, "encode_pairs", lambda *a: calls.append(1) or encode(*a))
+    source, found = open_source(str(dataset)), []
+    encode_windows(model, source, run / "tokens", "of an earlier LAM")
+    waiting = threading.Thread(
+        target=lambda: found.append(encode_windows(model, source, run / "tokens", "x", wait=True))
+    )
+    waiting.start()
+    waiting.join(1)
+    assert waiting.is_alive() and not found
+    made = encode_windows(model, source, run / "tokens", "x")
+    waiting.join(30)
+    assert found == [json.loads(json.dumps(made))] and len(calls) == 2 * 9
 
 
 def test_tokenizing_that_is_killed_leaves_nothing_that_is_believed(run, dataset):

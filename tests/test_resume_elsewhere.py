@@ -14,11 +14,15 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.distributed.checkpoint import hf_storage
 
 from lamina.data.sampling import SampleIndex
 from lamina.data.stream import divide
 from lamina.errors import LaminaError
 from lamina.training.checkpoints import Checkpoints
+from lamina.training.distributed import Processes
+from lamina.training.parts import layout_of_parts, read_parts, write_parts
+from lamina.weights import layout
 from parallel import data, train
 from planted import write_planted
 
@@ -123,6 +127,37 @@ def test_a_process_that_is_killed_while_it_writes_leaves_no_checkpoint(dataset, 
         monkeypatch.setattr(pickle, name, explode)
     train(run, dataset, resume=True, **SIX)
     check(run, uninterrupted, 4)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_parts_hold_tensors_of_every_shape_and_type(tmp_path):
+    alone = Processes(0, 1)
+    tensors = {
+        "a.weight": torch.randn(3, 4), "scalar": torch.tensor(2.5), "none": torch.zeros(0, 3), "count": torch.arange(5),
+        "half": torch.randn(7).bfloat16(), "flag": torch.tensor([True, False]), "turned": torch.randn(4, 2).T,
+    }  # fmt: skip
+    files = write_parts(tmp_path / "parts", tensors, alone)
+    assert [path.name for path in files] == ["shard-00001-model-00001-of-00001.safetensors"]
+    assert layout_of_parts(tmp_path / "parts") == layout(tensors)
+    found = {name: torch.zeros_like(value) for name, value in tensors.items()}
+    read_parts(tmp_path / "parts", found, alone)
+    assert all(torch.equal(found[name], value) for name, value in tensors.items())
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        write_parts(tmp_path / "file/parts", tensors, alone)
+
+
+def test_a_torch_without_such_storage_is_one_line_before_any_training(dataset, tmp_path, monkeypatch):
+    class Older:
+        def __init__(self, path: str) -> None: ...
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(hf_storage, "HuggingFaceStorageWriter", Older)
+    with pytest.raises(
+        LaminaError, match=r"torch 2.* cannot write checkpoints of several processes; install torch 2\.9"
+    ):
+        train(tmp_path / "run", dataset, **SIX)
+    assert not (tmp_path / "run/log.jsonl").exists()
 
 
 @pytest.mark.parametrize("shards", [1, 2, 3, 4, 5, 8, 9, 40, 90])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -138,12 +139,17 @@ def read_index(folder: Path) -> dict[str, Any] | None:
     return index if isinstance(index, dict) else None
 
 
-def index_of(folder: Path, made_from: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The index of a folder whose arrays were made from just this; None where they have to be made."""
-    index, wanted = read_index(folder), json.loads(json.dumps(made_from))  # as it was read back
-    if index is None or any(index.get(name) != value for name, value in wanted.items()):
-        return None
-    return index
+def index_of(folder: Path, made_from: Mapping[str, Any], wait: bool = False) -> dict[str, Any] | None:
+    """The index of a folder whose arrays were made from just this; None where they have to be made. ``wait``: until another process has
+    made them."""
+    wanted = json.loads(json.dumps(made_from))  # as it was read back
+    while True:
+        index = read_index(folder)
+        if index is not None and all(index.get(name) == value for name, value in wanted.items()):
+            return index
+        if not wait:
+            return None
+        time.sleep(0.5)
 
 
 def open_arrays(folder: Path, split: str, names: Sequence[str], rows: Callable[[dict[str, Any]], int]) -> list[Any]:

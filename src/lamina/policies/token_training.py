@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -123,10 +122,9 @@ def _train_token_model(run: Path, path: Data, config: TokenConfig, training: Tra
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
             (folder / "best.safetensors").unlink(missing_ok=True)
         keep_settings(folder / "training.json", settings, training.resume)
-    else:  # one process encodes for all
-        while not (folder / "tokens" / "index.json").exists():
-            time.sleep(0.5)
-    index = encode_windows(model, source, folder / "tokens", print_of_lam, camera, training.precision, find=find)
+    index = encode_windows(
+        model, source, folder / "tokens", print_of_lam, camera, training.precision, find=find, wait=rank > 0
+    )
     tokens.decision_seconds = index["decision_seconds"]
     steps = open_steps(folder / "tokens", "train")
     held = fixed_windows(open_steps(folder / "tokens", "validation"), config.length, config.stride)

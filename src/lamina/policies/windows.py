@@ -201,10 +201,12 @@ def encode_windows(
     precision: str = "fp32",
     side: Side | None = None,
     find: Detector | None = None,
+    wait: bool = False,
 ) -> dict[str, Any]:
     """Encode the training and the validation split of ``source`` once into ``folder``; returns its index.
 
     ``side``: the latents themselves, on this side of the quantiser; None: their codes. ``find``: finds the cuts, if there are any.
+    ``wait``: another process encodes; until it has.
     What is there already is used again if it was made by the same encoder, from the same data. Decisions are as far apart as the
     model's label gap: longer than a frame, each episode gives several sequences. Raises LaminaError for a camera that is not there, a split
     without a single transition, video that cannot be decoded, a disk that refuses.
@@ -223,7 +225,7 @@ def encode_windows(
         "side": side,
         "shots": detector_name(find),
     }
-    if (before := index_of(folder, made_from)) is not None:
+    if (before := index_of(folder, made_from, wait)) is not None:
         return before
     plans = {split: _plan(source, camera, split, gap) for split in ENCODED_SPLITS}
     for split, (_, lengths, _) in plans.items():

@@ -249,7 +249,7 @@ def _read_parts(folder: Path, state: TrainingState, names: Mapping[int, str]) ->
     weights, optim = get_state_dict(state.module, state.optimizer)
     own = _named((weights, state.average, _by_moment(optim)))
     agreed(state.processes, lambda: check_layout(layout_of_parts(folder), layout(own)))
-    filled = {name: torch.empty_like(value) for name, value in own.items()}
+    filled = {name: torch.zeros_like(value) for name, value in own.items()}
     read_parts(folder, filled, state.processes)
     bad = together(state.processes, first_non_finite_piece(filled))
     if any(bad):

@@ -30,6 +30,7 @@ from lamina.training.checkpoints import Checkpoints, Counting, Stream, TrainingS
 from lamina.training.distributed import Processes, replicate, shard, unsynchronised
 from lamina.training.log import Log
 from lamina.training.muon import MOMENTS, Muon, matrices
+from lamina.training.parts import storage
 from lamina.training.settings import TrainConfig
 from lamina.weights import first_non_finite
 
@@ -139,6 +140,8 @@ def fit(
     checkpoints = Checkpoints(run, config.keep)
     start = checkpoints.last(config.steps) if config.resume else 0
     shards, own = processes.shards(config, checkpoints.shards(start) if start else None)
+    if processes.size > 1:
+        storage()  # checkpoints come too late to notice what they need
     device = processes.join(config.device)
     step_module = _Step(module.train(), losses).to(device)
     average = WeightAverage(module, config.ema, HOST if config.ema_offload else None) if config.ema else None

@@ -10,6 +10,7 @@ import hashlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from inspect import signature
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,10 +33,14 @@ def storage() -> Any:
     """The module of torch that keeps parts as safetensors. Raises LaminaError for a torch that is too old for it."""
     try:
         from torch.distributed.checkpoint import hf_storage
-    except ImportError as error:
+
+        known = "save_distributed" in signature(hf_storage.HuggingFaceStorageWriter).parameters
+    except ImportError:
+        known = False
+    if not known:
         raise LaminaError(
             f"torch {torch.__version__} cannot write checkpoints of several processes; install torch 2.9 or later"
-        ) from error
+        )
     return hf_storage
 
 
@@ -98,7 +103,7 @@ def write_parts(folder: Path, tensors: Mapping[str, Tensor], processes: Processe
     """
     writer = storage().HuggingFaceStorageWriter(str(folder), save_distributed=True)
     try:
-        dcp.save(dict(tensors), storage_writer=writer)
+        dcp.save({name: value.contiguous() for name, value in tensors.items()}, storage_writer=writer)
     except dcp.CheckpointException as error:
         raise OSError("; ".join(sorted({str(failure[0]) for failure in error.failures.values()}))) from error
     return sorted(folder.glob(f"shard-{processes.rank + 1:05d}-*.safetensors"))

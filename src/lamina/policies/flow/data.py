@@ -157,12 +157,13 @@ def encode_steps(
     precision: str = "fp32",
     numbers: int | None = None,
     find: Sequence[Detector | None] = (),
+    wait: bool = False,
 ) -> dict[str, Any]:
     """Encode the training and the validation split of all ``sources`` once into ``folder``; returns its index.
 
     ``gap``: seconds between the frames of a latent; None: no latents. ``numbers``: of each latent, that many coordinates along the
     directions that the decoder uses most (:func:`lamina.inference.directions.decoder_directions`); None: the latents themselves.
-    ``find``: for each source, what finds the cuts in it, if anything does.
+    ``find``: for each source, what finds the cuts in it, if anything does. ``wait``: another process encodes; until it has.
     What is there already is used again if it was made by the same encoder, from the same data. Raises LaminaError for a training split
     without an episode, frames that cannot be decoded, values that are not finite, a disk that refuses.
     """
@@ -180,7 +181,7 @@ def encode_steps(
         "splits": [[[e.length, *e.splits] for e in source.episodes] for source in sources],
         "shots": [detector_name(each) for each in find] if any(find) else None,
     }
-    if (before := index_of(folder, made_from)) is not None:
+    if (before := index_of(folder, made_from, wait)) is not None:
         return before
     plans = {split: _stretches(sources, cameras, split) for split in ENCODED_SPLITS}
     if not plans["train"]:

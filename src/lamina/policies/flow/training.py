@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -98,21 +97,19 @@ def _train_flow_policy(
         if not training.resume:  # what a killed run left
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         keep_settings(folder / "training.json", settings, training.resume)
-        encode_steps(
-            lam,
-            sources,
-            folder / "frames",
-            shapes.fingerprint,
-            shapes.cameras,
-            columns,
-            gap,
-            training.precision,
-            shapes.latent if config.latent_numbers else None,
-            find,
-        )
-    else:  # one process encodes for all
-        while not (folder / "frames" / "index.json").exists():
-            time.sleep(0.5)
+    encode_steps(
+        lam,
+        sources,
+        folder / "frames",
+        shapes.fingerprint,
+        shapes.cameras,
+        columns,
+        gap,
+        training.precision,
+        shapes.latent if config.latent_numbers else None,
+        find,
+        wait=rank > 0,  # one process encodes for all
+    )
     train = label_some(open_data(folder / "frames", "train"), config.labels, training.seed)
     held = open_data(folder / "frames", "validation")
     model.calibrate(statistics_of(train))
