@@ -240,32 +240,11 @@ class Label:
     precision: Precision = "fp32"
 
     def run(self) -> None:
-        from lamina.data.lerobot.shards import Shard
-        from lamina.inference import label as stage
+        from lamina.api import label
 
-        if self.shard is not None and self.merge:
-            raise LaminaError("--shard and --merge: first label every shard, then merge; give one of them")
-        if self.engine == "ray" and (self.shard is not None or self.merge):
-            raise LaminaError("--engine ray divides the work itself: leave out --shard and --merge")
-        if self.engine == "local" and self.address is not None:
-            raise LaminaError("--address is that of a Ray cluster: add --engine ray")
-        options: dict[str, Any] = {
-            "precision": self.precision,
-            "camera": self.camera,
-            "continuous": self.continuous,
-            "shots": self.shots,
-            "k": self.k,
-        }
-        if self.shard is not None:
-            shard = Shard.parse(self.shard)
-            print(stage.label_shard(self.model, self.data, self.out, shard, device=self.device, **options))
-            return
-        if self.merge:
-            table = stage.merge(self.model, self.data, self.out, **options)
-        else:
-            cluster = stage.Cluster(self.address, max(1, self.workers), self.gpus) if self.engine == "ray" else None
-            table = stage.label(self.model, self.data, self.out, device=self.device, cluster=cluster, **options)
-        print(f"the latent action is in the column {table.column}")
+        table = label(self.model, self.data, **{k: v for k, v in vars(self).items() if k not in ("model", "data")})
+        if self.shard is None:
+            print(f"the latent action is in the column {table.column}")
         print(table.path)
 
 

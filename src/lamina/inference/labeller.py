@@ -15,9 +15,9 @@ from lamina.data.dataset import Dataset
 from lamina.data.episodes import Episode
 from lamina.data.lerobot.staging import VALID, Columns, Features, LabelPlan
 from lamina.data.read_ahead import ReadAhead
-from lamina.data.shots import ShotReader, Shots, detector
+from lamina.data.shots import Shots, detector, detector_name
 from lamina.device import Precision, autocast
-from lamina.inference.encode import CHUNK, encode_episode, frame_pairs
+from lamina.inference.encode import CHUNK, encode_pairs
 from lamina.models.adaptive import AdaptiveK
 from lamina.models.config import Side
 from lamina.models.hub import LatentActionModel
@@ -102,7 +102,7 @@ class Labeller:
         if self.k is not None:
             provenance["k"] = self.k if isinstance(self.k, int) else self.k.record()
         if self.detector is not None:
-            provenance["shots"] = type(self.detector).__name__.lower()
+            provenance["shots"] = detector_name(self.detector)
         return LabelPlan(self.source, self.features(), provenance, self.camera)
 
     def each(self, episodes: Sequence[Episode]) -> Iterator[tuple[Episode, Columns]]:
@@ -116,11 +116,9 @@ class Labeller:
 
     def label(self, episode: Episode, chunks: Iterator[UInt8[np.ndarray, "n h w 3"]]) -> Columns:
         """The labels of one episode, t rows each, from its frames in order. Raises LaminaError for video that cannot be decoded."""
-        partner, valid = frame_pairs(episode.times, self.model.provenance.label_gap)
-        shots = None if self.detector is None else ShotReader(self.detector, chunks)
         with autocast(self.model.device, self.precision):
-            latent = encode_episode(self.model, chunks if shots is None else shots, partner, shots)
-        lam = self.model.lam
+            found = encode_pairs(self.model, chunks, episode.times, self.model.provenance.label_gap, self.detector)
+        lam, latent = self.model.lam, found.latent
         actions = {name: lam.action(latent, side) for name, side in self.columns.items()}
         index = lam.action_index(latent)
         labels = {}
@@ -131,12 +129,11 @@ class Labeller:
                 index = index.masked_fill(torch.arange(index.shape[1]) >= keep[:, None], UNUSED)
             labels[LENGTH] = keep[:, None].numpy()
         labels |= {name: z.flatten(1).numpy() for name, z in actions.items()}
-        labels[VALID] = valid[:, None]
+        labels[VALID] = found.valid[:, None]
         if index is not None:
             labels[INDEX] = index.numpy()
-        if shots is not None:
-            labels[VALID] &= shots.same(np.arange(episode.length), partner)[:, None]
-            labels[SHOT] = shots.shot[:, None]
+        if found.shot is not None:
+            labels[SHOT] = found.shot[:, None]
         return labels
 
     def lengths(self, latent: Latent) -> Int[Tensor, "t"] | None:

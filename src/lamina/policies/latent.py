@@ -26,6 +26,7 @@ from torch import Tensor
 from lamina.data.augment import shifted
 from lamina.data.dataset import Data, name_of
 from lamina.data.sampling import open_source
+from lamina.data.shots import detector_name
 from lamina.data.stream import evenly_spaced
 from lamina.device import pick_device
 from lamina.errors import LaminaError
@@ -38,7 +39,7 @@ from lamina.models.hub import LatentActionModel
 from lamina.options import check_options
 from lamina.policies.base import PolicyKind, only_one, save_parts
 from lamina.policies.cloning import FramePairRegressor, FramePairs, FramePolicy
-from lamina.policies.encoded import fingerprint
+from lamina.policies.encoded import fingerprint, run_detector
 from lamina.policies.windows import LATENTS, Steps, encode_windows, open_steps
 from lamina.records import Seconds, validated
 from lamina.rng import Rng
@@ -99,16 +100,17 @@ def train_latent_policy(
         if (folder / "config.json").exists() and not training.resume:
             raise LaminaError(f"{folder}: trained already; add --resume to go on, or delete that folder")
         lam, source = fingerprint(model.lam), open_source(path)
-        side = side_of(run, model)
+        side, find = side_of(run, model), run_detector(run, source)
         settings = {
             "latent_policy": dataclasses.asdict(config), "train": fixed_options(training), "data": source.fingerprint(),
             "camera": camera, "lam": lam, "side": side,
         }  # fmt: skip
+        settings |= {"shots": detector_name(find)} if find else {}
         if not training.resume:  # what a killed run left
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
             (folder / "best.safetensors").unlink(missing_ok=True)
         keep_settings(folder / "training.json", settings, training.resume)
-        index = encode_windows(model, source, folder / LATENTS, lam, camera, training.precision, side)
+        index = encode_windows(model, source, folder / LATENTS, lam, camera, training.precision, side, find)
         train, held = (LatentPairs(open_steps(folder / LATENTS, split, LATENTS)) for split in ("train", "validation"))
         torch.manual_seed(training.seed)
         regressor = FramePairRegressor(model.config, train.steps.actions.shape[1])
