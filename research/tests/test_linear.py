@@ -17,7 +17,7 @@ from lamina.errors import LaminaError
 from lamina_research.linear import closed_form, scores
 from lamina_research.linear import ex_bmdp as worlds
 from lamina_research.linear.ex_bmdp import LinearExBMDP, Moments
-from lamina_research.linear.lam import OBJECTIVES, LinearLAM, Objective, loss, train
+from lamina_research.linear.lam import OBJECTIVES, LinearLAM, Objective, descend, loss
 
 torch.set_num_threads(1)
 pytestmark = pytest.mark.typed
@@ -168,7 +168,7 @@ def test_gradient_descent_meets_the_closed_form(name):
     moments = observed(p=P[:3])
     objective = OBJECTIVES[name]
     best = closed_form.solve(moments, objective, WIDTH)
-    raw = train(moments, objective, WIDTH, steps=1200, lr=2e-2)
+    raw = descend(moments, objective, WIDTH, steps=1200, lr=2e-2)
     above = loss(raw, moments, objective) / loss(best, moments, objective) - 1
     assert above.min() > -1e-6 and above.max() < 0.01
     assert closed_form.principal_angles(raw.B, best.B).max() < 0.02
@@ -302,7 +302,7 @@ def test_perfect_latents_leave_no_error_and_no_gap():
         (lambda: worlds.sampled(replace(SMALL, trajectories=5), P, [0]), "rank-deficient"),
         (lambda: closed_form.solve(observed(), Objective(), 12), "d_z = 12"),
         (lambda: closed_form.solve(observed(), Objective(), 0), "d_z = 0"),
-        (lambda: train(observed(), Objective(), 13), "d_z = 13"),
+        (lambda: descend(observed(), Objective(), 13), "d_z = 13"),
         (lambda: closed_form.solve(observed(), Objective(cross=1.0, target="a", weight=1.0), 3), "no closed form"),
         (lambda: Objective(cross=-1.0), "at least 0"),
         (lambda: Objective(own=0.0), "reconstruction among them"),

@@ -119,7 +119,7 @@ def figure(setting: LinearSetting, name: Figure) -> Sequence[Plot]:
     alpha = MANY_ALPHA if name == "sensitivity" else None
     sweep = setting.sweep(MANY_P if name in ("leakage", "remedies") else FEW_P, alpha)
     if name == "cca":
-        check_width(setting.latent, sweep.exact)
+        check_width(setting.latent, sweep.exact.sizes["o"])
         found = closed_form.transition_cca(sweep.exact).correlations[:, 0, :, : 2 * setting.latent]
         return cca_plot({f"p_switch = {p:g}": found[:, i] for i, p in enumerate(sweep.p)})
     solved = setting.solved(sweep)

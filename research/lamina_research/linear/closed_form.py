@@ -75,7 +75,7 @@ def solve(moments: Moments, objective: Objective, width: int) -> LinearLAM:
     Raises LaminaError for rank-deficient moments, for a width that is no bottleneck, and for a cross-exogenous objective with a robust
     target, which has no closed form here.
     """
-    check_width(width, moments)
+    check_width(width, moments.sizes["o"])
     if objective.target is None:
         views = _views(moments, objective)
         fit = reduced_rank(views.rest, views.xy, width)
