@@ -36,6 +36,7 @@ MAX_EXCESS = 0.01  # of the loss that exact gradients reach over the closed form
 MAX_ANGLE = 0.05  # principal angle between the subspaces of B of exact gradients and of the closed form, radians
 FEW = 32  # transitions of a small minibatch
 PLAIN, *AUXILIARY = OBJECTIVES
+CROSS = "cross-exogenous"
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class LinearSetup:
     p: tuple[float, ...]  # of every claim but sensitivity
     alpha: tuple[float, ...]  # of sensitivity; the others have alpha = 1
     few_p: tuple[float, ...]  # of sensitivity
+    noise_p: tuple[float, ...]  # of the comparison of gradient noise, some of p
     crowded: LinearExBMDP  # with so many exogenous states that o does not determine s: n d_s > d_o
     crowded_p: tuple[float, ...]
     held_out: int  # trajectories that probes are scored on
@@ -61,12 +63,12 @@ class LinearSetup:
 SETUPS = {
     "smoke": LinearSetup(
         LinearExBMDP(states=4, state=2, observation=12, trajectories=500), width=2, p=(0.0, 0.4), alpha=(0.5, 2.0), few_p=(0.4,),
-        crowded=LinearExBMDP(states=8, state=2, observation=12, trajectories=500), crowded_p=(0.4,), held_out=250, steps=300,
-        exact_steps=800, lr=1e-2,
+        noise_p=(0.0, 0.4), crowded=LinearExBMDP(states=8, state=2, observation=12, trajectories=500), crowded_p=(0.4,),
+        held_out=250, steps=300, exact_steps=800, lr=1e-2,
     ),
     "cpu": LinearSetup(
         LinearExBMDP(), width=8, p=(0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0), alpha=(0.25, 0.5, 1.0, 2.0, 4.0), few_p=(0.1, 0.4, 0.8),
-        crowded=LinearExBMDP(states=24), crowded_p=(0.2, 0.8), held_out=2000, steps=20_000, exact_steps=1500,
+        noise_p=(0.0, 0.4, 0.8), crowded=LinearExBMDP(states=24), crowded_p=(0.2, 0.8), held_out=2000, steps=20_000, exact_steps=1500,
     ),
 }  # fmt: skip
 
@@ -217,14 +219,16 @@ def leakage(experiment: Experiment) -> Outcome:
     fit, test = study.data(sweep)
     model = study.fitted(sweep, fit, objective)
     reached = study.reached(sweep, fit, objective, model.solved)
-    read = {
-        "as trained": model.trained,
-        "minimum norm": model.smallest,
-        "closed form": model.solved,
-        f"batches of {FEW}": study.train(sweep, objective, FEW),
-        "without noise": study.train_without_noise(sweep, fit, objective),
-    }
+    read = {"as trained": model.trained, "minimum norm": model.smallest, "closed form": model.solved}
     scored = {name: squeezed(sweep.measure(each, fit, test)) for name, each in read.items()}
+    # The same training with more noise in the gradient, and with none.
+    few = study.sweep(study.setup.noise_p)
+    few_fit, few_test = study.data(few)
+    noise = {
+        f"batches of {FEW}": study.train(few, objective, FEW),
+        "without noise": study.train_without_noise(few, few_fit, objective),
+    }
+    noisy = {name: squeezed(few.measure(each, few_fit, few_test)) for name, each in noise.items()}
     ours, least = scored["as trained"], loss(model.solved, fit, objective)
     blind = closed_form.blind_loss(fit, sweep.emission, sweep.mdp.states, study.setup.width)
     cost = (blind / least - 1)[:, 0]
@@ -238,6 +242,9 @@ def leakage(experiment: Experiment) -> Outcome:
     def ends(name: str, metric: str) -> str:
         return " to ".join(f"{scored[name][metric][:, i].mean():.3f}" for i in (0, -1))
 
+    def by_noise(name: str) -> str:
+        return ", ".join(f"{x:.3f}" for x in noisy[name]["nmse"].mean(0).tolist())
+
     peaks = [f"{p[int(ours[name].mean(0).argmax())]:g}" for name in ("leakage", "nmse")]
     text = (
         f"As trained on minibatches, from p_switch {p[0]:g} to {p[-1]:g} the share of z's variance that comes from xi' goes from "
@@ -245,13 +252,16 @@ def leakage(experiment: Experiment) -> Outcome:
         f"(rank correlations {interval(leaks).mean:.2f} and {interval(errors).mean:.2f}); they are largest at {peaks[0]} "
         f"and {peaks[1]}; xi' is least predictable at 1 - 1/n = {1 - 1 / sweep.mdp.states:g}. With the same predictions and latents of "
         f"minimum norm: share {ends('minimum norm', 'leakage')}, NMSE {ends('minimum norm', 'nmse')}. The share of z that tells s "
-        f"makes the difference. Batches of {FEW}: NMSE {ends(f'batches of {FEW}', 'nmse')}; without gradient noise, and otherwise alike: "
-        f"{ends('without noise', 'nmse')}. Trained loss at most {model.noise.max():.2%} above the closed form's, with exact gradients "
+        f"makes the difference. The NMSE at p_switch = {', '.join(f'{x:g}' for x in few.p)}: batches of {FEW} "
+        f"{by_noise(f'batches of {FEW}')}; "
+        f"without gradient noise, and otherwise alike, {by_noise('without noise')}. "
+        f"Trained loss at most {model.noise.max():.2%} above the closed form's, with exact gradients "
         f"and a decaying learning rate {reached.excess.max():.2%}, principal angle at most {reached.angle.max():.4f} rad. "
         f"The best z that does not depend on xi' costs {cost[:, 0].mean():.1%} more without any switching, and up to "
         f"{cost.mean(0).max():.1%} with it."
     )
     metrics = {name: points("p", p, shown(values)) for name, values in scored.items()}
+    metrics |= {name: points("p", few.p, shown(values)) for name, values in noisy.items()}
     metrics["as trained"] |= {
         **points("p", p, {"loss over the closed form's": model.noise[:, 0]}),
         "rank correlation of NMSE": errors,
@@ -265,14 +275,18 @@ def leakage(experiment: Experiment) -> Outcome:
         for label, metric in (("NMSE", "nmse"), ("variance by xi'", "leakage"))
         for name in ("as trained", "minimum norm")
     }
-    order = ("without noise", "as trained", f"batches of {FEW}", "minimum norm")
-    noise = line_plot(
-        "Action NMSE by the noise of the gradient", "p_switch", "action NMSE", p,
-        {name.replace("as trained", f"batches of {study.setup.batch}"): scored[name]["nmse"] for name in order},
-    )  # fmt: skip
-    return Outcome(
-        metrics, leaks_rise and errors_rise and converged and costs_more, text, [*leakage_plot(p, curves), noise]
-    )
+    same = [p.index(x) for x in few.p]
+    compared = {
+        "without noise": noisy["without noise"]["nmse"],
+        f"batches of {study.setup.batch}": ours["nmse"][:, same],
+        f"batches of {FEW}": noisy[f"batches of {FEW}"]["nmse"],
+        "minimum norm": scored["minimum norm"]["nmse"][:, same],
+    }
+    plots = [
+        *leakage_plot(p, curves),
+        line_plot("Action NMSE by the noise of the gradient", "p_switch", "action NMSE", few.p, compared),
+    ]
+    return Outcome(metrics, leaks_rise and errors_rise and converged and costs_more, text, plots)
 
 
 def sensitivity(experiment: Experiment) -> Outcome:
@@ -349,10 +363,12 @@ def remedies(experiment: Experiment) -> Outcome:
     at = f"{crowded.mdp.states} exogenous states"
     found: dict[str, dict[str, Tensor]] = {}
     for name, objective in OBJECTIVES.items():
-        model = study.fitted(crowded, crowded_fit, objective)
-        for label, each in (("", model.trained), (", closed form", model.solved)):
-            found[name + label] = squeezed(crowded.measure(each, crowded_fit, crowded_test))
-            metrics[f"{at}: {name}{label}"] = points("p", crowded.p, shown(found[name + label]))
+        lams = {f"{name}, closed form": closed_form.solve(crowded_fit, objective, study.setup.width)}
+        if name in (PLAIN, CROSS):
+            lams[name] = study.train(crowded, objective)
+        for label, each in lams.items():
+            found[label] = squeezed(crowded.measure(each, crowded_fit, crowded_test))
+            metrics[f"{at}: {label}"] = points("p", crowded.p, shown(found[label]))
     width = study.setup.width
     metrics[f"{at}: canonical correlations"] = points(
         "p", crowded.p,
@@ -368,9 +384,7 @@ def remedies(experiment: Experiment) -> Outcome:
         pairs = ((name, [values[name][m][:, -1].mean() for m in ("nmse", "context")]) for name in OBJECTIVES)
         return "; ".join(f"{name} {error:.3f}, {share:.3f}" for name, (error, share) in pairs)
 
-    def errors(label: str) -> str:
-        means = {name: found[name + label]["nmse"].mean(0).tolist() for name in OBJECTIVES}
-        return "; ".join(f"{name} {', '.join(f'{x:.3f}' for x in row)}" for name, row in means.items())
+    errors = {name: ", ".join(f"{x:.3f}" for x in values["nmse"].mean(0).tolist()) for name, values in found.items()}
 
     text = (
         f"At p_switch = {p[-1]:g}, NMSE and exogenous share of z, as trained on minibatches: {last(ours)}; with latents of minimum norm: "
@@ -379,7 +393,7 @@ def remedies(experiment: Experiment) -> Outcome:
         f"and a decaying learning rate {max(float(r.excess.max()) for r in reached.values()):.2%}, principal angles at most "
         f"{max(float(r.angle.max()) for r in reached.values()):.4f} rad. With {at} n d_s = {crowded.mdp.states * crowded.mdp.state} is "
         f"above d_o = {crowded.mdp.observation}, so o does not determine s; the NMSE at p_switch = "
-        f"{', '.join(f'{x:g}' for x in crowded.p)} is then, as trained: {errors('')}; closed form: {errors(', closed form')}."
+        f"{', '.join(f'{x:g}' for x in crowded.p)} is then: {'; '.join(f'{name} {row}' for name, row in errors.items())}."
     )
     converged = all(each.near for each in reached.values())
     plots = [
