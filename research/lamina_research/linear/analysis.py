@@ -79,15 +79,11 @@ def leakage_table(setting: LinearSetting) -> str:
         rows.append([name, *map(mean_text, values)])
     least, blind = reconstruction_losses(setting, sweep)
     without, blind_without = reconstruction_losses(setting, setting.sweep(p=(0.0,)))
-    told = (
-        ()
-        if mdp.states * mdp.state <= mdp.observation
-        else (
-            "",
-            f"n d_s = {mdp.states * mdp.state} is above d_o = {mdp.observation}, so a frame does not determine the state s. With switching, "
-            "a cross-exogenous z then holds what the paired frames tell of s.",
-        )
+    note = (
+        f"n d_s = {mdp.states * mdp.state} is above d_o = {mdp.observation}, so a frame does not determine the state s. With "
+        "switching, a cross-exogenous z then holds what the paired frames tell of s."
     )
+    crowded = mdp.states * mdp.state > mdp.observation
     return "\n".join(
         (
             f"{mdp.states} exogenous states, p_switch {setting.p_switch:g}, alpha {setting.alpha:g}; "
@@ -95,7 +91,7 @@ def leakage_table(setting: LinearSetting) -> str:
             f"mean ± standard error of {setting.draws} draws of H_0 and R_xi",
             "",
             *table(rows),
-            *told,
+            *(("", note) if crowded else ()),
             "",
             f"Least reconstruction loss {mean_text(least)}; of a latent that does not depend on xi' {mean_text(blind)}, "
             f"{float((blind / least).mean()) - 1:.1%} more; without any switching, where nothing can leak, it is "
