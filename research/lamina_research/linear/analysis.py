@@ -75,8 +75,9 @@ def leakage_table(setting: LinearSetting) -> str:
     exact, mdp, models = sweep.exact, sweep.mdp, setting.solved(sweep)
     rows = [["objective", "action NMSE", "z from xi'", "z from xi, xi'", "z from s", "|W(z - ~z)|^2", "6 L + 3 eta"]]
     for name, model in models.items():
-        values = (*sweep.measure(model, exact, exact).values(), *scores.bound(model, exact, exact, "a"))
-        rows.append([name, *map(mean_text, values)])
+        found = sweep.measure(model, exact, exact)
+        values = [found[score] for score in ("nmse", "leakage", "context", "state")]
+        rows.append([name, *map(mean_text, [*values, *scores.bound(model, exact, exact, "a")])])
     least, blind = reconstruction_losses(setting, sweep)
     without, blind_without = reconstruction_losses(setting, setting.sweep(p=(0.0,)))
     note = (

@@ -72,7 +72,8 @@ class Sweep:
     def measure(self, model: LinearLAM, fit: Moments, test: Moments) -> dict[str, Values]:
         """Action NMSE of a linear probe, fitted on ``fit`` and scored on ``test``, and shares of the latent's variance.
 
-        ``leakage``: the share of the next exogenous state alone; ``context``: of both frames' exogenous states; ``state``: of s.
+        ``leakage``: the share of the next exogenous state alone; ``context``: of both frames' exogenous states; ``state``: of s;
+        ``frame``: of what o tells, s under xi.
         """
         leaking, context = (
             self.observed(moments(self.mdp, self.probabilities)) for moments in (ex_bmdp.leaking, ex_bmdp.context)
@@ -83,6 +84,7 @@ class Sweep:
             "leakage": scores.normalized_variance(model, fit, leaking),
             "context": scores.normalized_variance(model, fit, context),
             "state": scores.told(latents, "s"),
+            "frame": scores.told(latents, "o"),
         }
 
 

@@ -45,7 +45,8 @@ class LinearSetup:
 
     mdp: LinearExBMDP
     width: int  # d_z
-    p: tuple[float, ...]  # of every claim but sensitivity
+    p: tuple[float, ...]  # of leakage and cca
+    remedy_p: tuple[float, ...]  # of remedies and bound, some of p
     alpha: tuple[float, ...]  # of sensitivity; the others have alpha = 1
     few_p: tuple[float, ...]  # of sensitivity
     noise_p: tuple[float, ...]  # of the comparison of gradient noise, some of p
@@ -62,12 +63,12 @@ class LinearSetup:
 #: cpu has the paper's sizes (Table 1). The paper does not give d_z; here it is the width of the action, so that no dimension is to spare.
 SETUPS = {
     "smoke": LinearSetup(
-        LinearExBMDP(states=4, state=2, observation=12, trajectories=500), width=2, p=(0.0, 0.4), alpha=(0.5, 2.0), few_p=(0.4,),
+        LinearExBMDP(states=4, state=2, observation=12, trajectories=500), width=2, p=(0.0, 0.4), remedy_p=(0.0, 0.4), alpha=(0.5, 2.0), few_p=(0.4,),
         noise_p=(0.0, 0.4), crowded=LinearExBMDP(states=8, state=2, observation=12, trajectories=500), crowded_p=(0.4,),
         held_out=250, steps=300, exact_steps=800, lr=1e-2,
     ),
     "cpu": LinearSetup(
-        LinearExBMDP(), width=8, p=(0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0), alpha=(0.25, 0.5, 1.0, 2.0, 4.0), few_p=(0.1, 0.4, 0.8),
+        LinearExBMDP(), width=8, p=(0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0), remedy_p=(0.0, 0.2, 0.4, 0.8), alpha=(0.25, 0.5, 1.0, 2.0, 4.0), few_p=(0.1, 0.4, 0.8),
         noise_p=(0.0, 0.4, 0.8), crowded=LinearExBMDP(states=24), crowded_p=(0.2, 0.8), held_out=2000, steps=20_000, exact_steps=1500,
     ),
 }  # fmt: skip
@@ -164,8 +165,17 @@ class LinearStudy:
         }
         return self.kept(key, lambda: lam.descend(moments, objective, s.width, s.exact_steps, s.exact_lr))
 
-    def fitted(self, sweep: Sweep, moments: Moments, objective: Objective) -> Fitted:
-        trained = self.train(sweep, objective)
+    def all_fitted(self, sweep: Sweep, moments: Moments) -> dict[str, Fitted]:
+        """The LAMs of every objective; those of plain reconstruction are the ones of exo/leakage."""
+        whole = self.sweep()
+        same = torch.tensor([whole.p.index(x) for x in sweep.p])
+        plain = self.train(whole, OBJECTIVES[PLAIN]).parts()
+        known = {PLAIN: LinearLAM(**{name: part[:, :, same] for name, part in plain.items()})}
+        return {name: self.fitted(sweep, moments, each, known.get(name)) for name, each in OBJECTIVES.items()}
+
+    def fitted(self, sweep: Sweep, moments: Moments, objective: Objective, trained: LinearLAM | None = None) -> Fitted:
+        """The LAMs of an objective; ``trained``: on minibatches, if they are there."""
+        trained = trained or self.train(sweep, objective)
         solved = closed_form.solve(moments, objective, self.setup.width)
         noise = loss(trained, moments, objective) / loss(solved, moments, objective) - 1
         return Fitted(trained, closed_form.minimum_norm(trained, moments, objective), solved, noise)
@@ -207,7 +217,13 @@ def squeezed(values: dict[str, Values]) -> dict[str, Float[Tensor, "k p"]]:
 
 def shown(values: dict[str, Float[Tensor, "k p"]]) -> dict[str, Float[Tensor, "k p"]]:
     """The scores of :meth:`Sweep.measure` by the names of the record."""
-    names = {"nmse": "NMSE", "leakage": "variance by xi'", "context": "variance at (s, a)", "state": "variance by s"}
+    names = {
+        "nmse": "NMSE",
+        "leakage": "variance by xi'",
+        "context": "variance at (s, a)",
+        "state": "variance by s",
+        "frame": "variance by o",
+    }
     return {names[name]: value for name, value in values.items()}
 
 
@@ -251,9 +267,9 @@ def leakage(experiment: Experiment) -> Outcome:
         f"{ends('as trained', 'leakage')}, the action's NMSE from {ends('as trained', 'nmse')} "
         f"(rank correlations {interval(leaks).mean:.2f} and {interval(errors).mean:.2f}); they are largest at {peaks[0]} "
         f"and {peaks[1]}; xi' is least predictable at 1 - 1/n = {1 - 1 / sweep.mdp.states:g}. With the same predictions and latents of "
-        f"minimum norm: share {ends('minimum norm', 'leakage')}, NMSE {ends('minimum norm', 'nmse')}. The share of z that tells s "
-        f"makes the difference. The NMSE at p_switch = {', '.join(f'{x:g}' for x in few.p)}: batches of {FEW} "
-        f"{by_noise(f'batches of {FEW}')}; "
+        f"minimum norm: share {ends('minimum norm', 'leakage')}, NMSE {ends('minimum norm', 'nmse')}; as trained, "
+        f"the share of z that o tells goes from {ends('as trained', 'frame')}. The NMSE at p_switch = "
+        f"{', '.join(f'{x:g}' for x in few.p)}: batches of {FEW} {by_noise(f'batches of {FEW}')}; "
         f"without gradient noise, and otherwise alike, {by_noise('without noise')}. "
         f"Trained loss at most {model.noise.max():.2%} above the closed form's, with exact gradients "
         f"and a decaying learning rate {reached.excess.max():.2%}, principal angle at most {reached.angle.max():.4f} rad. "
@@ -336,10 +352,10 @@ def sensitivity(experiment: Experiment) -> Outcome:
 def remedies(experiment: Experiment) -> Outcome:
     """Change of the action NMSE, and consistency of z, with each auxiliary loss (Fig. 4); beside it, where o does not determine s."""
     study = LinearStudy(experiment)
-    sweep, crowded = study.sweep(), study.crowded
+    sweep, crowded = study.sweep(study.setup.remedy_p), study.crowded
     p = sweep.p
     fit, test = study.data(sweep)
-    models = {name: study.fitted(sweep, fit, objective) for name, objective in OBJECTIVES.items()}
+    models = study.all_fitted(sweep, fit)
     reached = {name: study.reached(sweep, fit, OBJECTIVES[name], model.solved) for name, model in models.items()}
     ours, small = (
         {name: squeezed(sweep.measure(getattr(model, which), fit, test)) for name, model in models.items()}
@@ -465,15 +481,14 @@ def cca(experiment: Experiment) -> Outcome:
 def bound(experiment: Experiment) -> Outcome:
     """Both sides of Eq. 20 for every objective, with the action and q as the robust target, over p_switch."""
     study = LinearStudy(experiment)
-    sweep = study.sweep()
+    sweep = study.sweep(study.setup.remedy_p)
     fit, test = study.data(sweep)
     ratio: dict[str, Float[Tensor, "k p"]] = {}
     metrics: dict[str, dict[str, list[float]]] = {}
-    for name, objective in OBJECTIVES.items():
-        model = study.fitted(sweep, fit, objective).trained
+    for name, model in study.all_fitted(sweep, fit).items():
         metrics[name] = {}
         for target in ("a", "q"):
-            left, right = (side[:, 0] for side in scores.bound(model, fit, test, target))
+            left, right = (side[:, 0] for side in scores.bound(model.trained, fit, test, target))
             ratio[f"{name}, y = {target}"] = left / right
             sides = {"E|W(z - ~z)|^2": left, "6 L + 3 eta": right, "ratio": left / right}
             metrics[name] |= points("p", sweep.p, {f"{side}, y = {target},": values for side, values in sides.items()})
