@@ -63,13 +63,14 @@ class LinearSetup:
 #: cpu has the paper's sizes (Table 1). The paper does not give d_z; here it is the width of the action, so that no dimension is to spare.
 SETUPS = {
     "smoke": LinearSetup(
-        LinearExBMDP(states=4, state=2, observation=12, trajectories=500), width=2, p=(0.0, 0.4), remedy_p=(0.0, 0.4), alpha=(0.5, 2.0), few_p=(0.4,),
-        noise_p=(0.0, 0.4), crowded=LinearExBMDP(states=8, state=2, observation=12, trajectories=500), crowded_p=(0.4,),
+        LinearExBMDP(states=4, state=2, observation=12, trajectories=500), width=2, p=(0.0, 0.4), remedy_p=(0.0, 0.4), alpha=(0.5, 2.0),
+        few_p=(0.4,), noise_p=(0.0, 0.4), crowded=LinearExBMDP(states=8, state=2, observation=12, trajectories=500), crowded_p=(0.4,),
         held_out=250, steps=300, exact_steps=800, lr=1e-2,
     ),
     "cpu": LinearSetup(
-        LinearExBMDP(), width=8, p=(0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0), remedy_p=(0.0, 0.2, 0.4, 0.8), alpha=(0.25, 0.5, 1.0, 2.0, 4.0), few_p=(0.1, 0.4, 0.8),
-        noise_p=(0.0, 0.4, 0.8), crowded=LinearExBMDP(states=24), crowded_p=(0.2, 0.8), held_out=2000, steps=20_000, exact_steps=1500,
+        LinearExBMDP(), width=8, p=(0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0), remedy_p=(0.0, 0.2, 0.4, 0.8), alpha=(0.25, 0.5, 1.0, 2.0, 4.0),
+        few_p=(0.1, 0.4, 0.8), noise_p=(0.0, 0.4, 0.8), crowded=LinearExBMDP(states=24), crowded_p=(0.2, 0.8),
+        held_out=2000, steps=20_000, exact_steps=1500,
     ),
 }  # fmt: skip
 
