@@ -338,6 +338,15 @@ def test_cross_exogenous_latents_hold_the_state_where_o_does_not_determine_it_an
             assert (correlation < 0.99).all() and (cross["state"][..., 1] > 0.3).all()
             assert (cross["nmse"] > plain["nmse"] + 0.05)[..., 1].all()
             assert (cross["context"] < plain["context"]).all()  # consistent, but not about the action
+            # The loss hardly asks for it: a latent without s costs little more, and tells the action.
+            objective = OBJECTIVES["cross-exogenous"]
+            other = closed_form.solve_without(exact, objective, WIDTH, "s")
+            dearer = (
+                loss(other, exact, objective) / loss(closed_form.solve(exact, objective, WIDTH), exact, objective) - 1
+            )
+            found = sweep.measure(other, exact, exact)
+            assert (found["state"] < 1e-9).all() and (dearer > -1e-9).all() and (dearer < 0.02).all()
+            assert (found["nmse"] < 0.6 * plain["nmse"]).all()
 
 
 def test_leakage_is_nothing_without_switching_and_most_where_the_next_state_is_least_predictable():

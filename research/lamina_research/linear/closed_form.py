@@ -94,6 +94,20 @@ def solve(moments: Moments, objective: Objective, width: int) -> LinearLAM:
     return LinearLAM(predict - B @ from_o, B, from_o - D @ predict, D, W)
 
 
+def solve_without(moments: Moments, objective: Objective, width: int, variable: str) -> LinearLAM:
+    """The minimiser among the LAMs whose latents are uncorrelated with a variable in every view; for objectives without a robust target."""
+    check_width(width, moments.sizes["o"])
+    views = _views(moments, objective)
+    told = torch.cat([moments(pair, variable) for pair in objective.views], -1)
+    left, size, _ = torch.linalg.svd(told, full_matrices=False)
+    held = left * (size > 1e-9 * size[..., :1])[..., None, :]
+    free = torch.eye(told.shape[-2], dtype=told.dtype) - held @ held.mT
+    fit = reduced_rank(free @ views.rest @ free, free @ views.xy, width)
+    encode = fit.encode @ free
+    C, D = encode.chunk(2, -1)
+    return LinearLAM(prediction(moments) - fit.decode @ encode @ views.on_o, fit.decode, C, D)
+
+
 class _Views(NamedTuple):
     """Moments of the encoder's input x = (o, o'), a weighted sum over views, with the o that the decoder reads."""
 

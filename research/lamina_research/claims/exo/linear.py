@@ -37,6 +37,7 @@ MAX_ANGLE = 0.05  # principal angle between the subspaces of B of exact gradient
 FEW = 32  # transitions of a small minibatch
 PLAIN, *AUXILIARY = OBJECTIVES
 CROSS = "cross-exogenous"
+NO_STATE = "cross-exogenous, closed form for z without s"
 
 
 @dataclass(frozen=True)
@@ -386,11 +387,17 @@ def remedies(experiment: Experiment) -> Outcome:
         for label, each in lams.items():
             found[label] = squeezed(crowded.measure(each, crowded_fit, crowded_test))
             metrics[f"{at}: {label}"] = points("p", crowded.p, shown(found[label]))
-    width = study.setup.width
-    metrics[f"{at}: canonical correlations"] = points(
-        "p", crowded.p,
-        {f"{n + 1}": closed_form.transition_cca(crowded_fit).correlations[:, 0, :, n] for n in range(width)},
-    )  # fmt: skip
+    width, crossed = study.setup.width, OBJECTIVES[CROSS]
+    least = closed_form.solve(crowded_fit, crossed, width)
+    without = closed_form.solve_without(crowded_fit, crossed, width, "s")
+    found[NO_STATE] = squeezed(crowded.measure(without, crowded_fit, crowded_test))
+    dearer = (loss(without, crowded_fit, crossed) / loss(least, crowded_fit, crossed) - 1)[:, 0]
+    metrics[f"{at}: {NO_STATE}"] = points(
+        "p", crowded.p, {**shown(found[NO_STATE]), "loss over the closed form's": dearer}
+    )
+    correlations = closed_form.transition_cca(crowded_fit).correlations[:, 0, :, :width]
+    each_pair = {f"{n + 1}": values for n, values in enumerate(correlations.unbind(-1))}
+    metrics[f"{at}: canonical correlations"] = points("p", crowded.p, each_pair)
     switching = [i for i, x in enumerate(p) if x > 0]
     better, consistent = (
         [n for n in AUXILIARY if lower(ours[n][metric][:, switching], ours[PLAIN][metric][:, switching])]
@@ -413,15 +420,15 @@ def remedies(experiment: Experiment) -> Outcome:
         f"{', '.join(f'{x:g}' for x in crowded.p)} is then: {'; '.join(f'{name} {row}' for name, row in errors.items())}."
     )
     converged = all(each.near for each in reached.values())
-    plots = [
-        *remedies_plot(p, change, {name: values["context"] for name, values in ours.items()}),
-        *remedies_plot(p, small_change, {name: values["context"] for name, values in small.items()}),
-    ]
-    labelled = [
-        replace(plot, title=f"{plot.title}, {how}")
-        for plot, how in zip(plots, ("as trained",) * 2 + ("minimum norm",) * 2, strict=True)
-    ]
-    return Outcome(metrics, better == consistent == AUXILIARY and converged, text, labelled)
+    as_trained, smallest_norm = (
+        [
+            replace(plot, title=f"{plot.title}, {how}")
+            for plot in remedies_plot(p, changes, {name: row["context"] for name, row in values.items()})
+        ]
+        for how, changes, values in (("as trained", change, ours), ("minimum norm", small_change, small))
+    )
+    plots = [*as_trained, smallest_norm[0]]
+    return Outcome(metrics, better == consistent == AUXILIARY and converged, text, plots)
 
 
 def cca(experiment: Experiment) -> Outcome:
