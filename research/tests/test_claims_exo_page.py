@@ -116,7 +116,7 @@ def noise_rows() -> list[str]:
 
 def crowded_rows() -> list[str]:
     head = [
-        row("24 exogenous states: NMSE (share of s)", *(f"p = {p:g}" for p in CPU.crowded_p)),
+        row("24 exogenous states, closed form: NMSE (share of s)", *(f"p = {p:g}" for p in CPU.crowded_p)),
         "|---|---|---|",
     ]
     methods = [name for group in record("exo/remedies")["metrics"] if (name := group.removeprefix(CROWD)) != group]
@@ -128,9 +128,7 @@ def crowded_rows() -> list[str]:
         )
         return f"{error:.3f} ({share:.2f})"
 
-    return head + [
-        row(m if "closed" in m else f"{m}, as trained", *(cell(m, p) for p in CPU.crowded_p)) for m in methods
-    ]
+    return head + [row(method, *(cell(method, p) for p in CPU.crowded_p)) for method in methods]
 
 
 def cheetah_rows() -> list[str]:
