@@ -69,11 +69,14 @@ def sensitivity_row() -> str:
         found = [mean("exo/sensitivity", f"{method}, p = {p:g}", f"NMSE at alpha = {a:g}") for a, p in corners]
         return f"NMSE {found[0]:.3f} (alpha 0.25, p 0.1) to {found[1]:.2f} (alpha 4, p 0.8)"
 
+    outdated = bool(
+        record("exo/sensitivity").get("outdated")
+    )  # trained on exact gradients, and read with minimum norm alone
     return row(
         "[sensitivity](../results/exo/sensitivity-cpu.json)",
         "action error rises with alpha and `p_switch` (Fig. 3)",
-        reading("as trained"),
-        reading("minimum norm").replace(" (alpha 0.25, p 0.1)", "").replace(" (alpha 4, p 0.8)", ""),
+        "to be run again" if outdated else reading("as trained"),
+        reading("trained" if outdated else "minimum norm"),
         verdict("exo/sensitivity"),
     )
 
@@ -248,6 +251,8 @@ def test_the_page_has_the_numbers_of_the_records(made: Callable[[], list[str]], 
 )
 def test_the_records_of_the_linear_model_are_of_the_rules_as_they_stand(claim: Any) -> None:
     found = record(claim.id)
+    if found.get("outdated"):
+        pytest.skip(found["outdated"])
     assert (found["decides"], found["statement"], found["seeds"]) == (claim.decides, claim.statement, [0, 1, 2, 3])
     assert found["holds"] in (True, False) and found["explanation"].startswith(("As", "Action", "At", "Trained", "In"))
 
