@@ -222,6 +222,7 @@ def sentences() -> list[str]:
         f"stay up to {worst:.1%} above the minimum",
         f"the eighth is {eighth[0]:.2f} and {eighth[1]:.2f} at p = 0.2 and 0.8",
         f"costs {dearer[0]:.1%} and {dearer[1]:.1%} more at p = 0.2 and 0.8",
+        f"s is still {mean('exo/remedies', 'cross-exogenous', 'variance by s at p = 0.8'):.2f} of z as trained at p = 0.8",
         f"has a {blind[0]:.0%} higher reconstruction loss",
         f"the difference rises to {max(blind):.0%}",
         f"off by up to {max(loose):.2f} rad",
