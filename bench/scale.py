@@ -2,11 +2,13 @@
 
     python bench/scale.py [SECONDS]      seconds of video in each of the files, 30 by default; two workers label 4 of them
 
-Every stage runs alone on one thread, in CPU seconds; the workers are processes that label a shard each, in wall seconds.
+Every stage runs alone on one thread, in CPU seconds. The workers are processes that label a shard each: the CPU seconds of each one, with
+its start, and the wall seconds of all, which on a busy machine say little.
 """
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -58,6 +60,13 @@ def cpu(work: Callable[[], object]) -> float:
     return time.process_time() - began
 
 
+def cpu_of(command: list[str]) -> float:
+    """CPU seconds of another process."""
+    job = subprocess.Popen(command)
+    usage = os.wait4(job.pid, 0)[2]
+    return usage.ru_utime + usage.ru_stime
+
+
 def save_model(folder: Path, size: str) -> LatentActionModel:
     flexlam = methods.load("flexlam")
     model = LatentActionModel(flexlam.build(flexlam.Config(size=size, image=(64, 64))), Provenance("flexlam")).eval()
@@ -65,8 +74,8 @@ def save_model(folder: Path, size: str) -> LatentActionModel:
     return model
 
 
-def workers(run: Path, videos: Path, out: Path, count: int) -> float:
-    """Wall seconds in which ``count`` processes label their shards, from their start to the end of the last."""
+def workers(run: Path, videos: Path, out: Path, count: int) -> tuple[float, list[float]]:
+    """Wall seconds in which ``count`` processes label their shards, from the start to the end of the last, and the CPU seconds of each."""
     began = time.perf_counter()
     jobs = [
         subprocess.Popen(
@@ -75,8 +84,12 @@ def workers(run: Path, videos: Path, out: Path, count: int) -> float:
         )
         for n in range(count)
     ]
-    assert [job.wait() for job in jobs] == [0] * count
-    return time.perf_counter() - began
+    spent = []
+    for job in jobs:
+        _, status, usage = os.wait4(job.pid, 0)
+        assert os.waitstatus_to_exitcode(status) == 0
+        spent.append(usage.ru_utime + usage.ru_stime)
+    return time.perf_counter() - began, spent
 
 
 def main() -> None:
@@ -117,15 +130,18 @@ def main() -> None:
             print(
                 f"{name:<30} {1e3 * took / count:8.3f} CPU-ms a frame  {count / max(took, 1e-9):8.0f} frames a CPU-second"
             )
-        began = time.perf_counter()
-        label(folder / "tiny", str(videos), folder / "local", device="cpu")
-        alone = time.perf_counter() - began
+        alone = cpu(lambda: label(folder / "tiny", str(videos), folder / "local", device="cpu"))
+        start = cpu_of([sys.executable, "-c", "import lamina.inference.label"])
+        print(
+            f"the local engine, in this process: {alone:.1f} CPU-s for {FILES * frames} frames; importing: {start:.1f}"
+        )
         for count in (1, WORKERS):
-            took = workers(folder / "tiny", videos, folder / f"out-{count}", count)
-            print(f"{count} worker(s): {took:.1f} s from start to end, {FILES * frames / took:.0f} frames a second")
-        began = time.perf_counter()
-        merge(folder / "tiny", str(videos), folder / f"out-{WORKERS}")
-        print(f"merge: {time.perf_counter() - began:.2f} s; the local engine, in this process: {alone:.1f} s")
+            took, spent = workers(folder / "tiny", videos, folder / f"out-{count}", count)
+            each = ", ".join(f"{seconds:.1f}" for seconds in spent)
+            print(
+                f"{count} worker(s): {each} CPU-s, {FILES * frames / max(spent):.0f} frames a second on idle cores; {took:.1f} s here"
+            )
+        print(f"merge: {cpu(lambda: merge(folder / 'tiny', str(videos), folder / f'out-{WORKERS}')):.2f} CPU-s")
         files = {p: p.stat().st_size for p in (folder / "local").rglob("*.parquet")}
         same = all(
             (folder / f"out-{WORKERS}" / p.relative_to(folder / "local")).read_bytes() == p.read_bytes() for p in files

@@ -1,15 +1,23 @@
-"""Trainings that test_train.py runs under torchrun: the same as in one process, on this process's shard of the data."""
+"""Trainings that test_train.py and test_resume_elsewhere.py run under torchrun: the same as in one process, on this process's shards of
+the data.
+
+    parallel.py DATASET OUT                    those of test_train.py
+    parallel.py DATASET OUT '{"run": ...}' ... these, one after the other: arguments of :func:`train`
+"""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import sys
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
+import lamina.data.stream as data_stream
+import lamina.training.checkpoints as checkpoints
 from lamina import methods
 from lamina.data.sampling import DataConfig
 from lamina.models.lam import LAM
@@ -18,6 +26,7 @@ from lamina.training.loop import fit
 from lamina.training.pretraining import pretrain
 from lamina.training.recipe import recipe
 from lamina.training.settings import TrainConfig
+from processes import dies_in
 
 SETTINGS = TrainConfig(
     steps=6, batch=8, lr=1e-3, device="cpu", shards=2, checkpoint_every=4, validate_every=3, log_every=1
@@ -29,11 +38,16 @@ def options(method: str):
 
 
 def data(dataset: Path) -> DataConfig:
-    return DataConfig((str(dataset),), (16, 16), gap=(0.1, 0.1), shuffle=32, workers=0)
+    return DataConfig((str(dataset),), (16, 16), gap=(0.1, 0.1), shuffle=512, workers=0)
 
 
-def train(run: Path, dataset: Path, method: str = "flexlam", stop: int | None = None, **settings) -> Path:
-    """Pretrain; ``stop`` interrupts before that step (from 0)."""
+def train(
+    run: Path, dataset: Path, method: str = "flexlam", stop: int | None = None, dies: tuple = (), **settings
+) -> Path:
+    """Pretrain; ``stop`` interrupts before that step (from 0). ``dies``: (rank, function of checkpoints.py, number of the call from 0) at
+    which that process is killed with -9."""
+    if dies and dies[0] == Processes.here().rank:
+        dies_in(checkpoints, dies[1], dies[2], after=half_a_part if dies[1] == "write_parts" else lambda *args: None)
     module = methods.load(method)
     plan = recipe(method, module, options(method))
     calls = iter(range(1000))
@@ -48,6 +62,26 @@ def train(run: Path, dataset: Path, method: str = "flexlam", stop: int | None = 
     return pretrain(run, plan, data(dataset), dataclasses.replace(SETTINGS, **settings))
 
 
+def half_a_part(folder: Path, *rest) -> None:
+    """What a process leaves that is killed while it writes."""
+    (folder / "shard-00002-model-00001-of-00001.safetensors").write_bytes(b"half")
+
+
+@contextlib.contextmanager
+def noting_episodes(path: Path):
+    """Within, ``path`` gets the numbers of the episodes that this process decodes for training."""
+    decode, seen = data_stream._Work.__getitem__, set()
+
+    def noting(self, item):
+        seen.add(item[1].episode)
+        return decode(self, item)
+
+    data_stream._Work.__getitem__ = noting
+    yield
+    data_stream._Work.__getitem__ = decode
+    path.write_text(json.dumps(sorted(seen)))
+
+
 def codebooks(run: Path, dataset: Path) -> None:
     """Train LAPO (VQ) and let every process save the codebook that it ends with."""
     from lamina.data.stream import ClipStream
@@ -60,7 +94,7 @@ def codebooks(run: Path, dataset: Path) -> None:
         lam,
         plan.losses,
         plan.weights,
-        lambda shards, shard: ClipStream(data(dataset), SETTINGS.batch, 0, shards=shards, shard=shard),
+        lambda shards, own: ClipStream(data(dataset), SETTINGS.batch, 0, shards=shards, own=own),
         SETTINGS,
     )
     save_file(
@@ -72,10 +106,14 @@ def codebooks(run: Path, dataset: Path) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     dataset, out = Path(sys.argv[1]), Path(sys.argv[2])
-    for parallel in ("ddp", "fsdp2"):
-        train(out / parallel, dataset, parallel=parallel)
+    for job in map(json.loads, sys.argv[3:]):
+        train(out / job.pop("run"), dataset, **job)
+    for parallel in ("ddp", "fsdp2") if len(sys.argv) == 3 else ():
+        with noting_episodes(out / f"{parallel}-episodes-{Processes.here().rank}.json"):
+            train(out / parallel, dataset, parallel=parallel)
         with contextlib.suppress(KeyboardInterrupt):
             train(out / f"{parallel}-cut", dataset, parallel=parallel, stop=5)
         train(out / f"{parallel}-cut", dataset, parallel=parallel, resume=True)
-    codebooks(out / "vq", dataset)
+    if len(sys.argv) == 3:
+        codebooks(out / "vq", dataset)
     torch.distributed.destroy_process_group()

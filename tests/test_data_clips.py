@@ -289,7 +289,7 @@ def test_a_state_is_a_few_numbers(folder):
 
 def test_shards_together_are_the_whole(folder):
     both = ClipStream(config(folder), 32, seed=0, shards=2)
-    parts = [ClipStream(config(folder), 32, seed=0, shards=2, shard=r) for r in range(2)]
+    parts = [ClipStream(config(folder), 32, seed=0, shards=2, own=[r]) for r in range(2)]
     seen: list[set] = [set(), set()]
     for _ in range(8):
         whole, halves = next(both), [next(p) for p in parts]
@@ -309,7 +309,7 @@ def test_the_state_of_other_data_is_refused(folder, dataset):
         ClipStream(config(folder, gap=(0.1, 0.3)), 16, seed=0),
         ClipStream(config(folder), 16, seed=1),
         ClipStream(config(folder), 32, seed=0),
-        ClipStream(config(folder), 16, seed=0, shards=2, shard=1),
+        ClipStream(config(folder), 16, seed=0, shards=2, own=[1]),
     ):
         with pytest.raises(LaminaError, match="not those of the run to be resumed"):
             other.load_state_dict(state)

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+import lamina
 import lamina.data.lerobot.staging as data_staging
 from data_files import write_dataset, write_video
 from lamina import methods
@@ -25,7 +26,7 @@ from lamina.data.memory import InMemoryDataset
 from lamina.data.sampling import open_source
 from lamina.errors import LaminaError
 from lamina.files import locked
-from lamina.inference.label import Cluster, label, label_shard, merge
+from lamina.inference.label import label, label_shard, merge
 from lamina.models.hub import LatentActionModel, Provenance
 from processes import dies_in, in_child
 
@@ -103,12 +104,48 @@ def test_a_killed_shard_goes_on_and_a_finished_one_is_left_alone(home, tmp_path,
         LaminaError, match=r"shard 1/1 missing \(1 begun, not finished\); run lamina label with --shard 1/1"
     ):
         merge(home / "run", str(home / "set"), out)
-    part = label_shard(home / "run", str(home / "set"), out, Shard(1, 1))
+    part = label_shard(home / "run", str(home / "set"), out, Shard(1, 1)).path
+    assert part is not None
     assert [(part / p.name).stat().st_mtime_ns for p in made] == stamps  # these were not labelled again
     before = listing(part)
-    assert label_shard(home / "run", str(home / "set"), out, Shard(1, 1)) == part and listing(part) == before
+    assert label_shard(home / "run", str(home / "set"), out, Shard(1, 1)).path == part and listing(part) == before
     merge(home / "run", str(home / "set"), out)
     assert listing(out) == listing(home / "labelled-set")
+
+
+@pytest.mark.parametrize("name", ["set", "videos"])
+def test_the_python_api_labels_shards_and_merges_them(home, tmp_path, name):
+    out = tmp_path / "out"
+    whole = lamina.label(home / "run", home / name, device="cpu")
+    seen = []
+    for n in range(1, 9):  # more shards than episodes: some are empty
+        part = lamina.label(home / "run", home / name, out=out, shard=f"{n}/8", device="cpu")
+        assert part.path is not None and part.path.parent == tmp_path / "out.shards" and part.index is not None
+        rows = [whole.rows(number) for number in dict.fromkeys(part.episode.tolist())]
+        seen += dict.fromkeys(part.episode.tolist())
+        for ours, theirs in ((part.latents, whole.latents), (part.index, whole.index), (part.valid, whole.valid)):
+            assert theirs is not None
+            np.testing.assert_array_equal(ours, np.concatenate([theirs[:0], *(theirs[r] for r in rows)]))
+        np.testing.assert_array_equal(part.frame, np.concatenate([whole.frame[:0], *(whole.frame[r] for r in rows)]))
+    assert sorted(seen) == list(range(len(open_source(home / name).episodes)))
+    merged = lamina.label(home / "run", home / name, out=out, merge=True)
+    assert merged.path == out and len(merged) == len(whole)
+    assert listing(out) == listing(home / f"labelled-{name}")
+
+
+def test_options_of_the_python_api_that_do_not_go_together_are_one_line(home, tmp_path):
+    for options, words in (
+        ({"shard": "1/2", "merge": True}, "give one of them"),
+        ({"engine": "ray", "merge": True}, "leave out --shard and --merge"),
+        ({"address": "a:1"}, "add --engine ray"),
+        ({"engine": "spark"}, "choose local or ray"),
+    ):
+        with pytest.raises(LaminaError, match=words):
+            lamina.label(home / "run", home / "set", out=tmp_path / "out", **options)
+    for options in ({"shard": "1/2"}, {"merge": True}, {"engine": "ray"}):
+        with pytest.raises(LaminaError, match="are written to a dataset: give --out"):
+            lamina.label(home / "run", home / "set", **options)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_merge_refuses_what_does_not_belong_together(home, tmp_path, capsys):
@@ -199,7 +236,7 @@ def test_a_killed_worker_changes_nothing(home, tmp_path):
 
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
-    label(home / "run", slow, tmp_path / "out", device="cpu", cluster=Cluster(workers=2))
+    lamina.label(home / "run", slow, out=tmp_path / "out", device="cpu", engine="ray", workers=2)
     killer.join()
     ((pid, number),) = killed
     readers = [who for who, which in read() if which == number]
@@ -222,6 +259,19 @@ def test_bad_addresses_are_one_line_in_bounded_time(home, tmp_path, capsys):
     assert time.monotonic() - began < 60 and list(tmp_path.iterdir()) == []
     assert main(arguments(home, "set", tmp_path / "out", "--address", "a:1")) == 2
     assert main(arguments(home, "set", tmp_path / "out", "--engine", "ray", "--shard", "1/2")) == 2
+
+
+def test_an_output_that_exists_is_noticed_before_a_cluster_is_started(home, tmp_path, capsys, monkeypatch):
+    def started(*args: object) -> None:
+        raise AssertionError("a cluster was started")
+
+    monkeypatch.setattr(lamina.inference.label, "RayEngine", started)
+    (tmp_path / "out").mkdir()
+    assert main(arguments(home, "set", tmp_path / "out", "--engine", "ray")) == 2
+    assert "out: exists already; choose another path or delete it" in capsys.readouterr().err
+    with pytest.raises(AssertionError, match="a cluster was started"):
+        lamina.label(home / "run", home / "set", out=tmp_path / "new", engine="ray")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]  # nothing is left where none could be started
 
 
 def test_without_ray_there_is_one_line(home, tmp_path, capsys, monkeypatch):

@@ -21,6 +21,7 @@ from lamina.models.heads import TranslatorConfig
 from lamina.options import LIMITS, check_options
 from lamina.policies.flow.config import FlowConfig
 from lamina.policies.token_model import TokenConfig
+from lamina.training.adaptive import AdaptiveConfig
 from lamina.training.alignment import AlignConfig
 from lamina.training.pretraining import check_memory
 from lamina.training.settings import TrainConfig
@@ -29,7 +30,7 @@ from lamina_research.linear.analysis import LinearSetting
 
 CONFIGS: dict[str, Any] = {
     "TrainConfig": TrainConfig(), "AlignConfig": AlignConfig(), "TranslatorConfig": TranslatorConfig(), "TokenConfig": TokenConfig(),
-    "FlowConfig": FlowConfig(), "DoctorConfig": DoctorConfig(), "CompareConfig": CompareConfig(),
+    "AdaptiveConfig": AdaptiveConfig(), "FlowConfig": FlowConfig(), "DoctorConfig": DoctorConfig(), "CompareConfig": CompareConfig(),
     "EvaluateConfig": EvaluateConfig(), "LinearSetting": LinearSetting(), "DataConfig": DataConfig(data=("x",)),
     **{name: methods.load(name).Config() for name in methods.names()},
 }  # fmt: skip

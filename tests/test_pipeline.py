@@ -14,7 +14,7 @@ import torch
 from lamina.cli import main, parse
 from lamina.data.sampling import open_source
 from lamina.errors import LaminaError
-from lamina.inference.encode import encode_episode, frame_pairs
+from lamina.inference.encode import encode_pairs, frame_pairs
 from lamina.models.hub import LatentActionModel
 
 torch.set_num_threads(1)
@@ -77,7 +77,7 @@ def test_interrupted_labelling_resumes_to_the_same_bytes(home: Path, monkeypatch
 
     whole, resumed = home / "whole", home / "resumed"
     stage.label(home / "run", str(home / "data"), whole)
-    encode, calls = encode_episode, [0]
+    encode, calls = encode_pairs, [0]
 
     def dies(*args: object) -> object:
         calls[0] += 1
@@ -85,7 +85,7 @@ def test_interrupted_labelling_resumes_to_the_same_bytes(home: Path, monkeypatch
             raise KeyboardInterrupt
         return encode(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(labeller, "encode_episode", dies)
+    monkeypatch.setattr(labeller, "encode_pairs", dies)
     with pytest.raises(KeyboardInterrupt):
         stage.label(home / "run", str(home / "data"), resumed)
     assert not resumed.exists()

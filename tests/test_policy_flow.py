@@ -377,7 +377,7 @@ def test_some_episodes_of_each_task_are_labelled_and_a_batch_has_its_share(tmp_p
 def test_batches_are_a_function_of_seed_number_and_shard(tmp_path):
     _, _, data, config = encoded(tmp_path, episodes(10))
     whole = FlowStream(data, config, 1, 8, seed=5, shards=2)
-    parts = [iter(FlowStream(data, config, 1, 8, seed=5, shards=2, shard=n)) for n in (0, 1)]
+    parts = [iter(FlowStream(data, config, 1, 8, seed=5, shards=2, own=[n])) for n in (0, 1)]
     for _, batch in zip(range(3), whole, strict=False):
         assert torch.equal(batch.action, torch.cat([next(part).action for part in parts]))
     again = FlowStream(data, config, 1, 8, seed=5, shards=2)
@@ -433,7 +433,7 @@ def test_latent_numbers_are_coordinates_of_the_latents_that_the_decoder_uses(tmp
 
 def test_encoding_that_is_killed_leaves_nothing_that_is_believed(tmp_path):
     def work() -> None:
-        dies_in(lamina.policies.encoded, "encode_episode", 4)
+        dies_in(lamina.policies.encoded, "encode_pairs", 4)
         encoded(tmp_path, episodes(6))
 
     assert in_child(work) == signal.SIGKILL

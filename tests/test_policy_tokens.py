@@ -7,6 +7,7 @@ import json
 import math
 import shutil
 import signal
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -374,7 +375,7 @@ def test_a_stream_is_a_function_of_seed_step_and_shard():
     assert all(torch.equal(a, b) for a, b in zip(batches(stream, 3), first[2:], strict=True))
     assert not torch.equal(batches(WindowStream(data, 8, 4, 6, seed=4), 1)[0], first[0])
     whole = batches(WindowStream(data, 8, 4, 6, seed=3, shards=2), 3)
-    parts = [batches(WindowStream(data, 8, 4, 6, seed=3, shards=2, shard=s), 3) for s in (0, 1)]
+    parts = [batches(WindowStream(data, 8, 4, 6, seed=3, shards=2, own=[s]), 3) for s in (0, 1)]
     assert all(torch.equal(w, torch.cat(p)) for w, p in zip(whole, zip(*parts, strict=True), strict=True))
 
 
@@ -459,8 +460,8 @@ def test_a_longer_gap_makes_slower_decisions_of_all_frames(tmp_path, dataset):
 
 def test_data_is_encoded_once_and_again_when_model_or_data_change(run, dataset, tmp_path, monkeypatch):
     model, calls = LatentActionModel.from_pretrained(run), []
-    encode = lamina.policies.encoded.encode_episode
-    monkeypatch.setattr(lamina.policies.encoded, "encode_episode", lambda *a: calls.append(1) or encode(*a))
+    encode = lamina.policies.encoded.encode_pairs
+    monkeypatch.setattr(lamina.policies.encoded, "encode_pairs", lambda *a: calls.append(1) or encode(*a))
     encode_windows(model, open_source(str(dataset)), run / "tokens", "x")
     assert len(calls) == 9  # train and validation, never test
     encode_windows(model, open_source(str(dataset)), run / "tokens", "x")
@@ -472,11 +473,28 @@ def test_data_is_encoded_once_and_again_when_model_or_data_change(run, dataset, 
     assert len(calls) == 27 and len(open_steps(run / "tokens", "train")) == 8 * 12
 
 
+def test_a_process_waits_until_another_has_encoded_just_this(run, dataset, monkeypatch):
+    model, calls = LatentActionModel.from_pretrained(run), []
+    encode = lamina.policies.encoded.encode_pairs
+    monkeypatch.setattr(lamina.policies.encoded, "encode_pairs", lambda *a: calls.append(1) or encode(*a))
+    source, found = open_source(str(dataset)), []
+    encode_windows(model, source, run / "tokens", "of an earlier LAM")
+    waiting = threading.Thread(
+        target=lambda: found.append(encode_windows(model, source, run / "tokens", "x", wait=True))
+    )
+    waiting.start()
+    waiting.join(1)
+    assert waiting.is_alive() and not found
+    made = encode_windows(model, source, run / "tokens", "x")
+    waiting.join(30)
+    assert found == [json.loads(json.dumps(made))] and len(calls) == 2 * 9
+
+
 def test_tokenizing_that_is_killed_leaves_nothing_that_is_believed(run, dataset):
     model = LatentActionModel.from_pretrained(run)
 
     def work():
-        dies_in(lamina.policies.encoded, "encode_episode", 4)
+        dies_in(lamina.policies.encoded, "encode_pairs", 4)
         encode_windows(model, open_source(str(dataset)), run / "tokens", "x")
 
     assert in_child(work) == signal.SIGKILL

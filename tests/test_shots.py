@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+import lamina
 from data_files import config, write_dataset
 from lamina import methods
 from lamina.cli import main
@@ -23,6 +25,11 @@ from lamina.errors import LaminaError
 from lamina.inference.encode import frame_pairs
 from lamina.inference.label import label
 from lamina.models.hub import LatentActionModel, Provenance
+from lamina.policies.base import policy_kind
+from lamina.policies.flow.config import FlowConfig
+from lamina.policies.flow.data import choose_columns, encode_steps, open_data, rows_at
+from lamina.policies.windows import encode_windows, open_steps
+from lamina.training.settings import TrainConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore::lamina.errors.LaminaWarning")
 CUT, LENGTH = 37, 80
@@ -219,3 +226,152 @@ def test_data_in_memory_is_searched_if_asked(model):
     frames = [SimpleNamespace(frames=two_scenes()) for _ in range(3)]
     table = label(model, InMemoryDataset(frames, fps=10), shots="classical")
     assert table.columns["latent_action.shot"].reshape(3, LENGTH)[0].tolist() == (np.arange(LENGTH) >= CUT).tolist()
+
+
+# --------------------------------------------------------------------------------------------------------------- policies
+
+GAP = 3  # frames of a latent
+
+
+def run_of(folder: Path, shots: str | None = None) -> Path:
+    """A run folder with an untrained LAM that looked for cuts in this way when it was trained (None: does not say)."""
+    torch.manual_seed(0)
+    flexlam = methods.load("flexlam")
+    config = flexlam.build(flexlam.Config(size="debug", image=(32, 32), slots=2))
+    provenance = Provenance("flexlam", gap_seconds=(GAP / 10, GAP / 10))
+    LatentActionModel(config, provenance).eval().save_pretrained(folder / "model")
+    if shots is not None:
+        (folder / "config.json").write_text(json.dumps({"data": {"shots": shots}}))
+    return folder
+
+
+def train_policy(run: Path, data: list, kind: str, resume: bool = False, **options) -> None:
+    chosen = policy_kind(kind)
+    training = TrainConfig(
+        **{**chosen.training, "steps": 2, "batch": 4, "warmup": 1, "device": "cpu", "resume": resume}
+    )
+    chosen.train(run, data, chosen.config(**options), training, ())
+
+
+@pytest.mark.parametrize("kind, name", [("tokens", "codes"), ("latent", "latents")])
+def test_decisions_of_a_policy_do_not_cross_a_cut(kind, name, videos, tmp_path):
+    run = run_of(tmp_path / "run", "auto" if kind == "tokens" else None)
+    options = {"context": 3} if kind == "tokens" else {}
+    train_policy(run, [str(videos)], kind, **options)
+    steps = open_steps(run / "policy" / ("tokens" if kind == "tokens" else "latents"), "train", name)
+    table = lamina.label(run, videos)
+    expected = table.index if kind == "tokens" else table.columns["latent_action"]
+    whole = [n for n in range(LENGTH - GAP) if (n < CUT) == (n + GAP < CUT)]  # that have a partner
+    source = open_source(str(videos))
+    train = [e for e in source.episodes if e.splits[0][0] == "train"]
+    assert len(steps) == len(train) * len(whole) and expected is not None
+    for clip, episode in enumerate(train):
+        frames = source.frames(episode, "video", 0, LENGTH, (32, 32))
+        place = {frame.tobytes(): n for n, frame in enumerate(frames)}
+        bounds = steps.bounds[(steps.bounds >= clip * len(whole)) & (steps.bounds <= (clip + 1) * len(whole))]
+        seen: list[int] = []
+        for first, stop in pairwise(bounds.tolist()):
+            numbers = np.array([place[frame.tobytes()] for frame in np.asarray(steps.frames[first:stop])])
+            assert (np.diff(numbers) == GAP).all()
+            assert (numbers[0] < CUT) == (numbers[-1] + GAP < CUT)
+            np.testing.assert_allclose(
+                steps.actions[first:stop], expected[table.rows(episode.number)][numbers], atol=1e-5
+            )
+            seen += numbers.tolist()
+        assert sorted(seen) == whole  # each once
+
+
+def test_a_policy_looks_for_cuts_as_the_lam_did(videos, tmp_path):
+    run = run_of(tmp_path / "run", "none")
+    train_policy(run, [str(videos)], "latent")
+    assert len(open_steps(run / "policy/latents", "train", "latents")) == 2 * (LENGTH - GAP)
+    run_of(run, "classical")  # what is encoded already is not believed
+    (run / "policy/config.json").unlink()
+    with pytest.raises(LaminaError, match=r"other settings \(shots\)"):
+        train_policy(run, [str(videos)], "latent", resume=True)
+    train_policy(run, [str(videos)], "latent")
+    assert len(open_steps(run / "policy/latents", "train", "latents")) == 2 * (LENGTH - 2 * GAP)
+    (run / "policy/config.json").unlink()
+    run_of(run, "pixels")
+    with pytest.raises(LaminaError, match="--shots pixels: choose auto"):
+        train_policy(run, [str(videos)], "tokens")
+
+
+class Everywhere:
+    """Takes every frame for a shot of its own."""
+
+    context = 0
+
+    def __call__(self, frames: np.ndarray) -> np.ndarray:
+        return np.arange(len(frames)) > 0
+
+
+def test_video_whose_shots_are_shorter_than_a_decision_is_one_line(videos, tmp_path):
+    model = LatentActionModel.from_pretrained(str(run_of(tmp_path / "run")))
+    with pytest.raises(LaminaError, match=r"no train episode has two frames 0\.3 s apart"):
+        encode_windows(model, open_source(str(videos)), tmp_path / "tokens", "x", find=Everywhere())
+    assert not (tmp_path / "tokens").exists()
+
+
+@pytest.mark.parametrize("latents", [True, False])
+def test_chunks_and_frames_of_a_flow_policy_end_at_a_cut(latents, videos, tmp_path):
+    """Labelled episodes in memory, two views of which one is edited, and video without actions."""
+    torch.manual_seed(0)
+    run = run_of(tmp_path / "run")
+    model = LatentActionModel.from_pretrained(str(run))
+    views = {"video": two_scenes(), "steady": scene(7, LENGTH)}
+    acts = np.arange(LENGTH, dtype=np.float32)[:, None]
+    edited = InMemoryDataset([SimpleNamespace(frames=views, actions=acts) for _ in range(4)], fps=10)
+    config = FlowConfig(size="debug", chunk=6, replan=2, context=3)
+    columns = choose_columns([edited], config)
+    gap = GAP / 10 if latents else None
+    encode_steps(
+        model,
+        [edited],
+        tmp_path / "frames",
+        "x",
+        ["video", "steady"],
+        columns,
+        gap,
+        find=[detector("classical", edited)],
+    )
+    data = open_data(tmp_path / "frames", "train")
+    assert data.lengths.tolist() == [LENGTH] * 2 and data.labelled.all()
+    assert data.shots.tolist() == [0, CUT, LENGTH, LENGTH + CUT, 2 * LENGTH]
+    places = [0, 1, CUT - 4, CUT - 1, CUT, CUT + 1, CUT + 7, LENGTH - 1]
+    batch = rows_at(data, LENGTH + np.array(places), config, stride=1)
+    table = label(model, edited, camera="steady", continuous=True)
+    assert batch.action is not None
+    for row, t in enumerate(places):
+        begin, end = (0, CUT) if t < CUT else (CUT, LENGTH)
+        frames = edited.frames(edited.episodes[0], "steady", 0, LENGTH, (32, 32))
+        wanted = frames[[max(t - 4, begin), max(t - 2, begin), t]]
+        np.testing.assert_array_equal(batch.context.frames[row, 1].permute(0, 2, 3, 1), wanted)
+        ahead = t + np.arange(6)
+        assert batch.action_valid[row].tolist() == (ahead < end).tolist()
+        np.testing.assert_array_equal(batch.action[row, :, 0], np.minimum(ahead, end - 1))
+        if latents:
+            assert batch.latent is not None and batch.latent_valid is not None
+            within = ahead + GAP < end
+            assert batch.latent_valid[row].tolist() == within.tolist()
+            expected = table.columns["latent_action.continuous"][ahead[within]]
+            np.testing.assert_allclose(batch.latent[row, within, 1], expected, atol=1e-5)
+        else:
+            assert batch.latent is None
+
+
+def test_a_flow_policy_trains_on_edited_video_without_actions(videos, tmp_path):
+    run = run_of(tmp_path / "run")
+    frames = {"video": scene(7, 30)}
+    acts = np.zeros((30, 2), np.float32)
+    acting = InMemoryDataset([SimpleNamespace(frames=frames, actions=acts) for _ in range(4)], fps=10)
+    train_policy(run, [acting, str(videos)], "flow", size="debug", chunk=4, replan=2)
+    data = open_data(run / "policy/frames", "train")
+    table = lamina.label(run, videos, continuous=True)
+    begin = int(data.bounds[2])  # two labelled episodes, then the clips
+    assert data.shots.tolist() == [0, 30, 60, 60 + CUT, 60 + LENGTH, 60 + LENGTH + CUT, 60 + 2 * LENGTH] and begin == 60
+    rows = table.rows(next(e.number for e in open_source(str(videos)).episodes if e.splits[0][0] == "train"))
+    assert np.array_equal(data.valid[begin : begin + LENGTH], table.valid[rows])
+    np.testing.assert_allclose(
+        data.latents[begin : begin + LENGTH, 0], table.columns["latent_action.continuous"][rows], atol=1e-5
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 import math
 import os
@@ -26,6 +25,7 @@ from torch import nn
 import lamina.models.code_usage
 import lamina.training.checkpoints
 import lamina.training.loop
+from lamina.data.sampling import open_source
 from lamina.data.stream import ClipStream
 from lamina.errors import LaminaError
 from lamina.models.hub import LatentActionModel
@@ -139,12 +139,14 @@ def test_settings_that_make_no_sense_are_refused(settings, words):
 
 def test_shards_follow_the_processes():
     config = TrainConfig(batch=8)
-    assert Processes(0, 1).shards(config) == (1, None)
-    assert Processes(0, 1).shards(dataclasses.replace(config, shards=4)) == (4, None)
-    assert Processes(2, 4).shards(config) == (4, 2)
+    assert Processes(0, 1).shards(config) == (1, range(1))
+    assert Processes(0, 1).shards(dataclasses.replace(config, shards=4)) == (4, range(4))
+    assert Processes(2, 4).shards(config) == (4, range(2, 3))
+    assert Processes(1, 2).shards(dataclasses.replace(config, shards=4)) == (4, range(2, 4))
+    assert Processes(0, 1).shards(config, begun=2) == (2, range(2))
     for world, settings in (
         (Processes(0, 3), {}),
-        (Processes(0, 2), {"shards": 4}),
+        (Processes(0, 2), {"shards": 1}),
         (Processes(0, 4), {"accumulate": 4}),
     ):
         with pytest.raises(LaminaError, match="do not divide"):
@@ -665,13 +667,24 @@ def test_a_run_of_two_processes_resumes_on_one(parallel, stated, two_processes, 
         torch.testing.assert_close(weights[name], value, rtol=1e-4, atol=5e-5)
 
 
-def test_two_processes_read_no_shard_of_the_data_twice(dataset):
-    """Of each epoch every sample is drawn once, by one of the processes that each have a shard."""
-    own = [ClipStream(data(dataset), 4, 0, shards=2, shard=rank) for rank in (0, 1)]
-    serials, drawn = [], []
-    for rank, stream in enumerate(own):
-        serials.append({turn.serial for turn, _ in itertools.islice(stream._shards[rank]._turns(), 20)})
-        clips = list(itertools.islice(stream, 8))
-        drawn.append([sample for c in clips for sample in zip(c.episode.tolist(), c.index[:, 0].tolist(), strict=True)])
-    assert len(serials[0]) == 20 and not serials[0] & serials[1]
-    assert all(len(set(rows)) == len(rows) for rows in drawn) and not set(drawn[0]) & set(drawn[1])
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
+def test_two_processes_read_no_shard_of_the_data_twice(parallel, two_processes, dataset):
+    """Each episode is decoded by one of them, and all are."""
+    seen = [json.loads((two_processes[0] / f"{parallel}-episodes-{rank}.json").read_text()) for rank in (0, 1)]
+    train_split = [e.number for e in open_source(dataset).episodes if e.splits[0][0] == "train"]
+    assert sorted(seen[0] + seen[1]) == train_split and len(seen[0]) == len(seen[1])
+
+
+def test_each_process_writes_its_own_part_of_a_checkpoint(two_processes):
+    for parallel in ("ddp", "fsdp2"):
+        folder = two_processes[0] / parallel / "checkpoints/step-00000006"
+        parts = sorted(folder.glob("*.safetensors"))
+        assert {path.name for path in folder.iterdir()} == {"manifest.json", "streams.json", *(p.name for p in parts)}
+        held = [load_file(path) for path in parts]
+        sizes = [sum(value.nbytes for value in each.values()) for each in held]
+        assert len(parts) == 2 and min(sizes) > 0.4 * max(sizes)
+        if parallel == "ddp":  # what both hold is written once
+            assert not held[0].keys() & held[1].keys()
+        weights = load_file(two_processes[0] / parallel / "model/model.safetensors")
+        total = sum(value.nbytes for value in weights.values())
+        assert 3.9 * total < sum(sizes) < 4.1 * total  # weights, their average, two moments

@@ -818,7 +818,7 @@ def checkpoint(run: Path, dataset: Path) -> list[Any]:
     stream = ClipStream(data(dataset), 8, 0)
     checkpoints = Checkpoints(run, 2)
     assert checkpoints.last(4) == 4
-    checkpoints.load(4, TrainingState(Processes(0, 1), step, optimizer, average, stream))
+    checkpoints.load(4, TrainingState(Processes(0, 1), step, optimizer, average, stream, 1))
     moments = {f"{n}.{k}": v for n, kept in enumerate(optimizer.state.values()) for k, v in kept.items()}
     return [lam.state_dict(), average, moments, stream.state_dict()]
 

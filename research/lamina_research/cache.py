@@ -18,12 +18,25 @@ from pathlib import Path
 from typing import Any
 
 import lamina
+from lamina.errors import LaminaError
 from lamina.files import locked, write_text
 from lamina.version import __version__
 
 #: The packages whose code counts.
 PACKAGES = (Path(lamina.__file__).parent, Path(__file__).parent)
 NOTE = "cache.json"
+
+
+#: For each run that this process is building, the inner ones last: the seconds in which runs were built that it needed.
+_inner: list[float] = []
+
+
+class Busy(Exception):
+    """A run is being built by another process, for which this one does not wait (:func:`cached` with ``wait=False``)."""
+
+    def __init__(self, *runs: Path):
+        super().__init__(", ".join(map(str, runs)))
+        self.runs = runs
 
 
 def _file(module: str, packages: Sequence[Path]) -> Path | None:
@@ -108,6 +121,15 @@ def key_text(key: dict[str, Any]) -> str:
     return json.dumps(key, sort_keys=True, default=_plain)
 
 
+def _folder(folder: Path, text: str, code_hash: str) -> Path:
+    return folder / hashlib.sha256(f"{text}\n{code_hash}".encode()).hexdigest()[:16]
+
+
+def is_cached(folder: Path, key: dict[str, Any], code: Iterable[str]) -> bool:
+    """Whether the run with this ``key`` is there, built with the code of today."""
+    return _folder(folder, key_text(key), code_digest(code)).is_dir()
+
+
 def cached(
     folder: Path,
     key: dict[str, Any],
@@ -115,28 +137,57 @@ def cached(
     build: Callable[[Path], None],
     progress: Callable[[str], None] = lambda line: None,
     packages: Sequence[Path] = PACKAGES,
+    wait: bool = True,
 ) -> Path:
     """The folder of the run with this ``key``, which ``build`` fills on the first call.
 
     ``build(path)`` writes to a partial folder, which is renamed when it returns. After an interruption, the next call passes the same
-    partial folder, from which ``build`` should resume. If several processes ask for the same run, one builds it and the others wait.
-    Raises LaminaError if ``folder`` cannot be written.
+    partial folder, from which ``build`` should resume. If several processes ask for the same run, one builds it and the others wait, or
+    with ``wait=False`` raise :class:`Busy`. Raises LaminaError if ``folder`` cannot be written.
     """
-    text = key_text(key)
-    code_hash = code_digest(code, packages)
-    digest = hashlib.sha256(f"{text}\n{code_hash}".encode()).hexdigest()[:16]
-    done, partial = folder / digest, folder / f"{digest}.partial"
+    text, code_hash = key_text(key), code_digest(code, packages)
+    done = _folder(folder, text, code_hash)
+    partial = done.with_name(f"{done.name}.partial")
     if done.is_dir():
         return done
-    with locked(done, lambda: progress(f"{done}: waiting for another process that builds it")):
+
+    def taken() -> None:
+        if not wait:
+            raise Busy(done)
+        progress(f"{done}: waiting for another process that builds it")
+
+    with locked(done, taken):
         if not done.is_dir():  # otherwise another process has built it meanwhile
             partial.mkdir(exist_ok=True)
-            started = time.monotonic()
-            build(partial)
-            note = {"key": json.loads(text), "code": code_hash, "seconds": round(time.monotonic() - started, 1)}
+            seconds = _timed(build, partial)
+            note = {"key": json.loads(text), "code": code_hash, "seconds": round(seconds, 1)}
             write_text(partial / NOTE, json.dumps(note, indent=1) + "\n")
             partial.rename(done)
     return done
+
+
+def _timed(build: Callable[[Path], None], path: Path) -> float:
+    """The seconds of ``build(path)``, without those of the runs that are built within it: each run counts its own time."""
+    started = time.monotonic()
+    _inner.append(0.0)
+    try:
+        build(path)
+    finally:
+        inner, whole = _inner.pop(), time.monotonic() - started
+        if _inner:
+            _inner[-1] += whole
+    return whole - inner
+
+
+def is_busy(run: Path) -> bool:
+    """Whether a process is building the run."""
+    if run.is_dir():
+        return False
+    try:
+        with locked(run):
+            return False
+    except LaminaError:
+        return True
 
 
 def code_version() -> str:
@@ -157,5 +208,5 @@ def code_version() -> str:
 
 
 def build_seconds(run: Path) -> float:
-    """Seconds in which a cached run was built (only the last attempt, if there were several)."""
+    """Seconds in which a cached run was built (only the last attempt, if there were several), without those of runs that it needed."""
     return float(json.loads((run / NOTE).read_text(encoding="utf-8"))["seconds"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,11 @@ def make_record(claim: Claim, experiment: Experiment, outcome: Outcome, seconds:
         "lamina": __version__,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def verdict(record: Mapping[str, Any]) -> str:
+    """Whether the claim held, in words."""
+    return "decides nothing" if record["holds"] is None else "held" if record["holds"] else "did not hold"
 
 
 def write_record(path: Path, record: dict[str, Any]) -> Path:

@@ -6,7 +6,9 @@ import difflib
 import textwrap
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from lamina.errors import LaminaError
 from lamina.files import locked, write_bytes
@@ -14,7 +16,8 @@ from lamina_research.cache import PACKAGES
 from lamina_research.claims import ac_lam, alam, exo, flexlam, ours
 from lamina_research.experiment import SCALES, Claim, Experiment
 from lamina_research.figures import save
-from lamina_research.record import make_record, read_record, write_record
+from lamina_research.notes import write_note
+from lamina_research.record import make_record, read_record, verdict, write_record
 
 PAPERS = (flexlam, alam, ac_lam, exo, ours)
 CLAIMS: dict[str, Claim] = {claim.id: claim for paper in PAPERS for claim in paper.CLAIMS}
@@ -37,28 +40,38 @@ def record_path(claim: Claim, scale: str) -> Path:
     return Path(f"{claim.id}-{scale}.json")
 
 
-def reproduce(
+@dataclass(frozen=True)
+class Job:
+    """A claim that is to be run: its scale, its seeds, and the files and folders that this writes."""
+
+    claim: Claim
+    scale: str
+    seeds: tuple[int, ...]
+    out: Path  # the record
+    figure: Path
+    workdir: Path
+    values: Path | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.claim.id.replace('/', '-')}-{self.scale}"
+
+    def experiment(self, progress: Callable[[str], None], **more: Any) -> Experiment:
+        """The experiment that its claim is called with; ``more``: fields of Experiment that differ."""
+        return replace(Experiment(self.scale, self.seeds, self.workdir, progress, self.values), **more)
+
+
+def prepare(
     claim_id: str,
     scale: str,
     out: Path | None = None,
     seeds: Sequence[int] | None = None,
     workdir: Path = Path("runs/claims"),
-    progress: Callable[[str], None] = print,
     values: Path | None = None,
-) -> Path:
-    """Runs the experiment of a claim and returns the path of its record.
-
-    The record is ``out``, by default ``results/PAPER/CLAIM-SCALE.json``. The figure of the claim, if it has one, is written next to a given
-    ``out``, and otherwise to ``results/figures``. Models are kept in ``workdir`` and used again, measured values in
-    ``values``, if that is given, whatever becomes of the code and the models. Raises LaminaError for an unknown claim
-    or scale, for a planned claim, for a scale that the claim does not have, for repeated seeds, and (before training) if the record cannot
-    be written.
-    """
+) -> Job:
+    """The job of :func:`reproduce` with these arguments. Raises LaminaError for those that it rejects."""
     claim = find_claim(claim_id)
-    if scale not in SCALES:
-        near = difflib.get_close_matches(scale, SCALES, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise LaminaError(f"unknown scale {scale!r}; {hint}the scales are {', '.join(SCALES)}")
+    check_scale(scale)
     if claim.run is None:
         raise LaminaError(f"{claim.id} is planned: there is no experiment yet; see `lamina reproduce --list`")
     if scale not in claim.scales:
@@ -73,16 +86,53 @@ def reproduce(
         figure = out.with_suffix(".svg")
     if out.is_dir():
         raise LaminaError(f"{out}: is a folder; choose another --out")
+    return Job(claim, scale, chosen, out, figure, workdir, values)
 
+
+def check_scale(scale: str) -> None:
+    """Raises LaminaError for an unknown scale."""
+    if scale not in SCALES:
+        near = difflib.get_close_matches(scale, SCALES, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise LaminaError(f"unknown scale {scale!r}; {hint}the scales are {', '.join(SCALES)}")
+
+
+def run_job(job: Job, experiment: Experiment) -> Path:
+    """Runs the experiment of a claim, writes its figure, its note (:mod:`lamina_research.notes`) and its record, and returns the path of
+    the last. The caller holds the lock of the record."""
+    assert job.claim.run is not None
     started = time.monotonic()
-    with locked(out):  # fails now, and not after hours of training, if the folder cannot be written
-        experiment = Experiment(scale, chosen, workdir, progress, values)
-        outcome = claim.run(experiment)
-        if outcome.plots:
-            save(outcome.plots, figure)
-        if outcome.picture is not None:
-            write_bytes(figure.with_suffix(".png"), outcome.picture.read_bytes())
-        return write_record(out, make_record(claim, experiment, outcome, time.monotonic() - started))
+    outcome = job.claim.run(experiment)
+    if outcome.plots:
+        save(outcome.plots, job.figure)
+    if outcome.picture is not None:
+        write_bytes(job.figure.with_suffix(".png"), outcome.picture.read_bytes())
+    seconds = time.monotonic() - started
+    record = make_record(job.claim, experiment, outcome, seconds)
+    write_note(job.workdir, job.name, experiment, seconds)
+    return write_record(job.out, record)
+
+
+def reproduce(
+    claim_id: str,
+    scale: str,
+    out: Path | None = None,
+    seeds: Sequence[int] | None = None,
+    workdir: Path = Path("runs/claims"),
+    progress: Callable[[str], None] = print,
+    values: Path | None = None,
+) -> Path:
+    """Runs the experiment of a claim in this process and returns the path of its record (:mod:`lamina_research.queue`: in several).
+
+    The record is ``out``, by default ``results/PAPER/CLAIM-SCALE.json``. The figure of the claim, if it has one, is written next to a given
+    ``out``, and otherwise to ``results/figures``. Models are kept in ``workdir`` and used again, measured values in
+    ``values``, if that is given, whatever becomes of the code and the models. Raises LaminaError for an unknown claim
+    or scale, for a planned claim, for a scale that the claim does not have, for repeated seeds, and (before training) if the record cannot
+    be written.
+    """
+    job = prepare(claim_id, scale, out, seeds, workdir, values)
+    with locked(job.out):  # fails now, and not after hours of training, if the folder cannot be written
+        return run_job(job, job.experiment(progress))
 
 
 def results_folders() -> tuple[Path, ...]:
@@ -101,18 +151,18 @@ def _result(path: Path, scale: str) -> str:
     rows = [row for part in record.get("withdrawn", ()) for row in part["rows"]]
     withdrawn = f"; withdrawn: {', '.join(rows)}" if rows else ""
     outdated = "; outdated, to be run again" if record.get("outdated") else ""
-    return (
-        f"{'held' if record['holds'] else 'did not hold'} ({scale}, {len(record['seeds'])} seeds{outdated}{withdrawn})"
-    )
+    return f"{verdict(record)} ({scale}, {len(record['seeds'])} seeds{outdated}{withdrawn})"
+
+
+def find_record(claim: Claim, scale: str, folders: Sequence[Path]) -> Path | None:
+    """The record of a claim in the first folder that has it."""
+    return next((path for folder in folders if (path := folder / record_path(claim, scale)).is_file()), None)
 
 
 def _results(claim: Claim, folders: Sequence[Path]) -> str:
-    """The results of a claim at all scales, each from the first folder that has its record."""
-    found = []
-    for scale in SCALES:
-        paths = [path for folder in folders if (path := folder / record_path(claim, scale)).is_file()]
-        found += [_result(path, scale) for path in paths[:1]]
-    return "; ".join(filter(None, found))
+    """The results of a claim at all scales."""
+    paths = {scale: find_record(claim, scale, folders) for scale in SCALES}
+    return "; ".join(filter(None, (_result(path, scale) for scale, path in paths.items() if path)))
 
 
 def list_claims(folders: Sequence[Path] | None = None) -> str:

@@ -53,6 +53,11 @@ class ModelSpec:
     def name(self) -> str:
         return self.method.__name__.rpartition(".")[2]
 
+    @property
+    def title(self) -> str:
+        """The method with the options that differ, and the seed: "fixed_k slots=4, seed 0"."""
+        return f"{' '.join([self.name, *(f'{n}={v}' for n, v in self.options.items())])}, seed {self.seed}"
+
 
 @dataclass(frozen=True)
 class StudySetup:
@@ -120,14 +125,13 @@ class Study(ABC, Generic[S]):
         training = replace(self.setup.train, seed=model.seed, resume=True, steps=steps or self.setup.train.steps)
 
         def build(path: Path) -> None:
-            self.experiment.progress(f"{model.name} {dict(model.options)}, seed {model.seed}")
             config, filled = filled_in(model.method.Config(**self.options(model)), data)
             try:
                 pretrain.pretrain(path, recipe(model.name, model.method, config), filled, training, init)
             except DegenerateLatents as error:
                 write_text(path / STOPPED, f"{error.kind}\n")
 
-        return self.experiment.cached(self.key(model), (pretrain, model.method), build)
+        return self.experiment.cached(self.key(model), (pretrain, model.method), build, model.title)
 
     def stopped(self, model: ModelSpec) -> str | None:
         """ "collapse" or "explosion" if that stopped the training, otherwise None."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from itertools import repeat
 
 import numpy as np
 import pytest
@@ -17,7 +18,8 @@ from lamina.errors import LaminaError
 from lamina_research.linear import closed_form, scores
 from lamina_research.linear import ex_bmdp as worlds
 from lamina_research.linear.ex_bmdp import LinearExBMDP, Moments
-from lamina_research.linear.lam import OBJECTIVES, LinearLAM, Objective, loss, train
+from lamina_research.linear.lam import OBJECTIVES, LinearLAM, Objective, descend, initial, loss, set_gradient, train
+from lamina_research.linear.sweep import Sweep
 
 torch.set_num_threads(1)
 pytestmark = pytest.mark.typed
@@ -168,7 +170,7 @@ def test_gradient_descent_meets_the_closed_form(name):
     moments = observed(p=P[:3])
     objective = OBJECTIVES[name]
     best = closed_form.solve(moments, objective, WIDTH)
-    raw = train(moments, objective, WIDTH, steps=1200, lr=2e-2)
+    raw = descend(moments, objective, WIDTH, steps=1200, lr=2e-2)
     above = loss(raw, moments, objective) / loss(best, moments, objective) - 1
     assert above.min() > -1e-6 and above.max() < 0.01
     assert closed_form.principal_angles(raw.B, best.B).max() < 0.02
@@ -228,7 +230,123 @@ def test_latents_that_ignore_the_next_exogenous_state_cost_more_once_it_switches
     torch.testing.assert_close(blind, r.diagonal(dim1=-2, dim2=-1).sum(-1))
 
 
+# ------------------------------------------------------------------------------------------------------ minibatches
+
+SWEEP = Sweep(SMALL, (0.0, 0.75), (0.5, 2.0), (0, 1))
+
+
+def test_minibatches_are_the_data_of_the_moments():
+    names = ("o", "o'", "~o", "~o'", "q", "~q", "a")
+    batch = next(SWEEP.minibatches(names, 40_000, 1, 500, 0))
+    assert batch["o"].shape == (2, 2, 2, 40_000, 20) and batch["a"].shape == (2, 2, 2, 40_000, 3)
+    torch.testing.assert_close(batch["o'"][:, :, 0], (batch["o"] + batch["q"])[:, :, 0])  # nothing switches
+    assert 0.7 < (batch["o'"] - batch["o"] - batch["q"])[:, :, 1].norm(dim=-1).gt(1e-3).float().mean() < 0.8
+    inside = [(batch[n].double() @ SWEEP.basis if n != "a" else batch[n].double()) for n in names]
+    rows = torch.cat(inside, -1)
+    seen, wanted = rows.mT @ rows / 40_000, SWEEP.sampled(500, 0)(names, names)
+    # 40,000 draws of 2,000 transitions; an entry's deviation is at most a few times the energy of its variables.
+    scale = wanted.diagonal(dim1=-2, dim2=-1).sqrt()
+    assert ((seen - wanted).abs() / (scale[..., :, None] * scale[..., None, :])).max() < 0.05
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [*OBJECTIVES.values(), Objective(own=0.0, cross=1.0), Objective(own=0.5, cross=2.0, target="q", weight=0.7)],
+)
+def test_the_gradient_of_a_batch_is_that_of_the_loss(objective):
+    batch = {name: x.flatten(0, 2) for name, x in next(SWEEP.minibatches(objective.reads, 30, 1, 500, 0)).items()}
+    start = initial(objective, {name: x.shape[-1] for name, x in batch.items()}, WIDTH, (0, 1)).parts()
+    lam = LinearLAM(**{n: x.expand(2, 2, 2, -1, -1).flatten(0, 2).clone().requires_grad_() for n, x in start.items()})
+    set_gradient(lam, batch, objective)
+    ours = {name: x.grad.clone() for name, x in lam.parts().items()}
+    rows = torch.cat(list(batch.values()), -1)
+    moments = Moments(rows.mT @ rows / 30, {name: x.shape[-1] for name, x in batch.items()})
+    theirs = torch.autograd.grad(loss(lam, moments, objective).sum(), list(lam.parts().values()))
+    for (name, one), other in zip(ours.items(), theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4, msg=name)
+
+
+def test_a_lam_in_a_basis_has_the_same_latents():
+    objective = OBJECTIVES["q prediction"]
+    batch = next(SWEEP.minibatches(objective.reads, 50, 1, 500, 0))
+    own = initial(objective, {name: x.shape[-1] for name, x in batch.items()}, WIDTH, SWEEP.seeds)
+    inside = own.inside(SWEEP.basis.float())
+    o, following = (batch[name] @ SWEEP.basis.float() for name in ("o", "o'"))
+    z = batch["o"] @ own.C.mT + batch["o'"] @ own.D.mT
+    torch.testing.assert_close(o @ inside.C.mT + following @ inside.D.mT, z, rtol=1e-4, atol=1e-5)
+    head = own.W
+    assert head is not None and inside.W is not None
+    torch.testing.assert_close(z @ inside.W.mT, z @ head.mT @ SWEEP.basis.float(), rtol=1e-4, atol=1e-5)
+
+
+def test_the_noise_of_minibatches_removes_the_state_from_the_latent():
+    """All minimisers predict alike; without noise the part of z that o tells stays as the start made it, with noise it shrinks."""
+    sweep, objective, steps = Sweep(SMALL, (0.0, 0.75), (1.0,), (0, 1)), Objective(), 1500
+    fit = sweep.sampled(SMALL.trajectories, 0)
+    root = closed_form.cholesky(fit(objective.reads, objective.reads), "o, o'").mT * 24**0.5
+    exact = {name: (x @ sweep.basis.mT).float() for name, x in zip(objective.reads, root.split(12, -1), strict=True)}
+    data = [
+        repeat(exact, steps),
+        *(sweep.minibatches(objective.reads, n, steps, SMALL.trajectories, 0) for n in (64, 16)),
+    ]
+    best = closed_form.solve(fit, objective, WIDTH)
+    share, error, noise = [], [], []
+    for batches in data:
+        lam = train(batches, objective, WIDTH, sweep.seeds, 1e-2).inside(sweep.basis)
+        found = sweep.measure(lam, fit, fit)
+        share.append(found["state"])
+        error.append(found["nmse"])
+        noise.append(loss(lam, fit, objective) / loss(best, fit, objective) - 1)
+    assert noise[0].abs().max() < 1e-4 and (noise[1] > noise[0]).all() and (noise[2] > noise[1]).all()
+    assert (share[0] > share[1] + 0.05).all() and (share[1] > share[2] + 0.01).all() and (share[0] > 0.1).all()
+    assert (error[0] > error[1]).all() and (error[1] > error[2]).all()
+
+
+def test_no_latent_wider_than_the_frame_is_trained():
+    with pytest.raises(LaminaError, match="d_z = 20"):
+        train(SWEEP.minibatches(("o", "o'"), 8, 1, 500, 0), Objective(), 20, SWEEP.seeds)
+
+
 # ---------------------------------------------------------------------------------------------------------- scores
+
+
+def test_what_a_latent_holds_adds_up_and_its_error_is_what_is_not_the_action():
+    generator = torch.Generator().manual_seed(0)
+    parts = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((WIDTH, 12), (WIDTH, 12))]
+    nothing = torch.zeros(12, 12, dtype=torch.float64)
+    lam, exact = LinearLAM(nothing, nothing[:, :WIDTH], *parts), SWEEP.exact
+    found = SWEEP.measure(lam, exact, exact)
+    action = scores.told(lam.latents(exact), "a")
+    torch.testing.assert_close(found["state"] + action + found["context"], torch.ones(2, 2, 2).double())
+    torch.testing.assert_close(found["nmse"], found["state"] + found["context"])
+    assert (found["state"] > 0.1).all()
+
+
+def test_cross_exogenous_latents_hold_the_state_where_o_does_not_determine_it_and_something_switches():
+    for states, determined in ((6, True), (8, False)):  # 18 and 24 lifted dimensions in a frame of 20
+        sweep = Sweep(replace(SMALL, states=states), (0.0, 0.8), (1.0,), (0, 1))
+        exact = sweep.exact
+        plain, cross = (
+            sweep.measure(closed_form.solve(exact, OBJECTIVES[name], WIDTH), exact, exact)
+            for name in ("reconstruction", "cross-exogenous")
+        )
+        correlation = closed_form.transition_cca(exact).correlations[..., WIDTH - 1]
+        assert (cross["state"][..., 0] < 1e-9).all() and (cross["nmse"] < plain["nmse"])[..., 0].all()
+        if determined:
+            assert (correlation > 1 - 1e-9).all() and (cross["nmse"] < 0.5 * plain["nmse"]).all()
+        else:
+            assert (correlation < 0.99).all() and (cross["state"][..., 1] > 0.3).all()
+            assert (cross["nmse"] > plain["nmse"] + 0.05)[..., 1].all()
+            assert (cross["context"] < plain["context"]).all()  # consistent, but not about the action
+            # The loss hardly asks for it: a latent without s costs little more, and tells the action.
+            objective = OBJECTIVES["cross-exogenous"]
+            other = closed_form.solve_without(exact, objective, WIDTH, "s")
+            dearer = (
+                loss(other, exact, objective) / loss(closed_form.solve(exact, objective, WIDTH), exact, objective) - 1
+            )
+            found = sweep.measure(other, exact, exact)
+            assert (found["state"] < 1e-9).all() and (dearer > -1e-9).all() and (dearer < 0.02).all()
+            assert (found["nmse"] < 0.6 * plain["nmse"]).all()
 
 
 def test_leakage_is_nothing_without_switching_and_most_where_the_next_state_is_least_predictable():
@@ -302,7 +420,7 @@ def test_perfect_latents_leave_no_error_and_no_gap():
         (lambda: worlds.sampled(replace(SMALL, trajectories=5), P, [0]), "rank-deficient"),
         (lambda: closed_form.solve(observed(), Objective(), 12), "d_z = 12"),
         (lambda: closed_form.solve(observed(), Objective(), 0), "d_z = 0"),
-        (lambda: train(observed(), Objective(), 13), "d_z = 13"),
+        (lambda: descend(observed(), Objective(), 13), "d_z = 13"),
         (lambda: closed_form.solve(observed(), Objective(cross=1.0, target="a", weight=1.0), 3), "no closed form"),
         (lambda: Objective(cross=-1.0), "at least 0"),
         (lambda: Objective(own=0.0), "reconstruction among them"),

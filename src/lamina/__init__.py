@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lamina.version import __version__
 
 if TYPE_CHECKING:
-    from lamina.api import Alignment, Run, align, doctor, evaluate, label, resize, train, train_policy
+    from lamina.api import Alignment, Run, adaptive_k, align, doctor, evaluate, label, resize, train, train_policy
     from lamina.comparison.run import compare
     from lamina.comparison.table import Comparison
     from lamina.data.dataset import Dataset
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from lamina.inference.dataset import LatentDataset
     from lamina.inference.subject import Subject
     from lamina.inference.table import LatentTable
+    from lamina.models.adaptive import AdaptiveK
     from lamina.models.encoders import register_encoder
     from lamina.models.hub import LatentActionModel
     from lamina.policies.base import Observations, Policy
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
 #: Where the public names are. They are imported when they are first used, so that ``import lamina`` does not wait for PyTorch.
 _HOMES = {
     "Alignment": "api", "Run": "api", "align": "api", "doctor": "api", "evaluate": "api", "label": "api", "resize": "api", "train": "api",
-    "train_policy": "api", "LatentDataset": "inference.dataset", "Dataset": "data.dataset", "InMemoryDataset": "data.memory",
+    "train_policy": "api", "adaptive_k": "api", "AdaptiveK": "models.adaptive",
+    "LatentDataset": "inference.dataset", "Dataset": "data.dataset", "InMemoryDataset": "data.memory",
     "open_dataset": "data.sampling:open_source", "LaminaError": "errors", "LaminaWarning": "errors", "Subject": "inference.subject",
     "LatentTable": "inference.table", "register_encoder": "models.encoders", "LatentActionModel": "models.hub",
     "compare": "comparison.run", "Comparison": "comparison.table",

@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import UInt8
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lamina import images, methods
 from lamina.data.dataset import Dataset
+from lamina.data.lerobot.shards import Shard
 from lamina.data.sampling import DataConfig
 from lamina.data.shots import Shots
 from lamina.device import DeviceName, Precision, pick_device
@@ -24,14 +25,17 @@ from lamina.evaluation import evaluate as evaluation
 from lamina.evaluation.doctor import Diagnosis, DoctorConfig, examine
 from lamina.evaluation.record import Evaluation
 from lamina.evaluation.report.page import write_report
-from lamina.inference.label import label as label_frames
+from lamina.inference import label as labelling
 from lamina.inference.subject import Subject
 from lamina.inference.table import LatentTable
 from lamina.methods.base import Method, with_decoder
+from lamina.models.adaptive import AdaptiveK, Length
 from lamina.models.heads import Translator, TranslatorConfig
 from lamina.models.hub import LatentActionModel
 from lamina.policies.base import Policy, policy_kind
 from lamina.training import alignment
+from lamina.training.adaptive import AdaptiveConfig
+from lamina.training.adaptive import adaptive_k as fit_adaptive_k
 from lamina.training.alignment import AlignConfig, load_translator
 from lamina.training.heads import head_training
 from lamina.training.joint import JointObjective
@@ -186,19 +190,74 @@ def label(
     camera: str | None = None,
     continuous: bool | None = None,
     shots: Shots = "auto",
+    shard: str | None = None,
+    merge: bool = False,
+    engine: Literal["local", "ray"] = "local",
+    address: str | None = None,
+    workers: int = 2,
+    gpus: float = 0.0,
     device: DeviceName = "auto",
     precision: Precision = "fp32",
+    k: Length = None,
 ) -> LatentTable:
     """The latent action of every frame of ``data``, one row a frame.
 
     ``out``: also written there, as new columns of a LeRobot dataset (see ``lamina label --help``); video is linked, never re-encoded.
     ``continuous``: with the latent before the quantiser; default: where that is the model's latent action. ``shots``: how cuts are found,
-    which no pair crosses (default: in plain video).
-    Raises LaminaError for a damaged model or video, an ``out`` that exists, a disk that refuses.
+    which no pair crosses (default: in plain video). ``k``: slots that are kept, a number, or "auto" for the rule of :func:`adaptive_k`;
+    ``table.k`` says how many each row keeps; default: all.
+
+    Many jobs, on any machines: ``shard`` = "3/10" labels the third of ten parts and returns its rows, with the part's folder as their path;
+    when all ten are there, ``merge`` makes the dataset ``out`` of them. ``engine`` = "ray": ``workers`` actors of a Ray cluster label, each
+    with its share ``gpus`` of a GPU; ``address`` (HOST:PORT) is that of a running cluster, default: a local one. Either way the dataset
+    is the one that a single job writes.
+
+    Raises LaminaError for a damaged model or video, an ``out`` that exists, options that do not go together, parts that are missing or of
+    other labels, a cluster that does not answer, a disk that refuses.
     """
     model = run if isinstance(run, LatentActionModel) else Path(run)
-    folder = None if out is None else Path(out)
-    return label_frames(model, _source(data), folder, device, precision, camera, continuous, shots)
+    source, folder = _source(data), None if out is None else Path(out)
+    options: dict[str, Any] = {
+        "precision": precision,
+        "camera": camera,
+        "continuous": continuous,
+        "shots": shots,
+        "k": k,
+    }
+    if shard is not None and merge:
+        raise LaminaError("--shard and --merge: first label every shard, then merge; give one of them")
+    if engine not in ("local", "ray"):
+        raise LaminaError(f"--engine {engine}: choose local or ray")
+    if engine == "ray" and (shard is not None or merge):
+        raise LaminaError("--engine ray divides the work itself: leave out --shard and --merge")
+    if engine == "local" and address is not None:
+        raise LaminaError("--address is that of a Ray cluster: add --engine ray")
+    if folder is None and (shard is not None or merge or engine == "ray"):
+        raise LaminaError("labels of shards and of Ray are written to a dataset: give --out")
+    if folder is not None and shard is not None:
+        return labelling.label_shard(model, source, folder, Shard.parse(shard), device, **options)
+    if folder is not None and merge:
+        return labelling.merge(model, source, folder, **options)
+    cluster = labelling.Cluster(address, max(1, workers), gpus) if engine == "ray" else None
+    return labelling.label(model, source, folder, device, cluster=cluster, **options)
+
+
+def adaptive_k(
+    run: Run | str | os.PathLike[str],
+    data: str | Path | Dataset,
+    *,
+    tokens: float | None = None,
+    device: DeviceName = "auto",
+    **options: Any,
+) -> AdaptiveK:
+    """Fit the rule that chooses the prefix length of each latent action -> RUN/adaptive_k, for ``k="auto"``.
+
+    It keeps what the action needs that the run's translator reads or, in a run that is not aligned, what the decoder's picture needs.
+    ``data``: what the run was trained on, with actions for the former. ``tokens``: mean number of slots to keep, default: a quarter of
+    them. ``options``: fields of AdaptiveConfig. Raises LaminaError for a LAM without retained prefixes, and a rule that is there already.
+    """
+    (config,) = _with_options("adaptive_k()", options, AdaptiveConfig(tokens=tokens))
+    return fit_adaptive_k(Path(run), _source(data), config, device)
 
 
 def evaluate(

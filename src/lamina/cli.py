@@ -30,6 +30,7 @@ lamina: latent actions from video without action labels
   lamina train METHOD --data PATH --out RUN    train a latent action model
   lamina align RUN --data DATASET --labels 5%  map latents to real actions
   lamina label RUN DATA --out DATASET          write latents as dataset columns
+  lamina adaptive-k RUN --data PATH            a length for each latent
   lamina evaluate RUN --data DATASET           probes, verdict, RUN/report.html
   lamina doctor RUN --data PATH                what is wrong with a model
   lamina play RUN --data DATASET               a local page to try latents on
@@ -232,36 +233,47 @@ class Label:
     """with --engine ray, number of workers, each with one model"""
     gpus: float = 0.0
     """with --engine ray, share of a GPU for each worker"""
+    k: int | Literal["auto"] | None = None
+    """slots that are kept, the others hold the null latent; auto: as many as each code needs, by the rule of lamina adaptive-k; the column
+    latent_action.k says how many; default: all, without that column"""
     device: DeviceName = "auto"
     precision: Precision = "fp32"
 
     def run(self) -> None:
-        from lamina.data.lerobot.shards import Shard
-        from lamina.inference import label as stage
+        from lamina.api import label
 
-        if self.shard is not None and self.merge:
-            raise LaminaError("--shard and --merge: first label every shard, then merge; give one of them")
-        if self.engine == "ray" and (self.shard is not None or self.merge):
-            raise LaminaError("--engine ray divides the work itself: leave out --shard and --merge")
-        if self.engine == "local" and self.address is not None:
-            raise LaminaError("--address is that of a Ray cluster: add --engine ray")
-        options: dict[str, Any] = {
-            "precision": self.precision,
-            "camera": self.camera,
-            "continuous": self.continuous,
-            "shots": self.shots,
-        }
-        if self.shard is not None:
-            shard = Shard.parse(self.shard)
-            print(stage.label_shard(self.model, self.data, self.out, shard, device=self.device, **options))
-            return
-        if self.merge:
-            table = stage.merge(self.model, self.data, self.out, **options)
-        else:
-            cluster = stage.Cluster(self.address, max(1, self.workers), self.gpus) if self.engine == "ray" else None
-            table = stage.label(self.model, self.data, self.out, device=self.device, cluster=cluster, **options)
-        print(f"the latent action is in the column {table.column}")
+        table = label(self.model, self.data, **{k: v for k, v in vars(self).items() if k not in ("model", "data")})
+        if self.shard is None:
+            print(f"the latent action is in the column {table.column}")
         print(table.path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptiveK:
+    """Fit the rule that chooses how many slots of each latent action are kept: RUN/adaptive_k, for --k auto.
+
+    Example: lamina adaptive-k runs/mine --data videos/ --tokens 4
+    """
+
+    run: Positional[Path]
+    """folder of the run"""
+    data: str
+    """video folder or LeRobot dataset that the run was trained on"""
+    device: DeviceName = "auto"
+
+
+def adaptive_k(argv: Sequence[str], parse_only: bool = False) -> None:
+    """``lamina adaptive-k RUN``."""
+    from lamina.training.adaptive import AdaptiveConfig
+
+    args = parse_options(with_options(AdaptiveK, rule=AdaptiveConfig()), argv, prog="lamina adaptive-k")
+    if parse_only:
+        return
+    from lamina.training.adaptive import adaptive_k as stage
+
+    rule = stage(args.run, args.data, args.rule, args.device)
+    print(f"{rule.tokens:.2f} of {rule.head.slots} slots on average")
+    print(args.run / "adaptive_k")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -496,8 +508,8 @@ class Rollout:
     """run folder (with model, policy and translator), expert, or random"""
     world: UseAppendAction[tuple[str, ...]]
     """environment, or a suite of environments (doom-suite); repeat for more"""
-    k: int | None = None
-    """prefix length: latent tokens generated per decision; default: all"""
+    k: int | Literal["auto"] | None = None
+    """prefix length: latent tokens generated per decision; auto: until the rule of lamina adaptive-k ends the code; default: all"""
     episodes: int = 50
     """episodes per environment"""
     parallel: int = 8
@@ -560,6 +572,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
     "align": align,
     "label": plain_command(Label, "label"),
+    "adaptive-k": adaptive_k,
     "evaluate": evaluate,
     "doctor": doctor,
     "play": play,

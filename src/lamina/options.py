@@ -27,12 +27,13 @@ LIMITS: dict[str, tuple[float, float]] = {
     "stride": (1, 10**5), "grid": (1, 1024), "local": (1, 10**5), "window": (1, 10**5), "theta": (1, 1e12), "target_share": (1e-9, 1),
     # flow policy
     "chunk": (1, 1024), "replan": (1, 1024), "latent_steps": (1, 1024), "latent_gap": (1e-6, 86_400), "latent_numbers": (1, 65536),
+    "tokens": (1, 1024), "most": (2, 1024),
     "labels": (1, 10**8), "share": (0, 1), "hide": (0, 1), "shift": (0, 0.5), "lora_rank": (1, 1024),
     # weights of losses
     "latent_weight": (0, 1e6), "action_weight": (0, 1e6),
     "reconstruction": (0, 1e6), "commitment": (0, 1e6), "composition": (0, 1e6), "reversal": (0, 1e6), "perception": (0, 1e6),
     "algebra_warmup": (0, 10**9),
-    "cross_exogenous": (0, 1e6), "robust_target": (0, 1e6),
+    "cross_exogenous": (0, 1e6), "robust_target": (0, 1e6), "shared_slots": (1, 1024), "direct": (0, 1e6),
     # derived from the data
     "target_width": (0, 10**5), "target_classes": (1, 10**5), "target_mean": (-1e15, 1e15), "target_deviation": (0, 1e15),
     "proprio_width": (0, 10**5),
@@ -43,6 +44,8 @@ LIMITS: dict[str, tuple[float, float]] = {
     # simulators
     "episodes": (1, 10**8), "hold": (1, 10**6), "noise": (0, 1), "k": (0, 1024), "parallel": (1, 4096), "temperature": (0, 100),
     "max_steps": (1, 10**9),
+    # claims
+    "jobs": (1, 4096),
     # play
     "port": (0, 65_535),
     # the linear Ex-BMDP

@@ -88,7 +88,11 @@ def _check_layout(file: Any, expected: Layout) -> None:
     """Check that an open file has exactly the ``expected`` tensors. Raises LayoutMismatch otherwise."""
     names = file.keys()
     slices = {name: file.get_slice(name) for name in names}
-    found = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
+    check_layout({n: (part.get_dtype(), tuple(part.get_shape())) for n, part in slices.items()}, expected)
+
+
+def check_layout(found: Layout, expected: Layout) -> None:
+    """Raises LayoutMismatch unless the tensors that were ``found`` are those that are ``expected``."""
     if lost := sorted(expected.keys() - found.keys()):
         raise LayoutMismatch(f"'{lost[0]}' is missing")
     if foreign := sorted(found.keys() - expected.keys()):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -137,7 +138,6 @@ class PolicyStudy(Study[PolicySetup]):
         run = self.run(policy.lam or any_lam)
 
         def build(path: Path) -> None:
-            self.experiment.progress(f"policy: {policy.label}, {self.config(policy).labels} labels, seed {policy.seed}")
             shutil.copytree(run / "model", path / "model", dirs_exist_ok=True)
             begun = (path / "policy" / "training.json").exists()
             training = replace(self.training(policy), resume=begun)
@@ -148,10 +148,12 @@ class PolicyStudy(Study[PolicySetup]):
                 own.symlink_to(shared.resolve())
             flow_training.train_flow_policy(path, [str(self.dataset())], self.config(policy), training)
             if not own.is_symlink() and not shared.exists():
-                own.rename(shared)
+                with suppress(OSError):  # another policy of this LAM, in another process, was faster
+                    own.rename(shared)
             shutil.rmtree(path / "policy" / "checkpoints")
 
-        return self.experiment.cached(self.policy_key(policy), (flow_training,), build)
+        title = f"policy: {policy.label}, {self.config(policy).labels} labels, seed {policy.seed}"
+        return self.experiment.cached(self.policy_key(policy), (flow_training,), build, title)
 
     def success(
         self,
@@ -200,7 +202,7 @@ class PolicyStudy(Study[PolicySetup]):
         self, policies: Callable[[int], Iterable[PolicySpec]], any_lam: Callable[[int], ModelSpec], **options: Any
     ) -> Metrics:
         """The success of each policy, one value a seed."""
+        every = [policy for seed in self.experiment.seeds for policy in policies(seed)]
         return over_seeds(
-            {policy.label: self.success(policy, any_lam(seed), **options) for policy in policies(seed)}
-            for seed in self.experiment.seeds
+            self.experiment.each(lambda one: {one.label: self.success(one, any_lam(one.seed), **options)}, every)
         )

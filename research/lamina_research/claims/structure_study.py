@@ -182,11 +182,11 @@ class StructureStudy(Study[StructureSetup]):
 
     def records(self, models: Callable[[int], Iterable[ModelSpec]], only: Container[str] = ()) -> Records:
         """The records of ``models(seed)`` for all seeds; ``only``: of the LAMs with these labels."""
+        every = [model for seed in self.experiment.seeds for model in models(seed)]
+        chosen = [model for model in every if not only or model.label in only]
         found: Records = {}
-        for seed in self.experiment.seeds:
-            for model in models(seed):
-                if not only or model.label in only:
-                    found.setdefault(model.label, []).append(self.record(model))
+        for model, record in zip(chosen, self.experiment.each(self.record, chosen), strict=True):
+            found.setdefault(model.label, []).append(record)
         return found
 
     def controls(self, model: Callable[[int], ModelSpec]) -> Records:

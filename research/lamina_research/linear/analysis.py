@@ -73,12 +73,18 @@ def leakage_table(setting: LinearSetting) -> str:
     """The scores of each objective's minimiser, mean and standard error over the draws, as a table in plain text."""
     sweep = setting.sweep()
     exact, mdp, models = sweep.exact, sweep.mdp, setting.solved(sweep)
-    rows = [["objective", "action NMSE", "z from xi'", "z from xi, xi'", "|W(z - ~z)|^2", "6 L + 3 eta"]]
+    rows = [["objective", "action NMSE", "z from xi'", "z from xi, xi'", "z from s", "|W(z - ~z)|^2", "6 L + 3 eta"]]
     for name, model in models.items():
-        values = (*sweep.measure(model, exact, exact).values(), *scores.bound(model, exact, exact, "a"))
-        rows.append([name, *map(mean_text, values)])
+        found = sweep.measure(model, exact, exact)
+        values = [found[score] for score in ("nmse", "leakage", "context", "state")]
+        rows.append([name, *map(mean_text, [*values, *scores.bound(model, exact, exact, "a")])])
     least, blind = reconstruction_losses(setting, sweep)
     without, blind_without = reconstruction_losses(setting, setting.sweep(p=(0.0,)))
+    note = (
+        f"n d_s = {mdp.states * mdp.state} is above d_o = {mdp.observation}, so a frame does not determine the state s. With "
+        "switching, a cross-exogenous z then holds what the paired frames tell of s."
+    )
+    crowded = mdp.states * mdp.state > mdp.observation
     return "\n".join(
         (
             f"{mdp.states} exogenous states, p_switch {setting.p_switch:g}, alpha {setting.alpha:g}; "
@@ -86,6 +92,7 @@ def leakage_table(setting: LinearSetting) -> str:
             f"mean ± standard error of {setting.draws} draws of H_0 and R_xi",
             "",
             *table(rows),
+            *(("", note) if crowded else ()),
             "",
             f"Least reconstruction loss {mean_text(least)}; of a latent that does not depend on xi' {mean_text(blind)}, "
             f"{float((blind / least).mean()) - 1:.1%} more; without any switching, where nothing can leak, it is "
@@ -104,6 +111,7 @@ def reconstruction_losses(
 
 
 def mean_text(values: Float[Tensor, "k x p"]) -> str:
+    values = torch.where(values.abs() < 1e-12, 0.0, values)  # rounding
     mean, count = float(values.mean()), values.shape[0]
     return f"{mean:.3g}" if count == 1 else f"{mean:.3g} ± {float(values.flatten().std()) / count**0.5:.1g}"
 
@@ -119,7 +127,7 @@ def figure(setting: LinearSetting, name: Figure) -> Sequence[Plot]:
     alpha = MANY_ALPHA if name == "sensitivity" else None
     sweep = setting.sweep(MANY_P if name in ("leakage", "remedies") else FEW_P, alpha)
     if name == "cca":
-        check_width(setting.latent, sweep.exact)
+        check_width(setting.latent, sweep.exact.sizes["o"])
         found = closed_form.transition_cca(sweep.exact).correlations[:, 0, :, : 2 * setting.latent]
         return cca_plot({f"p_switch = {p:g}": found[:, i] for i, p in enumerate(sweep.p)})
     solved = setting.solved(sweep)

@@ -75,7 +75,7 @@ def solve(moments: Moments, objective: Objective, width: int) -> LinearLAM:
     Raises LaminaError for rank-deficient moments, for a width that is no bottleneck, and for a cross-exogenous objective with a robust
     target, which has no closed form here.
     """
-    check_width(width, moments)
+    check_width(width, moments.sizes["o"])
     if objective.target is None:
         views = _views(moments, objective)
         fit = reduced_rank(views.rest, views.xy, width)
@@ -92,6 +92,20 @@ def solve(moments: Moments, objective: Objective, width: int) -> LinearLAM:
     B, W, D = fit.decode[..., :o, :] / own, fit.decode[..., o:, :] / weight, fit.encode
     from_o = torch.linalg.pinv(W) @ on_o  # the part of z that o determines
     return LinearLAM(predict - B @ from_o, B, from_o - D @ predict, D, W)
+
+
+def solve_without(moments: Moments, objective: Objective, width: int, variable: str) -> LinearLAM:
+    """The minimiser among the LAMs whose latents are uncorrelated with a variable in every view; for objectives without a robust target."""
+    check_width(width, moments.sizes["o"])
+    views = _views(moments, objective)
+    told = torch.cat([moments(pair, variable) for pair in objective.views], -1)
+    left, size, _ = torch.linalg.svd(told, full_matrices=False)
+    held = left * (size > 1e-9 * size[..., :1])[..., None, :]
+    free = torch.eye(told.shape[-2], dtype=told.dtype) - held @ held.mT
+    fit = reduced_rank(free @ views.rest @ free, free @ views.xy, width)
+    encode = fit.encode @ free
+    C, D = encode.chunk(2, -1)
+    return LinearLAM(prediction(moments) - fit.decode @ encode @ views.on_o, fit.decode, C, D)
 
 
 class _Views(NamedTuple):

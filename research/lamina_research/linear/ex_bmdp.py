@@ -15,7 +15,7 @@ coordinates, ``m`` transitions, ``v`` all variables side by side.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from typing import NamedTuple
@@ -44,7 +44,7 @@ OBSERVED = {
     "q": Variable(1, 0, 1),
     "~q": Variable(2, 0, 1),
 }
-ACTION = "a"
+ACTION, STATE = "a", "s"
 CHUNK = 4096  # transitions whose lifted coordinates are in memory at once
 
 
@@ -149,12 +149,8 @@ def sensitivities(alpha: Sequence[float]) -> Float[Tensor, "x"]:
     return torch.tensor(alpha, dtype=torch.float64)
 
 
-def emissions(mdp: LinearExBMDP, alpha: Float[Tensor, "x"], seeds: Sequence[int]) -> Float[Tensor, "k x r l"]:
-    """[H_1 ... H_n] for each seed and alpha, which map lifted coordinates (l = n d_s) to observations.
-
-    If n d_s < d_o, observations span a subspace and their moments would be singular. They are then expressed in an orthonormal basis
-    of it, with r = n d_s coordinates, which changes no norm, angle or loss.
-    """
+def maps(mdp: LinearExBMDP, alpha: Float[Tensor, "x"], seeds: Sequence[int]) -> Float[Tensor, "k x n o s"]:
+    """H_xi of every exogenous state for each seed and alpha, in the observation's own coordinates."""
 
     def draw(seed: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed)
@@ -162,9 +158,27 @@ def emissions(mdp: LinearExBMDP, alpha: Float[Tensor, "x"], seeds: Sequence[int]
         return torch.randn(shape, generator=generator, dtype=torch.float64) / mdp.observation**0.5
 
     base, exogenous = torch.stack([draw(seed) for seed in seeds])[:, None].split([1, mdp.states], dim=2)
-    maps = base + alpha[:, None, None, None] * exogenous  # k x n o s
-    whole = maps.movedim(-3, -2).flatten(-2)
-    return torch.linalg.qr(whole).R if mdp.rank < mdp.observation else whole
+    return base + alpha[:, None, None, None] * exogenous
+
+
+def span(
+    mdp: LinearExBMDP, alpha: Float[Tensor, "x"], seeds: Sequence[int]
+) -> tuple[Float[Tensor, "k x o r"], Float[Tensor, "k x r l"]]:
+    """An orthonormal basis of the space that observations span, and [H_1 ... H_n] in it, which maps lifted coordinates (l = n d_s).
+
+    If n d_s < d_o, the moments of observations would be singular in their own coordinates; in the basis they have r = n d_s coordinates,
+    which changes no norm, angle or loss. Otherwise the basis is the identity.
+    """
+    whole = maps(mdp, alpha, seeds).movedim(-3, -2).flatten(-2)
+    if mdp.rank < mdp.observation:
+        basis, inside = torch.linalg.qr(whole)
+        return basis, inside
+    return torch.eye(mdp.observation, dtype=whole.dtype).expand(*whole.shape[:2], -1, -1), whole
+
+
+def emissions(mdp: LinearExBMDP, alpha: Float[Tensor, "x"], seeds: Sequence[int]) -> Float[Tensor, "k x r l"]:
+    """[H_1 ... H_n] for each seed and alpha, in the coordinates of :func:`span`."""
+    return span(mdp, alpha, seeds)[1]
 
 
 def switching(p: Float[Tensor, "*g"], states: int) -> Float[Tensor, "*g n n"]:
@@ -226,8 +240,14 @@ def context(mdp: LinearExBMDP, p: Float[Tensor, "*g"]) -> Moments:
 
 
 def observe(lifted: Moments, emission: Float[Tensor, "*g r l"]) -> Moments:
-    """Moments of observations from those of lifted coordinates; the action is unchanged."""
-    return lifted.combine({name: {name: 1.0 if name == ACTION else emission} for name in lifted.sizes})
+    """Moments of observations, and of the state "s", from those of lifted coordinates; the action is unchanged."""
+    seen: dict[str, dict[str, Tensor | float]] = {
+        name: {name: 1.0 if name == ACTION else emission} for name in lifted.sizes
+    }
+    if ACTION in lifted.sizes:  # all variables of a transition: a block of e_xi (x) s is s, and the others are zero
+        size = lifted.sizes[ACTION]
+        seen[STATE] = {"o": torch.eye(size, dtype=emission.dtype).repeat(1, emission.shape[-1] // size)}
+    return lifted.combine(seen)
 
 
 # ---------------------------------------------------------------------------------------------------- sampled moments
@@ -288,3 +308,32 @@ def sampled(mdp: LinearExBMDP, p: Float[Tensor, "p"], seeds: Sequence[int]) -> M
         features = data.lifted(mdp.states, slice(at, at + CHUNK))
         total += features.mT @ features
     return Moments(total / count, sizes)
+
+
+def minibatches(
+    data: Transitions, emission: Float[Tensor, "k x n o s"], names: Sequence[str], size: int, steps: int, seed: int = 0
+) -> Iterator[dict[str, Float[Tensor, "k x p b i"]]]:
+    """``steps`` batches of ``size`` transitions, drawn with replacement, as observations in their own coordinates and single precision.
+
+    ``names``: of the variables. All Ex-BMDPs of the sweep get the same rows of their own data.
+    """
+    k, x, n, o, s = emission.shape
+    p, count = data.exogenous.shape[1:3]
+    every = emission.float().permute(0, 1, 4, 2, 3).reshape(k, x, s, n * o)  # s -> H_1 s, ..., H_n s
+    generator = torch.Generator().manual_seed(seed)
+    row = torch.arange(k * x * size).view(k, x, 1, size) * n
+    for _ in range(steps):
+        chosen = torch.randint(count, (size,), generator=generator)
+        state, action, exogenous = data.state[:, chosen], data.action[:, chosen], data.exogenous[:, :, chosen]
+        tables: dict[tuple[int, int], Tensor] = {}  # what each exogenous state would show, [(k x b n) o]
+        batch = {}
+        for name in names:
+            if name == ACTION:
+                batch[name] = action[:, None, None].expand(k, x, p, size, s)
+                continue
+            position, *parts = OBSERVED[name]
+            if (on := (parts[0], parts[1])) not in tables:
+                tables[on] = ((on[0] * state + on[1] * action)[:, None] @ every).view(-1, o)
+            shown = row + exogenous[:, None, ..., position]
+            batch[name] = tables[on].index_select(0, shown.flatten()).view(k, x, p, size, o)
+        yield batch

@@ -38,6 +38,18 @@ def normalized_variance(lam: LinearLAM, moments: Moments, exogenous: Moments) ->
     return share.diagonal(dim1=-2, dim2=-1).mean(-1)
 
 
+def told(latents: Moments, variable: str) -> Float[Tensor, "*g"]:
+    """Share of z's variance that a variable explains linearly, in [0, 1]; mean over the dimensions of whitened z.
+
+    z is linear in s, in a, and in what the exogenous states add, which are uncorrelated: the shares that s and a explain and the share
+    of both frames' exogenous states (:func:`normalized_variance`) sum to 1. If z has the width of the action, its probe's error is
+    1 minus the share that a explains: the share of s plus the exogenous share.
+    """
+    head = regression(latents(variable, variable), latents(variable, "z"), variable)
+    explained = head @ latents(variable, "z")
+    return torch.cholesky_solve(explained, cholesky(latents("z", "z"), "z")).diagonal(dim1=-2, dim2=-1).mean(-1)
+
+
 def bound(
     lam: LinearLAM, fit: Moments, test: Moments, target: Target
 ) -> tuple[Float[Tensor, "*g"], Float[Tensor, "*g"]]:

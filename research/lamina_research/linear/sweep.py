@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -32,8 +32,17 @@ class Sweep:
         return ex_bmdp.probabilities(self.p)
 
     @cached_property
+    def _span(self) -> tuple[Float[Tensor, "k x o r"], Float[Tensor, "k x r l"]]:
+        return ex_bmdp.span(self.mdp, ex_bmdp.sensitivities(self.alpha), self.seeds)
+
+    @property
+    def basis(self) -> Float[Tensor, "k x 1 o r"]:
+        """Of the space that observations span, in whose coordinates moments are."""
+        return self._span[0][:, :, None]
+
+    @property
     def emission(self) -> Float[Tensor, "k x 1 r l"]:
-        return ex_bmdp.emissions(self.mdp, ex_bmdp.sensitivities(self.alpha), self.seeds)[:, :, None]
+        return self._span[1][:, :, None]
 
     def observed(self, lifted: Moments) -> Moments:
         return ex_bmdp.observe(lifted, self.emission)
@@ -45,22 +54,37 @@ class Sweep:
 
     def sampled(self, trajectories: int, split: int) -> Moments:
         """Moments of simulated data; each ``split`` has its own trajectories in the same Ex-BMDPs."""
-        seeds = [1_000 * split + seed for seed in self.seeds]
-        lifted = ex_bmdp.sampled(replace(self.mdp, trajectories=trajectories), self.probabilities, seeds)
+        world, seeds = self._split(trajectories, split)
+        lifted = ex_bmdp.sampled(world, self.probabilities, seeds)
         return self.observed(Moments(lifted.matrix[:, None], lifted.sizes))
 
-    def measure(self, model: LinearLAM, fit: Moments, test: Moments) -> dict[str, Values]:
-        """Action NMSE of a linear probe, fitted on ``fit`` and scored on ``test``, and exact exogenous shares of the latent.
+    def minibatches(
+        self, names: Sequence[str], size: int, steps: int, trajectories: int, split: int
+    ) -> Iterator[dict[str, Float[Tensor, "k x p b i"]]]:
+        """Batches of the data of :meth:`sampled`, in the observation's own coordinates."""
+        world, seeds = self._split(trajectories, split)
+        emission = ex_bmdp.maps(world, ex_bmdp.sensitivities(self.alpha), self.seeds)
+        return ex_bmdp.minibatches(ex_bmdp.simulate(world, self.probabilities, seeds), emission, names, size, steps)
 
-        ``leakage``: the share of the next exogenous state alone; ``context``: of both frames' exogenous states.
+    def _split(self, trajectories: int, split: int) -> tuple[LinearExBMDP, list[int]]:
+        return replace(self.mdp, trajectories=trajectories), [1_000 * split + seed for seed in self.seeds]
+
+    def measure(self, model: LinearLAM, fit: Moments, test: Moments) -> dict[str, Values]:
+        """Action NMSE of a linear probe, fitted on ``fit`` and scored on ``test``, and shares of the latent's variance.
+
+        ``leakage``: the share of the next exogenous state alone; ``context``: of both frames' exogenous states; ``state``: of s;
+        ``frame``: of what o tells, s under xi.
         """
         leaking, context = (
             self.observed(moments(self.mdp, self.probabilities)) for moments in (ex_bmdp.leaking, ex_bmdp.context)
         )
+        latents = model.latents(fit)
         return {
-            "nmse": scores.nmse(model.latents(fit), model.latents(test)),
+            "nmse": scores.nmse(latents, model.latents(test)),
             "leakage": scores.normalized_variance(model, fit, leaking),
             "context": scores.normalized_variance(model, fit, context),
+            "state": scores.told(latents, "s"),
+            "frame": scores.told(latents, "o"),
         }
 
 

@@ -139,6 +139,11 @@ def detector(shots: Shots, source: Dataset) -> Detector | None:
     return Classical() if shots == "classical" else None
 
 
+def detector_name(find: Detector | None) -> str | None:
+    """What records call a detector."""
+    return None if find is None else type(find).__name__.lower()
+
+
 class ShotReader:
     """The chunks of an episode's frames in order; each is passed on as soon as the cuts in it are known."""
 

@@ -188,32 +188,69 @@ class StreamPosition(NamedTuple):
         )
 
 
-def schedule(plan: SampleIndex, seed: int, turn: StreamPosition) -> Iterator[tuple[StreamPosition, Segment]]:
-    """The endless order of segments from ``turn`` on, the same for every shard."""
+def divide(plan: SampleIndex, seed: int, shards: int) -> list[list[Int[np.ndarray, "n"]]]:
+    """For each shard, the numbers of its segments of every source.
+
+    A shard has whole episodes, drawn at random, and about as many samples of a source as any other. Where whole episodes would miss an
+    equal share by more than a twentieth of it, the episode at the border is divided between two shards. Only a source with fewer segments
+    than shards is read by all of them.
+    """
+    each = [_divide(segments, shards, [seed, 2, s]) for s, segments in enumerate(plan.segments)]
+    return [list(own) for own in zip(*each, strict=True)]
+
+
+def _divide(segments: Int[np.ndarray, "n 7"], shards: int, seed: list[int]) -> list[Int[np.ndarray, "m"]]:
+    if shards == 1 or len(segments) < shards:
+        return [np.arange(len(segments))] * shards
+    episodes, row = np.unique(segments[:, 2], return_inverse=True)
+    rank = np.random.default_rng(seed).permutation(len(episodes))[row]
+    order = np.argsort(rank, kind="stable")
+    ends = np.cumsum((segments[:, 6] - segments[:, 5])[order])  # samples up to each segment
+    whole = np.flatnonzero(np.diff(rank[order], append=-1))  # the last segments of the episodes
+    share, cuts = ends[-1] / shards, [0]
+    for n in range(1, shards):
+        nearest = int(whole[np.abs(ends[whole] - n * share).argmin()])
+        if abs(ends[nearest] - n * share) > share / 20:
+            nearest = int(np.abs(ends - n * share).argmin())
+        # At least one segment for this shard, and for each one after it.
+        cuts.append(min(max(nearest + 1, cuts[-1] + 1), len(segments) - shards + n))
+    return np.split(order, cuts[1:])
+
+
+def schedule(
+    plan: SampleIndex, seed: int, turn: StreamPosition, shard: int = 0, shards: int = 1
+) -> Iterator[tuple[StreamPosition, Segment]]:
+    """The endless order of a shard's segments (:func:`divide`) from ``turn`` on."""
+    own = divide(plan, seed, shards)[shard]
     orders: dict[int, tuple[int, np.ndarray]] = {}
     while True:
         done = sum(turn.samples)
         behind = [share * (done + 1) - n for share, n in zip(plan.shares, turn.samples, strict=True)]
         s = int(np.argmax(behind))
-        epoch, position = divmod(turn.segments[s], len(plan.segments[s]))
+        epoch, position = divmod(turn.segments[s], len(own[s]))
         if s not in orders or orders[s][0] != epoch:
-            orders[s] = (epoch, np.random.default_rng([seed, 0, s, epoch]).permutation(len(plan.segments[s])))
+            orders[s] = (epoch, np.random.default_rng(_key(seed, 0, s, epoch, shard)).permutation(own[s]))
         segment = Segment(*plan.segments[s][orders[s][1][position]].tolist())
         yield turn, segment
         turn = turn.after(segment)
 
 
+def _key(*numbers: int) -> list[int]:
+    """The seed of a generator; the last number is the shard, and the first one has the keys of a stream that is not divided."""
+    return list(numbers if numbers[-1] else numbers[:-1])
+
+
 class _Work(torch_data.Dataset[Any]):
     """The work of a worker process: position -> (position, segment, decoded segment or error, delays)."""
 
-    def __init__(self, plan: SampleIndex, seed: int) -> None:
-        self.plan, self.seed = plan, seed
+    def __init__(self, plan: SampleIndex, seed: int, shard: int) -> None:
+        self.plan, self.seed, self.shard = plan, seed, shard
 
     def __getitem__(
         self, item: tuple[StreamPosition, Segment]
     ) -> tuple[StreamPosition, Segment, DecodedSegment | LaminaError, np.ndarray]:
         turn, segment = item
-        rng = np.random.default_rng([self.seed, 1, turn.serial])
+        rng = np.random.default_rng(_key(self.seed, 1, turn.serial, self.shard))
         try:
             decoded = decode_segment(self.plan, segment, rng)
         except LaminaError as error:  # returned, so that the training process reports it in one line
@@ -262,7 +299,7 @@ class ShardState:
 
 
 class _Shard:
-    """One stream of samples over every ``shards``-th segment of the schedule."""
+    """One stream of samples, over the segments of one shard."""
 
     def __init__(self, plan: SampleIndex, seed: int, shard: int, shards: int) -> None:
         self.plan, self.seed, self.shard, self.shards = plan, seed, shard, shards
@@ -335,13 +372,13 @@ class _Shard:
 
     def _turns(self) -> Iterator[tuple[StreamPosition, Segment]]:
         """The segments of this shard, in their order."""
-        return (x for x in schedule(self.plan, self.seed, self.turn) if x[0].serial % self.shards == self.shard)
+        return schedule(self.plan, self.seed, self.turn, self.shard, self.shards)
 
     def _start(self) -> Iterator[Any]:
         turns = self._turns()
         workers = self.plan.config.workers
         loader = DataLoader(
-            _Work(self.plan, self.seed),
+            _Work(self.plan, self.seed, self.shard),
             batch_size=None,
             sampler=turns,
             num_workers=workers,
@@ -366,29 +403,37 @@ class _State:
 class ClipStream:
     """An endless stream of :class:`lamina.types.Clip` batches for training.
 
-    ``shards`` independent streams share the data; a batch is ``batch // shards`` samples of each, in their order. With
-    ``shard=None`` this process draws all of them, with ``shard=r`` only that one: so one process with ``shards=2`` sees
-    exactly what two processes see together. The order depends on the data, the configuration, ``seed`` and ``shards``,
-    not on the number of workers. Segments that cannot be decoded are skipped, each with a warning, up to ``max_bad``.
+    ``shards`` independent streams divide the data among them (:func:`divide`); a batch is ``batch // shards`` samples of each, in their
+    order. This process draws those that are its ``own`` (None: all): so one process with ``shards=2`` sees exactly what two processes see
+    together. The order depends on the data, the configuration, ``seed`` and ``shards``, not on the number of workers or processes.
+    Segments that cannot be decoded are skipped, each with a warning, up to ``max_bad``.
 
     Raises LaminaError: data that cannot be read, names that are not there, NaN in a feature, too many bad stretches.
     """
 
     def __init__(
-        self, config: DataConfig, batch: int, seed: int, split: str = "train", shards: int = 1, shard: int | None = None
+        self,
+        config: DataConfig,
+        batch: int,
+        seed: int,
+        split: str = "train",
+        shards: int = 1,
+        own: Sequence[int] | None = None,
     ) -> None:
         if batch < 1 or batch % shards:
             raise LaminaError(f"a batch of {batch} cannot be shared evenly by {shards} streams; change one of them")
         self.config, self.batch = config, batch
         self.plan = SampleIndex(config, split)
-        self._shards = {r: _Shard(self.plan, seed, r, shards) for r in (range(shards) if shard is None else (shard,))}
+        self._shards = {r: _Shard(self.plan, seed, r, shards) for r in (range(shards) if own is None else own)}
         self._each = batch // shards
         settings = {k: v for k, v in config.to_dict().items() if k not in ("data", "workers", "max_bad", "shots")}
         segments = [len(s) for s in self.plan.segments]
         made_of = [source.fingerprint() for source in self.plan.sources]
         what = [settings, batch, seed, split, shards, self.plan.counts, self.plan.shares, segments, made_of]
         found_by = [find and type(find).__name__ for find in self.plan.detectors]
-        description = json.dumps([*what, found_by] if any(found_by) else what)
+        what += [found_by] if any(found_by) else []
+        what += ["shards of whole episodes"] if shards > 1 else []
+        description = json.dumps(what)
         self._fingerprint = hashlib.sha256(description.encode()).hexdigest()[:16]
 
     def __iter__(self) -> Iterator[Clip]:

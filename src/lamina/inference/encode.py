@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
-from lamina.data.shots import ShotReader
+from lamina.data.shots import Detector, ShotReader
 from lamina.models.config import Side
 from lamina.models.hub import LatentActionModel
 from lamina.models.lam import LAM, FrameFeatures
@@ -73,6 +74,39 @@ def encode_episode(
             parts.append(model.lam.pair(kept[done - start : ready - start], kept[second]).to("cpu"))
             kept, start, done = kept[ready - start :], ready, ready
     return Latent.cat(parts)
+
+
+@dataclass(frozen=True)
+class EncodedPairs:
+    """The latent of every frame of a stretch of video and its ``partner``, as :func:`frame_pairs` chooses it.
+
+    ``valid``: the stretch, and the shot, last until the partner. ``shot``: the number of each frame's shot, from 0; None where cuts were
+    not looked for.
+    """
+
+    latent: Latent
+    partner: Int[np.ndarray, "t"]
+    valid: Bool[np.ndarray, "t"]
+    shot: Int[np.ndarray, "t"] | None
+
+
+def encode_pairs(
+    model: LatentActionModel,
+    chunks: Iterator[UInt8[np.ndarray, "n h w 3"]],
+    times: Float[np.ndarray, "t"],
+    gap: float,
+    find: Detector | None = None,
+) -> EncodedPairs:
+    """The latents of a stretch of video from its frames in order, each with the frame ``gap`` seconds later in the same shot.
+
+    ``find``: finds the cuts; None: the stretch is one shot.
+    """
+    partner, valid = frame_pairs(times, gap)
+    if find is None:
+        return EncodedPairs(encode_episode(model, chunks, partner), partner, valid, None)
+    shots = ShotReader(find, chunks)
+    latent = encode_episode(model, shots, partner, shots)
+    return EncodedPairs(latent, partner, valid & shots.same(np.arange(len(partner)), partner), shots.shot)
 
 
 @torch.no_grad()

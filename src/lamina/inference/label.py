@@ -14,7 +14,7 @@ from lamina.data.dataset import Data
 from lamina.data.episodes import Episode
 from lamina.data.lerobot.labels import check_shown, write_labelled
 from lamina.data.lerobot.shards import Shard, merge_shards, write_shard
-from lamina.data.lerobot.staging import Columns, Engine, empty_labels
+from lamina.data.lerobot.staging import Columns, Engine, Staging, empty_labels
 from lamina.data.sampling import open_source, source_camera
 from lamina.data.shots import Shots
 from lamina.device import Precision, pick_device
@@ -23,6 +23,7 @@ from lamina.files import Scratch, checkpoint_hash, locked
 from lamina.inference.labeller import SHOT, Labeller, action_columns
 from lamina.inference.ray_engine import Cluster, RayEngine
 from lamina.inference.table import EpisodeColumns, LatentTable
+from lamina.models.adaptive import Length, check_length
 from lamina.models.hub import LatentActionModel, model_folder
 
 
@@ -45,6 +46,7 @@ def label(
     continuous: bool | None = None,
     shots: Shots = "auto",
     cluster: Cluster | None = None,
+    k: Length = None,
 ) -> LatentTable:
     """The latent action of every frame of ``data`` by a run's model, or by a model; with ``out`` also written there as a LeRobot dataset.
 
@@ -54,24 +56,21 @@ def label(
     - ``latent_action.continuous``: the same before the quantiser, if ``continuous`` (default: where the model's latent action is that);
     - ``latent_action.index``: K codes, where there is a codebook;
     - ``latent_action.valid``: False where the episode, or the shot, ends before the gap;
-    - ``latent_action.shot``: the number of the shot in its episode, from 0, where cuts are looked for (``shots``: in plain video).
+    - ``latent_action.shot``: the number of the shot in its episode, from 0, where cuts are looked for (``shots``: in plain video);
+    - ``latent_action.k``: the slots that the row keeps, where ``k`` is given. ``k``: a number for all rows, "auto" for the rule of the run
+      (:mod:`lamina.models.adaptive`), or such a rule. Slots behind it hold the null latent, and the code -1.
 
     Interrupted, it resumes when run again. ``cluster``: label by Ray (``out`` is needed then); what is written is the same.
     Raises LaminaError for a damaged model or video, an ``out`` that exists, a disk that refuses.
     """
     if cluster is not None and isinstance(data, str):
         data = os.path.abspath(data)  # workers have another working directory
-    labeller = _labeller(run, data, device, precision, camera, continuous, shots)
+    labeller = _labeller(run, data, device, precision, camera, continuous, shots, k)
     source = labeller.source
     if out is not None:
-        plan = labeller.plan(_checkpoint(run))
-        with ExitStack() as stack:
-            stack.enter_context(locked(out))
-            each: Engine = labeller.each
-            if cluster is not None:
-                each = stack.enter_context(RayEngine(labeller, cluster, pick_device(device)))
-            write_labelled(plan, out, stack.enter_context(_shown(each, source.episodes)))
-        return _table(labeller, out)
+        with locked(out):
+            write_labelled(labeller.plan(_checkpoint(run)), out, _engine(labeller, cluster, device))
+        return _written(labeller, out)
     if cluster is not None:
         raise LaminaError("labels that Ray makes are written to a dataset: give out")
     features, missing = labeller.features(), check_shown(source, labeller.camera)
@@ -80,7 +79,7 @@ def label(
     with _shown(labeller.each, shown) as engine:
         parts |= {episode.number: columns for episode, columns in engine(shown)}
     found = {name: np.concatenate([parts[e.number][name] for e in source.episodes]) for name in features}
-    return _table(labeller, None, found)
+    return _table(labeller, source.episodes, found)
 
 
 def label_shard(
@@ -93,14 +92,18 @@ def label_shard(
     camera: str | None = None,
     continuous: bool | None = None,
     shots: Shots = "auto",
-) -> Path:
-    """Label one of several shards of ``data``, each by a job of its own, on any machine -> the folder of its part, beside ``out``.
+    k: Length = None,
+) -> LatentTable:
+    """Label one of several shards of ``data``, each by a job of its own, on any machine -> a part beside ``out``, whose folder is the
+    table's path and whose rows are the shard's.
 
     :func:`merge` makes the dataset that :func:`label` would write. Raises what that raises, and LaminaError for a part of another model.
     """
-    labeller = _labeller(run, data, device, precision, camera, continuous, shots)
-    with _shown(labeller.each, shard.episodes(labeller.source)) as engine:
-        return write_shard(labeller.plan(_checkpoint(run)), out, shard, engine)
+    labeller = _labeller(run, data, device, precision, camera, continuous, shots, k)
+    episodes, features = shard.episodes(labeller.source), labeller.features()
+    with _shown(labeller.each, episodes) as engine:
+        part = write_shard(labeller.plan(_checkpoint(run)), out, shard, engine)
+    return _table(labeller, episodes, EpisodeColumns(episodes, features, Staging(part, part, features).column), part)
 
 
 def merge(
@@ -111,14 +114,15 @@ def merge(
     camera: str | None = None,
     continuous: bool | None = None,
     shots: Shots = "auto",
+    k: Length = None,
 ) -> LatentTable:
     """Make one dataset of the parts that :func:`label_shard` left; the options are those that they were made with.
 
     Raises LaminaError for parts that are missing, or of another model, data or options; nothing is written then.
     """
-    labeller = _labeller(run, data, "cpu", precision, camera, continuous, shots)
+    labeller = _labeller(run, data, "cpu", precision, camera, continuous, shots, k)
     merge_shards(labeller.plan(_checkpoint(run)), out)
-    return _table(labeller, out)
+    return _written(labeller, out)
 
 
 def _labeller(
@@ -129,21 +133,41 @@ def _labeller(
     camera: str | None,
     continuous: bool | None,
     shots: Shots,
+    k: Length,
 ) -> Labeller:
     device = pick_device(device)
     model = run if isinstance(run, LatentActionModel) else LatentActionModel.from_pretrained(str(run))
     model = model.to(device).eval()
     source = open_source(data)
-    return Labeller(model, source, source_camera(source, camera), action_columns(model, continuous), precision, shots)
+    length = check_length(k, model.config, model.lam.dim, None if isinstance(run, LatentActionModel) else run)
+    columns = action_columns(model, continuous)
+    return Labeller(model, source, source_camera(source, camera), columns, precision, shots, length)
 
 
-def _table(labeller: Labeller, out: Path | None, found: Mapping[str, np.ndarray] | None = None) -> LatentTable:
-    """The table of a dataset that was written, or of the labels ``found``."""
-    source = labeller.source if out is None else open_source(out)
-    columns = EpisodeColumns(source, tuple(labeller.features())) if found is None else found
-    lengths = [episode.length for episode in source.episodes]
-    rows = np.repeat(np.arange(len(lengths)), lengths), np.concatenate([np.arange(length) for length in lengths])
-    return LatentTable(columns, *rows, len(labeller.slots), labeller.model.column, out)
+def _written(labeller: Labeller, out: Path) -> LatentTable:
+    """The table of a dataset that was written."""
+    dataset = open_source(out)
+    columns = EpisodeColumns(dataset.episodes, labeller.features(), dataset.column)
+    return _table(labeller, dataset.episodes, columns, out)
+
+
+def _table(
+    labeller: Labeller, episodes: Sequence[Episode], columns: Mapping[str, np.ndarray], path: Path | None = None
+) -> LatentTable:
+    lengths = [episode.length for episode in episodes]
+    number = np.repeat(np.array([episode.number for episode in episodes], int), lengths)
+    frame = np.concatenate([np.zeros(0, int), *map(np.arange, lengths)])
+    return LatentTable(columns, number, frame, len(labeller.slots), labeller.model.column, path)
+
+
+@contextmanager
+def _engine(labeller: Labeller, cluster: Cluster | None, device: str) -> Iterator[Engine]:
+    """What labels episodes, with a progress bar; a cluster is started, or joined, when this is entered."""
+    with ExitStack() as stack:
+        each: Engine = labeller.each
+        if cluster is not None:
+            each = stack.enter_context(RayEngine(labeller, cluster, pick_device(device)))
+        yield stack.enter_context(_shown(each, labeller.source.episodes))
 
 
 @contextmanager

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+import torch
+from jaxtyping import Int, UInt8
+from torch import Tensor
 
 from lamina.data.dataset import Dataset
 from lamina.data.episodes import Episode
 from lamina.data.lerobot.staging import VALID, Columns, Features, LabelPlan
 from lamina.data.read_ahead import ReadAhead
-from lamina.data.shots import ShotReader, Shots, detector
+from lamina.data.shots import Shots, detector, detector_name
 from lamina.device import Precision, autocast
-from lamina.inference.encode import CHUNK, encode_episode, frame_pairs
+from lamina.inference.encode import CHUNK, encode_pairs
+from lamina.models.adaptive import AdaptiveK
 from lamina.models.config import Side
 from lamina.models.hub import LatentActionModel
+from lamina.types import Latent
 from lamina.version import __version__
 
 INDEX = "latent_action.index"
 SHOT = "latent_action.shot"
+LENGTH = "latent_action.k"
+UNUSED = -1  # the code of a slot behind the prefix
 
 
 def action_columns(model: LatentActionModel, continuous: bool | None = None) -> dict[str, Side]:
@@ -35,6 +42,7 @@ def action_columns(model: LatentActionModel, continuous: bool | None = None) -> 
 class Labeller:
     """Labels the episodes of ``source``, as ``camera`` shows them, by a model on its device.
 
+    ``k``: slots that are kept, a number for all rows or a rule for each; None: all, without a column that says so.
     The labels of an episode depend on nothing but the episode, the model and these options.
     """
 
@@ -46,9 +54,12 @@ class Labeller:
         columns: dict[str, Side],
         precision: Precision = "fp32",
         shots: Shots = "auto",
+        k: int | AdaptiveK | None = None,
     ) -> None:
         self.model, self.source, self.camera, self.columns, self.precision = model, source, camera, columns, precision
         self.shots, self.detector = shots, detector(shots, source)
+        # Latents arrive on the CPU.
+        self.k, self.prefix = k.to("cpu") if isinstance(k, AdaptiveK) else k, copy.deepcopy(model.lam.prefix).cpu()
 
     @property
     def slots(self) -> range:
@@ -66,6 +77,8 @@ class Labeller:
         if self.model.lam.bottleneck.codebook_size:
             names = [f"slot_{k}" for k in slots]
             features[INDEX] = {"dtype": "int64", "shape": [len(slots)], "names": names}
+        if self.k is not None:
+            features[LENGTH] = {"dtype": "int64", "shape": [1], "names": None}
         if self.detector is not None:
             features[SHOT] = {"dtype": "int64", "shape": [1], "names": None}
         return features
@@ -86,8 +99,10 @@ class Labeller:
             "camera": self.camera,
             "precision": self.precision,
         }
+        if self.k is not None:
+            provenance["k"] = self.k if isinstance(self.k, int) else self.k.record()
         if self.detector is not None:
-            provenance["shots"] = type(self.detector).__name__.lower()
+            provenance["shots"] = detector_name(self.detector)
         return LabelPlan(self.source, self.features(), provenance, self.camera)
 
     def each(self, episodes: Sequence[Episode]) -> Iterator[tuple[Episode, Columns]]:
@@ -101,16 +116,30 @@ class Labeller:
 
     def label(self, episode: Episode, chunks: Iterator[UInt8[np.ndarray, "n h w 3"]]) -> Columns:
         """The labels of one episode, t rows each, from its frames in order. Raises LaminaError for video that cannot be decoded."""
-        partner, valid = frame_pairs(episode.times, self.model.provenance.label_gap)
-        shots = None if self.detector is None else ShotReader(self.detector, chunks)
         with autocast(self.model.device, self.precision):
-            latent = encode_episode(self.model, chunks if shots is None else shots, partner, shots)
-        lam = self.model.lam
-        labels = {name: lam.action(latent, side).flatten(1).numpy() for name, side in self.columns.items()}
-        labels[VALID] = valid[:, None]
-        if (index := lam.action_index(latent)) is not None:
+            found = encode_pairs(self.model, chunks, episode.times, self.model.provenance.label_gap, self.detector)
+        lam, latent = self.model.lam, found.latent
+        actions = {name: lam.action(latent, side) for name, side in self.columns.items()}
+        index = lam.action_index(latent)
+        labels = {}
+        if (keep := self.lengths(latent)) is not None:
+            with torch.no_grad():
+                actions = {name: self.prefix(z, keep) for name, z in actions.items()}
+            if index is not None:
+                index = index.masked_fill(torch.arange(index.shape[1]) >= keep[:, None], UNUSED)
+            labels[LENGTH] = keep[:, None].numpy()
+        labels |= {name: z.flatten(1).numpy() for name, z in actions.items()}
+        labels[VALID] = found.valid[:, None]
+        if index is not None:
             labels[INDEX] = index.numpy()
-        if shots is not None:
-            labels[VALID] &= shots.same(np.arange(episode.length), partner)[:, None]
-            labels[SHOT] = shots.shot[:, None]
+        if found.shot is not None:
+            labels[SHOT] = found.shot[:, None]
         return labels
+
+    def lengths(self, latent: Latent) -> Int[Tensor, "t"] | None:
+        """The slots that each row keeps; None: all of them."""
+        if self.k is None:
+            return None
+        if isinstance(self.k, int):
+            return torch.full((len(latent),), self.k)
+        return self.k.lengths(latent.post.float())

@@ -114,7 +114,7 @@ class RayEngine:
             labeller.model.save_pretrained(folder)
             model = {name: (Path(folder) / name).read_bytes() for name in ("config.json", "model.safetensors")}
         options = {"source": labeller.source, "camera": labeller.camera, "columns": labeller.columns}
-        options |= {"precision": labeller.precision, "shots": labeller.shots}
+        options |= {"precision": labeller.precision, "shots": labeller.shots, "k": labeller.k}
         work = ray.data.from_items([{"episode": n} for n in by_number], override_num_blocks=len(by_number))
         results = work.map_batches(
             _Worker,

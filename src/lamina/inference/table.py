@@ -2,42 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from einops import rearrange
 from jaxtyping import Bool, Float, Int
 
-from lamina.data.dataset import Dataset
+from lamina.data.episodes import Episode
+from lamina.data.lerobot.staging import Features
 from lamina.errors import LaminaError
 
 
 class EpisodeColumns(Mapping[str, np.ndarray]):
-    """Columns of a labelled dataset, read from disk when they are asked for: all rows of all episodes, in order."""
+    """Columns of ``episodes`` on disk, which ``read`` (of an episode and a name) gets when they are asked for: all rows, in order."""
 
-    def __init__(self, dataset: Dataset, names: tuple[str, ...]):
-        self.dataset, self.names = dataset, names
+    def __init__(self, episodes: Sequence[Episode], features: Features, read: Callable[[Episode, str], np.ndarray]):
+        self.episodes, self.features, self.read = episodes, features, read
 
     def __getitem__(self, name: str) -> np.ndarray:
-        if name not in self.names:
-            raise KeyError(name)
-        return np.concatenate([self.dataset.column(episode, name) for episode in self.dataset.episodes])
+        feature = self.features[name]
+        if not self.episodes:
+            return np.zeros((0, *feature["shape"]), feature["dtype"])
+        return np.concatenate([self.read(episode, name) for episode in self.episodes])
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.names)
+        return iter(self.features)
 
     def __len__(self) -> int:
-        return len(self.names)
+        return len(self.features)
 
 
 @dataclass(frozen=True)
 class LatentTable:
     """The latent action of every frame of a dataset, in the order of its episodes. n rows; K slots of d channels.
 
-    ``path``: the LeRobot dataset that holds it as columns, if it was written. ``side``: the column that the model's config calls the latent
-    action.
+    ``path``: the LeRobot dataset that holds it as columns, if it was written; of a shard the folder of its part, and the rows are those
+    of the shard. ``column``: the one that the model's config calls the latent action.
     """
 
     columns: Mapping[str, np.ndarray]
@@ -53,7 +56,7 @@ class LatentTable:
     @cached_property
     def latents(self) -> Float[np.ndarray, "n k d"]:
         """The latent action: the column that the model's config names."""
-        return self.columns[self.column].reshape(len(self), self.slots, -1)
+        return rearrange(self.columns[self.column], "n (k d) -> n k d", k=self.slots)
 
     @cached_property
     def valid(self) -> Bool[np.ndarray, "n"]:
@@ -64,7 +67,13 @@ class LatentTable:
     def index(self) -> Int[np.ndarray, "n k"] | None:
         """Codebook entries; None for a LAM without a codebook."""
         name = "latent_action.index"
-        return self.columns[name].reshape(len(self), -1).astype(np.int64) if name in self.columns else None
+        return self.columns[name].astype(np.int64) if name in self.columns else None
+
+    @cached_property
+    def k(self) -> Int[np.ndarray, "n"] | None:
+        """The slots that each row keeps; None where all rows keep all. Slots behind them hold the null latent, and the code -1."""
+        name = "latent_action.k"
+        return self.columns[name].reshape(-1).astype(np.int64) if name in self.columns else None
 
     def rows(self, episode: int) -> slice:
         """The rows of an episode. Raises LaminaError if there is no such episode."""

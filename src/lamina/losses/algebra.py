@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from lamina.losses.reconstruction import squared_error
@@ -32,3 +33,10 @@ def read_error(error: Latents, scale: Latents, gradients: Float[Tensor, "n k d"]
         return (v.flatten(1) @ read.T).square().mean(1)
 
     return effect(error) / effect(scale).mean().clamp_min(1e-12)
+
+
+def prefixes(z: Latents, keep: Int[Tensor, "b"]) -> Latents:
+    """The first ``keep`` slots of each latent and zeros behind them, scaled so that a mean square over all slots is one over those that are
+    kept; all zeros for a prefix of no slot."""
+    kept = torch.arange(z.shape[1], device=z.device) < keep.unsqueeze(1)
+    return z * kept.unsqueeze(2) * (z.shape[1] / keep.clamp_min(1)).sqrt()[:, None, None]

@@ -1,8 +1,10 @@
 """Auxiliary losses against exogenous state, for every method (*Why Latent Actions Fail*, §4.4-4.5).
 
 Cross-exogenous reconstruction (Eq. 16) predicts the next frame from the latent of the SAME transition under another exogenous state.
-Only what both views share helps that prediction. It needs paired views. A robust target (Eq. 19) is a quantity that exogenous state does
-not change: the action, the change of a feature, or optical flow. A linear head predicts it from the latent; it needs that target.
+Only what both views share helps that prediction. It needs paired views. With ``shared_slots`` (ours) the paired view gives the first slots
+alone and the view itself the others: the first slots are worth what the views share, and exogenous detail has a place in the suffix. A
+robust target (Eq. 19) is a quantity that exogenous state does not change: the action, the change of a feature, or optical flow. A linear
+head predicts it from the latent; it needs that target.
 
 Both are options of every method (:class:`lamina.methods.base.MethodConfig`). Methods need no code for them: the auxiliary losses use the
 latents that a method returns.
@@ -11,6 +13,7 @@ latents that a method returns.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -21,7 +24,7 @@ from lamina.losses.optical_flow import optical_flow
 from lamina.losses.reconstruction import squared_error
 from lamina.methods.base import LossOutput, MethodConfig, MethodLosses, mean_aux, neighbours
 from lamina.models.features import ClipView
-from lamina.models.lam import LAM, Pair
+from lamina.models.lam import LAM, EncodedPairs, Pair
 from lamina.rng import Rng
 from lamina.types import ActionSpec, Clip, Latent
 
@@ -48,7 +51,8 @@ def with_auxiliary(
         found = losses(lam, view, rng)
         added = dict(found.terms)
         if "cross_exogenous" in extra:
-            added["cross_exogenous"] = cross_exogenous(lam, view, found.latents.paired, rng)
+            crossed = with_own_suffix(found.latents, options.shared_slots)
+            added["cross_exogenous"] = cross_exogenous(lam, view, crossed, rng)
             paired = mean_aux(found.latents.paired)
             added |= {name: (added[name] + paired[name]) / 2 for name in paired.keys() & added.keys()}
         if "robust_target" in extra:
@@ -61,6 +65,17 @@ def with_auxiliary(
 def cross_exogenous(lam: LAM, view: ClipView, paired: Mapping[Pair, Latent], rng: Rng) -> Float[Tensor, "b"]:
     """decoder.loss(o, z(o~, o~'), o'), mean over neighbouring pairs (Eq. 16). ``paired``: latents of the paired views."""
     return lam.reconstruction(view, paired, lam.prefix.draw(rng, len(view)), rng)
+
+
+def with_own_suffix(latents: EncodedPairs, shared: int | None) -> dict[Pair, Latent]:
+    """The quantised latents of the paired views, with the slots behind the first ``shared`` from the views themselves; None: none is."""
+    if shared is None:
+        return latents.paired
+
+    def mixed(pair: Pair) -> Tensor:
+        return torch.cat([latents.paired[pair].post[:, :shared], latents.own[pair].post[:, shared:]], dim=1)
+
+    return {pair: replace(latent, post=mixed(pair)) for pair, latent in latents.paired.items()}
 
 
 def robust_target(lam: LAM, clip: Clip, latents: Mapping[Pair, Latent], options: MethodConfig) -> Float[Tensor, "b"]:

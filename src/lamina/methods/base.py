@@ -70,6 +70,9 @@ class MethodConfig:
     more than 50 times, else none. Methods that read frames alone also get mirror images"""
     cross_exogenous: float = 0.0
     """weight of cross-exogenous reconstruction, which needs paired views (--paired); 0: none"""
+    shared_slots: int | None = None
+    """first slots that cross-exogenous reconstruction reads off the paired view; the slots behind are the view's own, so that detail of its
+    exogenous state has a place there; default: all"""
     robust_target: float = 0.0
     """weight of the robust target, which exogenous state does not change: squared error of a linear head, in units of the target's
     variance; 0: none"""
@@ -98,6 +101,8 @@ class MethodConfig:
         check_options(self)
         if self.encoder != "auto" and self.encoder not in ENCODERS:
             raise LaminaError(f"unknown encoder {self.encoder!r}: choose auto, {', '.join(ENCODERS)}")
+        if self.shared_slots is not None and self.shared_slots > self.slots:
+            raise LaminaError(f"--shared-slots must be at most --slots {self.slots}, got {self.shared_slots}")
         if self.frames < 2:
             raise LaminaError(f"--frames must be at least 2, got {self.frames}: a latent action is of a pair")
 

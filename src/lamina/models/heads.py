@@ -87,6 +87,16 @@ class ActionHead(nn.Module):
             terms += list((continuous - target).square().unbind(-1))
         return torch.stack(terms).mean(0)
 
+    def change(self, output: Float[Tensor, "b e"], other: Float[Tensor, "b e"]) -> Float[Tensor, "b"]:
+        """How far ``other`` is from ``output``: mean over the dimensions of KL(output || other) (nats) and squared difference (in units of
+        the labels' variance). By so much the loss of ``other`` is expected to be higher, if ``output`` is right."""
+        (logits, continuous), (others, moved) = self.split(output.float()), self.split(other.float())
+        terms = [
+            F.kl_div(b.log_softmax(-1), a.log_softmax(-1), reduction="none", log_target=True).sum(-1)
+            for a, b in zip(logits, others, strict=True)
+        ]
+        return torch.stack([*terms, *(continuous - moved).square().unbind(-1)]).mean(0)
+
     def read(self, output: Float[Tensor, "b e"]) -> Float[Tensor, "b a"]:
         """The most likely action."""
         logits, continuous = self.split(output.float())

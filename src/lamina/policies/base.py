@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from jaxtyping import Float, Shaped, UInt8
+from jaxtyping import Float, Int, Shaped, UInt8
 from torch import Tensor
 
 from lamina.data.dataset import Data
 from lamina.errors import LaminaError
 from lamina.files import disk_errors, json_of, write_text
+from lamina.models.adaptive import Length
 from lamina.training.settings import TrainConfig
 from lamina.types import ActionSpec
 from lamina.weights import save_weights
@@ -97,6 +98,9 @@ class Policy(ABC):
     chunk: int = 1  # actions of a decision
     cameras: tuple[str, ...] = ()  # that it reads; none = the first camera, whatever its name
     proprio: int = 0  # width of the proprioception that it reads, 0 = none
+    kept: Int[np.ndarray, "b"] | None = (
+        None  # slots of the latent that each row's last decision used; None = has none, or none yet
+    )
 
     @abstractmethod
     def reset(self, rows: Sequence[int] | None = None) -> None:
@@ -143,7 +147,7 @@ class Policy(ABC):
         cls,
         run: str | os.PathLike[str],
         *,
-        k: int | None = None,
+        k: Length = None,
         batch: int = 1,
         temperature: float = 0.0,
         seed: int = 0,
@@ -152,8 +156,9 @@ class Policy(ABC):
     ) -> Policy:
         """The policy of a run folder (or of RUN/joint), of the kind that policy/config.json names; "tokens" where it names none.
 
-        ``k``: latent tokens of a decision (all by default); ``temperature``: 0 takes the likeliest. Raises LaminaError for a folder that
-        is not there, an unknown kind, one that is no ``cls``, and what the kind's own from_run raises.
+        ``k``: latent tokens of a decision (all by default): a number, "auto" for the rule of ``lamina adaptive-k`` in the run, or such a
+        rule; ``temperature``: 0 takes the likeliest. Raises LaminaError for a folder that is not there, an unknown kind, one that is no
+        ``cls``, and what the kind's own from_run raises.
         """
         if not Path(run).is_dir():
             raise LaminaError(f"{os.fspath(run)}: there is no such run folder")

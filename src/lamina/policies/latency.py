@@ -20,7 +20,9 @@ def decision_times(
     Everything from the uint8 frame to the action is timed. The context is filled first; each k then decides ``warmup`` times
     untimed. The timed decisions come in rounds of every k, so that other load on the machine affects all alike.
     """
-    ks = sorted({policy.check_k(k) for k in ks})
+    for k in ks:
+        policy.check_k(k)
+    ks = sorted(set(ks))
     height, width = policy.image[1:]
     rng = np.random.default_rng(0)
     frames = rng.integers(0, 256, (16, policy.batch, height, width, 3), dtype=np.uint8)

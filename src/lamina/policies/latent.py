@@ -20,24 +20,26 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from lamina.data.augment import shifted
 from lamina.data.dataset import Data, name_of
 from lamina.data.sampling import open_source
+from lamina.data.shots import detector_name
 from lamina.data.stream import evenly_spaced
 from lamina.device import pick_device
 from lamina.errors import LaminaError
 from lamina.files import locked, read_json
 from lamina.losses.reconstruction import squared_error
+from lamina.models.adaptive import AdaptiveK, Length, check_length
 from lamina.models.config import Side
 from lamina.models.heads import Translator
 from lamina.models.hub import LatentActionModel
 from lamina.options import check_options
 from lamina.policies.base import PolicyKind, only_one, save_parts
 from lamina.policies.cloning import FramePairRegressor, FramePairs, FramePolicy
-from lamina.policies.encoded import fingerprint
+from lamina.policies.encoded import fingerprint, run_detector
 from lamina.policies.windows import LATENTS, Steps, encode_windows, open_steps
 from lamina.records import Seconds, validated
 from lamina.rng import Rng
@@ -98,16 +100,17 @@ def train_latent_policy(
         if (folder / "config.json").exists() and not training.resume:
             raise LaminaError(f"{folder}: trained already; add --resume to go on, or delete that folder")
         lam, source = fingerprint(model.lam), open_source(path)
-        side = side_of(run, model)
+        side, find = side_of(run, model), run_detector(run, source)
         settings = {
             "latent_policy": dataclasses.asdict(config), "train": fixed_options(training), "data": source.fingerprint(),
             "camera": camera, "lam": lam, "side": side,
         }  # fmt: skip
+        settings |= {"shots": detector_name(find)} if find else {}
         if not training.resume:  # what a killed run left
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
             (folder / "best.safetensors").unlink(missing_ok=True)
         keep_settings(folder / "training.json", settings, training.resume)
-        index = encode_windows(model, source, folder / LATENTS, lam, camera, training.precision, side)
+        index = encode_windows(model, source, folder / LATENTS, lam, camera, training.precision, side, find)
         train, held = (LatentPairs(open_steps(folder / LATENTS, split, LATENTS)) for split in ("train", "validation"))
         torch.manual_seed(training.seed)
         regressor = FramePairRegressor(model.config, train.steps.actions.shape[1])
@@ -156,19 +159,26 @@ def save_latent_policy(
 class LatentPolicy(FramePolicy):
     """pi(z | o) and a translator, for ``batch`` episodes at once; reads one camera."""
 
+    read: LatentReader
+
+    @property
+    def kept(self) -> Int[np.ndarray, "b"] | None:  # type: ignore[override]
+        return self.read.kept
+
     @classmethod
     def from_run(
         cls,
         run: str | os.PathLike[str],
         *,
-        k: int | None = None,
+        k: Length = None,
         batch: int = 1,
         temperature: float = 0.0,
         seed: int = 0,
         device: str = "auto",
         precision: str = "fp32",
     ) -> LatentPolicy:
-        """The policy of a run folder: RUN/model, RUN/policy and RUN/translator. ``k``: slots that the translator reads (all by default).
+        """The policy of a run folder: RUN/model, RUN/policy and RUN/translator. ``k``: slots that the translator reads (all by default);
+        a rule reads the predicted latents, which are means over what may follow and not codes.
 
         Raises LaminaError for a missing or damaged part, a policy of another LAM, a translator of the other side of the quantiser, and a
         ``temperature``: this policy is deterministic, so ``seed`` changes nothing. It computes in fp32, whatever ``precision`` is.
@@ -204,6 +214,8 @@ class LatentPolicy(FramePolicy):
             path.with_name("model.safetensors"),
             {name: values[name] for name in ("lam", "side", "outputs")},
         )
+        if k == "auto":
+            k = check_length(k, model.config, model.lam.dim, run)
         reader = LatentReader(model, translator.to(place).eval(), note.side, model.config.slots if k is None else k)
         return cls(
             regressor.to(place).eval(), reader, translator.spec, model.config.image, batch, note.decision_seconds,
@@ -214,8 +226,15 @@ class LatentPolicy(FramePolicy):
 class LatentReader:
     """Turns predicted latents into actions: prefix, then the translator with what it was conditioned on."""
 
-    def __init__(self, model: LatentActionModel, translator: Translator, side: Side, k: int):
-        if not 1 <= k <= model.config.slots or (k < model.config.slots and model.lam.config.prefix == "full"):
+    kept: np.ndarray | None = None  # slots that it read of each row's last latent
+
+    def __init__(self, model: LatentActionModel, translator: Translator, side: Side, k: int | AdaptiveK):
+        if isinstance(k, AdaptiveK):
+            check_length(k, model.config, model.lam.dim, None)
+            if side != "quantised":
+                raise LaminaError("k=auto reads quantised latents, and this policy predicts those before the quantiser")
+            k = k.to(model.device)
+        elif not 1 <= k <= model.config.slots or (k < model.config.slots and model.lam.config.prefix == "full"):
             raise LaminaError(
                 f"k must be from 1 to the {model.config.slots} slots of a LAM with retained prefixes, got {k}"
             )
@@ -223,10 +242,12 @@ class LatentReader:
 
     def __call__(
         self, output: Float[Tensor, "b o"], previous: Float[Tensor, "b a"], present: Tensor
-    ) -> Float[Tensor, "b n*a"]:
+    ) -> Float[Tensor, "b c"]:
         """The packed actions (:meth:`ActionSpec.pack`) of predicted latents, after the ``previous`` action, in the ``present`` frames."""
         lam = self.model.lam
-        z = lam.prefix(output.unflatten(1, (-1, lam.dim)), self.k)
+        z = output.unflatten(1, (-1, lam.dim))
+        keep = self.k.lengths(z) if isinstance(self.k, AdaptiveK) else torch.full((len(z),), self.k, device=z.device)
+        z, self.kept = lam.prefix(z, keep), keep.cpu().numpy()
         observation = None
         if "observation" in self.translator.condition:  # as lamina.inference.encode.observe: the frame against itself
             features = lam.embed(self.model.read(present))

@@ -97,7 +97,8 @@ class RolloutResult:
     decisions_per_second: float
     realtime: float
     seconds: float
-    k: int | None = None  # latent tokens of a decision, None = all
+    k: int | Literal["auto"] | None = None  # latent tokens of a decision, None = all
+    tokens: float | None = None  # latent tokens of a decision, mean over all of them; None = the agent does not say
     temperature: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -167,7 +168,7 @@ def rollout_worlds(
 def rollout(
     run: Path | str,
     worlds: Sequence[str],
-    k: int | None = None,
+    k: int | Literal["auto"] | None = None,
     episodes: int = 50,
     parallel: int = 8,
     seed: int = 0,
@@ -184,8 +185,8 @@ def rollout(
     returned, and written to ``out`` as JSON.
 
     ``worlds`` may name suites (``doom-suite``), which stand for all their worlds, with the suite's bound on the steps of an episode unless
-    ``max_steps`` is given. ``k``: latent tokens of a decision (all by default). ``size``: height and width of the frames; default: the
-    model's own, 64x64 for ``expert`` and ``random``. Raises what rollout_worlds and Policy.from_run raise.
+    ``max_steps`` is given. ``k``: latent tokens of a decision, a number or "auto" (all by default; see from_run). ``size``: height and
+    width of the frames; default: the model's own, 64x64 for ``expert`` and ``random``. Raises what rollout_worlds and from_run raise.
     """
     if out is not None and out.is_dir():
         raise LaminaError(f"{out}: is a folder; name a file for the record, for example {out / 'rollout.json'}")
@@ -201,7 +202,7 @@ def rollout(
 def _rollout(
     run: str | Path,
     worlds: Sequence[str],
-    k: int | None,
+    k: int | Literal["auto"] | None,
     episodes: int,
     parallel: int,
     seed: int,
@@ -252,6 +253,8 @@ def table(result: RolloutResult) -> str:
                 lines.append(f"{_rate(name, w.success_rate, wide)}{len(w.success):>10}  {len(w.lost) or ''}".rstrip())
         lines += [_rate(f"mean of {tier} tasks", rate, wide) for tier, rate in result.tiers.items() if rate]
         lines.append(_rate("mean of tasks", result.success, wide))
+    if result.tokens is not None:
+        lines.append(f"{result.tokens:.2f} latent tokens a decision.")
     lines.append(f"{result.realtime:.1f} times real time.")
     return "\n".join(lines)
 
@@ -339,6 +342,7 @@ class _Evaluation:
         self.jobs: dict[int, tuple[str, int]] = {}  # row: world and episode
         self.last: dict[int, str] = {}  # row: world of its last episode
         self.fresh: set[int] = set()  # rows whose episode has not had a decision
+        self.tokens: list[float] = []  # latent tokens of every decision
         cameras = agent.cameras if isinstance(agent, Policy) else ()
         proprio = agent.proprio if isinstance(agent, Policy) else 0
         #: The worlds call their cameras so; a policy may call them as a dataset does.
@@ -427,6 +431,9 @@ class _Evaluation:
             actions = np.asarray(policy.act_batch(self._observations(frames)))
         else:
             actions = np.asarray(policy.act_batch(frames[CAMERA]))
+        kept = getattr(policy, "kept", None)
+        if kept is not None:
+            self.tokens += [float(kept[row]) for row in self.jobs]
         if len(actions) != len(self.workers):
             raise LaminaError(f"the agent gave {len(actions)} actions for {len(self.workers)} frames")
         chunks = actions if actions.ndim == 3 else actions[:, None]
@@ -470,6 +477,7 @@ class _Evaluation:
             success=mean_success(list(worlds.values())),
             tiers={tier: mean_success([r for r in worlds.values() if r.tier == tier]) for tier in tiers},
             decisions_per_second=sum(decisions.values()) / seconds,
+            tokens=float(np.mean(self.tokens)) if self.tokens else None,
             realtime=simulated / seconds,
             seconds=seconds,
         )

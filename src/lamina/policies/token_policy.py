@@ -4,6 +4,9 @@
     policy.reset()
     action = policy.act(frame)      # once a decision; k may be given anew each time
 
+With ``k="auto"`` (the rule that ``lamina adaptive-k`` left in the run, :mod:`lamina.models.adaptive`) each row of the batch generates codes
+until the rule says that those generated are enough; rows that have ended wait for the others.
+
 Where the translator was aligned to chunks of actions (``policy.chunk`` of them), all actions of a chunk are returned, to be carried out in
 turn before the next frame is given.
 
@@ -29,6 +32,7 @@ from lamina.data.dataset import Data
 from lamina.device import autocast, pick_device
 from lamina.errors import LaminaError
 from lamina.images import resize_frames
+from lamina.models.adaptive import AdaptiveK, Length, check_length
 from lamina.models.heads import Translator
 from lamina.models.hub import LatentActionModel
 from lamina.models.lam import FrameFeatures
@@ -45,8 +49,8 @@ from lamina.types import ImageSize
 class TokenPolicy(Policy):
     """FlexLAM's Algorithm 1, for ``batch`` episodes at once; reads one camera.
 
-    ``k``: codes that a decision predicts (all by default); ``temperature``: 0 takes the likeliest code, else codes are drawn from
-    softmax(logits / temperature) by a generator of its own. Raises LaminaError if token model and translator do not fit the LAM.
+    ``k``: codes that a decision predicts, a number or a rule (all by default); ``temperature``: 0 takes the likeliest code, else codes are
+    drawn from softmax(logits / temperature) by a generator of its own. Raises LaminaError if token model and translator do not fit the LAM.
     """
 
     def __init__(
@@ -54,7 +58,7 @@ class TokenPolicy(Policy):
         model: LatentActionModel,
         tokens: TokenModel,
         translator: Translator,
-        k: int | None = None,
+        k: int | AdaptiveK | None = None,
         batch: int = 1,
         temperature: float = 0.0,
         seed: int = 0,
@@ -102,7 +106,7 @@ class TokenPolicy(Policy):
         cls,
         run: str | os.PathLike[str],
         *,
-        k: int | None = None,
+        k: Length = None,
         batch: int = 1,
         temperature: float = 0.0,
         seed: int = 0,
@@ -111,10 +115,13 @@ class TokenPolicy(Policy):
     ) -> TokenPolicy:
         """The policy of a run folder: RUN/model, RUN/policy and RUN/translator (or RUN/joint, which holds all three).
 
-        Raises LaminaError for a translator of continuous latents: what a token model predicts are codes.
+        Raises LaminaError for a translator of continuous latents: what a token model predicts are codes; and for ``k="auto"`` in a run
+        that has no rule of its own.
         """
         run, device = Path(run), pick_device(device)
         model = LatentActionModel.from_pretrained(str(run), map_location=device)
+        if k == "auto":
+            k = check_length(k, model.config, model.lam.dim, run)
         tokens = load_token_model(run / "policy", model.lam).to(device)
         inside = (run / "translator.json").is_file()
         translator, note = load_translator(run if inside else run / "translator")
@@ -135,9 +142,12 @@ class TokenPolicy(Policy):
                 f"action are {expected}; align this LAM again"
             )
 
-    def check_k(self, k: int) -> int:
-        """``k``, if that many codes can be predicted. Raises LaminaError otherwise."""
+    def check_k(self, k: int | AdaptiveK) -> int | AdaptiveK:
+        """``k``, if that many codes can be predicted, or a rule for this LAM. Raises LaminaError otherwise."""
         slots = self.tokens.slots
+        if isinstance(k, AdaptiveK):
+            check_length(k, self.lam.config, self.lam.dim, None)
+            return k.to(self.device)
         if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 1 <= k <= slots:
             raise LaminaError(f"k must be a whole number from 1 to the model's {slots} slots, got {k!r}")
         if self.lam.config.prefix == "full" and k < slots:
@@ -159,7 +169,7 @@ class TokenPolicy(Policy):
     def act(
         self,
         observation: Observations | UInt8[np.ndarray, "h w 3"],
-        k: int | None = None,
+        k: int | AdaptiveK | None = None,
         previous: Shaped[np.ndarray, "a"] | None = None,
     ) -> Shaped[np.ndarray, "*n a"]:
         """The action for one frame [a], or a chunk of them [n a]; ``batch`` must be 1. See :meth:`act_batch`."""
@@ -169,14 +179,14 @@ class TokenPolicy(Policy):
     def act_batch(
         self,
         observations: Observations | UInt8[np.ndarray, "b h w 3"],
-        k: int | None = None,
+        k: int | AdaptiveK | None = None,
         previous: Shaped[np.ndarray, "b a"] | None = None,
     ) -> Shaped[np.ndarray, "b *n a"]:
         """The next action of every row [b a], int64 where all dimensions are discrete, else float32; [b n a] where the translator was
         aligned to chunks of n actions.
 
-        ``k``: codes to predict this time. ``previous``: the actions that were carried out since the last call, where they are not the
-        ones that the policy returned (ignored in rows that begin an episode).
+        ``k``: codes to predict this time, or a rule; ``kept`` says how many each row used. ``previous``: the actions that were carried out
+        since the last call, where they are not the ones that the policy returned (ignored in rows that begin an episode).
         Frames of another size than the model's are resized; within an episode their size must not change.
         Raises LaminaError for frames or actions that do not fit; nothing has changed then.
         """
@@ -220,7 +230,7 @@ class TokenPolicy(Policy):
                 raise LaminaError(f"discrete action dimension {i} has the classes 0 to {n - 1}, got {wrong[0]:g}")
         return torch.from_numpy(values).to(self.device, torch.float32)
 
-    def _decide(self, pictures: UInt8[Tensor, "b h w 3"], k: int) -> Shaped[np.ndarray, "b *n a"]:
+    def _decide(self, pictures: UInt8[Tensor, "b h w 3"], k: int | AdaptiveK) -> Shaped[np.ndarray, "b *n a"]:
         tokens, lam = self.tokens, self.lam
         features = lam.embed(self.model.read(pictures.permute(0, 3, 1, 2)))
         begun = bool(self.t.any())
@@ -230,8 +240,8 @@ class TokenPolicy(Policy):
             realized = lam.action_index(lam.pair(self.features, features))
             assert realized is not None
             x = torch.cat([tokens.embed(realized), x], dim=1)
-        codes = self._generate(x, k, begun)
-        z = lam.prefix(lam.index_to_codes(codes), k)
+        codes, keep = self._generate(x, k, begun)
+        z = lam.prefix(lam.index_to_codes(codes), keep)
         observation = None
         if "observation" in self.translator.condition:  # as lamina.training.observe: the frame against itself
             observation = lam.action(lam.pair(features, features), "quantised").flatten(1)
@@ -243,6 +253,7 @@ class TokenPolicy(Policy):
         actions = self.translator.action.read(output).cpu().numpy()
         every = self.spec.unpack(actions)
         self.features, self.previous = features, torch.from_numpy(every[:, -1]).to(self.device)
+        self.kept = keep.cpu().numpy()
         self.t += 1
         every = every.astype(np.float32 if self.spec.continuous else np.int64)
         return every[:, 0] if self.chunk == 1 else every
@@ -254,8 +265,11 @@ class TokenPolicy(Policy):
         first = torch.polar(torch.ones_like(angles), angles)[:, None]
         return (first * self.turns).to(self.device, torch.complex64).unsqueeze(2)
 
-    def _generate(self, x: Float[Tensor, "b n d"], k: int, block: bool) -> Int[Tensor, "b k"]:
-        """Take the newest tokens into the cache and predict ``k`` codes; the other slots of the block are 0."""
+    def _generate(
+        self, x: Float[Tensor, "b n d"], k: int | AdaptiveK, block: bool
+    ) -> tuple[Int[Tensor, "b k"], Int[Tensor, "b"]]:
+        """Take the newest tokens into the cache and predict ``k`` codes, or as many as the rule ``k`` asks for; and how many count in each
+        row. The codes behind them are 0, or were generated while other rows had not ended."""
         tokens, slots = self.tokens, self.tokens.slots
         for cache in self.caches.values():
             cache.begin(self.t, block)
@@ -265,11 +279,18 @@ class TokenPolicy(Policy):
         codes = torch.zeros(self.batch, slots, dtype=torch.long, device=self.device)
         code = codes[:, 0] = self._choose(hidden)
         first = slots + tokens.patches
-        for j in range(k - 1):
+        most, rule = (k.head.slots, k) if isinstance(k, AdaptiveK) else (k, None)
+        keep = [most] * self.batch
+        for j in range(most - 1):
+            if rule is not None:
+                enough = rule.enough(self.lam.index_to_codes(codes[:, : j + 1]), j + 1).tolist()
+                keep = [min(length, j + 1) if ends else length for length, ends in zip(keep, enough, strict=True)]
+                if max(keep) <= j + 1:
+                    break
             x = F.embedding(code, self.code).add_(tokens.slot[j]).unsqueeze(1)
             hidden = self.step(x, rotation[:, first + j], partial(self._generated, j))
             code = codes[:, j + 1] = self._choose(hidden)
-        return codes
+        return codes, torch.tensor(keep, device=self.device)
 
     def _newest(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         cache, number = self.layers[layer]

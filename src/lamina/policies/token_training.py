@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from torch import Tensor
 from lamina.data.augment import shifted
 from lamina.data.dataset import Data, name_of
 from lamina.data.sampling import open_source
+from lamina.data.shots import detector_name
 from lamina.device import pick_device
 from lamina.errors import LaminaError
 from lamina.files import locked, read_json
@@ -26,7 +27,7 @@ from lamina.models.bottlenecks.fsq import FSQ
 from lamina.models.hub import LatentActionModel
 from lamina.models.lam import LAM
 from lamina.policies.base import save_parts
-from lamina.policies.encoded import fingerprint
+from lamina.policies.encoded import fingerprint, run_detector
 from lamina.policies.token_model import TokenConfig, TokenModel
 from lamina.policies.windows import Window, WindowStream, encode_windows, fixed_windows, open_steps
 from lamina.records import CodebookSize, Extent, Image, Seconds, validated
@@ -114,22 +115,23 @@ def _train_token_model(run: Path, path: Data, config: TokenConfig, training: Tra
         "camera": camera,
         "lam": print_of_lam,
     }
+    find = run_detector(run, source)
+    settings |= {"shots": detector_name(find)} if find else {}
     if rank == 0:
         if not training.resume:  # what a killed run left
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
             (folder / "best.safetensors").unlink(missing_ok=True)
         keep_settings(folder / "training.json", settings, training.resume)
-    else:  # one process encodes for all
-        while not (folder / "tokens" / "index.json").exists():
-            time.sleep(0.5)
-    index = encode_windows(model, source, folder / "tokens", print_of_lam, camera, training.precision)
+    index = encode_windows(
+        model, source, folder / "tokens", print_of_lam, camera, training.precision, find=find, wait=rank > 0
+    )
     tokens.decision_seconds = index["decision_seconds"]
     steps = open_steps(folder / "tokens", "train")
     held = fixed_windows(open_steps(folder / "tokens", "validation"), config.length, config.stride)
 
-    def open_stream(shards: int, shard: int | None) -> WindowStream:
+    def open_stream(shards: int, own: Sequence[int]) -> WindowStream:
         batch = training.batch // training.accumulate
-        return WindowStream(steps, config.length, config.stride, batch, training.seed, shards, shard)
+        return WindowStream(steps, config.length, config.stride, batch, training.seed, shards, own)
 
     validate, best = token_diagnostics(held), BestCheckpoint(folder / "best.safetensors")
 

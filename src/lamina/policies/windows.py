@@ -3,6 +3,8 @@
 RUN/policy/tokens/index.json              what they were made from; written with the rest, whole or not at all
 RUN/policy/tokens/SPLIT.frames.npy        uint8 [n h w 3], step after step, episode after episode
 RUN/policy/tokens/SPLIT.codes.npy         int [n k]; or, of continuous latents, SPLIT.latents.npy, float32 [n k*d]
+
+An episode ends at a cut of edited video, as at its last frame: no transition and no window crosses one.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from tqdm import tqdm
 
 from lamina.data.dataset import Dataset
 from lamina.data.sampling import source_camera
+from lamina.data.shots import Detector, detector_name
 from lamina.data.stream import evenly_spaced
 from lamina.device import autocast
 from lamina.errors import LaminaError
@@ -28,7 +31,7 @@ from lamina.files import whole_folder
 from lamina.inference.encode import frame_pairs
 from lamina.models.config import Side
 from lamina.models.hub import LatentActionModel
-from lamina.policies.encoded import ENCODED_SPLITS, encode_stretch, index_of, open_arrays, reserve
+from lamina.policies.encoded import ENCODED_SPLITS, encode_stretch, index_of, keep_rows, open_arrays, reserve
 from lamina.records import non_negative
 
 FORMAT = 3
@@ -58,7 +61,7 @@ def strided_sequences(times: Float[np.ndarray, "t"], gap: float) -> list[Int[np.
 class Steps:
     """Frames and latent actions of all steps of a split: codes [n k], or the latents' numbers [n k*d].
 
-    Episode e (a strided sequence of decisions) is steps bounds[e] .. bounds[e+1]-1.
+    Episode e (a strided sequence of decisions within a shot) is steps bounds[e] .. bounds[e+1]-1.
     """
 
     frames: UInt8[np.ndarray, "n h w 3"]
@@ -111,10 +114,17 @@ class WindowStream:
     """
 
     def __init__(
-        self, steps: Steps, length: int, stride: int, batch: int, seed: int, shards: int = 1, shard: int | None = None
+        self,
+        steps: Steps,
+        length: int,
+        stride: int,
+        batch: int,
+        seed: int,
+        shards: int = 1,
+        own: Sequence[int] | None = None,
     ):
         self.steps, self.length, self.stride, self.seed = steps, length, stride, seed
-        self.each, self.mine = batch // shards, range(shards) if shard is None else [shard]
+        self.each, self.mine = batch // shards, range(shards) if own is None else own
         self.drawn = 0
 
     def starts(self, rng: np.random.Generator) -> list[tuple[int, int]]:
@@ -190,10 +200,13 @@ def encode_windows(
     camera: str | None = None,
     precision: str = "fp32",
     side: Side | None = None,
+    find: Detector | None = None,
+    wait: bool = False,
 ) -> dict[str, Any]:
     """Encode the training and the validation split of ``source`` once into ``folder``; returns its index.
 
-    ``side``: the latents themselves, on this side of the quantiser; None: their codes.
+    ``side``: the latents themselves, on this side of the quantiser; None: their codes. ``find``: finds the cuts, if there are any.
+    ``wait``: another process encodes; until it has.
     What is there already is used again if it was made by the same encoder, from the same data. Decisions are as far apart as the
     model's label gap: longer than a frame, each episode gives several sequences. Raises LaminaError for a camera that is not there, a split
     without a single transition, video that cannot be decoded, a disk that refuses.
@@ -210,13 +223,13 @@ def encode_windows(
         "precision": precision,
         "splits": [[episode.length, *episode.splits] for episode in source.episodes],
         "side": side,
+        "shots": detector_name(find),
     }
-    if (index := index_of(folder, made_from)) is not None:
-        return index
+    if (before := index_of(folder, made_from, wait)) is not None:
+        return before
     plans = {split: _plan(source, camera, split, gap) for split in ENCODED_SPLITS}
     for split, (_, lengths, _) in plans.items():
-        if not lengths:
-            raise LaminaError(f"{source.name}: no {split} episode has two frames {gap:g} s apart; use longer episodes")
+        _check_some(source, split, gap, lengths)
     size, slots = model.config.image[1:], model.config.action_length
     if side:
         name, width, dtype = LATENTS, slots * model.lam.dim, "float32"
@@ -226,11 +239,7 @@ def encode_windows(
         name, width, dtype = CODES, slots, "int16" if most <= 2**15 else "int32"
     frames_total = sum(s.stop - s.first for stretches, _, _ in plans.values() for s in stretches)
     seconds = float(np.median([s for _, _, every in plans.values() for s in every] or [gap]))
-    index = made_from | {
-        "slots": slots,
-        "decision_seconds": seconds,
-        "episodes": {s: plans[s][1] for s in ENCODED_SPLITS},
-    }
+    index: dict[str, Any] = made_from | {"slots": slots, "decision_seconds": seconds, "episodes": {}}
     with (
         whole_folder(folder) as partial,
         tqdm(total=frames_total, unit="frame", desc="tokenize", dynamic_ncols=True) as bar,
@@ -238,14 +247,32 @@ def encode_windows(
         for split, (stretches, lengths, _) in plans.items():
             frames = reserve(partial / f"{split}.frames.npy", (sum(lengths), *size, 3), np.uint8)
             actions = reserve(partial / f"{split}.{name}.npy", (sum(lengths), width), dtype)
+            kept = np.ones(sum(lengths), bool)
             for stretch in stretches:
                 with autocast(model.device, precision):
-                    _encode(model, source, camera, stretch, gap, side, frames, actions)
+                    _encode(model, source, camera, stretch, gap, side, find, frames, actions, kept)
                 bar.update(stretch.stop - stretch.first)
             frames.flush()
             actions.flush()
+            if not kept.all():
+                keep_rows(partial / f"{split}.frames.npy", kept)
+                keep_rows(partial / f"{split}.{name}.npy", kept)
+            index["episodes"][split] = _lengths_of_runs(np.cumsum([0, *lengths]), kept)
+            _check_some(source, split, gap, index["episodes"][split])
         (partial / "index.json").write_text(json.dumps(index))
     return index
+
+
+def _check_some(source: Dataset, split: str, gap: float, lengths: Sequence[int]) -> None:
+    if not lengths:
+        raise LaminaError(f"{source.name}: no {split} episode has two frames {gap:g} s apart; use longer episodes")
+
+
+def _lengths_of_runs(bounds: Int[np.ndarray, "m"], kept: Bool[np.ndarray, "n"]) -> list[int]:
+    """How many of the steps are ``kept`` in a row, within the sequences that begin at ``bounds``."""
+    starts = kept & ~np.concatenate([[False], kept[:-1]])
+    starts[bounds[:-1]] = kept[bounds[:-1]]
+    return np.bincount(np.cumsum(starts)[kept] - 1).tolist()
 
 
 def _encode(
@@ -255,9 +282,12 @@ def _encode(
     stretch: _Stretch,
     gap: float,
     side: Side | None,
+    find: Detector | None,
     frames: np.ndarray,
     actions: np.ndarray,
+    kept: Bool[np.ndarray, "n"],
 ) -> None:
+    """Fill the rows of one stretch. ``kept`` becomes False for the steps whose next frame is behind a cut."""
     place = stretch.place
 
     def keep(start: int, chunk: UInt8[np.ndarray, "n h w 3"]) -> None:
@@ -265,10 +295,12 @@ def _encode(
         frames[here[here >= 0]] = chunk[here >= 0]
 
     episode = source.episodes[stretch.episode]
-    latent = encode_stretch(model, source, camera, episode, stretch.first, stretch.stop, gap, keep)
+    encoded = encode_stretch(model, source, camera, episode, stretch.first, stretch.stop, gap, keep, find)
+    latent = encoded.latent
     found = model.lam.action(latent, side).flatten(1) if side else model.lam.action_index(latent)
     assert found is not None
     actions[place[place >= 0]] = found.numpy()[place >= 0]
+    kept[place[place >= 0]] = encoded.valid[place >= 0]
 
 
 def open_steps(folder: Path, split: str, name: str = CODES) -> Steps:

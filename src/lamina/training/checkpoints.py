@@ -1,19 +1,25 @@
-"""RUN/checkpoints/step-00000500/: the state to resume from. Each folder is complete or absent, and checked before it is used."""
+"""RUN/checkpoints/step-00000500/: the state to resume from. Each folder is complete or absent, and checked before it is used.
+
+    manifest.json                  step, and size and sha256 of every other file
+    streams.json                   where the data streams are
+    model.safetensors              of one process: weights; average.safetensors; optimizer.safetensors
+    shard-00001-model-....         of several: what the first process holds of all three (lamina.training.parts)
+
+Several processes write and read in a folder that all of them see. Either form is read by any number of processes.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 import torch
-import torch.distributed as dist
 from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -22,16 +28,28 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from lamina.errors import LaminaError
-from lamina.files import json_of, reason, whole_folder, write_text
+from lamina.files import json_of, reason, write_text
 from lamina.records import Malformed, NonNegative, validated
 from lamina.training.distributed import Processes
-from lamina.weights import Layout, first_non_finite, layout, load_weights, read_tensors, record_of, save_weights
+from lamina.training.parts import (
+    agreed,
+    common_folder,
+    first_non_finite_piece,
+    layout_of_parts,
+    read_parts,
+    sha256,
+    together,
+    write_parts,
+)
+from lamina.weights import Layout, check_layout, layout, load_weights, read_tensors, record_of, save_weights
 
 #: What an optimiser keeps of a parameter: a number of steps ("step"), the rest of the parameter's shape. A group of parameters whose
 #: optimiser keeps something else names it under "moments".
 ADAMW = ("exp_avg", "exp_avg_sq", "step")
 TENSORS = ("model.safetensors", "average.safetensors", "optimizer.safetensors")
 FILES = (*TENSORS, "streams.json")
+#: What the names of a part's tensors begin with.
+KINDS = ("model", "average", "optimizer")
 
 
 @dataclass(frozen=True)
@@ -42,9 +60,12 @@ class _File:
 
 @dataclass(frozen=True)
 class _Manifest:
-    format: Literal[1]
+    """Format 1 is of one process, 2 of several. ``shards``: of the data, where that is not the number of processes."""
+
+    format: Literal[1, 2]
     step: NonNegative
     files: dict[str, _File]
+    shards: Annotated[int, Field(ge=1, lt=2**31)] | None = None
 
 
 @runtime_checkable
@@ -66,13 +87,15 @@ class Counting(Protocol):
 
 @dataclass(frozen=True)
 class TrainingState:
-    """What a checkpoint keeps. ``average``: the averaged weights, if there are any; ``processes``: those that train together."""
+    """What a checkpoint keeps. ``average``: the averaged weights, if there are any; ``processes``: those that train together; ``shards``:
+    into how many the data are divided."""
 
     processes: Processes
     module: nn.Module
     optimizer: torch.optim.Optimizer
     average: Mapping[str, Tensor]
     stream: Stream
+    shards: int
 
 
 def full(value: Tensor) -> Tensor:
@@ -111,48 +134,53 @@ class Checkpoints:
                 raise LaminaError(f"{path}: is of a step beyond this run's {steps}; move it away")
         return max(self.steps(), default=0)
 
-    def processes(self, step: int) -> int:
-        """How many processes wrote the checkpoint of ``step``; 1 where that cannot be read."""
+    def shards(self, step: int) -> int:
+        """How many shards the data of the run had that wrote the checkpoint of ``step``; 1 where that cannot be read."""
         try:
-            return max(1, len(json_of(self.path(step) / "streams.json", list)))
-        except (OSError, ValueError):
+            stated = json_of(self.path(step) / "manifest.json").get("shards")
+            return max(1, int(stated or len(json_of(self.path(step) / "streams.json", list))))
+        except (OSError, ValueError, TypeError):
             return 1  # :meth:`load` says what is wrong with it
 
     def save(self, step: int, state: TrainingState) -> None:
         """Write a checkpoint and remove the oldest. Raises LaminaError for weights that are not finite, and where the disk refuses."""
-        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        processes, path = state.processes, self.path(step)
+        alone = processes.size == 1
+        options = StateDictOptions(full_state_dict=alone, cpu_offload=alone)
         weights: Any
         optim: Any
         weights, optim = get_state_dict(state.module, state.optimizer, options=options)
-        averaged = {name: full(value) for name, value in state.average.items()}
-        own = (state.stream.state_dict(), first_non_finite({**weights, **averaged}))
-        gathered: list[Any] = [own] * state.processes.size
-        if state.processes.size > 1:
-            dist.all_gather_object(gathered, own)
-        if bad := next((bad for _, bad in gathered if bad), None):  # known to all processes, so that all of them end
+        # Known to all processes, so that all of them end.
+        bad = together(processes, first_non_finite_piece({**weights, **state.average}))
+        if any(bad):
             raise LaminaError(
-                f"{self.run}: '{bad}' is not finite at step {step}; go on from an earlier checkpoint or start again, with a lower --lr"
+                f"{self.run}: '{next(filter(None, bad))}' is not finite at step {step}; go on from an earlier checkpoint or start again, "
+                "with a lower --lr"
             )
-        if state.processes.rank == 0:
-            path = self.path(step)
-            if path.is_symlink() or path.is_file():
-                raise LaminaError(f"{path}: a file or a link is where a checkpoint has to go; move it away")
-            moments = {
-                f"{name}.{moment}": value
-                for name, kept in optim.get("state", {}).items()
-                for moment, value in kept.items()
-            }
-            with whole_folder(path) as folder:
-                for name, tensors in zip(TENSORS, (weights, averaged, moments), strict=True):
-                    save_file({k: v.contiguous() for k, v in tensors.items()}, folder / name)
-                write_text(folder / "streams.json", json.dumps([position for position, _ in gathered]))
-                files = {n: {"size": (folder / n).stat().st_size, "sha256": _sha256(folder / n)} for n in FILES}
-                write_text(folder / "manifest.json", json.dumps({"format": 1, "step": step, "files": files}, indent=1))
+        if path.is_symlink() or path.is_file():
+            raise LaminaError(f"{path}: a file or a link is where a checkpoint has to go; move it away")
+        tensors = (weights, state.average, _by_moment(optim))
+        streams = together(processes, state.stream.state_dict())
+        note: dict[str, Any] = {"format": 1 if alone else 2, "step": step}
+        note |= {} if state.shards == processes.size else {"shards": state.shards}
+        with common_folder(path, processes) as folder:
+            if alone:
+                for name, content in zip(TENSORS, tensors, strict=True):
+                    save_file({k: full(v).contiguous() for k, v in content.items()}, folder / name)
+                own = [folder / name for name in TENSORS]
+            else:
+                own = write_parts(folder, _named(tensors), processes)
+            written = agreed(processes, lambda: {p.name: {"size": p.stat().st_size, "sha256": sha256(p)} for p in own})
+            files = {name: file for each in together(processes, written) for name, file in each.items()}
+            if processes.rank == 0:
+                write_text(folder / "streams.json", json.dumps(streams))
+                size = (folder / "streams.json").stat().st_size
+                files["streams.json"] = {"size": size, "sha256": sha256(folder / "streams.json")}
+                write_text(folder / "manifest.json", json.dumps(note | {"files": files}, indent=1))
+        if processes.rank == 0:
             # Not those of later steps, which are not this run's.
             for old in [s for s in self.steps() if s <= step][: -self.keep]:
                 shutil.rmtree(self.path(old))
-        if state.processes.size > 1:
-            dist.barrier()
 
     def load(self, step: int, state: TrainingState) -> None:
         """Put everything back where it was at ``step``.
@@ -163,12 +191,9 @@ class Checkpoints:
         folder = self.path(step)
         names = {id(p): name for name, p in state.module.named_parameters()}
         try:
-            _check_files(folder, step)
-            expected = (layout(state.module.state_dict()), layout(state.average), _moments(state.optimizer, names))
-            weights: Any
-            weights, averaged, moments = (
-                read_tensors(folder / name, wanted)[0] for name, wanted in zip(TENSORS, expected, strict=True)
-            )
+            manifest = agreed(state.processes, lambda: _checked(folder, step, state.processes))
+            read = _read_whole if manifest.format == 1 else _read_parts
+            weights, averaged, moments = read(folder, state, names)
             streams = json_of(folder / "streams.json", list)
             same = len(streams) == state.processes.size
             state.stream.load_state_dict(streams[state.processes.rank] if same else _together(streams))
@@ -179,7 +204,7 @@ class Checkpoints:
             # The groups' own options are the run's settings, which are compared elsewhere.
             groups = [{**g, "params": [names[id(p)] for p in g["params"]]} for g in state.optimizer.param_groups]
             optim: Any = {"state": kept, "param_groups": groups}
-            options = StateDictOptions(full_state_dict=True)
+            options = StateDictOptions(full_state_dict=manifest.format == 1)
             set_state_dict(
                 state.module, state.optimizer, model_state_dict=weights, optim_state_dict=optim, options=options
             )
@@ -191,8 +216,46 @@ class Checkpoints:
             ) from error
         for name, value in averaged.items():
             own = state.average[name]
-            piece = distribute_tensor(value, own.device_mesh, own.placements) if isinstance(own, DTensor) else value
-            own.copy_(piece)
+            whole = isinstance(own, DTensor) and not isinstance(value, DTensor)
+            own.copy_(distribute_tensor(value, own.device_mesh, own.placements) if whole else value)  # type: ignore[attr-defined]
+
+
+def _by_moment(optim: Any) -> dict[str, Tensor]:
+    """An optimiser's state as one dictionary."""
+    return {f"{name}.{moment}": v for name, kept in optim.get("state", {}).items() for moment, v in kept.items()}
+
+
+def _named(tensors: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Weights, averages and moments as one dictionary."""
+    return {f"{kind}.{name}": v for kind, each in zip(KINDS, tensors, strict=True) for name, v in each.items()}
+
+
+#: Weights, averaged weights and the optimiser's moments.
+_Tensors = tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]
+
+
+def _read_whole(folder: Path, state: TrainingState, names: Mapping[int, str]) -> _Tensors:
+    """The whole tensors of a checkpoint of one process."""
+    expected = (layout(state.module.state_dict()), layout(state.average), _moments(state.optimizer, names))
+    files = [folder / name for name in TENSORS]
+    found = agreed(state.processes, lambda: [read_tensors(*each)[0] for each in zip(files, expected, strict=True)])
+    return found[0], found[1], found[2]
+
+
+def _read_parts(folder: Path, state: TrainingState, names: Mapping[int, str]) -> _Tensors:
+    """What this process holds of the tensors of a checkpoint of several."""
+    weights: Any
+    optim: Any
+    weights, optim = get_state_dict(state.module, state.optimizer)
+    own = _named((weights, state.average, _by_moment(optim)))
+    agreed(state.processes, lambda: check_layout(layout_of_parts(folder), layout(own)))
+    filled = {name: torch.zeros_like(value) for name, value in own.items()}
+    read_parts(folder, filled, state.processes)
+    bad = together(state.processes, first_non_finite_piece(filled))
+    if any(bad):
+        raise ValueError(f"'{next(filter(None, bad))}' is not finite")
+    found = [{n.partition(".")[2]: v for n, v in filled.items() if n.startswith(f"{kind}.")} for kind in KINDS]
+    return found[0], found[1], found[2]
 
 
 def _together(states: list[Any]) -> Any:
@@ -213,11 +276,6 @@ def _together(states: list[Any]) -> Any:
     return {name: _together(each) for name, each in values.items()} | shards
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _moments(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> Layout:
     """The state that an optimiser keeps of its parameters; ``names``: of the parameters, by their id."""
     step = torch.zeros(())
@@ -231,20 +289,26 @@ def _moments(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> Layo
     )
 
 
-def _check_files(folder: Path, step: int) -> None:
-    """Raises ValueError or OSError unless a checkpoint's files are, byte for byte, those that its manifest lists."""
+def _checked(folder: Path, step: int, processes: Processes) -> _Manifest:
+    """The manifest of a checkpoint, of whose files this process has checked its share.
+
+    Raises ValueError or OSError unless they are, byte for byte, those that the manifest lists, and there is no other part.
+    """
     try:
         manifest = validated(_Manifest, json_of(folder / "manifest.json"), "manifest.json")
     except FileNotFoundError as error:
         raise ValueError("no manifest.json: incomplete, or of a version of lamina that wrote none") from error
-    if manifest.step != step or manifest.files.keys() != set(FILES):
+    parts = {path.name for path in folder.glob("*.safetensors")}
+    listed = set(FILES) if manifest.format == 1 else {"streams.json", *parts}
+    if manifest.step != step or manifest.files.keys() != listed:
         raise ValueError("manifest.json is that of another folder")
-    for name, file in manifest.files.items():
+    for name, file in sorted(manifest.files.items())[processes.rank :: processes.size]:
         path = folder / name
         if path.is_symlink() or not path.is_file():
             raise ValueError(f"{name} is missing")
-        if path.stat().st_size != file.size or _sha256(path) != file.sha256:
+        if path.stat().st_size != file.size or sha256(path) != file.sha256:
             raise ValueError(f"{name} is not what was written")
+    return manifest
 
 
 @dataclass(frozen=True)

@@ -30,15 +30,19 @@ class Processes:
     def here() -> Processes:
         return Processes(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
 
-    def shards(self, config: TrainConfig, begun: int | None = None) -> tuple[int, int | None]:
-        """The number of data shards, and the one of this process (None: all of them). ``begun``: processes that a resumed run had."""
+    def shards(self, config: TrainConfig, begun: int | None = None) -> tuple[int, range]:
+        """The number of data shards, and those of this process. ``begun``: of the run that is resumed.
+
+        Raises LaminaError where the processes do not divide the shards evenly, or these the batch.
+        """
         n = config.shards or begun or self.size
-        if self.size not in (1, n) or config.batch % (n * config.accumulate):
+        if n % self.size or config.batch % (n * config.accumulate):
             hint = f"; begin a run that {self.size} processes may resume with --shards {self.size}" if begun else ""
             raise LaminaError(
                 f"{n} shards, {self.size} processes and --batch {config.batch} do not divide evenly{hint}"
             )
-        return n, self.rank if self.size > 1 else None
+        each = n // self.size
+        return n, range(self.rank * each, (self.rank + 1) * each)
 
     def join(self, device: str) -> torch.device:
         """The device of this process. If the job has several, joins their process group (nccl on CUDA, else gloo)."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ def fit_head(
         best.update(current, loss)
         return {"action": loss}, []
 
-    def open_stream(shards: int, shard: int | None) -> Any:
+    def open_stream(shards: int, own: Sequence[int]) -> Any:
         return stream() if stream else Minibatches(train, config.batch // config.accumulate, config.seed)
 
     fit(run, module, losses, weights or {"action": 1.0}, open_stream, config, validate, title)

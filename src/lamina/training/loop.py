@@ -30,6 +30,7 @@ from lamina.training.checkpoints import Checkpoints, Counting, Stream, TrainingS
 from lamina.training.distributed import Processes, replicate, shard, unsynchronised
 from lamina.training.log import Log
 from lamina.training.muon import MOMENTS, Muon, matrices
+from lamina.training.parts import storage
 from lamina.training.settings import TrainConfig
 from lamina.weights import first_non_finite
 
@@ -80,7 +81,8 @@ def make_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.Optimi
         decay = config.weight_decay
         groups.append({"params": orthogonal, "weight_decay": decay, "orthogonal": True, "moments": MOMENTS})
     kind = Muon if orthogonal else torch.optim.AdamW
-    return kind([{**g, "initial_lr": 1.0} for g in groups], lr=1.0, betas=(0.9, 0.99), foreach=True)
+    # Without groups that are empty: torch loses their options when it loads an optimiser's state.
+    return kind([{**g, "initial_lr": 1.0} for g in groups if g["params"]], lr=1.0, betas=(0.9, 0.99), foreach=True)
 
 
 def accumulate_gradients(
@@ -119,7 +121,7 @@ def fit(
     module: nn.Module,
     losses: Losses,
     weights: Mapping[str, float],
-    open_stream: Callable[[int, int | None], Stream],
+    open_stream: Callable[[int, Sequence[int]], Stream],
     config: TrainConfig,
     validate: Callable[[Any], Validation] | None = None,
     title: str | None = None,
@@ -127,7 +129,8 @@ def fit(
 ) -> dict[str, Tensor]:
     """Train ``module`` for ``config.steps`` steps and return its final (averaged) weights on the CPU.
 
-    ``losses(module, batch, rng) -> {term: [b]}`` with a weight for each term; ``open_stream(shards, shard)`` opens the data.
+    ``losses(module, batch, rng) -> {term: [b]}`` with a weight for each term; ``open_stream(shards, own)`` opens the data: of so many
+    shards those of this process.
     ``validate(module)`` is called every ``validate_every`` steps and at the end, on the weights as they would be saved: averaged
     (``config.ema``), with statistics that ``recalibrate(module)`` has fitted to them. ``title`` names the progress bar (None: no bar).
     Log and checkpoints go to ``run``; ``config.resume`` continues from its last checkpoint. Parts of ``module`` with an ``after_step()``
@@ -137,7 +140,9 @@ def fit(
     processes = Processes.here()
     checkpoints = Checkpoints(run, config.keep)
     start = checkpoints.last(config.steps) if config.resume else 0
-    shards, own_shard = processes.shards(config, checkpoints.processes(start) if start else None)
+    shards, own = processes.shards(config, checkpoints.shards(start) if start else None)
+    if processes.size > 1:
+        storage()  # checkpoints come too late to notice what they need
     device = processes.join(config.device)
     step_module = _Step(module.train(), losses).to(device)
     average = WeightAverage(module, config.ema, HOST if config.ema_offload else None) if config.ema else None
@@ -147,11 +152,11 @@ def fit(
     trained = [p for p in module.parameters() if p.requires_grad]
     following: list[Any] = [part for part in module.modules() if hasattr(part, "after_step")]
 
-    stream = open_stream(shards, own_shard)
+    stream = open_stream(shards, own)
 
     def state() -> TrainingState:
         averaged = state_of(average.module) if average else {}
-        return TrainingState(processes, step_module, optimizer, averaged, stream)
+        return TrainingState(processes, step_module, optimizer, averaged, stream, shards)
 
     if start:
         checkpoints.load(start, state())
@@ -161,10 +166,10 @@ def fit(
     log = Log(run, config, processes, start)
     bar = _progress_bar(config, start, title if processes.rank == 0 else None)
     warned: set[str] = set()
-    batches, own_shards = iter(stream), range(shards) if own_shard is None else [own_shard]
+    batches = iter(stream)
     for step in range(start, config.steps):
         began = time.perf_counter()
-        terms, waited = accumulate_gradients(parallel, batches, weights, config, step, own_shards, device)
+        terms, waited = accumulate_gradients(parallel, batches, weights, config, step, own, device)
         norm = torch.nn.utils.clip_grad_norm_(trained, config.clip)
         optimizer.step()
         schedule.step()

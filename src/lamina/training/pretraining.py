@@ -13,7 +13,7 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -239,8 +239,8 @@ def pretrain(run: Path, recipe: Recipe, data: DataConfig, config: TrainConfig, i
         if processes.size == 1:
             _show_duration(lam, recipe, held, config)
 
-        def open_stream(shards: int, shard: int | None) -> ClipStream:
-            return ClipStream(data, config.batch // config.accumulate, config.seed, shards=shards, shard=shard)
+        def open_stream(shards: int, own: Sequence[int]) -> ClipStream:
+            return ClipStream(data, config.batch // config.accumulate, config.seed, shards=shards, own=own)
 
         state = fit(
             run,

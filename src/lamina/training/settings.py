@@ -47,7 +47,8 @@ class TrainConfig:
     parallel: Literal["ddp", "fsdp2"] = "ddp"
     """how torchrun's processes share the work"""
     shards: int | None = None
-    """independent data streams that one batch is made of; default: the number of processes. A run resumes on one process or on as many"""
+    """independent data streams that one batch is made of; default: the number of processes. A run resumes on as many processes as
+    divide them evenly"""
     checkpoint_every: int = 500
     keep: int = 2
     """checkpoints kept"""

@@ -55,7 +55,7 @@ GAP = 0.04
 SCORES = ("nmse", "future_share", "inconsistency", "return")
 FIGURES = {
     "nmse": ("Error of a linear probe", "NMSE of the action"),
-    "future_share": ("Influence of the next frame's exogenous state", "share of the latent's variance"),
+    "future_share": ("Influence of the next frame's exogenous state", "change of z, relative to chance"),
     "return": ("Return of the latent policy", "return (random actions 0, expert 1)"),
 }
 
@@ -223,9 +223,9 @@ def cheetah(experiment: Experiment) -> Outcome:
     }
     higher = [v for v in REMEDIES if below(plain["return"], metrics[v]["return"])]
     text = (
-        f"Probe NMSE: {means_of(metrics, 'nmse')}. Share of the latent's variance that comes from the next frame's exogenous state: "
+        f"Probe NMSE: {means_of(metrics, 'nmse')}. Change of z with the next frame's exogenous state, relative to chance (1: unrelated): "
         f"{means_of(metrics, 'future_share')}. Return of the latent policy (random actions 0, expert 1): {means_of(metrics, 'return')}. "
-        f"Significantly better than vanilla in NMSE: {listed(lower['nmse'])}; in the share: {listed(lower['future_share'])}; "
+        f"Significantly better than vanilla in NMSE: {listed(lower['nmse'])}; in the change of z: {listed(lower['future_share'])}; "
         f"in return: {listed(higher)}."
     )
     plots = []
@@ -253,7 +253,7 @@ def swap(experiment: Experiment) -> Outcome:
         two = {title: frames[1:3] for title, frames in score.pictures.items()}
         shown.setdefault(f"{variant}\n{world}", replace(score, pictures=two))
         psnrs = {title: float(np.mean(values)) for title, values in score.psnrs().items()}
-        return {f"{variant}, {world}": psnrs | {"share of z": score.future_share(study.test_clip.episode).mean}}
+        return {f"{variant}, {world}": psnrs | {"change of z": score.future_share(study.test_clip.episode).mean}}
 
     metrics = over_seeds(
         scores(world, variant, seed)
@@ -264,7 +264,9 @@ def swap(experiment: Experiment) -> Outcome:
     picture = experiment.workdir / "swap.png"
     swap_picture(shown, picture)
     plain = metrics["vanilla, drifting"]
-    text = "PSNR in dB, and the share of the latent's variance that comes from the next exogenous state. "
+    text = (
+        "PSNR in dB, and the change of z with the next exogenous state, relative to chance (1: unrelated; at most 2). "
+    )
     text += " ".join(f"{name}: {means(row, 2)}." for name, row in metrics.items())
     holds = below(plain["swap, against the next frame"], plain["swap, against the paired next frame"])
     return Outcome(metrics, holds, text, picture=picture)

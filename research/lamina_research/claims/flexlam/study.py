@@ -252,9 +252,11 @@ class FlexLAMStudy(Study[FlexLAMSetup]):
 
     def budget_losses(self, labels: Labels, seed: int, without: Sequence[str] = ()) -> dict[str, float]:
         """The held-out loss of FlexLAM and of a separately trained Fixed-K at each budget."""
-        ours = self.losses(flexlam_spec(seed), labels, self.setup.budgets, without)
-        fixed = {k: self.losses(fixed_k_spec(k, seed), labels, (k,), without)[k] for k in ours}
-        return {f"FlexLAM@{k}": loss for k, loss in ours.items()} | {f"Fixed-K{k}": loss for k, loss in fixed.items()}
+        budgets = self.setup.budgets
+        models = [(flexlam_spec(seed), budgets), *((fixed_k_spec(k, seed), (k,)) for k in budgets)]
+        ours, *fixed = self.experiment.each(lambda one: self.losses(one[0], labels, one[1], without), models)
+        alone = {f"Fixed-K{k}": losses[k] for k, losses in zip(budgets, fixed, strict=True)}
+        return {f"FlexLAM@{k}": loss for k, loss in ours.items()} | alone
 
     def controls(self, model: ModelSpec, labels: Labels) -> dict[str, float]:
         """Held-out loss of every control and reference of a model, on the first draw of labels."""
@@ -303,12 +305,11 @@ class FlexLAMStudy(Study[FlexLAMSetup]):
         run = self.run(model)
 
         def build(path: Path) -> None:
-            self.experiment.progress(f"token model of {model.name} {dict(model.options)}, seed {model.seed}")
             shutil.copytree(run / "model", path / "model", dirs_exist_ok=True)
             training = replace(s.policy, seed=model.seed, resume=True)
             train_token_model(path, str(self.dataset()), s.tokens, training)
 
-        return self.experiment.cached(key, (tokens, model.method), build)
+        return self.experiment.cached(key, (tokens, model.method), build, f"token model of {model.title}")
 
     def returns(self, model: ModelSpec, labels: Labels, k: int) -> dict[str, float]:
         """Returns of a token policy with k generated tokens per decision: normalised, and in percent of the expert."""

@@ -6,6 +6,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from fractions import Fraction
 from io import BytesIO
 from pathlib import Path
@@ -100,14 +101,16 @@ def write_labels(
     """
     camera = camera or source.cameras[0]
     plan = LabelPlan(source, features, provenance, camera)
-    return write_labelled(plan, Path(out), one_by_one(lambda episode: label(episode, camera)))
+    return write_labelled(plan, Path(out), nullcontext(one_by_one(lambda episode: label(episode, camera))))
 
 
-def write_labelled(plan: LabelPlan, out: Path, engine: Engine) -> Path:
-    """:func:`write_labels` by any engine, whose order of the episodes changes nothing."""
+def write_labelled(plan: LabelPlan, out: Path, engine: AbstractContextManager[Engine]) -> Path:
+    """:func:`write_labels` by any engine, whose order of the episodes changes nothing. It is entered after all checks of ``plan`` and
+    ``out``, before anything is written, and left before the dataset is made of the labels."""
     missing = check_plan(plan, out)
-    staging = staging_of(plan, out)
-    staging.fill(plan.source.episodes, missing, engine)
+    with engine as label:
+        staging = staging_of(plan, out)
+        staging.fill(plan.source.episodes, missing, label)
     return finish(plan, out, staging)
 
 

@@ -116,6 +116,10 @@ class Staging:
             arrays.append(to_arrow(values, feature))
         write_table(self.path(episode), [pa.table(arrays, schema=self.schema)], self.schema, durable=False)
 
+    def column(self, episode: Episode, name: str) -> np.ndarray:
+        """One of the labels of an episode, [t d]."""
+        return to_numpy(read_table(self.path(episode), [name])[name])
+
     def get(self, episode: Episode) -> tuple[pa.Table, dict[str, Statistics]]:
         """An episode's labels and their statistics."""
         table = read_table(self.path(episode))

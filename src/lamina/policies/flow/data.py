@@ -9,7 +9,7 @@ RUN/policy/frames/SPLIT.actions.npy           float32 [n a]; .proprio.npy [n p]
 A row of a batch begins at step t of an episode. It holds the frames t, t - r, t - 2r, ... (r actions are carried out between two decisions;
 before the episode's start its first frame stands in), the actions of t, ..., t + H - 1 and the latents of N pairs that begin at t, t + s,
 t + 2s, ... Behind the episode's end, actions repeat the last one and latents are those of no change, and neither is valid: no loss is
-taken there, and nothing sees them.
+taken there, and nothing sees them. A cut of edited video ends what precedes it and begins what follows, as an episode's end and start do.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ from tqdm import tqdm
 
 from lamina.data.dataset import Dataset
 from lamina.data.sampling import source_camera
+from lamina.data.shots import Detector, detector_name
 from lamina.data.stream import evenly_spaced
 from lamina.device import autocast
 from lamina.errors import LaminaError
 from lamina.files import whole_folder
 from lamina.inference.directions import decoder_directions
-from lamina.inference.encode import frame_pairs
 from lamina.models.hub import LatentActionModel
 from lamina.policies.encoded import (
     ENCODED_SPLITS,
     encode_stretch,
     index_of,
     open_arrays,
-    read_frames,
     read_index,
+    read_stretch,
     reserve,
 )
 from lamina.policies.flow.config import FlowConfig
@@ -156,14 +156,18 @@ def encode_steps(
     gap: float | None,
     precision: str = "fp32",
     numbers: int | None = None,
+    find: Sequence[Detector | None] = (),
+    wait: bool = False,
 ) -> dict[str, Any]:
     """Encode the training and the validation split of all ``sources`` once into ``folder``; returns its index.
 
     ``gap``: seconds between the frames of a latent; None: no latents. ``numbers``: of each latent, that many coordinates along the
     directions that the decoder uses most (:func:`lamina.inference.directions.decoder_directions`); None: the latents themselves.
+    ``find``: for each source, what finds the cuts in it, if anything does. ``wait``: another process encodes; until it has.
     What is there already is used again if it was made by the same encoder, from the same data. Raises LaminaError for a training split
     without an episode, frames that cannot be decoded, values that are not finite, a disk that refuses.
     """
+    find = find or (None,) * len(sources)
     made_from = {
         "format": FORMAT,
         "fingerprint": fingerprint,
@@ -175,13 +179,14 @@ def encode_steps(
         "image": list(model.config.image),
         "precision": precision,
         "splits": [[[e.length, *e.splits] for e in source.episodes] for source in sources],
+        "shots": [detector_name(each) for each in find] if any(find) else None,
     }
-    if (index := index_of(folder, made_from)) is not None:
-        return index
+    if (before := index_of(folder, made_from, wait)) is not None:
+        return before
     plans = {split: _stretches(sources, cameras, split) for split in ENCODED_SPLITS}
     if not plans["train"]:
         raise LaminaError(f"{', '.join(s.name for s in sources)}: no training episode is shown by {', '.join(cameras)}")
-    index = made_from | {
+    index: dict[str, Any] = made_from | {
         "episodes": {
             split: [
                 {
@@ -193,7 +198,8 @@ def encode_steps(
                 for stretch in stretches
             ]
             for split, stretches in plans.items()
-        }
+        },
+        "cuts": {},
     }
     width = model.config.action_length * model.lam.dim
     total = len(cameras) * sum(map(len, itertools.chain(*plans.values())))
@@ -215,15 +221,18 @@ def encode_steps(
                 "latents": np.zeros((n, len(cameras), width if gap else 0), np.float32),
                 "valid": np.zeros(n, bool),
                 "second": np.arange(n),
+                "cut": np.zeros(n, bool),
             }
             first = 0
             for stretch in stretches:
-                _encode(model, sources[stretch.source], cameras, stretch, columns, gap, first, frames, arrays)
+                one = sources[stretch.source], find[stretch.source]
+                _encode(model, *one, cameras, stretch, columns, gap, first, frames, arrays)
                 first += len(stretch)
                 bar.update(len(cameras) * len(stretch))
             for pictures in frames:
                 pictures.flush()
             encoded[split] = arrays
+            index["cuts"][split] = np.flatnonzero(arrays["cut"]).tolist()
         if gap and numbers:
             found = [
                 _reduce(model, partial / f"train.frames_{i}.npy", i, encoded, numbers) for i in range(len(cameras))
@@ -241,6 +250,7 @@ def encode_steps(
 def _encode(
     model: LatentActionModel,
     source: Dataset,
+    find: Detector | None,
     cameras: Sequence[str],
     stretch: _Stretch,
     columns: Columns,
@@ -256,14 +266,18 @@ def _encode(
         def keep(start: int, chunk: UInt8[np.ndarray, "n h w 3"], i: int = i) -> None:
             frames[i][at + start : at + start + len(chunk)] = chunk
 
+        where = source, camera, episode, stretch.first, stretch.stop
         if gap is None:
-            for start, chunk in read_frames(model, source, camera, episode, stretch.first, stretch.stop):
-                keep(start, chunk)
+            shot = read_stretch(model, *where, keep, find)
         else:
-            latent = encode_stretch(model, source, camera, episode, stretch.first, stretch.stop, gap, keep)
-            arrays["latents"][at : at + n, i] = model.lam.action(latent, "continuous").flatten(1).float().numpy()
-            second, valid = frame_pairs(episode.times[stretch.first : stretch.stop], gap)
-            arrays["second"][at : at + n], arrays["valid"][at : at + n] = at + second, valid
+            found = encode_stretch(model, *where, gap, keep, find)
+            arrays["latents"][at : at + n, i] = model.lam.action(found.latent, "continuous").flatten(1).float().numpy()
+            arrays["second"][at : at + n] = at + found.partner
+            # Valid in no view where a cut is in one of them.
+            arrays["valid"][at : at + n] = found.valid & (arrays["valid"][at : at + n] if i else True)
+            shot = found.shot
+        if shot is not None:
+            arrays["cut"][at + 1 : at + n] |= np.diff(shot) > 0
     if source.action_spec(columns.action) is not None:
         arrays["actions"][at : at + n] = source.column(episode, columns.action)[stretch.first : stretch.stop]
     if columns.proprio:
@@ -315,6 +329,7 @@ class FlowData:
     actions: Float[np.ndarray, "n a"]
     proprio: Float[np.ndarray, "n p"]
     bounds: Int[np.ndarray, "m"]
+    shots: Int[np.ndarray, "s"]  # the first step of every shot, in order; an episode begins one
     tasks: tuple[str, ...]  # of the episodes, in words
     names: tuple[str, ...]  # of the episodes, for messages
     labelled: Bool[np.ndarray, "e"]
@@ -338,6 +353,7 @@ def open_data(folder: Path, split: str) -> FlowData:
     files = (*names, *(f"frames_{i}" for i in range(cameras)))
     index, *arrays = open_arrays(folder, split, files, lambda index: sum(e["length"] for e in index["episodes"][split]))
     episodes = index["episodes"][split]
+    bounds = np.cumsum([0, *(e["length"] for e in episodes)])
     latents, valid, actions, proprio = (np.array(array) for array in arrays[: len(names)])
     return FlowData(
         tuple(arrays[len(names) :]),
@@ -345,7 +361,8 @@ def open_data(folder: Path, split: str) -> FlowData:
         valid,
         actions,
         proprio,
-        np.cumsum([0, *(e["length"] for e in episodes)]),
+        bounds,
+        np.union1d(bounds, index.get("cuts", {}).get(split, [])).astype(int),
         tuple(e["task"] for e in episodes),
         tuple(e["name"] for e in episodes),
         np.array([e["acts"] for e in episodes], bool),
@@ -384,7 +401,8 @@ def statistics_of(data: FlowData) -> Statistics:
 def rows_at(data: FlowData, rows: Int[np.ndarray, "b"], config: FlowConfig, stride: int) -> FlowBatch:
     """The batch whose rows begin at these steps. ``stride``: frames from one latent to the next."""
     episode = np.searchsorted(data.bounds, rows, side="right") - 1
-    begin, last = data.bounds[episode][:, None], data.bounds[episode + 1][:, None] - 1
+    shot = np.searchsorted(data.shots, rows, side="right") - 1
+    begin, last = data.shots[shot][:, None], data.shots[shot + 1][:, None] - 1
     back = np.arange(config.context)[::-1] * config.executed
     seen = np.maximum(rows[:, None] - back, begin)  # [b t]
     frames = np.stack([pictures[seen] for pictures in data.frames], axis=1)  # [b v t h w c]
@@ -423,10 +441,10 @@ class FlowStream:
         batch: int,
         seed: int,
         shards: int = 1,
-        shard: int | None = None,
+        own: Sequence[int] | None = None,
     ):
         self.data, self.config, self.stride, self.seed = data, config, stride, seed
-        self.each, self.mine = batch // shards, range(shards) if shard is None else [shard]
+        self.each, self.mine = batch // shards, range(shards) if own is None else own
         self.labelled, self.others = data.steps(labelled=True), data.steps(labelled=False)
         self.drawn = 0
 

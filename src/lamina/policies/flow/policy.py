@@ -20,6 +20,7 @@ from torch import Tensor
 from lamina.device import autocast, pick_device
 from lamina.errors import LaminaError, LaminaWarning
 from lamina.images import resize_frames
+from lamina.models.adaptive import Length
 from lamina.models.hub import LatentActionModel
 from lamina.policies.base import Observations, Policy, PolicyKind
 from lamina.policies.flow.config import FlowConfig, Intervention
@@ -73,7 +74,7 @@ class FlowPolicy(Policy):
         cls,
         run: str | os.PathLike[str],
         *,
-        k: int | None = None,
+        k: Length = None,
         batch: int = 1,
         temperature: float = 0.0,
         seed: int = 0,

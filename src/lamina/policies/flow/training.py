@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -16,13 +15,14 @@ from tqdm import tqdm
 
 from lamina.data.dataset import Data, Dataset, name_of
 from lamina.data.sampling import actions_of_gap, open_source
+from lamina.data.shots import detector_name
 from lamina.device import pick_device
 from lamina.errors import LaminaError
 from lamina.files import locked, read_json
 from lamina.models.hub import LatentActionModel
 from lamina.models.lam import LAM
 from lamina.policies.base import save_parts
-from lamina.policies.encoded import fingerprint
+from lamina.policies.encoded import fingerprint, run_detector
 from lamina.policies.flow.config import FlowConfig, FlowShapes
 from lamina.policies.flow.data import (
     Columns,
@@ -85,30 +85,31 @@ def _train_flow_policy(
     check_lengths(sources, config)
     torch.manual_seed(training.seed)
     model = FlowModel(config, shapes)
-    settings = {
+    settings: dict[str, Any] = {
         "flow_policy": dataclasses.asdict(config),
         "train": fixed_options(training),
         "data": [source.fingerprint() for source in sources],
         "shapes": dataclasses.asdict(shapes),
     }
+    find = [run_detector(run, source) for source in sources]
+    settings |= {"shots": [detector_name(each) for each in find]} if any(find) else {}
     if rank == 0:
         if not training.resume:  # what a killed run left
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         keep_settings(folder / "training.json", settings, training.resume)
-        encode_steps(
-            lam,
-            sources,
-            folder / "frames",
-            shapes.fingerprint,
-            shapes.cameras,
-            columns,
-            gap,
-            training.precision,
-            shapes.latent if config.latent_numbers else None,
-        )
-    else:  # one process encodes for all
-        while not (folder / "frames" / "index.json").exists():
-            time.sleep(0.5)
+    encode_steps(
+        lam,
+        sources,
+        folder / "frames",
+        shapes.fingerprint,
+        shapes.cameras,
+        columns,
+        gap,
+        training.precision,
+        shapes.latent if config.latent_numbers else None,
+        find,
+        wait=rank > 0,  # one process encodes for all
+    )
     train = label_some(open_data(folder / "frames", "train"), config.labels, training.seed)
     held = open_data(folder / "frames", "validation")
     model.calibrate(statistics_of(train))
@@ -116,9 +117,9 @@ def _train_flow_policy(
     if rank == 0:
         tqdm.write(told(note, shapes, config))
 
-    def open_stream(shards: int, shard: int | None) -> FlowStream:
+    def open_stream(shards: int, own: Sequence[int]) -> FlowStream:
         batch = training.batch // training.accumulate
-        return FlowStream(train, config, shapes.stride, batch, training.seed, shards, shard)
+        return FlowStream(train, config, shapes.stride, batch, training.seed, shards, own)
 
     validate = flow_diagnostics(fixed_batch(held, config, shapes.stride)) if len(held) else None
     state = fit(folder, model, flow_losses, model.weights(), open_stream, training, validate, "train flow policy")
