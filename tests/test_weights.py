@@ -247,7 +247,7 @@ def test_a_manifest_is_checked(toys):
         (lambda v: v.update(step=5), "another folder"),
         (lambda v: v["files"].pop("average.safetensors"), "another folder"),
         (lambda v: v["files"].update({"../../../log.jsonl": v["files"]["streams.json"]}), "another folder"),
-        (lambda v: v.update(format=2), "manifest.json.format"),
+        (lambda v: v.update(format=9), "manifest.json.format"),
         (lambda v: v["files"]["streams.json"].update(size=-1), "manifest.json.files.streams.json.size"),
         (lambda v: v["files"]["streams.json"].update(sha256=None), "sha256"),
         (lambda v: v.update(files=[]), "manifest.json.files"),

@@ -374,9 +374,9 @@ def play(
         token = secrets.token_urlsafe(16)
         print(f"{len(stage.clip)} transitions of the {stage.split} split of {stage.data}")
         print(f"http://{HOST}:{socket_.getsockname()[1]}/{token}/   (Ctrl-C ends it)", flush=True)
-        try:
+        # Ctrl-C stops the server, which raises it again afterwards, or not, if its loop has ended by then.
+        with suppress(KeyboardInterrupt):
             server_of(Player(stage), token).run(sockets=[socket_])
-        except KeyboardInterrupt:
-            print("ended", flush=True)
+        print("ended", flush=True)
     finally:
         socket_.close()
