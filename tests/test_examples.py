@@ -64,12 +64,17 @@ player = Player(Stage.load(Path("runs/doom"), "data/doom", transitions=12))
 played = player.session("d0", ["1@4", "2@4"])
 Path("session.json").write_bytes(export.saved(player, played))
 """
+SUITE = """
+shutil.copytree("runs/doom", "runs/suite")
+shutil.copytree("data/doom", "data/suite")
+"""
 #: What a page takes for granted: runs of an earlier page, frames and models of the reader's own.
 GIVEN = {
     "README.md": RUN + FRAMES,
     "docs/api.md": FRAMES,
     "docs/policies.md": ARMS,
     "docs/play.md": RUN + PLAYED,
+    "docs/methods/adaptive_k.md": RUN + SUITE,
     "docs/methods/alam.md": "def f(src, dst): return (dst.float() - src.float()).mean((2, 3))",
 }
 #: What holds after the code of a page.

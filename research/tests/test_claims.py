@@ -322,13 +322,18 @@ def test_an_experiment_that_forgets_a_seed_fails_loudly(claim: str, monkeypatch:
         ("flexlam/prefix-scaling", "CPU", "smoke, cpu, gpu, paper"),
         ("flexlam/prefix-scaling", "smok", "did you mean smoke"),
         ("flexlam/prefix-scaling", "gpu", "runs at smoke, cpu"),
-        ("lamina/structured-prefix", "smoke", "planned"),
     ],
 )
 def test_a_wrong_name_is_answered_with_the_right_one(claim: str, claim_id: str, scale: str, said: str) -> None:
     with pytest.raises(LaminaError, match=said) as caught:
         reproduce(claim_id, scale)
     assert "\n" not in str(caught.value)
+
+
+def test_a_claim_without_an_experiment_is_said_to_be_planned(claim: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(CLAIMS, claim, replace(CLAIMS[claim], run=None))
+    with pytest.raises(LaminaError, match=f"{claim} is planned"):
+        reproduce(claim, "smoke")
 
 
 @pytest.mark.parametrize("seeds", [[], [0, 0]])
