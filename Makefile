@@ -58,6 +58,7 @@ bench: $(BIN)/dev-is-here
 	$(BIN)/python bench/policy.py
 	$(BIN)/python bench/play.py
 	$(BIN)/python bench/label_files.py
+	$(BIN)/python bench/threads.py
 
 clean:
 	rm -rf $(VENV) .venv-lerobot demo

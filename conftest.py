@@ -14,6 +14,10 @@ import jaxtyping
 import pytest
 from hypothesis import settings
 
+# The processes of pytest -n share the cores: more threads would wait for each other. Read when torch is imported.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # Features of pretrained encoders are kept in a folder of this session alone (lamina.models.feature_cache).
 os.environ["LAMINA_CACHE"] = tempfile.mkdtemp(prefix="lamina-tests-")
 atexit.register(shutil.rmtree, os.environ["LAMINA_CACHE"], ignore_errors=True)

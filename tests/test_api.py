@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -161,6 +162,18 @@ def test_resize_is_the_one_of_training(home, run):
 def test_importing_lamina_loads_neither_torch_nor_anything_else_that_is_slow():
     code = "import sys, lamina; print([m for m in ('torch', 'matplotlib', 'scipy', 'pyarrow') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+@pytest.mark.parametrize("given", [None, "77"])
+def test_threads_of_the_command_line_spin_briefly_unless_the_user_says_otherwise(given):
+    environment = {k: v for k, v in os.environ.items() if k != "GOMP_SPINCOUNT"} | (
+        {"GOMP_SPINCOUNT": given} if given else {}
+    )
+    code = "import os, sys, lamina.cli; print(os.environ['GOMP_SPINCOUNT'], 'torch' in sys.modules)"  # torch reads it
+    said = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    ).stdout
+    assert said == f"{given or 3000} False\n"
 
 
 def test_every_public_name_is_there():

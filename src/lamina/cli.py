@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import difflib
 import io
+import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -20,6 +21,10 @@ from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
 from lamina.device import DeviceName, Precision
 from lamina.errors import LaminaError, LaminaWarning
 from lamina.options import check_options
+
+# OpenMP's threads spin while they wait for each other. Beside one busy process of another session, GNU's default of 300,000 spins makes a
+# training step on two cores a hundred times slower; 3,000 spins 4 times, and as fast as before alone (bench/threads.py). Torch reads this.
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 # Each command imports the modules that need torch, so that --help is fast.
 
