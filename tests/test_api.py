@@ -44,6 +44,11 @@ def run(home: Path) -> lamina.Run:
     return lamina.train("flexlam", home / "data", out=home / "run", steps=6, image=(32, 32), **SMALL)
 
 
+@pytest.fixture(scope="module")
+def heads(home: Path, run: lamina.Run) -> lamina.Alignment:
+    return lamina.align(run, home / "data", labels=40, steps=6, device="cpu", layers=1)
+
+
 def weights(run: Path) -> bytes:
     return (Path(run) / "model/model.safetensors").read_bytes()
 
@@ -77,8 +82,7 @@ def test_an_option_that_does_not_exist_is_named_with_the_nearest(home, tmp_path,
     assert not (tmp_path / "run").exists()
 
 
-def test_align_label_and_evaluate_return_typed_results(home, run, tmp_path):
-    heads = lamina.align(run, home / "data", labels=40, steps=6, device="cpu", layers=1)
+def test_align_label_and_evaluate_return_typed_results(home, run, heads, tmp_path):
     assert heads.path == run.path / "translator"
     assert np.isfinite(heads.validation_loss)
     with torch.no_grad():
@@ -117,7 +121,7 @@ def test_latents_of_the_table_are_those_of_the_model(home, run):
     np.testing.assert_allclose(table.latents[rows], model.lam.action(latent).numpy(), atol=1e-5)
 
 
-def test_a_policy_is_trained_and_decides(home, run):
+def test_a_policy_is_trained_and_decides(home, run, heads):
     policy = lamina.train_policy(
         run, home / "data", steps=2, batch=2, size="debug", context=6, stride=4, device="cpu", checkpoint_every=2
     )
