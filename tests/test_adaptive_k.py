@@ -354,6 +354,11 @@ def test_an_aligned_run_has_a_rule_of_its_action(home, tmp_path):
     assert rule.record()["network"] != open_rule(home / "run").record()["network"]
     table = lamina.label(run, home / "data", k="auto")
     assert len(np.unique(table.k)) > 1
+    shutil.rmtree(run / "translator")
+    lamina.align(run, home / "data", labels=30, steps=30, device="cpu", size="debug")
+    with pytest.raises(LaminaError, match="was made for another translator") as caught:
+        lamina.label(run, home / "data", k="auto")
+    assert "\n" not in str(caught.value)
 
 
 def test_a_rule_of_other_weights_is_refused(home, tmp_path):

@@ -90,6 +90,12 @@ def test_labels_are_the_latent_actions_of_the_model(run, data, tmp_path):
         torch.testing.assert_close(torch.from_numpy(column("latent_action")[rows]), codes, rtol=1e-4, atol=1e-5)
 
 
+def test_a_model_says_over_which_times_it_was_trained(run, method):
+    trained, module = run.model().provenance, methods.load(method)
+    assert trained.gap_seconds == (0.1, 0.1) and trained.frames == getattr(module, "OBJECTIVE_FRAMES", 2)
+    assert trained.span == getattr(module.Config(), "span", None)
+
+
 def test_a_model_that_was_copied_elsewhere_gives_the_same_codes(run, data, tmp_path):
     model = run.model()
     shutil.copytree(run.path / "model", tmp_path / "copy")

@@ -340,6 +340,19 @@ def test_horizons_are_seen_as_far_as_the_objective_reaches(dataset: Path, group:
     )
 
 
+def test_triplets_and_seen_horizons_keep_to_the_span_of_training(dataset: Path) -> None:
+    data = DataConfig((str(dataset),), (16, 16), workers=0)
+
+    def found(span: float | None) -> StructureData:
+        trained = Provenance(gap_seconds=(0.1, 0.4), frames=3, span=span)
+        return held_out(data, trained, 32, "train", stride=0.1)
+
+    free, bound = found(None), found(0.5)
+    assert (free.seen, bound.seen) == (8, 5)
+    longest = [float((each.triplets.time[:, 2] - each.triplets.time[:, 0]).max()) for each in (free, bound)]
+    assert longest[0] > 0.6 and longest[1] < 0.51
+
+
 def test_a_checkpoint_is_read_before_and_after_its_quantiser() -> None:
     torch.manual_seed(0)
     model = LatentActionModel(

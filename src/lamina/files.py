@@ -216,6 +216,12 @@ def whole_folder(path: Path) -> Iterator[Path]:
             raise
 
 
+def sha256(path: Path) -> str:
+    """Of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def checkpoint_hash(model: Path) -> str:
     """sha256 of the weights in a model folder; it identifies the model in labels and reports."""
-    return hashlib.sha256((model / "model.safetensors").read_bytes()).hexdigest()
+    return sha256(model / "model.safetensors")

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from lamina.errors import LaminaError
+from lamina.files import read_json
 
 T = TypeVar("T")
 
@@ -77,3 +80,20 @@ def differences(before: Any, now: Mapping[str, Any]) -> list[str]:
         elif before.get(name) != value:
             found.append(name)
     return found
+
+
+def read_note(path: Path, kind: type[T], expected: Mapping[str, Any], remedy: str) -> tuple[T, dict[str, Any]]:
+    """What a JSON file says of the weights beside it: its fields that ``kind`` has, checked, and as they stand in the file.
+
+    ``expected``: fields with the values that this version reads, such as the format. Raises LaminaError, which ends with ``remedy``.
+    """
+    values = read_json(path, remedy)
+    for name, wanted in expected.items():
+        if values.get(name) != wanted:
+            told = f"{name} {values.get(name)!r:.60}, this version of lamina reads {wanted}"
+            raise LaminaError(f"{path}: damaged ({told}); {remedy}")
+    record = {field.name: values[field.name] for field in fields(kind) if field.name in values}  # type: ignore[arg-type]
+    try:
+        return validated(kind, record), record
+    except LaminaError as error:
+        raise LaminaError(f"{path}: damaged ({error}); {remedy}") from error

@@ -149,7 +149,7 @@ class StructureStudy(Study[StructureSetup]):
     def held(self) -> StructureData:
         """The held-out windows and triplets, the same for all models."""
         s = self.setup
-        return _held(self.data(), s.gap, s.stride, s.windows, s.split)
+        return _held(self.data(), s.stride, s.windows, s.split)
 
     def key(self, model: ModelSpec) -> dict[str, Any]:
         s = self.setup
@@ -208,8 +208,9 @@ def _unlabelled(data: DataConfig) -> Clip:
 
 
 @lru_cache(maxsize=2)
-def _held(data: DataConfig, gap: tuple[float, float], stride: float, windows: int, split: str) -> StructureData:
-    return structural.held_out(data, Provenance(gap_seconds=gap, frames=3), windows, split, stride)
+def _held(data: DataConfig, stride: float, windows: int, split: str) -> StructureData:
+    trained = Provenance(gap_seconds=data.gap, frames=3, span=data.span)
+    return structural.held_out(data, trained, windows, split, stride)
 
 
 def invalid(records: Records) -> dict[str, str]:

@@ -80,6 +80,8 @@ class Subject:
     """shortest and longest time between the two frames of a pair in training"""
     frames: int = 2
     """frames that the training objective ties together: 2 of a pair, 3 of a triplet"""
+    span: float | None = None
+    """longest time from the first of these frames to the last, seconds; None: as the gaps allow"""
     trained_on: tuple[str, ...] = ()
 
     @property
@@ -219,6 +221,7 @@ def subject_of(model: LatentActionModel, side: Side | None = None, name: str | N
         image=config.image[1:],
         gap_seconds=model.provenance.gap_seconds,
         frames=model.provenance.frames,
+        span=model.provenance.span,
         trained_on=model.provenance.data,
     )
 

@@ -31,10 +31,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from lamina.errors import LaminaError
-from lamina.files import checkpoint_hash, read_json, write_text
+from lamina.files import checkpoint_hash, sha256, write_text
 from lamina.models.config import LAMConfig
-from lamina.models.hub import model_folder
-from lamina.records import Extent, validated
+from lamina.models.hub import model_folder, translator_folder
+from lamina.records import Extent, read_note
 from lamina.weights import digest, load_module, save_weights
 
 FORMAT = 1  # of rule.json and rule.safetensors; raised when an old file can no longer be read
@@ -78,6 +78,7 @@ class AdaptiveK:
     ``threshold``: the change that a prefix may leave out; 0 keeps all slots that the network knows, infinity one. ``tokens``: mean length
     at this threshold, on the data that it was calibrated on. ``checkpoint``: sha256 of the LAM's weights. ``of``: what changes, in which
     unit: the action (nats, or squared error over the labels' variance) or the picture (mean square of the space that the LAM predicts).
+    ``translator``: sha256 of the weights of the translator that reads the action; None for the picture.
     """
 
     head: RemainingChange
@@ -85,6 +86,7 @@ class AdaptiveK:
     tokens: float
     checkpoint: str
     of: Changed = "picture"
+    translator: str | None = None
 
     @cached_property
     def limits(self) -> list[float]:
@@ -140,6 +142,7 @@ class _Note:
     tokens: Annotated[float, Field(ge=1)]
     checkpoint: str
     of: Changed
+    translator: str | None
 
     def meaning(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -147,33 +150,30 @@ class _Note:
 
 def save_rule(folder: Path, rule: AdaptiveK) -> None:
     """FOLDER/rule.safetensors, then rule.json, whose presence says that both are whole."""
-    note = _Note(FORMAT, rule.head.slots, rule.head.dim, rule.threshold, rule.tokens, rule.checkpoint, rule.of)
-    save_weights(folder / "rule.safetensors", rule.head.state_dict(), note.meaning())
+    head = rule.head
+    note = _Note(FORMAT, head.slots, head.dim, rule.threshold, rule.tokens, rule.checkpoint, rule.of, rule.translator)
+    save_weights(folder / "rule.safetensors", head.state_dict(), note.meaning())
     write_text(folder / "rule.json", json.dumps(note.meaning(), indent=2) + "\n")
 
 
 def open_rule(run: Path) -> AdaptiveK:
-    """The rule of a run, on the CPU. Raises LaminaError if there is none, if it is damaged, or if it was made for other weights."""
+    """The rule of a run, on the CPU. Raises LaminaError if there is none, if it is damaged, or if it was made for other weights or
+    another translator."""
     folder = run / NAME
     path = folder / "rule.json"
     again = f"delete {folder} and run: lamina adaptive-k {run} --data DATA"
     if not path.exists():
         raise LaminaError(f"{run}: has no rule for k = auto; run: lamina adaptive-k {run} --data DATA")
-    values = read_json(path, again)
-    if values.get("format") != FORMAT:
-        raise LaminaError(
-            f"{path}: damaged (format {values.get('format')!r:.60}, this version reads {FORMAT}); {again}"
-        )
-    try:
-        note = validated(_Note, values)
-    except LaminaError as error:
-        raise LaminaError(f"{path}: damaged ({error}); {again}") from error
+    note, _ = read_note(path, _Note, {"format": FORMAT}, again)
     if note.checkpoint != checkpoint_hash(model_folder(run)):
         raise LaminaError(f"{folder}: was made for other weights than those of {run}; {again}")
+    reader = translator_folder(run) / "translator.safetensors"
+    if note.translator and (not reader.exists() or sha256(reader) != note.translator):
+        raise LaminaError(f"{folder}: was made for another translator than that of {run}; {again}")
     head = load_module(
         lambda: RemainingChange(note.slots, note.dim), path, folder / "rule.safetensors", note.meaning()
     ).eval()
-    return AdaptiveK(head, note.threshold, note.tokens, note.checkpoint, note.of)
+    return AdaptiveK(head, note.threshold, note.tokens, note.checkpoint, note.of, note.translator)
 
 
 def check_prefixes(config: LAMConfig) -> None:

@@ -41,6 +41,7 @@ class Provenance:
     steps: NonNegative = 0
     metrics: dict[str, float] = field(default_factory=dict)
     frames: Count = 2  # that its objective ties together: 2 of a pair, 3 of a triplet, each a gap after the one before
+    span: Seconds | None = None  # the longest time from the first of these frames to the last; None: as the gaps allow
 
     def __post_init__(self) -> None:
         if not 0 < self.gap_seconds[0] <= self.gap_seconds[1] < math.inf:
@@ -248,6 +249,11 @@ def model_folder(run: Path) -> Path:
         if (folder / "config.json").is_file() and (folder / "model.safetensors").is_file():
             return folder
     raise LaminaError(f"{run}: no trained model here; run: lamina train METHOD --data PATH --out {run}")
+
+
+def translator_folder(run: Path) -> Path:
+    """Where a run keeps its translator, if it is aligned; a joint alignment keeps model and translator in one folder."""
+    return run if (run / "translator.json").is_file() else run / "translator"
 
 
 def read_config(path: Path) -> tuple[LAMConfig, Provenance]:

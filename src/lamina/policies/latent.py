@@ -30,7 +30,7 @@ from lamina.data.shots import detector_name
 from lamina.data.stream import evenly_spaced
 from lamina.device import pick_device
 from lamina.errors import LaminaError
-from lamina.files import locked, read_json
+from lamina.files import locked
 from lamina.losses.reconstruction import squared_error
 from lamina.models.adaptive import AdaptiveK, Length, check_length
 from lamina.models.config import Side
@@ -41,7 +41,7 @@ from lamina.policies.base import PolicyKind, only_one, save_parts
 from lamina.policies.cloning import FramePairRegressor, FramePairs, FramePolicy
 from lamina.policies.encoded import fingerprint, run_detector
 from lamina.policies.windows import LATENTS, Steps, encode_windows, open_steps
-from lamina.records import Seconds, validated
+from lamina.records import Seconds, read_note
 from lamina.rng import Rng
 from lamina.training.alignment import load_translator
 from lamina.training.heads import fit_head
@@ -190,16 +190,7 @@ class LatentPolicy(FramePolicy):
         translator, aligned = load_translator(run / "translator")
         path = run / "policy" / "config.json"
         remedy = f"delete {path.parent} and train the policy again"
-        values = read_json(path, remedy)
-        if values.get("format") != FORMAT:
-            raise LaminaError(
-                f"{path}: damaged (format {values.get('format')!r:.60}, this version reads {FORMAT}); {remedy}"
-            )
-        names = [field.name for field in dataclasses.fields(_Note)]
-        try:
-            note = validated(_Note, {name: values[name] for name in names if name in values})
-        except LaminaError as error:
-            raise LaminaError(f"{path}: damaged ({error}); {remedy}") from error
+        note, record = read_note(path, _Note, {"format": FORMAT}, remedy)
         if note.lam != fingerprint(model.lam):
             raise LaminaError(f"{path.parent}: was trained with another LAM; train a policy for this one")
         width = model.config.action_length * model.lam.dim
@@ -212,7 +203,7 @@ class LatentPolicy(FramePolicy):
             lambda: FramePairRegressor(model.config, note.outputs),
             path,
             path.with_name("model.safetensors"),
-            {name: values[name] for name in ("lam", "side", "outputs")},
+            {name: record[name] for name in ("lam", "side", "outputs")},
         )
         if k == "auto":
             k = check_length(k, model.config, model.lam.dim, run)

@@ -34,7 +34,7 @@ from lamina.errors import LaminaError
 from lamina.images import resize_frames
 from lamina.models.adaptive import AdaptiveK, Length, check_length
 from lamina.models.heads import Translator
-from lamina.models.hub import LatentActionModel
+from lamina.models.hub import LatentActionModel, translator_folder
 from lamina.models.lam import FrameFeatures
 from lamina.policies.base import Observations, Policy, PolicyKind, only_one
 from lamina.policies.decoding import TokenDecoder
@@ -123,8 +123,7 @@ class TokenPolicy(Policy):
         if k == "auto":
             k = check_length(k, model.config, model.lam.dim, run)
         tokens = load_token_model(run / "policy", model.lam).to(device)
-        inside = (run / "translator.json").is_file()
-        translator, note = load_translator(run if inside else run / "translator")
+        translator, note = load_translator(translator_folder(run))
         if note.side != "quantised":
             raise LaminaError(
                 f"{run}: its translator reads latents from before the quantiser, and a token model predicts what comes after it; align "

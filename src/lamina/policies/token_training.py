@@ -22,7 +22,7 @@ from lamina.data.sampling import open_source
 from lamina.data.shots import detector_name
 from lamina.device import pick_device
 from lamina.errors import LaminaError
-from lamina.files import locked, read_json
+from lamina.files import locked
 from lamina.models.bottlenecks.fsq import FSQ
 from lamina.models.hub import LatentActionModel
 from lamina.models.lam import LAM
@@ -30,7 +30,7 @@ from lamina.policies.base import save_parts
 from lamina.policies.encoded import fingerprint, run_detector
 from lamina.policies.token_model import TokenConfig, TokenModel
 from lamina.policies.windows import Window, WindowStream, encode_windows, fixed_windows, open_steps
-from lamina.records import CodebookSize, Extent, Image, Seconds, validated
+from lamina.records import CodebookSize, Extent, Image, Seconds, read_note
 from lamina.rng import Rng
 from lamina.training.checkpoints import BestCheckpoint
 from lamina.training.distributed import Processes
@@ -195,16 +195,8 @@ def load_token_model(folder: Path, lam: LAM | None = None) -> TokenModel:
     remedy = f"delete {folder} and train the token model again"
     if not path.exists():
         raise LaminaError(f"{folder}: no token model here; train one first (lamina policy)")
-    note = read_json(path, remedy)
-    if note.get("format") != FORMAT:
-        reason = f"format {note.get('format')!r:.60}, this version of lamina reads {FORMAT}"
-        raise LaminaError(f"{path}: damaged ({reason}); {remedy}")
-    record = {name: note[name] for name in MEANING if name in note}
-    try:
-        values = vars(validated(_Note, record))
-    except LaminaError as error:
-        raise LaminaError(f"{path}: damaged ({error}); {remedy}") from error
-    model = load_module(lambda: TokenModel(**values), path, folder / "model.safetensors", record)
+    note, record = read_note(path, _Note, {"format": FORMAT}, remedy)
+    model = load_module(lambda: TokenModel(**vars(note)), path, folder / "model.safetensors", record)
     if lam is not None:
         check_lam(model, lam, str(folder))
     return model.eval()

@@ -16,11 +16,11 @@ from lamina.data.dataset import Data
 from lamina.data.stream import sample_split
 from lamina.device import pick_device
 from lamina.errors import LaminaError
-from lamina.files import Scratch, checkpoint_hash, locked
+from lamina.files import Scratch, checkpoint_hash, locked, sha256
 from lamina.models.adaptive import FLOOR, NAME, AdaptiveK, Changed, RemainingChange, check_prefixes, save_rule
 from lamina.models.feature_cache import kept_features
 from lamina.models.heads import Translator
-from lamina.models.hub import LatentActionModel, model_folder
+from lamina.models.hub import LatentActionModel, model_folder, translator_folder
 from lamina.models.lam import LAM
 from lamina.options import check_options
 from lamina.rng import Rng
@@ -85,8 +85,7 @@ def adaptive_k(run: Path, path: Data, config: AdaptiveConfig = AdaptiveConfig(),
         most = slots if config.most is None else config.most
         if not 2 <= most <= slots:
             raise LaminaError(f"--most must be from 2 to the model's {slots} slots, got {most}")
-        # A joint alignment keeps model and translator in one folder.
-        aligned = run if (run / "translator.json").exists() else run / "translator"
+        aligned = translator_folder(run)
         of: Changed = "action" if (aligned / "translator.json").exists() else "picture"
         of = of if config.of == "auto" else config.of
         translator, note = load_translator(aligned) if of == "action" else (None, None)
@@ -103,7 +102,8 @@ def adaptive_k(run: Path, path: Data, config: AdaptiveConfig = AdaptiveConfig(),
             observed = "observation" in translator.condition
             labelled = encode_labels(model.lam, clip, "quantised", observed)
             items = action_changes(translator, model.lam, labelled, most)
-        rule = replace(fit_rule(items, config, checkpoint_hash(model_folder(run))), of=of)
+        reader = sha256(aligned / "translator.safetensors") if of == "action" else None
+        rule = replace(fit_rule(items, config, checkpoint_hash(model_folder(run))), of=of, translator=reader)
         save_rule(folder, rule)
     return rule
 

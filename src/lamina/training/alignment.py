@@ -16,12 +16,12 @@ from lamina.data.sampling import ActionsOf, count_transitions
 from lamina.data.stream import sample_split
 from lamina.device import autocast, pick_device
 from lamina.errors import LaminaError
-from lamina.files import checkpoint_hash, locked, read_json, write_text
+from lamina.files import checkpoint_hash, locked, write_text
 from lamina.models.config import Side
 from lamina.models.feature_cache import kept_features
 from lamina.models.heads import Translator, TranslatorConfig
 from lamina.models.hub import LatentActionModel, model_folder
-from lamina.records import Count, Extent, NonNegative, validated
+from lamina.records import Count, Extent, NonNegative, read_note, validated
 from lamina.training.heads import train_translator
 from lamina.training.joint import JointObjective, train_joint
 from lamina.training.labelled import (
@@ -218,15 +218,7 @@ def load_translator(folder: Path) -> tuple[Translator, TranslatorNote]:
     remedy = f"delete {folder} and align again"
     if not path.exists():
         raise LaminaError(f"{folder}: no translator here; run: lamina align {folder.parent} --data DATASET")
-    values = read_json(path, remedy)
-    if values.get("format") != FORMAT:
-        told = f"format {values.get('format')!r:.60}, this version of lamina reads {FORMAT}"
-        raise LaminaError(f"{path}: damaged ({told}); {remedy}")
-    known = {f.name for f in dataclasses.fields(TranslatorNote)}
-    try:
-        note = validated(TranslatorNote, {name: value for name, value in values.items() if name in known})
-    except LaminaError as error:
-        raise LaminaError(f"{path}: damaged ({error}); {remedy}") from error
+    note, _ = read_note(path, TranslatorNote, {"format": FORMAT}, remedy)
     translator = load_module(
         lambda: Translator(note.latent, note.spec, note.config, note.observation, note.steps),
         path,

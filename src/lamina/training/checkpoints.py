@@ -28,7 +28,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from lamina.errors import LaminaError
-from lamina.files import json_of, reason, write_text
+from lamina.files import json_of, reason, sha256, write_text
 from lamina.records import Malformed, NonNegative, validated
 from lamina.training.distributed import Processes
 from lamina.training.parts import (
@@ -37,7 +37,6 @@ from lamina.training.parts import (
     first_non_finite_piece,
     layout_of_parts,
     read_parts,
-    sha256,
     together,
     write_parts,
 )

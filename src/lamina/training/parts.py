@@ -6,7 +6,6 @@ the header of each safetensors file which pieces of which tensors the file holds
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -129,9 +128,3 @@ def read_parts(folder: Path, tensors: Mapping[str, Tensor], processes: Processes
     with warnings.catch_warnings():  # torch warns that one process is alone
         warnings.simplefilter("ignore", UserWarning)
         dcp.load(dict(tensors), storage_reader=reader, no_dist=processes.size == 1)
-
-
-def sha256(path: Path) -> str:
-    """Of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -217,7 +217,13 @@ def pretrain(run: Path, recipe: Recipe, data: DataConfig, config: TrainConfig, i
         # The config is used as it will be read: a model that could not be loaded is not trained.
         lam = LAM(LAMConfig.from_dict(recipe.lam.to_dict()))
         provenance = Provenance(
-            recipe.method, data.names, data.gap, __version__, config.steps, frames=recipe.objective_frames
+            recipe.method,
+            data.names,
+            data.gap,
+            __version__,
+            config.steps,
+            frames=recipe.objective_frames,
+            span=data.span,
         )
         validated(Provenance, dataclasses.asdict(provenance))
         if recipe.initialise is not None:

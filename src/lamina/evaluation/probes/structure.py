@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -47,8 +48,9 @@ def held_out(
     proprio = STATE if feature_width(data, STATE) is not None else None
     plain = replace(data, action=None, actions="first", paired=None, targets=(), workers=0)
     windows = sample_split(replace(plain, frames=STRIDES + 1, gap=(stride, stride)), split, limit)
-    triplets = sample_split(replace(plain, frames=3, gap=trained.gap_seconds, proprio=proprio), split, limit)
-    longest = trained.gap_seconds[1] * (trained.frames - 1)
+    of_training = replace(plain, frames=3, gap=trained.gap_seconds, span=trained.span, proprio=proprio)
+    triplets = sample_split(of_training, split, limit)
+    longest = min(trained.gap_seconds[1] * (trained.frames - 1), trained.span or math.inf)
     return StructureData(windows, triplets, stride, int(longest / stride + 1e-6), unlabelled(data))
 
 

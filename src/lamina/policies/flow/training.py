@@ -18,7 +18,7 @@ from lamina.data.sampling import actions_of_gap, open_source
 from lamina.data.shots import detector_name
 from lamina.device import pick_device
 from lamina.errors import LaminaError
-from lamina.files import locked, read_json
+from lamina.files import locked
 from lamina.models.hub import LatentActionModel
 from lamina.models.lam import LAM
 from lamina.policies.base import save_parts
@@ -38,7 +38,7 @@ from lamina.policies.flow.data import (
 )
 from lamina.policies.flow.model import FlowBatch, FlowModel, flow_losses
 from lamina.policies.flow.plan import plan, told_plan
-from lamina.records import validated
+from lamina.records import read_note
 from lamina.rng import Rng
 from lamina.training.distributed import Processes
 from lamina.training.loop import Validation, fit
@@ -254,16 +254,8 @@ def load_flow_policy(folder: Path, lam: LAM | None = None) -> FlowModel:
     remedy = f"delete {folder} and train the policy again"
     if not path.exists():
         raise LaminaError(f"{folder}: no policy here; train one first (lamina policy)")
-    note = read_json(path, remedy)
-    if note.get("kind") != NAME or note.get("format") != FORMAT:
-        reason = f"kind {note.get('kind')!r:.60}, format {note.get('format')!r:.60}; this version of lamina reads {NAME} {FORMAT}"
-        raise LaminaError(f"{path}: damaged ({reason}); {remedy}")
-    record = {field.name: note[field.name] for field in dataclasses.fields(_Note) if field.name in note}
-    try:
-        values = validated(_Note, record)
-    except LaminaError as error:
-        raise LaminaError(f"{path}: damaged ({error}); {remedy}") from error
-    model = load_module(lambda: FlowModel(values.config, values.shapes), path, folder / "model.safetensors", record)
+    note, record = read_note(path, _Note, {"kind": NAME, "format": FORMAT}, remedy)
+    model = load_module(lambda: FlowModel(note.config, note.shapes), path, folder / "model.safetensors", record)
     if lam is not None and fingerprint(lam) != model.shapes.fingerprint:
         raise LaminaError(
             f"{folder}: was trained with another LAM (its encoder or bottleneck differs); train a policy for this one"
