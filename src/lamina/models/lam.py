@@ -144,7 +144,7 @@ class LAM(nn.Module):
         """The whitened code of each pair of features, by the config's pairing, where f is the encoder's comparison:
 
         ``free``: f(a, b). ``antisymmetric``: (f(a, b) - f(b, a)) / 2, which reverses exactly and is 0 for two equal frames.
-        ``difference``: the same plus phi(b) - phi(a), where phi(a) = f(a, a), which moreover adds up.
+        ``difference``: that plus phi(b) - phi(a), where phi(a) = f(a, a); this part adds up exactly, too.
         """
         compare, pairing = self.encoder.compare, self.config.pairing
         if pairing == "free":
