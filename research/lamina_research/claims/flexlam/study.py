@@ -76,7 +76,8 @@ class FlexLAMSetup(StudySetup):
 #: The worlds of the normalised return: the suite without the world of the narrow-source claim, as in the paper (App. A.2).
 NORMALIZED = tuple(world for world in SUITES["doom-suite"].worlds if world != "deadly_corridor")
 
-#: At cpu scale the decoder is a U-Net: a rectified flow needs more steps than two cores give.
+#: At cpu scale the decoder is a U-Net: a rectified flow needs more steps than two cores give. The policies see the present frame alone and
+#: draw their codes: with more history, or with the likeliest codes, they play no better than chance (docs/policies.md).
 SETUPS = {
     "smoke": FlexLAMSetup(
         Collection("doom-suite", 1500, size=(32, 32)), {"size": "debug", "image": (32, 32), "slots": 4, "decoder": "unet"},
@@ -89,15 +90,18 @@ SETUPS = {
         worlds=("predict_position",), episodes=2, parallel=2, timed=3,
     ),
     "cpu": FlexLAMSetup(
-        Collection("doom-suite", 32_000, size=(32, 32)), {"size": "tiny", "image": (32, 32), "slots": 16, "decoder": "unet"},
-        TrainConfig(steps=4000, batch=64, lr=2e-3, device="cpu", checkpoint_every=400, validate_every=400),
+        Collection("doom-suite", 60_000, size=(32, 32)),
+        {"size": "tiny", "image": (32, 32), "slots": 16, "levels": (5, 5, 3), "decoder": "unet"},
+        TrainConfig(steps=8000, batch=64, lr=2e-3, optimizer="muon", device="cpu", checkpoint_every=500, validate_every=500),
         budgets=(1, 4, 16), labels=128, rollout_labels=2048, label_counts=(32, 128, 512, 2048), draws=3, translator_steps=600,
         joint_labels=1024,
         joint=TrainConfig(steps=400, batch=64, lr=3e-4, warmup=50, ema=0.0, device="cpu", checkpoint_every=100, validate_every=20),
         supervised_steps=1500, decoded=512, narrow_world="deadly_corridor",
-        tokens=TokenConfig(size="tiny", width=96, layers=2, context=16, stride=8),
-        policy=TrainConfig(steps=1000, batch=16, lr=3e-3, warmup=50, ema=0.99, device="cpu", checkpoint_every=100, validate_every=100),
-        worlds=NORMALIZED, episodes=17, parallel=16, timed=100,
+        tokens=TokenConfig(size="tiny", context=1, stride=1, window=8, shift=1 / 16),
+        policy=TrainConfig(
+            steps=1200, batch=32, lr=2e-3, optimizer="muon", device="cpu", checkpoint_every=200, validate_every=200,
+        ),
+        worlds=NORMALIZED, episodes=17, parallel=16, timed=100, temperature=0.7,
     ),
     "gpu": FlexLAMSetup(
         Collection("doom-suite", 800_000), {"size": "small", "image": (64, 64), "slots": 64, "decoder": "flow"},
