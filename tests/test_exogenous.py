@@ -59,13 +59,13 @@ def test_a_latent_that_copies_the_next_frame_is_found_out():
     score = swap(copier(), clip)
     assert (score.reconstruction == 60).all() and (score.augmented == 60).all() and (score.swap_as_paired == 60).all()
     assert score.swap.mean() < 15
-    share = score.future_share(clip.episode)
+    change = score.future_change(clip.episode)
     # The bar is one part of the variance, the noise another; only the noise differs between the views.
     z = clip.frames[:, 1].flatten(1).double()
     noise = torch.zeros_like(clip.frames[:1, 1]).bool()
     noise[:, :, 8:] = True
     expected = z.var(0)[noise.flatten()].sum() / z.var(0).sum()
-    assert share.mean == pytest.approx(float(expected), rel=0.05) and share.mean > 0.5
+    assert change.mean == pytest.approx(float(expected), rel=0.05) and change.mean > 0.5
     levels = [level for level, _ in judge_exogenous(score, clip, same_states(clip), True)]
     assert levels == ["bad"]
 
@@ -73,18 +73,18 @@ def test_a_latent_that_copies_the_next_frame_is_found_out():
 def test_a_latent_of_the_agents_doing_alone_passes():
     clip = views()
     score = swap(UPPER_HALF, clip)
-    assert score.future_share(clip.episode).mean == score.inconsistency(clip.episode).mean == 0
+    assert score.future_change(clip.episode).mean == score.inconsistency(clip.episode).mean == 0
     np.testing.assert_array_equal(score.reconstruction, score.swap)
     ((level, text),) = judge_exogenous(score, clip, same_states(clip), False)
-    assert level == "good" and "0% of the latent's variance" in text
+    assert level == "good" and "0.00 of the change between unrelated transitions" in text
 
 
-def test_a_latent_that_knows_nothing_has_no_share_but_all_of_it():
+def test_a_latent_that_knows_nothing_changes_as_between_unrelated_transitions():
     def noise(src: Tensor, dst: Tensor) -> Tensor:
         return torch.randn(len(src), 768, generator=torch.Generator().manual_seed(int(dst.sum()) % 2**31)).abs()
 
     clip = views(400)
-    assert swap(replace(copier(), encode=noise), clip).future_share(clip.episode).mean == pytest.approx(1, abs=0.02)
+    assert swap(replace(copier(), encode=noise), clip).future_change(clip.episode).mean == pytest.approx(1, abs=0.02)
 
 
 def test_views_of_the_same_states_are_told_from_views_of_others():
@@ -100,7 +100,7 @@ def test_views_of_the_same_states_are_told_from_views_of_others():
 def test_a_constant_latent_is_not_praised_for_holding_nothing():
     clip = views(80)
     seen = swap(replace(copier(), encode=lambda src, dst: torch.full((len(src), 768), 0.3)), clip)
-    assert math.isnan(seen.future_share(clip.episode).mean)
+    assert math.isnan(seen.future_change(clip.episode).mean)
     ((level, text),) = judge_exogenous(seen, clip, same_states(clip), False)
     assert level == "bad" and "same for every transition" in text
 

@@ -125,7 +125,7 @@ def test_ours_and_its_parents_differ_in_the_objective_alone() -> None:
 
 def robust_scores() -> Metrics:
     def row(prefix: float, suffix: float, nmse: float) -> dict[str, list[float]]:
-        found = {"inconsistency, suffix": seeds(suffix), "future share, suffix": seeds(suffix)}
+        found = {"inconsistency, suffix": seeds(suffix), "future change, suffix": seeds(suffix)}
         for k in range(1, 5):
             found |= {
                 f"inconsistency, k = {k}": seeds(prefix),

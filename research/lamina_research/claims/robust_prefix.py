@@ -124,14 +124,14 @@ class RobustStudy(Study[RobustSetup]):
         d = loaded.lam.dim
         found: dict[str, float] = {}
 
-        def shares(name: str, slots: slice) -> None:
+        def changes(name: str, slots: slice) -> None:
             part = slice(slots.start * d, slots.stop * d)
             some = PairedLatents(latents.own[:, part], latents.paired[:, part], latents.crossed[:, part])
             found[f"inconsistency, {name}"] = some.inconsistency(test.episode).mean
-            found[f"future share, {name}"] = some.future_share(test.episode).mean
+            found[f"future change, {name}"] = some.future_change(test.episode).mean
 
         for k in range(1, loaded.config.slots + 1):
-            shares(f"k = {k}", slice(0, k))
+            changes(f"k = {k}", slice(0, k))
             x, y = fitted[:, : k * d], latents.own[:, : k * d]
             score = probe.linear_probe(
                 x, head.embed(train.action[:, 0]), y, head.embed(test.action[:, 0]), test.episode, spec
@@ -139,7 +139,7 @@ class RobustStudy(Study[RobustSetup]):
             found[f"nmse, k = {k}"] = score.nmse.mean
             error = subject.error(test.frames[:, 0], subject.truncated(latents.own, k), test.frames[:, 1])
             found[f"psnr, k = {k}"] = decibels(error)
-        shares("suffix", slice(self.shared, loaded.config.slots))
+        changes("suffix", slice(self.shared, loaded.config.slots))
         return found
 
 

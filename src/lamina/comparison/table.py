@@ -39,7 +39,7 @@ METRICS = {
     "addition": Metric("sum of short latents, error", False),
     "reversal": Metric("way back, error", False),
     "leak": Metric("environment from latent", False, True),
-    "exogenous": Metric("exogenous share", False, True),
+    "exogenous": Metric("exogenous change over chance", False),
     "perplexity": Metric("codes in use of a slot", True),
     "success": Metric("success in the world", True, True),
     "return": Metric("return, % of the expert's", True),
@@ -135,9 +135,9 @@ def figures_of(record: Evaluation, side: str | None = None) -> Figures:
     for row in record.leakage or ():
         if row.role == "model":
             found["leak"] = mean(row.leak_unseen or row.leak)
-    for shared in record.exogenous or ():
-        if shared.share and "next frame" in shared.name:
-            found["exogenous"] = mean(shared.share)
+    for row in record.exogenous or ():
+        if row.change and "next frame" in row.name:
+            found["exogenous"] = mean(row.change)
     slots = (record.codes.slots if record.codes else None) or ()
     if slots:
         found["perplexity"] = sum(s.perplexity or 0.0 for s in slots) / len(slots)

@@ -361,17 +361,17 @@ def _actions_note(data: DataConfig, actions: ActionTarget) -> str:
 
 
 def exogenous_rows(compared: PairedLatents, clip: Clip) -> list[dict[str, Any]]:
-    """The exogenous shares of the latent's variance, and the PSNRs of the swap where there are pictures, as rows of the record."""
+    """What other exogenous states change in the latent, and the PSNRs of the swap where there are pictures, as rows of the record."""
     psnrs = compared.psnrs() if isinstance(compared, SwapScore) else {}
     rows: list[dict[str, Any]] = [
         {"name": name, "role": "model", "k": None, "psnr": bootstrap_mean(values, clip.episode).to_dict()}
         for name, values in psnrs.items()
     ]
-    shares = {
-        "another exogenous state of the next frame": compared.future_share(clip.episode),
+    changes = {
+        "another exogenous state of the next frame": compared.future_change(clip.episode),
         "another exogenous state of both frames": compared.inconsistency(clip.episode),
     }
-    return rows + [{"name": n, "role": "model", "k": None, "share": e.to_dict()} for n, e in shares.items()]
+    return rows + [{"name": n, "role": "model", "k": None, "change": e.to_dict()} for n, e in changes.items()]
 
 
 def structural_probes(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
 from lamina.files import to_json
 from lamina.records import validated
@@ -61,7 +61,8 @@ class LinearRow(Row):
 
 class ExogenousRow(Row):
     psnr: Value | None = None
-    share: Value | None = None
+    # of the latent, over that between unrelated transitions; records before 2026-12 call it a share
+    change: Value | None = Field(None, validation_alias=AliasChoices("change", "share"))
 
 
 class LeakageRow(Row):

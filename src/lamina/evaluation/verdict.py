@@ -86,7 +86,7 @@ def judge_translation(scores: list[TranslationScore], clip: Clip, labels: int) -
 def judge_exogenous(
     views: PairedLatents | None, clip: Clip, alike: Estimate | None, actions: bool
 ) -> Iterator[Finding]:
-    """Findings on the exogenous share of the latent, with the remedy that the data allows.
+    """Findings on what the exogenous state changes in the latent, with the remedy that the data allows.
 
     ``views``: None without paired views; a SwapScore where the model predicts pictures. ``alike``: the estimate of whether the paired
     views show the same states. ``actions``: the data has action labels.
@@ -111,27 +111,30 @@ def judge_exogenous(
             f"latent holds of their exogenous states can't be told, and they are nothing to train on; {target}, needs none.",
         )
         return
-    share, whole = views.future_share(clip.episode), views.inconsistency(clip.episode)
-    if math.isnan(share.mean):
+    change, whole = views.future_change(clip.episode), views.inconsistency(clip.episode)
+    if math.isnan(change.mean):
         yield (
             "bad",
             "The latent is the same for every transition: it holds neither what the agent did nor anything else.",
         )
         return
-    found = f"{share.mean:.0%} of the latent's variance is the next frame's exogenous state ({whole.mean:.0%} with both frames')"
+    found = (
+        f"another exogenous state of the next frame changes it by {change.mean:.2f} of the change between unrelated transitions "
+        f"({whole.mean:.2f} with both frames)"
+    )
     copied = False
     if isinstance(views, SwapScore):
         lost = bootstrap_mean(views.reconstruction - views.swap, clip.episode)
         copied = bootstrap_mean(views.swap_as_paired - views.swap, clip.episode).low > 0
         found += f"; under another one the prediction loses {lost.mean:.1f} dB"
         found += " and looks more like that other frame than like its own" if copied else ""
-    if share.low > 0.5 or copied:
+    if change.low > 0.5 or copied:
         yield (
             "bad",
             f"The latent copies what the agent did not do: {found}. Train with --cross-exogenous 1, which paired views allow, or with "
             f"{target}.",
         )
-    elif share.low > 0.1:
+    elif change.low > 0.1:
         yield (
             "warn",
             f"Part of the latent is not the agent's doing: {found}. --cross-exogenous 1 (paired views), or {target}, may help.",

@@ -154,7 +154,7 @@ class CheetahStudy(Study[CheetahSetup]):
             policy = behaviour.latent_policy(
                 model.config, train, held, translator, self.policy_training(seed), batch=s.parallel
             )  # fmt: skip
-            shares = (latents.future_share(test.episode).mean, latents.inconsistency(test.episode).mean)
+            shares = (latents.future_change(test.episode).mean, latents.inconsistency(test.episode).mean)
             return dict(zip(SCORES, (found.nmse.mean, *shares, self.play(policy, seed)), strict=True))
 
         code = ("lamina.training.heads", behaviour, rollout, exogenous, probe, lapo, *self.code(s.data))
@@ -253,7 +253,7 @@ def swap(experiment: Experiment) -> Outcome:
         two = {title: frames[1:3] for title, frames in score.pictures.items()}
         shown.setdefault(f"{variant}\n{world}", replace(score, pictures=two))
         psnrs = {title: float(np.mean(values)) for title, values in score.psnrs().items()}
-        return {f"{variant}, {world}": psnrs | {"change of z": score.future_share(study.test_clip.episode).mean}}
+        return {f"{variant}, {world}": psnrs | {"change of z": score.future_change(study.test_clip.episode).mean}}
 
     metrics = over_seeds(
         scores(world, variant, seed)

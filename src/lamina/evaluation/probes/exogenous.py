@@ -37,15 +37,15 @@ class PairedLatents:
     paired: Vectors
     crossed: Vectors
 
-    def future_share(self, episode: Tensor) -> Estimate:
-        """The part of the latent's variance that another exogenous state of the NEXT frame changes: half of
-        E|z(o, o') - z(o, o~')|^2 over E|z - mean z|^2. 0: none of it; 1: all of it; NaN for a latent that never varies.
-        (§4.2 divides by |z|^2.)"""
-        return _share(self.own, self.crossed, episode)
+    def future_change(self, episode: Tensor) -> Estimate:
+        """How far another exogenous state of the NEXT frame moves the latent, by chance: half of E|z(o, o') - z(o, o~')|^2 over
+        E|z - mean z|^2. 0: not at all; 1: as far apart as the latents of unrelated transitions; NaN for a latent that never varies. Above
+        1 where the exchanged frame makes a pair that does not occur in the data. (§4.2 divides by |z|^2.)"""
+        return _relative_change(self.own, self.crossed, episode)
 
     def inconsistency(self, episode: Tensor) -> Estimate:
         """The same with both frames under the other exogenous state: half of E|z(o, o') - z(o~, o~')|^2 over E|z - mean z|^2."""
-        return _share(self.own, self.paired, episode)
+        return _relative_change(self.own, self.paired, episode)
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class SwapScore(PairedLatents):
         }
 
 
-def _share(z: Vectors, other: Vectors, episode: Tensor) -> Estimate:
+def _relative_change(z: Vectors, other: Vectors, episode: Tensor) -> Estimate:
     z, other = z.double(), other.double()
     centre = torch.cat([z, other]).mean(0)
     moved = (z - other).square().sum(1) / 2

@@ -63,7 +63,7 @@ NMSE = Metric("nmse", "NMSE", "lower is better")
 PSNR = Metric("psnr", "PSNR, dB", "higher is better")
 SSIM = Metric("ssim", "SSIM", "higher is better")
 LPIPS = Metric("lpips", "LPIPS", "lower is better")
-SHARE = Metric("share", "Share of the latent's variance", "lower is better", percent=True)
+CHANGE = Metric("change", "change of the latent over chance", "lower is better")
 STRUCTURE = (
     Metric("composition", "composition residual", "lower is better"),
     Metric("identity", "identity error", "lower is better"),
@@ -152,7 +152,7 @@ def render(record: Evaluation, run: Path) -> str:
         leakage=table(record.leakage, LEAKAGE, "Accuracy of the environment, with controls"),
         exogenous=[
             table([row for row in record.exogenous or () if getattr(row, m.key)], (m,), f"Exogenous state, {m.name}")
-            for m in (PSNR, SHARE)
+            for m in (PSNR, CHANGE)
         ],
         training_charts=training(record),
         **structure(record.structure),
