@@ -20,7 +20,7 @@ from lamina.data.stream import sample_split
 from lamina.device import autocast
 from lamina.images import resize, resize_frames
 from lamina.inference.encode import encode_clip, frame_pairs
-from lamina.inference.label import label
+from lamina.inference.label import LabelOptions, label
 from lamina.inference.subject import subject_of
 from lamina.models.heads import Translator, TranslatorConfig
 from lamina.models.hub import LatentActionModel
@@ -116,7 +116,9 @@ def test_label_encode_align_probes_and_policy_say_the_same(
     lam, slots = model.lam, model.config.action_length
     latent, frames = encoded(model, dataset, precision)
     assert len(latent.pre.flatten(1).unique(dim=0)) > 30  # or agreement says nothing
-    folder = label(tmp_path / "run", str(dataset), tmp_path / "out", "cpu", precision, continuous=True).path
+    folder = label(
+        tmp_path / "run", str(dataset), tmp_path / "out", "cpu", LabelOptions(continuous=True, precision=precision)
+    ).path
     assert folder is not None
     told = columns(folder)
     where = model.config.latent_action

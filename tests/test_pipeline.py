@@ -138,8 +138,8 @@ def test_evaluate_writes_verdict_controls_and_pictures(home: Path) -> None:
     # The grid has paired views: what is exogenous is told without being asked for.
     rows = {row["name"]: row for row in record["exogenous"]}
     assert rows["swap, against the next frame"]["psnr"]["mean"] < rows["reconstruction"]["psnr"]["mean"] + 0.1
-    assert 0 <= rows["another exogenous state of the next frame"]["share"]["mean"] < 2
-    assert any("of the latent's variance" in item["text"] for item in record["verdict"])
+    assert 0 <= rows["another exogenous state of the next frame"]["change"]["mean"] < 2
+    assert any("of the change between unrelated transitions" in item["text"] for item in record["verdict"])
     assert "Exogenous state" in html and (run / "pictures" / "swap.png").exists()
 
 
@@ -164,7 +164,7 @@ def test_a_model_of_features_is_judged_without_pictures(home: Path) -> None:
     assert main(["evaluate", str(run), "--data", str(home / "data"), "--structure", "0"]) == 0
     record = json.loads((run / "evaluation.json").read_text())
     assert [row["name"].split()[0] for row in record["exogenous"]] == ["another", "another"] and not record["pictures"]
-    assert any("of the latent's variance" in item["text"] for item in record["verdict"])
+    assert any("of the change between unrelated transitions" in item["text"] for item in record["verdict"])
     assert "Share of the latent" in (run / "report.html").read_text()
 
 

@@ -23,7 +23,7 @@ from lamina.data.shots import Classical, ShotReader, TransNetV2, detector
 from lamina.data.stream import ClipStream, sample_split
 from lamina.errors import LaminaError
 from lamina.inference.encode import frame_pairs
-from lamina.inference.label import label
+from lamina.inference.label import LabelOptions, label
 from lamina.models.hub import LatentActionModel, Provenance
 from lamina.policies.base import policy_kind
 from lamina.policies.flow.config import FlowConfig
@@ -202,7 +202,7 @@ def test_cuts_are_counted_in_the_log_of_a_training(videos, tmp_path):
 def test_labels_say_the_shot_and_no_pair_crosses_a_cut(model, videos, tmp_path):
     label(model, str(videos), tmp_path / "out")
     table = label(model, str(videos))
-    blind = label(model, str(videos), shots="none")
+    blind = label(model, str(videos), options=LabelOptions(shots="none"))
     rows = np.arange(LENGTH)
     partner, _ = frame_pairs(rows / 10, model.provenance.label_gap)
     before_the_cut = (rows < CUT) & (partner >= CUT)
@@ -224,7 +224,7 @@ def test_labels_say_the_shot_and_no_pair_crosses_a_cut(model, videos, tmp_path):
 
 def test_data_in_memory_is_searched_if_asked(model):
     frames = [SimpleNamespace(frames=two_scenes()) for _ in range(3)]
-    table = label(model, InMemoryDataset(frames, fps=10), shots="classical")
+    table = label(model, InMemoryDataset(frames, fps=10), options=LabelOptions(shots="classical"))
     assert table.columns["latent_action.shot"].reshape(3, LENGTH)[0].tolist() == (np.arange(LENGTH) >= CUT).tolist()
 
 
@@ -340,7 +340,7 @@ def test_chunks_and_frames_of_a_flow_policy_end_at_a_cut(latents, videos, tmp_pa
     assert data.shots.tolist() == [0, CUT, LENGTH, LENGTH + CUT, 2 * LENGTH]
     places = [0, 1, CUT - 4, CUT - 1, CUT, CUT + 1, CUT + 7, LENGTH - 1]
     batch = rows_at(data, LENGTH + np.array(places), config, stride=1)
-    table = label(model, edited, camera="steady", continuous=True)
+    table = label(model, edited, options=LabelOptions("steady", continuous=True))
     assert batch.action is not None
     for row, t in enumerate(places):
         begin, end = (0, CUT) if t < CUT else (CUT, LENGTH)

@@ -26,6 +26,7 @@ from lamina.evaluation.doctor import Diagnosis, DoctorConfig, examine
 from lamina.evaluation.record import Evaluation
 from lamina.evaluation.report.page import write_report
 from lamina.inference import label as labelling
+from lamina.inference.label import LabelOptions
 from lamina.inference.subject import Subject
 from lamina.inference.table import LatentTable
 from lamina.methods.base import Method, with_decoder
@@ -217,13 +218,7 @@ def label(
     """
     model = run if isinstance(run, LatentActionModel) else Path(run)
     source, folder = _source(data), None if out is None else Path(out)
-    options: dict[str, Any] = {
-        "precision": precision,
-        "camera": camera,
-        "continuous": continuous,
-        "shots": shots,
-        "k": k,
-    }
+    options = LabelOptions(camera, continuous, shots, k, precision)
     if shard is not None and merge:
         raise LaminaError("--shard and --merge: first label every shard, then merge; give one of them")
     if engine not in ("local", "ray"):
@@ -235,11 +230,11 @@ def label(
     if folder is None and (shard is not None or merge or engine == "ray"):
         raise LaminaError("labels of shards and of Ray are written to a dataset: give --out")
     if folder is not None and shard is not None:
-        return labelling.label_shard(model, source, folder, Shard.parse(shard), device, **options)
+        return labelling.label_shard(model, source, folder, Shard.parse(shard), device, options)
     if folder is not None and merge:
-        return labelling.merge(model, source, folder, **options)
+        return labelling.merge(model, source, folder, options)
     cluster = labelling.Cluster(address, max(1, workers), gpus) if engine == "ray" else None
-    return labelling.label(model, source, folder, device, cluster=cluster, **options)
+    return labelling.label(model, source, folder, device, options, cluster)
 
 
 def adaptive_k(

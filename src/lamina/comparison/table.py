@@ -135,9 +135,9 @@ def figures_of(record: Evaluation, side: str | None = None) -> Figures:
     for row in record.leakage or ():
         if row.role == "model":
             found["leak"] = mean(row.leak_unseen or row.leak)
-    for row in record.exogenous or ():
-        if row.change and "next frame" in row.name:
-            found["exogenous"] = mean(row.change)
+    for changed in record.exogenous or ():
+        if changed.change and "next frame" in changed.name:
+            found["exogenous"] = mean(changed.change)
     slots = (record.codes.slots if record.codes else None) or ()
     if slots:
         found["perplexity"] = sum(s.perplexity or 0.0 for s in slots) / len(slots)

@@ -14,7 +14,7 @@ from torch import Tensor
 from lamina.data.dataset import Data
 from lamina.data.sampling import open_source, source_camera
 from lamina.device import DeviceName
-from lamina.inference.label import label
+from lamina.inference.label import LabelOptions, label
 from lamina.models.hub import LatentActionModel
 
 
@@ -45,9 +45,8 @@ class LatentDataset(torch.utils.data.Dataset[LatentSample]):
     ):
         self.data = open_source(data)
         self.camera, self.size = source_camera(self.data, camera), size
-        self.table = label(
-            run if isinstance(run, LatentActionModel) else Path(run), self.data, None, device, camera=camera
-        )
+        model = run if isinstance(run, LatentActionModel) else Path(run)
+        self.table = label(model, self.data, None, device, LabelOptions(camera))
         self.kept = np.flatnonzero(self.table.valid)
         there = action in self.data.columns
         self.actions = [self.data.column(episode, action) for episode in self.data.episodes] if there else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,21 @@ from lamina.models.adaptive import Length, check_length
 from lamina.models.hub import LatentActionModel, model_folder
 
 
+@dataclass(frozen=True)
+class LabelOptions:
+    """What is labelled, and with which columns; the same for every job that labels a part of one dataset."""
+
+    camera: str | None = None
+    """default: the first"""
+    continuous: bool | None = None
+    """with the latent before the quantiser; default: where that is the model's latent action"""
+    shots: Shots = "auto"
+    """how cuts are found, which no pair crosses; auto: in plain video"""
+    k: Length = None
+    """slots that are kept: a number, "auto" for the rule of the run (:mod:`lamina.models.adaptive`), or such a rule; default: all"""
+    precision: Precision = "fp32"
+
+
 def _checkpoint(run: Path | LatentActionModel) -> str:
     """sha256 of a model's weights, as its file has them."""
     if not isinstance(run, LatentActionModel):
@@ -41,31 +57,26 @@ def label(
     data: Data,
     out: Path | None = None,
     device: str = "auto",
-    precision: Precision = "fp32",
-    camera: str | None = None,
-    continuous: bool | None = None,
-    shots: Shots = "auto",
+    options: LabelOptions = LabelOptions(),
     cluster: Cluster | None = None,
-    k: Length = None,
 ) -> LatentTable:
     """The latent action of every frame of ``data`` by a run's model, or by a model; with ``out`` also written there as a LeRobot dataset.
 
     Columns, of the slots that are the model's latent action (K of d channels):
 
     - ``latent_action``: K d floats after the quantiser, slot by slot;
-    - ``latent_action.continuous``: the same before the quantiser, if ``continuous`` (default: where the model's latent action is that);
+    - ``latent_action.continuous``: the same before the quantiser, if asked for, or where the model's latent action is that;
     - ``latent_action.index``: K codes, where there is a codebook;
     - ``latent_action.valid``: False where the episode, or the shot, ends before the gap;
-    - ``latent_action.shot``: the number of the shot in its episode, from 0, where cuts are looked for (``shots``: in plain video);
-    - ``latent_action.k``: the slots that the row keeps, where ``k`` is given. ``k``: a number for all rows, "auto" for the rule of the run
-      (:mod:`lamina.models.adaptive`), or such a rule. Slots behind it hold the null latent, and the code -1.
+    - ``latent_action.shot``: the number of the shot in its episode, from 0, where cuts are looked for;
+    - ``latent_action.k``: the slots that the row keeps, where ``options.k`` is given. Slots behind it hold the null latent and code -1.
 
     Interrupted, it resumes when run again. ``cluster``: label by Ray (``out`` is needed then); what is written is the same.
     Raises LaminaError for a damaged model or video, an ``out`` that exists, a disk that refuses.
     """
     if cluster is not None and isinstance(data, str):
         data = os.path.abspath(data)  # workers have another working directory
-    labeller = _labeller(run, data, device, precision, camera, continuous, shots, k)
+    labeller = _labeller(run, data, device, options)
     source = labeller.source
     if out is not None:
         with locked(out):
@@ -88,60 +99,38 @@ def label_shard(
     out: Path,
     shard: Shard,
     device: str = "auto",
-    precision: Precision = "fp32",
-    camera: str | None = None,
-    continuous: bool | None = None,
-    shots: Shots = "auto",
-    k: Length = None,
+    options: LabelOptions = LabelOptions(),
 ) -> LatentTable:
     """Label one of several shards of ``data``, each by a job of its own, on any machine -> a part beside ``out``, whose folder is the
     table's path and whose rows are the shard's.
 
     :func:`merge` makes the dataset that :func:`label` would write. Raises what that raises, and LaminaError for a part of another model.
     """
-    labeller = _labeller(run, data, device, precision, camera, continuous, shots, k)
+    labeller = _labeller(run, data, device, options)
     episodes, features = shard.episodes(labeller.source), labeller.features()
     with _shown(labeller.each, episodes) as engine:
         part = write_shard(labeller.plan(_checkpoint(run)), out, shard, engine)
     return _table(labeller, episodes, EpisodeColumns(episodes, features, Staging(part, part, features).column), part)
 
 
-def merge(
-    run: Path | LatentActionModel,
-    data: Data,
-    out: Path,
-    precision: Precision = "fp32",
-    camera: str | None = None,
-    continuous: bool | None = None,
-    shots: Shots = "auto",
-    k: Length = None,
-) -> LatentTable:
+def merge(run: Path | LatentActionModel, data: Data, out: Path, options: LabelOptions = LabelOptions()) -> LatentTable:
     """Make one dataset of the parts that :func:`label_shard` left; the options are those that they were made with.
 
     Raises LaminaError for parts that are missing, or of another model, data or options; nothing is written then.
     """
-    labeller = _labeller(run, data, "cpu", precision, camera, continuous, shots, k)
+    labeller = _labeller(run, data, "cpu", options)
     merge_shards(labeller.plan(_checkpoint(run)), out)
     return _written(labeller, out)
 
 
-def _labeller(
-    run: Path | LatentActionModel,
-    data: Data,
-    device: str,
-    precision: Precision,
-    camera: str | None,
-    continuous: bool | None,
-    shots: Shots,
-    k: Length,
-) -> Labeller:
+def _labeller(run: Path | LatentActionModel, data: Data, device: str, options: LabelOptions) -> Labeller:
     device = pick_device(device)
     model = run if isinstance(run, LatentActionModel) else LatentActionModel.from_pretrained(str(run))
     model = model.to(device).eval()
     source = open_source(data)
-    length = check_length(k, model.config, model.lam.dim, None if isinstance(run, LatentActionModel) else run)
-    columns = action_columns(model, continuous)
-    return Labeller(model, source, source_camera(source, camera), columns, precision, shots, length)
+    length = check_length(options.k, model.config, model.lam.dim, None if isinstance(run, LatentActionModel) else run)
+    columns, camera = action_columns(model, options.continuous), source_camera(source, options.camera)
+    return Labeller(model, source, camera, columns, options.precision, options.shots, length)
 
 
 def _written(labeller: Labeller, out: Path) -> LatentTable:

@@ -1,4 +1,4 @@
-"""Exogenous probe: the share of the latent's variance that comes from exogenous state, and the prediction after a swap of that state.
+"""Exogenous probe: how far another exogenous state moves the latent, and the prediction after a swap of that state.
 
 It compares paired views, which show the same states under two exogenous states:
 
