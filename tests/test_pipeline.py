@@ -165,7 +165,7 @@ def test_a_model_of_features_is_judged_without_pictures(home: Path) -> None:
     record = json.loads((run / "evaluation.json").read_text())
     assert [row["name"].split()[0] for row in record["exogenous"]] == ["another", "another"] and not record["pictures"]
     assert any("of the change between unrelated transitions" in item["text"] for item in record["verdict"])
-    assert "Share of the latent" in (run / "report.html").read_text()
+    assert "change of the latent over chance" in (run / "report.html").read_text()
 
 
 def test_a_run_decides_in_closed_loop(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
