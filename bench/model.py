@@ -72,7 +72,7 @@ class PairwiseReference(nn.Module):
 
 
 def training_step(module: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], None]:
-    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4, foreach=True)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4, fused=True)
 
     def step() -> None:
         loss().backward()

@@ -118,7 +118,7 @@ def flow_speed(size: str, latents: str) -> tuple[list[float], list[float]]:
     valid = torch.ones(rows, config.actions, dtype=torch.bool)
     latent = torch.randn(rows, config.actions, 2, numbers)
     batch = FlowBatch(context, torch.randn(rows, config.actions, 4), valid, latent, valid)
-    optimizer = torch.optim.AdamW(model.parameters(), foreach=True)
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
 
     def step() -> None:
         sum(loss.mean() for loss in flow_losses(model, batch, Rng(0)).values()).backward()  # type: ignore[union-attr]

@@ -33,7 +33,13 @@ def attend(
     """Multi-head scaled dot-product attention on projected queries, keys and values. ``mask``: which keys a query sees (None: all)."""
     q, k, v = (rearrange(x, "b n (h e) -> b h n e", h=heads) for x in (q, k, v))
     seen = None if mask is None else mask.unsqueeze(1)
-    return rearrange(F.scaled_dot_product_attention(q, k, v, seen), "b h n e -> b n (h e)")
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16:
+        # torch's backward pass in bf16 takes three times as long as in fp32 on a CPU (bench/model.py).
+        with torch.autocast("cpu", enabled=False):
+            out = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), seen).to(q.dtype)
+    else:
+        out = F.scaled_dot_product_attention(q, k, v, seen)
+    return rearrange(out, "b h n e -> b n (h e)")
 
 
 class SelfAttention(nn.Module):

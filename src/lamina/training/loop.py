@@ -82,7 +82,7 @@ def make_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.Optimi
         groups.append({"params": orthogonal, "weight_decay": decay, "orthogonal": True, "moments": MOMENTS})
     kind = Muon if orthogonal else torch.optim.AdamW
     # Without groups that are empty: torch loses their options when it loads an optimiser's state.
-    return kind([{**g, "initial_lr": 1.0} for g in groups if g["params"]], lr=1.0, betas=(0.9, 0.99), foreach=True)
+    return kind([{**g, "initial_lr": 1.0} for g in groups if g["params"]], lr=1.0, betas=(0.9, 0.99), fused=True)
 
 
 def accumulate_gradients(
