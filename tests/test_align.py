@@ -23,7 +23,8 @@ from lamina import methods
 from lamina.data.sampling import open_source
 from lamina.data.stream import sample_split
 from lamina.errors import LaminaError
-from lamina.evaluation.probes.translation import controls
+from lamina.evaluation.probes import translation
+from lamina.evaluation.probes.translation import controls, kept_references
 from lamina.inference.subject import subject_of
 from lamina.models.bottlenecks.prefix import RetainedPrefix
 from lamina.models.heads import ActionHead, HourglassMLP, InverseDynamics, Translator, TranslatorConfig
@@ -594,6 +595,48 @@ def test_controls_are_trained_with_the_learning_rate_the_steps_and_the_batch_of_
     for change in ({"lr": 1e-2}, {"steps": 12}, {"batch": 4}):
         other = scored(run, dataset, config, training(**{"steps": 6, "lr": 1e-3, **change}))
         assert all(not np.array_equal(usual[name], other[name]) for name in NAMES), change
+
+
+def test_an_encoder_from_scratch_is_trained_once_for_the_same_labels_and_never_shared_with_others(
+    run, dataset, tmp_path, monkeypatch
+):
+    """What the methods of a comparison share: equal to what is trained, for these labels, steps and seed alone; mended where damaged."""
+    config, trained = TranslatorConfig(width=32, narrow=16, layers=1), []
+    plain = translation.train_idm
+
+    def counted(*given, **options):
+        trained.append(given)
+        return plain(*given, **options)
+
+    def compared(*given, **changes):
+        trained.clear()
+        with kept_references(tmp_path / "references"):
+            scores = scored(run, dataset, *given, **changes)
+        assert scores.keys() == NAMES
+        return scores, len(trained)
+
+    monkeypatch.setattr(translation, "train_idm", counted)
+    alone = scored(run, dataset, config, training(steps=3))
+    assert len(trained) == 2
+    for fresh in (2, 0):
+        scores, count = compared(config, training(steps=3))
+        assert count == fresh and all(np.array_equal(scores[name], alone[name]) for name in NAMES)
+    for asked, changes in (
+        ((config, training(steps=4)), {}),
+        ((config, training(steps=3, lr=1e-2)), {}),
+        ((config, training(steps=3, seed=1)), {}),
+        ((dataclasses.replace(config, width=16), training(steps=3)), {}),
+        ((config, training(steps=3)), {"action": lambda x: x.flip(0)}),
+        ((config, training(steps=3)), {"frames": lambda x: x + 1}),
+    ):
+        scores, count = compared(*asked, **changes)
+        assert count == 2, (asked, changes)
+        expected = scored(run, dataset, *asked, **changes)
+        assert all(np.array_equal(scores[name], expected[name]) for name in NAMES)
+    for path in (tmp_path / "references").iterdir():
+        path.write_bytes(path.read_bytes()[:100])
+    scores, count = compared(config, training(steps=3))
+    assert count == 2 and all(np.array_equal(scores[name], alone[name]) for name in NAMES)
 
 
 def test_the_note_says_how_the_translator_was_trained(run, dataset):

@@ -23,6 +23,7 @@ from lamina.comparison.plan import CompareConfig, Plan, run_folder
 from lamina.errors import LaminaError
 from lamina.evaluation import evaluate as evaluation
 from lamina.evaluation.evaluate import EvaluateConfig
+from lamina.evaluation.probes.translation import kept_references
 from lamina.evaluation.report.page import write_report
 from lamina.files import read_json, reason, to_json, write_text
 from lamina.models.hub import LatentActionModel
@@ -95,7 +96,8 @@ def work(out: Path, name: str, seed: int) -> None:
                 actions=e.actions or "first", **shared,
             )  # fmt: skip
         if not (run / "report.html").exists():
-            evaluation.evaluate(run, plan.data, dataclasses.replace(e, labels=None, seed=seed))
+            with kept_references(out / "references"):
+                evaluation.evaluate(run, plan.data, dataclasses.replace(e, labels=None, seed=seed))
             write_report(run)
         if c.world and not (run / PLAYED).exists():
             if not (run / "policy" / "config.json").exists():

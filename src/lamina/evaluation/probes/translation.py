@@ -16,6 +16,12 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,16 +31,18 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lamina.evaluation.probes.linear_probe import pixel_features, plain_features
+from lamina.files import whole_file
 from lamina.images import to_float
 from lamina.inference.encode import in_batches
 from lamina.inference.subject import RANDOM, Subject
 from lamina.methods import flexlam
 from lamina.models.bottlenecks.prefix import RetainedPrefix
+from lamina.models.config import LAMConfig
 from lamina.models.features import PretrainedFeatures
 from lamina.models.heads import ActionHead, InverseDynamics, Translator, TranslatorConfig
 from lamina.training.heads import train_idm, train_translator
 from lamina.training.labelled import ActionTarget, LabelledTransitions, split_labels
-from lamina.training.settings import TrainConfig
+from lamina.training.settings import TrainConfig, fixed_options
 from lamina.types import Clip
 
 
@@ -86,6 +94,70 @@ def score_idm(module: InverseDynamics, test: LabelledTransitions, name: str, rol
     assert test.clip is not None
     output = in_batches(lambda x, previous: module(to_float(x), previous), test.clip.frames, test.previous, size=256)
     return score(module.action, output, test.action, name, role, None)
+
+
+_kept: ContextVar[Path | None] = ContextVar("folder of the scores of encoders from scratch", default=None)
+
+
+@contextmanager
+def kept_references(folder: Path) -> Iterator[None]:
+    """Within, an encoder from scratch that was trained before is not trained again; its scores are in ``folder``.
+
+    It depends on the labels and on the shape of a method's encoder, not on what the method learned, so the methods of a comparison share
+    it where they share these.
+    """
+    token = _kept.set(folder)
+    try:
+        yield
+    finally:
+        _kept.reset(token)
+
+
+def from_scratch(
+    lam: LAMConfig,
+    items: LabelledTransitions,
+    test: LabelledTransitions,
+    actions: ActionTarget,
+    training: TrainConfig,
+    seed: int,
+    pairs: bool,
+    head: TranslatorConfig,
+    name: str,
+    role: str,
+) -> TranslationScore:
+    """Scores of an encoder that is trained from scratch on labels; their division into training and validation has ``seed``.
+
+    ``pairs`` False: it sees the first frame alone. Of ``lam`` it has the encoder, its input and the number of slots.
+    """
+
+    def train() -> TranslationScore:
+        kept, held = split_labels(items, seed)
+        module, _ = train_idm(lam, kept, held, actions.spec, training, pairs, head, actions.steps)
+        return score_idm(module, test, name, role)
+
+    folder = _kept.get()
+    if folder is None:
+        return train()
+    shape = (lam.encoder, lam.space, lam.image, lam.slots, actions.spec, actions.steps, head, seed, pairs, name, role)
+    digest = hashlib.sha256(repr((shape, sorted(fixed_options(training).items()), training.device)).encode())
+    for part in (items, test):
+        assert part.clip is not None
+        for values in (part.clip.frames, part.action, part.previous, part.episode):
+            digest.update(f"{values.dtype} {tuple(values.shape)}".encode())
+            digest.update(values.contiguous().numpy().data)
+    path = folder / f"{digest.hexdigest()[:32]}.npz"
+    names = ("loss", "right", "error", "spread")
+    try:
+        with np.load(path, allow_pickle=False) as found:
+            read = {n: found[n] for n in names if n in found}
+        return TranslationScore(
+            name, role, None, read["loss"], read.get("right"), read.get("error"), read.get("spread")
+        )
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error):  # not there, or damaged
+        score = train()
+    with whole_file(path) as partial, partial.open("wb") as file:
+        np.savez(file, **{n: values for n in names if (values := getattr(score, n)) is not None})
+    return score
 
 
 def encode_labels(subject: Subject, clip: Clip, observed: bool = False) -> LabelledTransitions:
@@ -155,11 +227,10 @@ def controls(
         random = subject.control(unlabelled, training.seed + 1)
         a, b = (encode_labels(random, clip, observed) for clip in (labels, test))
         scores.append(run(prefix_of(random, a.z), a, b, RANDOM))
-    train, held = split_labels(items, training.seed)
     lam = subject.config or flexlam.build(flexlam.Config(size="tiny", image=subject.image, decoder="unet"))
     for pairs, name, role in ((False, "observation-only", "control"), (True, "inverse dynamics model", "reference")):
-        module, _ = train_idm(lam, train, held, actions.spec, scratch or training, pairs, config, actions.steps)
-        scores.append(score_idm(module, test_items, name, role))
+        own = scratch or training
+        scores.append(from_scratch(lam, items, test_items, actions, own, training.seed, pairs, config, name, role))
     width = items.z[0].numel()
     pairs_of = {"plain pixels of the pair": pixel_features(labels.frames, test.frames, width)}
     if features is not None:
