@@ -171,7 +171,7 @@ def test_the_words_say_who_is_best_who_is_not_beyond_doubt_and_who_collapsed():
     assert [r.name for r in ranked([gone, bad, good])] == ["good", "bad", "gone"]
     found = words(ranked([good, near, bad, void, gone]), [idm])
     text = {level: " ".join(t for found_level, t in found if found_level == level) for level in ("bad", "warn", "good")}
-    assert "gone: explosion" in text["bad"] and "void: collapsed" in text["warn"]
+    assert "gone: explosion" in text["bad"] and "void: collapsed" in text["bad"]
     assert (
         "good (translator loss 0.5) has the best mean, but not beyond doubt against near (0.52): these seeds"
         in text["warn"]
@@ -183,6 +183,18 @@ def test_the_words_say_who_is_best_who_is_not_beyond_doubt_and_who_collapsed():
         "To read actions off latents with few labels: good (translator loss 0.5), better than every other method beyond doubt.",
     ) in alone
     assert any("one seed decides nothing" in t for _, t in words([row("a", 1.0), row("b", 2.0)], []))
+
+
+@pytest.mark.parametrize(
+    ("returns", "acts"), [((8.0, 9.0, 8.5), True), ((8.0, -9.0, 2.0), False), ((-3.0, -2.0, -2.5), False)]
+)
+def test_a_policy_acts_only_if_it_is_above_random_actions(returns: tuple[float, ...], acts: bool):
+    played = [
+        CompareRow(name, "model", {"loss": (1.0,) * 3, "return": v})
+        for name, v in (("a", returns), ("b", (-20.0,) * 3))
+    ]
+    (found,) = [(level, text) for level, text in words(played, []) if text.startswith("To act in the world")]
+    assert found[0] == ("good" if acts else "warn") and ("better than random actions" in found[1]) != acts
 
 
 # ------------------------------------------------------------------------------------------------------------ mistakes

@@ -53,7 +53,10 @@ SETUPS = {
     "cpu": RobustSetup(
         Collection("cheetah/0.5,0.05,0.5", episodes=60, seed=11),
         {"size": "tiny", "image": (64, 64), "slots": 8, "encoder": "conv", "decoder": "unet"},
-        TrainConfig(steps=1000, batch=64, lr=1e-3, device="cpu", checkpoint_every=250, validate_every=250), tested=2048,
+        TrainConfig(
+            steps=1500, batch=64, lr=1e-3, optimizer="muon", device="cpu", checkpoint_every=250, validate_every=250,
+        ),
+        tested=2048,
     ),
     "gpu": RobustSetup(
         Collection("cheetah/0.5,0.05,0.5", episodes=500, seed=11),

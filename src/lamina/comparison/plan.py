@@ -28,7 +28,7 @@ from lamina.options import check_options
 from lamina.training.labelled import parse_labels
 from lamina.training.pretraining import seconds_a_step
 from lamina.training.recipe import Recipe
-from lamina.training.settings import TrainConfig
+from lamina.training.settings import OptimizerName, TrainConfig
 
 LEAST = 10  # steps of a training
 UNITS = {"s": 1, "m": 60, "h": 3600}
@@ -55,6 +55,8 @@ class CompareConfig:
     """shortest and longest time between two of these frames, seconds"""
     batch: int = 32
     lr: float = 1e-3
+    optimizer: OptimizerName = "adamw"
+    """muon reaches a given loss in fewer steps (see `lamina train --help`)"""
     align_steps: int = 600
     """training steps of translators"""
     world: str | None = None
@@ -110,7 +112,7 @@ class Plan:
         c, e = self.config, self.evaluate
         every = max(1, min(250, steps // 4))
         return TrainConfig(
-            steps=steps, batch=c.batch, lr=c.lr, seed=seed, resume=True, device=e.device, precision=e.precision,
+            steps=steps, batch=c.batch, lr=c.lr, optimizer=c.optimizer, seed=seed, resume=True, device=e.device, precision=e.precision,
             validate_every=every, checkpoint_every=every,
         )  # fmt: skip
 

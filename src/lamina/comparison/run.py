@@ -205,8 +205,8 @@ def played(record: Mapping[str, Any]) -> Figures:
     found = {}
     if record.get("success"):
         found["success"] = float(record["success"]["mean"])
-    if record.get("normalized") is not None:
-        found["return"] = float(record["normalized"])
+    if record.get("above_random") is not None:
+        found["return"] = float(record["above_random"])
     return found
 
 

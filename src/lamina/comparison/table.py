@@ -42,7 +42,7 @@ METRICS = {
     "exogenous": Metric("exogenous change over chance", False),
     "perplexity": Metric("codes in use of a slot", True),
     "success": Metric("success in the world", True, True),
-    "return": Metric("return, % of the expert's", True),
+    "return": Metric("return (random 0, expert 100)", True),
     "latency": Metric("one decision, ms", False),
     "cost": Metric("training, CPU minutes", False),
 }
@@ -268,9 +268,9 @@ def _failures(models: Sequence[CompareRow]) -> Iterator[Finding]:
         if m.state != "ok":
             yield "bad", f"{m.name}: {m.state} ({m.reason}). Its seeds that failed have no figures."
         elif m.void:
-            yield "warn", f"{m.name}: {m.void}. Its latent is not to be trusted."
+            yield "bad", f"{m.name}: {m.void}. Its latent is not to be trusted."
         if m.values.get("perplexity") and m.of("perplexity").mean < COLLAPSED:
-            yield "warn", f"{m.name}: its codes collapsed, a slot says the same code nearly always."
+            yield "bad", f"{m.name}: its codes collapsed, a slot says the same code nearly always."
 
 
 def _best(metric: str, use: str, usable: Sequence[CompareRow]) -> Finding:
@@ -278,6 +278,11 @@ def _best(metric: str, use: str, usable: Sequence[CompareRow]) -> Finding:
     order = sorted(usable, key=lambda m: m.of(metric).mean, reverse=kind.higher)
     best = order[0]
     figure = _figure(best, metric)
+    if metric == "return" and not best.of(metric).low > 0:
+        return (
+            "warn",
+            f"{use}: no policy is beyond doubt better than random actions (0); the best mean is {best.name}'s, {figure}.",
+        )
     if len(order) == 1:
         return "note", f"{use}: {best.name} ({kind.name} {figure}), the only one that was measured."
     verdicts = {m.name: apart(metric, best, m) for m in order[1:]}

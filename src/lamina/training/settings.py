@@ -14,6 +14,8 @@ from lamina.files import read_json, write_text
 from lamina.options import check_options
 from lamina.records import differences
 
+OptimizerName = Literal["adamw", "muon"]
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -26,7 +28,7 @@ class TrainConfig:
     warmup: int = 200
     """steps of linear warm-up; then cosine decay to a tenth"""
     weight_decay: float = 0.01
-    optimizer: Literal["adamw", "muon"] = "adamw"
+    optimizer: OptimizerName = "adamw"
     """muon: orthogonalised momentum for weight matrices, AdamW for the rest; small models reach a given loss in fewer steps"""
     clip: float = 1.0
     """largest gradient norm"""
