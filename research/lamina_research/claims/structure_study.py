@@ -106,12 +106,12 @@ def ac_lam_model(seed: int, form: str = "fdm") -> ModelSpec:
 def rivals(seed: int) -> tuple[ModelSpec, ...]:
     """The methods that AC-LAM's paper compares, with their own objectives and codes on the common backbone.
 
-    On validation, AC-LAM's codes and state weight made LAPA and villa-X worse, so they do not have them.
+    On validation, AC-LAM's codes, whitening and state weight made LAPA and villa-X worse, so they do not have them.
     """
     return (
         ModelSpec(lapa, seed, {"whiten": "first"}, "LAPA"),
         ModelSpec(univla, seed, {"stage": 2}, "UniVLA"),
-        ModelSpec(villa_x, seed, label="villa-X"),
+        ModelSpec(villa_x, seed, {"whiten": "first"}, "villa-X"),
     )
 
 
@@ -131,7 +131,7 @@ def other_methods(seed: int) -> tuple[ModelSpec, ...]:
         ModelSpec(ac_lam, seed, ACTING | {"composition": 0.0}, "AC-LAM, no composition"),
         ModelSpec(ac_lam, seed, ACTING | {"proprio": None}, "AC-LAM, no state"),
         ModelSpec(ac_lam, seed, ACTING | {"proprio": None, "composition": 0.0}, "AC-LAM, no state, no composition"),
-        ModelSpec(ac_lam, seed, label="AC-LAM, villa-X's codes and weights"),
+        ModelSpec(ac_lam, seed, whitened, "AC-LAM, villa-X's codes and weights"),
         ModelSpec(ac_lam, seed, ACTING | {"pairing": "antisymmetric"}, "AC-LAM, antisymmetric"),
         ModelSpec(
             ac_lam,

@@ -14,7 +14,8 @@ Deviations:
 - `--rotation 3 4 5` names the columns of the state that hold roll, pitch and yaw; triples that turn by more than `--max-rotation` radians
   then have no composition term, but their pairs are still reconstructed (the paper drops them from the data).
 - The state's change is predicted, in units of its spread, by one head (the paper: two, unnamed).
-- Latents are scaled by the first batch (`--whiten first`); otherwise the decoder learns to ignore them early in training.
+- Latents are whitened by the batch (`--whiten batch`); scaled by the first batch alone, or not at all, the decoder learned to ignore them
+  on data without a robot's state.
 - Codes are moved by EMA; frames are embedded once and meet in query slots; no colour jitter.
 - One option, `--size`, sets all widths and depths.
 - `--mixture` (ours) decodes o_k from lambda z_ik + (1 - lambda)(z_ij + z_jk), lambda uniform on [0, 1]: between the two latents the decoder
@@ -51,7 +52,7 @@ OBJECTIVE_FRAMES = 3
 @dataclass(frozen=True)
 class Config(MethodConfig):
     decoder: DecoderName = "pixel"
-    whiten: Whitening = "first"
+    whiten: Whitening = "batch"
     frames: int = 3
     """frames of one training sample; every neighbouring triplet is trained on"""
     slots: int = 4

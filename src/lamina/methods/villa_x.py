@@ -6,8 +6,8 @@ Four tokens of a codebook of 32, a transformer that predicts the second frame, a
 (q_i, z_ij). Sizes of the code are those of the authors' released model; the proprioceptive part is as AC-LAM's App. A.1 describes it.
 
 Deviations: the state alone is predicted, not the actions too (no action labels here), and without an embodiment context; pairs in
-the place of windows of eight frames; latents are scaled by the first batch; codes are moved by EMA; frames are embedded once and meet
-in query slots; no random crops; one option, `--size`, sets all widths and depths.
+the place of windows of eight frames; latents are whitened by the batch; codes are moved by EMA; frames are embedded once and meet in
+query slots; no random crops; one option, `--size`, sets all widths and depths.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from lamina.models.config import LAMConfig
 @dataclass(frozen=True)
 class Config(MethodConfig):
     decoder: DecoderName = "pixel"
-    whiten: Whitening = "first"
+    whiten: Whitening = "batch"
     slots: int = 4
     codebook_size: int = 32
     code_dim: int = 32
