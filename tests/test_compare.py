@@ -255,3 +255,34 @@ def test_mistakes_are_one_line_and_leave_nothing(home, compared, tmp_path, capsy
 def test_data_needs_enough_labels(home):
     with pytest.raises(LaminaError, match="--labels 4"):
         check_data(str(home / "data"), CompareConfig(image=(16, 16), gap=(0.1, 0.1)), EvaluateConfig(labels="4"))
+
+
+# ------------------------------------------------------------------------------------------------------------ the docs
+
+COLUMNS = {
+    "loss": ".2f",
+    "accuracy": ".0%",
+    "linear": ".2f",
+    "psnr": ".1f",
+    "used": ".1f",
+    "addition": ".2f",
+    "return": ".1f",
+    "cost": ".2f",
+}
+
+
+def test_the_example_on_the_page_has_the_figures_of_its_record():
+    docs = Path(__file__).parents[1] / "docs"
+    page, record = (docs / "compare.md").read_text(), json.loads((docs / "compare" / "demo.json").read_text())
+    shown = 0
+    for found in record["rows"]:
+        values = {name: [v for v in found["values"].get(name, ()) if v is not None] for name in COLUMNS}
+        if not values["loss"]:
+            continue
+        cells = [format(sum(v) / len(v), COLUMNS[name]) if v else "" for name, v in values.items()]
+        line = f"| {' | '.join([found['name'], *cells])} |"
+        assert " ".join(line.split()) in (" ".join(row.split()) for row in page.splitlines()), line
+        shown += 1
+    assert shown == 10
+    html = (docs / "compare" / "demo.html").read_text()
+    assert all(word["text"] in html.replace("&#39;", "'") for word in record["words"])
