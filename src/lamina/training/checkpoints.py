@@ -316,7 +316,7 @@ class _Loss:
 
 
 class BestCheckpoint:
-    """Keeps the checkpoint with the lowest validation loss on disk, so that a resumed run continues from it."""
+    """Keeps the best checkpoint by its validation loss on disk, so that a resumed run continues from it."""
 
     def __init__(self, path: Path):
         self.path, self.loss = path, float("inf")
