@@ -35,6 +35,7 @@ from lamina.training.alignment import AlignConfig, TranslatorNote, align, load_t
 from lamina.training.checkpoints import BestCheckpoint
 from lamina.training.heads import (
     clearly_lower,
+    fit_head,
     head_training,
     idm_losses,
     train_idm,
@@ -191,6 +192,50 @@ def test_a_checkpoint_is_better_beyond_the_standard_error_of_the_paired_differen
     # The gain is 0.9 once and -0.1 seven times: mean 0.025 with a standard error of 0.125.
     noisy = before - later
     assert float(noisy.mean()) == pytest.approx(0.025) and float(noisy.std() / 8**0.5) == pytest.approx(0.125)
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_head_is_left_at_the_last_checkpoint_that_was_clearly_better(tmp_path, killed):
+    """Held-out losses are planted: 1, then clearly lower, then lower by one label alone; also where a run is killed before the third."""
+    planted = [torch.full((8,), 1.0), torch.full((8,), 0.5), torch.tensor([-0.4, *[0.6] * 7])]
+    assert planted[2].mean() < planted[1].mean()
+    seen: list[float] = []  # the weight at each checkpoint
+
+    class Stream(list):
+        def state_dict(self):
+            return {}
+
+        def load_state_dict(self, state):
+            pass
+
+        def close(self):
+            pass
+
+    def losses(module, batch, rng):
+        if len(batch) != 8:
+            return {"action": module.weight.flatten().expand(len(batch))}  # falls in every step
+        if (weight := float(module.weight.detach())) not in seen:
+            if killed and len(seen) == 2 and not (tmp_path / "again").exists():
+                raise KeyboardInterrupt
+            seen.append(weight)
+        return {"action": planted[seen.index(weight)]}
+
+    def fitted(resume):
+        module = torch.nn.Linear(1, 1, bias=False)
+        torch.nn.init.zeros_(module.weight)
+        config = TrainConfig(
+            steps=3, batch=4, lr=0.1, warmup=0, weight_decay=0.0, ema=0.0, device="cpu", checkpoint_every=1, validate_every=1,
+            resume=resume,
+        )  # fmt: skip
+        stream = Stream([torch.zeros(4)] * 3)
+        return fit_head(module, losses, None, torch.zeros(8), config, tmp_path / "run", stream=lambda: stream), module
+
+    if killed:
+        with pytest.raises(KeyboardInterrupt):
+            fitted(False)
+        (tmp_path / "again").mkdir()
+    loss, module = fitted(killed)
+    assert len(seen) == 3 and loss == pytest.approx(0.5) and float(module.weight) == seen[1]
 
 
 def test_the_best_weights_are_kept_and_survive_a_resume(tmp_path):

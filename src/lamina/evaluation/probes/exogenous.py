@@ -38,7 +38,7 @@ class PairedLatents:
     crossed: Vectors
 
     def future_change(self, episode: Tensor) -> Estimate:
-        """How far another exogenous state of the NEXT frame moves the latent, by chance: half of E|z(o, o') - z(o, o~')|^2 over
+        """How far another exogenous state of the NEXT frame moves the latent, relative to chance: half of E|z(o, o') - z(o, o~')|^2 over
         E|z - mean z|^2. 0: not at all; 1: as far apart as the latents of unrelated transitions; NaN for a latent that never varies. Above
         1 where the exchanged frame makes a pair that does not occur in the data. (§4.2 divides by |z|^2.)"""
         return _relative_change(self.own, self.crossed, episode)
