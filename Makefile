@@ -26,7 +26,7 @@ demo: $(BIN)/demo-is-here
 	$(BIN)/python demo.py
 
 test: $(BIN)/dev-is-here
-	$(BIN)/python -m pytest -n 2 $(OPTIONS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(OPTIONS)
 
 # Not part of CI, because measuring it takes half as long again. The files with the least coverage come first.
 coverage: $(BIN)/dev-is-here

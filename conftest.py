@@ -6,6 +6,7 @@ A test of bad input calls functions with what their annotations forbid; in a mar
 from __future__ import annotations
 
 import atexit
+import importlib
 import os
 import shutil
 import tempfile
@@ -22,9 +23,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 os.environ["LAMINA_CACHE"] = tempfile.mkdtemp(prefix="lamina-tests-")
 atexit.register(shutil.rmtree, os.environ["LAMINA_CACHE"], ignore_errors=True)
 
-#: An int is a float, as type checkers say (PEP 484).
-CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
-jaxtyping.install_import_hook(["lamina", "lamina_research"], CHECKER)
+# What a module imports while the hook below loads it is compiled anew, so the largest libraries are imported before.
+for library in ("beartype", "sklearn.linear_model", "torch._dynamo", "torchmetrics"):
+    importlib.import_module(library)
+jaxtyping.install_import_hook(["lamina", "lamina_research"], "checker.check")
 jaxtyping.config.update("jaxtyping_disable", True)  # outside of tests
 
 # How long an example takes is the machine's matter: no test is timed.

@@ -1,8 +1,9 @@
 """Trainings that test_train.py and test_resume_elsewhere.py run under torchrun: the same as in one process, on this process's shards of
 the data.
 
-    parallel.py DATASET OUT                    those of test_train.py
+    parallel.py DATASET OUT                    those of test_train.py that every number of processes trains alike
     parallel.py DATASET OUT '{"run": ...}' ... these, one after the other: arguments of :func:`train`
+    parallel.py DATASET OUT methods            three steps of every method
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from lamina.models.lam import LAM
 from lamina.training.distributed import Processes
 from lamina.training.loop import fit
 from lamina.training.pretraining import pretrain
-from lamina.training.recipe import recipe
+from lamina.training.recipe import filled_in, recipe
 from lamina.training.settings import TrainConfig
 from processes import dies_in
 
@@ -33,8 +34,19 @@ SETTINGS = TrainConfig(
 )
 
 
-def options(method: str):
-    return methods.load(method).Config(size="debug", image=(16, 16), slots=3)
+#: What the losses of a sample depend on the rest of the batch by: statistics, codebooks, noise, other samples.
+METHODS = {
+    **{name: (name, {}, "ddp") for name in methods.names() if name not in ("flexlam", "flexlam_real")},
+    "flexlam, whitened by the first batch": ("flexlam", {"whiten": "first"}, "ddp"),
+    "flexlam, with paired views": ("flexlam", {"cross_exogenous": 1.0}, "ddp"),
+    "lapo, in a learned space": ("lapo", {"space": "ema"}, "ddp"),
+    "alam, by gradients of other latents": ("alam", {"algebra": "read"}, "ddp"),
+    "villa_x, sharded": ("villa_x", {}, "fsdp2"),
+}
+
+
+def options(method: str, **more):
+    return methods.load(method).Config(**{"size": "debug", "image": (16, 16), "slots": 3, **more})
 
 
 def data(dataset: Path) -> DataConfig:
@@ -60,6 +72,16 @@ def train(
     objective = plan.losses
     plan = plan if stop is None else dataclasses.replace(plan, losses=losses)
     return pretrain(run, plan, data(dataset), dataclasses.replace(SETTINGS, **settings))
+
+
+def train_method(folder: Path, dataset: Path, case: str) -> Path:
+    """Three steps of one of METHODS -> its run."""
+    method, more, parallel = METHODS[case]
+    chosen = options(method, slots=4, **more)
+    chosen, reading = filled_in(chosen, dataclasses.replace(data(dataset), frames=chosen.frames))
+    plan = recipe(method, methods.load(method), chosen)
+    training = dataclasses.replace(SETTINGS, steps=3, parallel=parallel)
+    return pretrain(folder / case, plan, reading, training).parent
 
 
 def half_a_part(folder: Path, *rest) -> None:
@@ -106,7 +128,9 @@ def codebooks(run: Path, dataset: Path) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     dataset, out = Path(sys.argv[1]), Path(sys.argv[2])
-    for job in map(json.loads, sys.argv[3:]):
+    for case in METHODS if sys.argv[3:] == ["methods"] else ():
+        train_method(out, dataset, case)
+    for job in map(json.loads, sys.argv[3:] if sys.argv[3:] != ["methods"] else ()):
         train(out / job.pop("run"), dataset, **job)
     for parallel in ("ddp", "fsdp2") if len(sys.argv) == 3 else ():
         with noting_episodes(out / f"{parallel}-episodes-{Processes.here().rank}.json"):

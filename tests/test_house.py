@@ -15,7 +15,22 @@ import lamina
 from lamina.losses.reconstruction import squared_error
 
 SOURCE = Path(lamina.__file__).parent
-BASE = {"errors", "types", "images", "rng", "device", "options", "files", "records", "weights", "intervals", "version"}
+BASE = set(
+    [
+        "collective",
+        "device",
+        "errors",
+        "files",
+        "images",
+        "intervals",
+        "options",
+        "records",
+        "rng",
+        "types",
+        "version",
+        "weights",
+    ]
+)
 #: What the modules of a package may import, beside their own package.
 ALLOWED = {
     "base": "",

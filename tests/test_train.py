@@ -36,8 +36,8 @@ from lamina.training.checkpoints import Checkpoints
 from lamina.training.distributed import Processes
 from lamina.training.loop import fit, learning_rate
 from lamina.training.settings import TrainConfig
-from parallel import SETTINGS, data, train
-from planted import write_planted
+from parallel import METHODS, SETTINGS, data, train, train_method
+from planted import write_complete, write_planted
 from processes import die, dies_after_step, dies_before_step, dies_in, in_child
 
 torch.set_num_threads(1)
@@ -593,18 +593,21 @@ def test_the_model_of_a_run_says_where_it_comes_from(dataset, uninterrupted):
 # ----------------------------------------------------------------------------------------------------- two processes
 
 
-@pytest.fixture(scope="module")
-def two_processes(dataset, tmp_path_factory) -> tuple[Path, str]:
-    """The trainings of parallel.py under torchrun, and what they printed."""
-    out = tmp_path_factory.mktemp("two")
+def torchrun(dataset: Path, out: Path, *which: str) -> tuple[Path, str]:
+    """The folder of trainings of parallel.py in two processes, and what they printed."""
     script = Path(__file__).parent / "parallel.py"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*command, str(script), str(dataset), str(out)], env=environment, capture_output=True, text=True, timeout=300
+        [*command, str(dataset), str(out), *which], env=environment, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr[-4000:]
     return out, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def two_processes(dataset, tmp_path_factory) -> tuple[Path, str]:
+    return torchrun(dataset, tmp_path_factory.mktemp("two"))
 
 
 @pytest.fixture(scope="module")
@@ -626,6 +629,27 @@ def test_two_processes_are_one_with_the_same_batch(parallel, two_processes, one_
     for name, value in load_file(one_process / "model/model.safetensors").items():
         # Adam divides by the size of the gradient, so rounding moves a weight whose gradient is hardly any by a part of a step (1e-3).
         torch.testing.assert_close(weights[name], value, rtol=1e-4, atol=5e-5)
+
+
+@pytest.fixture(scope="module")
+def complete(tmp_path_factory) -> Path:
+    return write_complete(tmp_path_factory.mktemp("complete") / "dataset")
+
+
+@pytest.fixture(scope="module")
+def methods_of_two_processes(complete, tmp_path_factory) -> Path:
+    return torchrun(complete, tmp_path_factory.mktemp("methods"), "methods")[0]
+
+
+@pytest.mark.parametrize("case", METHODS)
+def test_two_processes_have_the_losses_of_one(case, methods_of_two_processes, complete, tmp_path):
+    """Also where a sample's losses depend on the whole batch: whitening, codebooks, noise, other samples' latents."""
+    rows, expected = curve(methods_of_two_processes / case), curve(train_method(tmp_path, complete, case))
+    assert len(rows) == len(expected) == 3
+    for row, other in zip(rows, expected, strict=True):
+        # From the second step on rounding has passed through Adam, which divides by the size of the gradient.
+        rounding = 1e-5 if row["step"] == 1 else 2e-3
+        assert row == pytest.approx(other, rel=rounding, abs=1e-6)
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])

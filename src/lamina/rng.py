@@ -45,6 +45,10 @@ class Rng:
             raise ValueError(f"a batch of {batch} does not split over {len(self._generators)} shards")
         return [(generator, parts) for generator in self._generators]
 
+    def previous(self, rows: Float[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
+        """Each row of a batch replaced by the one before it, the first of a shard by its last; a row that is alone stays."""
+        return torch.cat([part.roll(1, 0) for part in rows.split([n for _, n in self._each(len(rows))])])
+
     def uniform(self, batch: int, *shape: int) -> Float[Tensor, "b ..."]:
         """Uniform on [0, 1)."""
         return torch.cat([torch.rand(n, *shape, generator=g, device=self.device) for g, n in self._each(batch)])

@@ -49,7 +49,7 @@ SETUPS = {
     ),
     "cpu": BoardSetup(
         DOOM, {}, TrainConfig(), {"doom": DOOM, "metaworld": ARMS},
-        CompareConfig((), 3, "1500steps", "tiny", (48, 48), lr=2e-3, optimizer="muon", parallel=2),
+        CompareConfig((), 3, "1500steps", "tiny", (32, 32), lr=2e-3, optimizer="muon", parallel=2),
         EvaluateConfig(labels="5%", scratch_steps=600, device="cpu"),
     ),
     "gpu": BoardSetup(

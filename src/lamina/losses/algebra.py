@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lamina import collective
 from lamina.losses.reconstruction import squared_error
 
 Latents = Float[Tensor, "b k d"]
@@ -27,12 +28,12 @@ def read_error(error: Latents, scale: Latents, gradients: Float[Tensor, "n k d"]
 
     An effect is the mean of (g v)^2 over ``gradients`` g of that loss with respect to latents, which are constants here.
     """
-    read = gradients.detach().flatten(1)
+    read = collective.whole(gradients.detach().flatten(1))
 
     def effect(v: Latents) -> Float[Tensor, "b"]:
         return (v.flatten(1) @ read.T).square().mean(1)
 
-    return effect(error) / effect(scale).mean().clamp_min(1e-12)
+    return effect(error) / collective.mean(effect(scale)).clamp_min(1e-12)
 
 
 def prefixes(z: Latents, keep: Int[Tensor, "b"]) -> Latents:

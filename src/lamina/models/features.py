@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from lamina.errors import LaminaError
 from lamina.images import to_float, to_uint8
 from lamina.models.feature_cache import cache_for
+from lamina.models.layers import BatchNorm
 from lamina.models.pretrained import open_encoder
 from lamina.types import Clip
 
@@ -146,7 +147,7 @@ class EMAFeatures(FeatureSpace):
         def convolutions() -> nn.Sequential:
             return nn.Sequential(
                 nn.Conv2d(channels, features, 5, padding=2), nn.GELU(), nn.Conv2d(features, features, 3, padding=1),
-                nn.BatchNorm2d(features, affine=False), nn.Tanh(),
+                BatchNorm(features), nn.Tanh(),
             )  # fmt: skip
 
         self.online, self.average = convolutions(), convolutions().requires_grad_(False)

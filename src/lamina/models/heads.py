@@ -14,6 +14,7 @@ from lamina.losses.reconstruction import squared_error
 from lamina.models.config import LAMConfig, SizeName
 from lamina.models.encoders import ENCODERS
 from lamina.models.features import scratch_space
+from lamina.models.layers import BatchNorm
 from lamina.options import check_options
 from lamina.types import ActionSpec
 
@@ -222,7 +223,7 @@ class ProprioDynamics(nn.Module):
 
     def __init__(self, state: int, latent: int, width: int = 256):
         super().__init__()
-        self.scale = nn.BatchNorm1d(state, affine=False, momentum=0.01)
+        self.scale = BatchNorm(state, momentum=0.01)
         self.net = nn.Sequential(nn.Linear(state + latent, width), nn.GELU(), nn.Linear(width, state))
 
     def loss(

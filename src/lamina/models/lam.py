@@ -200,10 +200,11 @@ class LAM(nn.Module):
         rows = [(firsts[i][:b], seconds[j][:b]) for i, j in pairs] + [
             (firsts[i][b:], seconds[j][b:]) for i, j in paired
         ]
-        first, second = (torch.cat(side) for side in zip(*rows, strict=True))
-        instruction = None if language is None else language.repeat(len(rows), 1)
+        # The rows of a sample stand side by side, so that those of all processes are the rows of the whole batch, in its order.
+        first, second = (torch.stack(side, dim=1).flatten(0, 1) for side in zip(*rows, strict=True))
+        instruction = None if language is None else language.repeat_interleave(len(rows), dim=0)
         latent = self.pair(FrameFeatures(first, first), FrameFeatures(second, second), instruction)
-        parts = [latent[n * b : (n + 1) * b] for n in range(len(rows))]
+        parts = [latent[n :: len(rows)] for n in range(len(rows))]
         own, others = parts[: len(pairs)], parts[len(pairs) :]
         return EncodedPairs(dict(zip(pairs, own, strict=True)), dict(zip(paired, others, strict=True)))
 

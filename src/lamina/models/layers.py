@@ -9,8 +9,10 @@ import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from lamina import collective
 from lamina.errors import LaminaError
 
 MOST_PATCHES = 16_384  # of a picture: each attends to all
@@ -21,6 +23,33 @@ class MLP(nn.Sequential):
 
     def __init__(self, width: int, hidden: int, out: int | None = None):
         super().__init__(nn.Linear(width, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, out or width))
+
+
+class BatchNorm(_BatchNorm):
+    """Batch normalisation [b c ...] without affine part, over the batch of all processes: torch.nn.SyncBatchNorm, which needs an
+    accelerator, also on a CPU."""
+
+    def __init__(self, width: int, momentum: float = 0.1):
+        super().__init__(width, momentum=momentum, affine=False)
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        pass
+
+    def forward(self, input: Float[Tensor, "b c *s"]) -> Float[Tensor, "b c *s"]:
+        # In a calibration (momentum None) every process sees the same batches.
+        if not (self.training and collective.several() and self.momentum is not None):
+            return super().forward(input)
+        x, others = input.float(), [0, *range(2, input.ndim)]
+        n = collective.total(torch.tensor(float(x.numel() // x.shape[1]), device=x.device))
+        mean = collective.total(x.sum(others, keepdim=True)) / n
+        variance = collective.total((x - mean).square().sum(others, keepdim=True)) / n
+        with torch.no_grad():
+            assert self.running_mean is not None and self.running_var is not None
+            assert self.num_batches_tracked is not None
+            self.running_mean.lerp_(mean.flatten(), self.momentum)
+            self.running_var.lerp_(variance.flatten() * n / (n - 1), self.momentum)
+            self.num_batches_tracked += 1
+        return ((x - mean) / (variance + self.eps).sqrt()).to(input.dtype)
 
 
 def attend(

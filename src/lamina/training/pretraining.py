@@ -87,15 +87,17 @@ def check_run(run: Path, settings: dict[str, Any], resume: bool) -> None:
     warn_changed_file(run, recorded.get("method_file"), settings.get("method_file"))
 
 
-#: Samples, and bytes of pictures, of a calibration at most.
+#: Samples, and bytes of pictures, of a calibration at most; and how many samples even the shortest training gets.
 CALIBRATION = 1024, 256 * 2**20
+FEWEST = 128
 
 
 def recalibration(recipe: Recipe, data: DataConfig, config: TrainConfig) -> Callable[[LAM], None]:
     """A function that fits a LAM's statistics to its weights by one pass of the method's own losses over training samples, the same ones
     every time."""
     channels, height, width = recipe.lam.image
-    limit = min(CALIBRATION[0], max(config.batch, CALIBRATION[1] // (data.frames * channels * height * width)))
+    fitting = max(config.batch, CALIBRATION[1] // (data.frames * channels * height * width))
+    limit = min(CALIBRATION[0], max(FEWEST, config.steps * config.batch), fitting)  # no more than were trained on
     clip = sample_split(data, "train", limit)
     order = torch.randperm(len(clip), generator=torch.Generator().manual_seed(config.seed))
     size = config.batch // config.accumulate

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
+from lamina import collective
 from lamina.errors import LaminaError
 from lamina.models.bottlenecks.base import Bottleneck
 from lamina.records import CodebookSize, Count, CountOrZero, Layers, Share
@@ -75,8 +75,7 @@ class VQ(Bottleneck):
         if self.gradient == "noise" and self.training:
             error = (z - code).norm(dim=-1, keepdim=True)
             # The direction is a fixed function of the update number: a resumed run meets the same noise.
-            generator = torch.Generator(z.device).manual_seed(int(self.updates))
-            noise = torch.randn(z.shape, generator=generator, device=z.device)
+            noise = collective.normal(z.shape, int(self.updates), z.device)
             post = z + error * noise / noise.norm(dim=-1, keepdim=True).clamp_min(1e-12)
         else:
             post = code + (z - z.detach())  # in this order post is the code to the last bit
@@ -91,14 +90,14 @@ class VQ(Bottleneck):
         dead = self.count < self.dead_below
         if not bool(dead.any()):
             return
+        if self.calibration is None:
+            flat = collective.whole(flat)
         generator = torch.Generator().manual_seed(int(self.updates))
         wanted = int(dead.sum())
         rows = torch.randint(len(flat), (wanted,), generator=generator).to(flat.device)
         # Jitter keeps codes apart that drew the same donor.
         spread = flat.std(0, correction=0) * 0.01
         donors = flat[rows] + spread * torch.randn(wanted, self.dim, generator=generator).to(flat.device)
-        if dist.is_initialized() and self.calibration is None:
-            dist.broadcast(donors, src=0)
         self.codebook[dead] = donors
         self.count[dead] = 1.0
         self.total[dead] = donors
@@ -110,9 +109,8 @@ class VQ(Bottleneck):
         decay = self.decay
         if self.calibration is not None:  # every process sees the same batches then
             decay, self.calibration = self.calibration / (self.calibration + 1), self.calibration + 1
-        elif dist.is_initialized():
-            dist.all_reduce(count)
-            dist.all_reduce(total)
+        else:
+            count, total = collective.total(count), collective.total(total)
         self.count.lerp_(count, 1 - decay)
         self.total.lerp_(total, 1 - decay)
         used = self.count > 1e-6

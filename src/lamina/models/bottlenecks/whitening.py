@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from lamina import collective
 from lamina.errors import LaminaError
+from lamina.models.layers import BatchNorm
 
 Whitening = Literal["none", "first", "batch"]
 
@@ -31,9 +32,8 @@ class FirstBatchNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
         if self.training and not bool(self.ready):
-            statistics = torch.stack([x.detach().mean(0), x.detach().std(0, correction=0).clamp_min(1e-6)]).float()
-            if dist.is_initialized():
-                dist.broadcast(statistics, src=0)
+            batch = collective.whole(x.detach())
+            statistics = torch.stack([batch.mean(0), batch.std(0, correction=0).clamp_min(1e-6)]).float()
             self.mean, self.deviation, self.ready = *statistics, torch.ones_like(self.ready)
         return (x - self.mean) / self.deviation
 
@@ -50,5 +50,5 @@ def whitening(kind: Whitening, width: int) -> nn.Module:
         case "first":
             return FirstBatchNorm(width)
         case "batch":
-            return nn.BatchNorm1d(width, affine=False)
+            return BatchNorm(width)
     raise LaminaError(f"unknown whitening {kind!r}: choose none, first or batch")

@@ -44,12 +44,13 @@ class Decoder(nn.Module):
         return self.predict_and_loss(src, z, dst, rng)[0]
 
     def latent_gradient(self, src: Frames, z: Float[Tensor, "b k d"], dst: Frames, rng: Rng) -> Float[Tensor, "b k d"]:
-        """The gradient of each sample's loss with respect to its latent, taken where each sample has the latent of the one before it.
+        """The gradient of each sample's loss with respect to its latent, taken where each sample has the latent of the one before it in its
+        shard.
 
         There the loss is large along what tells transitions apart, and any decoder has such a gradient; at the right latent a good decoder
         has hardly any. No parameter gets a gradient.
         """
-        wrong = z.detach().roll(1, 0).requires_grad_()
+        wrong = rng.previous(z.detach()).requires_grad_()
         with torch.enable_grad():
             loss = self.loss(src, wrong, dst, rng)
             (gradient,) = torch.autograd.grad(loss.sum(), wrong)
