@@ -15,22 +15,9 @@ import lamina
 from lamina.losses.reconstruction import squared_error
 
 SOURCE = Path(lamina.__file__).parent
-BASE = set(
-    [
-        "collective",
-        "device",
-        "errors",
-        "files",
-        "images",
-        "intervals",
-        "options",
-        "records",
-        "rng",
-        "types",
-        "version",
-        "weights",
-    ]
-)
+BASE = {
+    "collective", "device", "errors", "files", "images", "intervals", "options", "records", "rng", "types", "version", "weights",
+}  # fmt: skip
 #: What the modules of a package may import, beside their own package.
 ALLOWED = {
     "base": "",
