@@ -20,6 +20,9 @@ EXAMPLES = ROOT / "examples"
 #: What the scripts ask for, in a size that a test has time for.
 FASTER = [
     (r"translator_steps=\d+", "translator_steps=4, transitions=40, structure=0, linear=60"),
+    (r"(\.align\([^()]*labels=[^,()]+)\)", r"\1, steps=4)"),
+    (r"image=\((64, 64|48, 48)\)", r'image=(\1), size="debug"'),
+    (r"(train_policy\(run, \"data/doom\"), steps=\d+", r'\1, steps=2, batch=2, size="debug", context=6, stride=4'),
     (r"\bsteps=\d+", "steps=4"),
     (r"labels=128|labels=\"5%\"", "labels=60"),
     (r"range\(20\)", "range(10)"),
