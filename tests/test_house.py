@@ -16,7 +16,8 @@ from lamina.losses.reconstruction import squared_error
 
 SOURCE = Path(lamina.__file__).parent
 BASE = {
-    "collective", "device", "errors", "files", "images", "intervals", "options", "records", "rng", "types", "version", "weights",
+    "collective", "device", "errors", "files", "images", "intervals", "options",
+    "progress", "records", "rng", "types", "version", "weights",
 }  # fmt: skip
 #: What the modules of a package may import, beside their own package.
 ALLOWED = {

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from lamina.comparison.page import write_page
 from lamina.comparison.plan import CompareConfig, Plan, cores, make_plan, run_folder
@@ -30,6 +29,7 @@ from lamina.evaluation.record import Evaluation
 from lamina.files import json_of, locked, read_json, to_json, write_text
 from lamina.inference.subject import Subject, load_subject, subject_of
 from lamina.models.hub import LatentActionModel
+from lamina.progress import progress_bar
 from lamina.training.alignment import load_translator
 from lamina.training.labelled import probe_data
 
@@ -132,7 +132,7 @@ def run_jobs(out: Path, plan: Plan) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     (out / "logs").mkdir(parents=True, exist_ok=True)
     running: dict[subprocess.Popen[bytes], tuple[str, int]] = {}
-    bar = tqdm(total=len(jobs), initial=len(jobs) - len(waiting), desc="compare", unit="training", dynamic_ncols=True)
+    bar = progress_bar(len(jobs), "compare", "training", initial=len(jobs) - len(waiting))
     try:
         while waiting or running:
             while waiting and len(running) < parallel:

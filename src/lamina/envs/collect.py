@@ -35,6 +35,7 @@ from lamina.envs.base import Action, ActionFunction, Observation, World, play, r
 from lamina.envs.registry import SUITES, make, members
 from lamina.errors import LaminaError
 from lamina.files import locked
+from lamina.progress import progress_bar
 from lamina.types import ImageSize
 from lamina.version import __version__
 
@@ -120,7 +121,7 @@ def collect(
         )
         least = 1 if len(turns) == 1 else len(SPLITS)
         wanted = None if frames is None else -(-frames // len(turns))
-        with tqdm(total=frames, unit=" frames", desc=f"collecting {world}", disable=not progress) as bar:
+        with progress_bar(frames, f"collecting {world}", " frames", disable=not progress) as bar:
             for turn in turns if parallel > 1 else ():
                 turn.begin()
             while left := [turn for turn in turns if turn.lacks(wanted, episodes, least)]:

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from lamina.data.dataset import Data, name_of
 from lamina.data.paired import MIN_TRANSITIONS, same_states
@@ -50,6 +49,7 @@ from lamina.models.features import PretrainedFeatures, is_pretrained
 from lamina.models.heads import ActionHead, Translator, TranslatorConfig
 from lamina.models.hub import LatentActionModel, model_folder
 from lamina.options import check_options
+from lamina.progress import progress_bar
 from lamina.training.alignment import TranslatorNote, load_translator
 from lamina.training.heads import head_training
 from lamina.training.labelled import ActionTarget, actions_of, parse_labels, probe_data, warn_multi_action
@@ -208,7 +208,7 @@ def _evaluate(
         actions=actions,
     )
     test = sample_split(data, "test", config.transitions)
-    bar = tqdm(total=6, desc="evaluate", unit="probe", dynamic_ncols=True)
+    bar = progress_bar(6, "evaluate", "probe")
     notes = []
     if len(test.episode.unique()) < 5:
         notes.append("The test split has fewer than 5 episodes: intervals are over transitions and too narrow.")

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from lamina.data.dataset import Data
 from lamina.data.episodes import Episode
@@ -26,6 +25,7 @@ from lamina.inference.ray_engine import Cluster, RayEngine
 from lamina.inference.table import EpisodeColumns, LatentTable
 from lamina.models.adaptive import Length, check_length
 from lamina.models.hub import LatentActionModel, model_folder
+from lamina.progress import progress_bar
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ def _engine(labeller: Labeller, cluster: Cluster | None, device: str) -> Iterato
 def _shown(engine: Engine, episodes: Sequence[Episode]) -> Iterator[Engine]:
     """An engine with a progress bar in frames, of which ``episodes`` have all."""
     total = sum(episode.length for episode in episodes)
-    with tqdm(total=total, unit="frame", unit_scale=True, desc="label", dynamic_ncols=True) as bar:
+    with progress_bar(total, "label", "frame", unit_scale=True) as bar:
 
         def counting(episodes: Sequence[Episode]) -> Iterator[tuple[Episode, Columns]]:
             cuts = 0

@@ -21,6 +21,7 @@ from lamina.data.lerobot.writer import check_new, writing
 from lamina.files import partial_path, write_text
 from lamina.intervals import Estimate
 from lamina.policies.workers import Outcome, Take, Workers
+from lamina.progress import progress_bar
 from lamina.types import ImageSize
 
 FILMED = 4  # episodes of a world, half of them failures if there are so many
@@ -70,7 +71,7 @@ def film(scenes: Sequence[Scene], seed: int, workers: Workers, folder: Path, tit
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()
         shown: list[tuple[Scene, list[Shown]]] = []
-        with tqdm(total=len(scenes), unit=" worlds", desc="filming", disable=not progress) as bar:
+        with progress_bar(len(scenes), "filming", " worlds", disable=not progress) as bar:
             for first in range(0, len(scenes), len(workers)):
                 together = scenes[first : first + len(workers)]
                 shown += _film(together, seed, workers, partial, size, bar)

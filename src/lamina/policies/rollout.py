@@ -29,6 +29,7 @@ from lamina.intervals import Estimate, wilson
 from lamina.policies.base import Observations, Policy
 from lamina.policies.films import Scene, film
 from lamina.policies.workers import Look, Make, Outcome, Workers, WorldInfo
+from lamina.progress import progress_bar
 from lamina.types import ActionSpec, ImageSize
 
 SCRIPTED = ("expert", "random")
@@ -149,7 +150,7 @@ def rollout_worlds(
         raise LaminaError(f"name one or more worlds, each once, got {', '.join(worlds) or 'none'}")
     with ExitStack() as stack:
         workers = stack.enter_context(Workers(parallel, size, make)) if workers is None else workers
-        bar = tqdm(total=episodes * len(worlds), unit=" episodes", desc="rollout", disable=not progress)
+        bar = progress_bar(episodes * len(worlds), "rollout", " episodes", disable=not progress)
         evaluation = _Evaluation(agent, tuple(worlds), episodes, seed, limits, workers, stack.enter_context(bar))
         try:
             result = evaluation.run()

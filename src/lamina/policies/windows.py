@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, Shaped, UInt8
 from torch import Tensor
-from tqdm import tqdm
 
 from lamina.data.dataset import Dataset
 from lamina.data.sampling import source_camera
@@ -32,6 +31,7 @@ from lamina.inference.encode import frame_pairs
 from lamina.models.config import Side
 from lamina.models.hub import LatentActionModel
 from lamina.policies.encoded import ENCODED_SPLITS, encode_stretch, index_of, keep_rows, open_arrays, reserve
+from lamina.progress import progress_bar
 from lamina.records import non_negative
 
 FORMAT = 3
@@ -242,7 +242,7 @@ def encode_windows(
     index: dict[str, Any] = made_from | {"slots": slots, "decision_seconds": seconds, "episodes": {}}
     with (
         whole_folder(folder) as partial,
-        tqdm(total=frames_total, unit="frame", desc="tokenize", dynamic_ncols=True) as bar,
+        progress_bar(frames_total, "tokenize", "frame") as bar,
     ):
         for split, (stretches, lengths, _) in plans.items():
             frames = reserve(partial / f"{split}.frames.npy", (sum(lengths), *size, 3), np.uint8)

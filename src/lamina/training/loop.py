@@ -24,6 +24,7 @@ from lamina.errors import LaminaError
 from lamina.losses.reconstruction import total
 from lamina.methods.base import Losses
 from lamina.models.layers import recompute, repeated
+from lamina.progress import progress_bar
 from lamina.rng import Rng
 from lamina.training.average import HOST, WeightAverage, as_saved, state_of
 from lamina.training.checkpoints import Checkpoints, Counting, Stream, TrainingState, full
@@ -229,15 +230,13 @@ def _parallel(
 
 
 def _progress_bar(config: TrainConfig, start: int, title: str | None) -> tqdm:
-    return tqdm(
-        total=config.steps * config.batch,
+    return progress_bar(
+        config.steps * config.batch,
+        title,
+        "sample",
         initial=start * config.batch,
-        unit="sample",
         unit_scale=True,
-        desc=title,
         disable=title is None,
-        mininterval=0.5,
-        dynamic_ncols=True,
     )
 
 

@@ -26,7 +26,6 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
-from tqdm import tqdm
 
 from lamina.data.dataset import Dataset
 from lamina.data.sampling import source_camera
@@ -49,6 +48,7 @@ from lamina.policies.encoded import (
 from lamina.policies.flow.config import FlowConfig
 from lamina.policies.flow.context import Context
 from lamina.policies.flow.model import FlowBatch, Statistics
+from lamina.progress import progress_bar
 from lamina.records import non_negative
 from lamina.rng import Rng
 from lamina.types import ActionSpec
@@ -205,7 +205,7 @@ def encode_steps(
     total = len(cameras) * sum(map(len, itertools.chain(*plans.values())))
     with (
         whole_folder(folder) as partial,
-        tqdm(total=total, unit="frame", desc="encode", dynamic_ncols=True) as bar,
+        progress_bar(total, "encode", "frame") as bar,
         autocast(model.device, precision),
     ):
         encoded: dict[str, dict[str, np.ndarray]] = {}
