@@ -14,8 +14,9 @@ import pytest
 from lamina_research.reproduce import CLAIMS
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("flexlam", "ac_lam", "alam", "adaptive_k")
-OURS = {"lamina/adaptive-k": "adaptive_k"}  # the other claims are on the page of their paper's method
+PAGES = ("flexlam", "ac_lam", "alam", "adaptive_k", "structured_prefix")
+#: The other claims are on the page of their paper's method.
+OURS = {"lamina/adaptive-k": "adaptive_k", "lamina/structured-prefix": "structured_prefix"}
 LINK = re.compile(r"results/((?:flexlam|ac_lam|alam|lamina)/[a-z-]+)-cpu\.json")
 NUMBER = re.compile(r"(?<![\w.])[-+]?\d+\.\d+(?![\w.]*\d)")
 
