@@ -14,9 +14,9 @@ import pytest
 from lamina_research.reproduce import CLAIMS
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("flexlam", "ac_lam", "alam", "adaptive_k", "structured_prefix")
+PAGES = ("flexlam", "ac_lam", "alam", "adaptive_k", "structured_prefix", "robust_prefix")
 #: The other claims are on the page of their paper's method.
-OURS = {"lamina/adaptive-k": "adaptive_k", "lamina/structured-prefix": "structured_prefix"}
+OURS = {f"lamina/{page.replace('_', '-')}": page for page in ("adaptive_k", "structured_prefix", "robust_prefix")}
 LINK = re.compile(r"results/((?:flexlam|ac_lam|alam|lamina)/[a-z-]+)-cpu\.json")
 NUMBER = re.compile(r"(?<![\w.])[-+]?\d+\.\d+(?![\w.]*\d)")
 
