@@ -1,7 +1,7 @@
 """Trainings that test_train.py and test_resume_elsewhere.py run under torchrun: the same as in one process, on this process's shards of
 the data.
 
-    parallel.py DATASET OUT                    those of test_train.py that every number of processes trains alike
+    parallel.py DATASET OUT                    those of test_train.py's fixture two_processes
     parallel.py DATASET OUT '{"run": ...}' ... these, one after the other: arguments of :func:`train`
     parallel.py DATASET OUT methods            three steps of every method
 """
@@ -34,7 +34,8 @@ SETTINGS = TrainConfig(
 )
 
 
-#: What the losses of a sample depend on the rest of the batch by: statistics, codebooks, noise, other samples.
+#: Every method, and options with which a sample's losses depend on the rest of its batch (statistics, codebooks, noise, other samples):
+#: the method, its options, and --parallel.
 METHODS = {
     **{name: (name, {}, "ddp") for name in methods.names() if name not in ("flexlam", "flexlam_real")},
     "flexlam, whitened by the first batch": ("flexlam", {"whiten": "first"}, "ddp"),
@@ -128,16 +129,17 @@ def codebooks(run: Path, dataset: Path) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     dataset, out = Path(sys.argv[1]), Path(sys.argv[2])
-    for case in METHODS if sys.argv[3:] == ["methods"] else ():
+    which = sys.argv[3:]
+    for case in METHODS if which == ["methods"] else ():
         train_method(out, dataset, case)
-    for job in map(json.loads, sys.argv[3:] if sys.argv[3:] != ["methods"] else ()):
+    for job in map(json.loads, which if which != ["methods"] else ()):
         train(out / job.pop("run"), dataset, **job)
-    for parallel in ("ddp", "fsdp2") if len(sys.argv) == 3 else ():
+    for parallel in ("ddp", "fsdp2") if not which else ():
         with noting_episodes(out / f"{parallel}-episodes-{Processes.here().rank}.json"):
             train(out / parallel, dataset, parallel=parallel)
         with contextlib.suppress(KeyboardInterrupt):
             train(out / f"{parallel}-cut", dataset, parallel=parallel, stop=5)
         train(out / f"{parallel}-cut", dataset, parallel=parallel, resume=True)
-    if len(sys.argv) == 3:
+    if not which:
         codebooks(out / "vq", dataset)
     torch.distributed.destroy_process_group()

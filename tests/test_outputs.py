@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import resource
@@ -26,6 +27,7 @@ from lamina.evaluation.evaluate import training_curve
 from lamina.evaluation.report.page import write_report
 from lamina.files import Scratch, locked, to_json
 from lamina.models.hub import LatentActionModel
+from lamina.progress import progress_bar
 from lamina.training.log import read_log
 from processes import die, dies_in, in_child
 
@@ -394,3 +396,16 @@ def test_a_log_with_other_lines_in_it_is_read_without_them(home, run, tmp_path):
     shutil.rmtree(run / "checkpoints/step-00000006")
     assert main(["train", "flexlam", "--data", str(home / "data"), "--out", str(run), *SMALL, "--resume"]) == 0
     assert [row["step"] for row in map(json.loads, log.read_text().splitlines())] == [6]
+
+
+@pytest.mark.parametrize(("terminal", "seconds"), [(True, 0.5), (False, 30.0)])
+def test_a_progress_bar_in_a_file_does_not_fill_it(terminal, seconds, monkeypatch):
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "isatty", lambda: terminal, raising=False)
+    monkeypatch.setattr(sys, "stderr", stream)
+    with progress_bar(10_000, "train", "sample") as bar:
+        assert bar.mininterval == seconds
+        for _ in range(10_000):
+            bar.update()
+    states = stream.getvalue().count("\r")
+    assert "10000/10000" in stream.getvalue() and (terminal or states <= 3)

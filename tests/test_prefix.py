@@ -136,3 +136,10 @@ def test_categorical_never_draws_what_has_no_weight():
 def test_a_batch_that_does_not_split_over_the_shards_is_an_error():
     with pytest.raises(ValueError, match="does not split"):
         Rng(0, 0, range(3)).uniform(4)
+
+
+def test_the_row_before_is_one_of_the_same_shard():
+    """So a process that has one of the shards finds the rows that one process with all of them does."""
+    rows = torch.arange(6.0)
+    assert Rng(0, 0, range(2)).previous(rows).tolist() == [2, 0, 1, 5, 3, 4]
+    assert Rng(0, 0, (1,)).previous(rows[3:]).tolist() == [5, 3, 4]

@@ -33,7 +33,7 @@ class BatchNorm(_BatchNorm):
         super().__init__(width, momentum=momentum, affine=False)
 
     def _check_input_dim(self, input: Tensor) -> None:
-        pass
+        """Any number of axes: torch's own classes for one, two and three of space differ in this check alone."""
 
     def forward(self, input: Float[Tensor, "b c *s"]) -> Float[Tensor, "b c *s"]:
         # In a calibration (momentum None) every process sees the same batches.

@@ -13,6 +13,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
+from lamina import collective
 from lamina.device import pick_device
 from lamina.errors import LaminaError
 from lamina.models.layers import repeated
@@ -58,10 +59,7 @@ class Processes:
 
     def mean(self, value: Tensor) -> float:
         """The mean of a scalar over all processes."""
-        value = value.clone()
-        if self.size > 1:
-            dist.all_reduce(value)
-        return float(value / self.size)
+        return float(collective.total(value) / self.size)
 
 
 def shard(module: nn.Module, device: torch.device, processes: int, offload: bool = False) -> None:
