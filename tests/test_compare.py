@@ -18,10 +18,21 @@ import torch
 
 import lamina
 from lamina.cli import main
-from lamina.comparison.plan import CompareConfig, Plan, check_data, parse_budget, run_folder, steps_of
+from lamina.comparison.plan import (
+    CompareConfig,
+    Plan,
+    check_data,
+    make_plan,
+    parse_budget,
+    run_folder,
+    stage_folder,
+    steps_of,
+)
 from lamina.comparison.table import CompareRow, apart, ranked, words
+from lamina.comparison.worker import load_plan, save_plan, train
 from lamina.errors import LaminaError
 from lamina.evaluation.evaluate import EvaluateConfig
+from lamina.models.hub import LatentActionModel
 from planted import write_planted
 
 torch.set_num_threads(1)
@@ -114,6 +125,23 @@ def test_called_again_nothing_is_trained_and_a_run_can_be_a_row(home, compared):
     rows = {r["name"]: r["values"] for r in json.loads((compared / "comparison.json").read_text())["rows"]}
     for metric in ("loss", "accuracy", "linear", "psnr", "addition"):
         assert rows[str(run)][metric][0] == pytest.approx(rows["flexlam"][metric][0], rel=1e-6), metric
+
+
+def test_a_method_in_two_stages_trains_the_second_from_the_first(home, tmp_path):
+    """Each stage gets half of the steps, and what the first has learnt for good stands in the second."""
+    config = CompareConfig(("univla",), 1, "20steps", "debug", (16, 16), gap=(0.1, 0.1), batch=8, parallel=1)
+    save_plan(tmp_path, make_plan(str(home / "data"), config, EvaluateConfig(labels="40", device="cpu")))
+    train(load_plan(tmp_path), tmp_path, "univla", 0)
+    first, second = (stage_folder(tmp_path, "univla", 0, stage) for stage in (1, 2))
+    assert second == run_folder(tmp_path, "univla", 0)
+    for run, stage in ((first, 1), (second, 2)):
+        settings = json.loads((run / "config.json").read_text())
+        assert settings["options"]["stage"] == stage and settings["train"]["steps"] == 10
+    codes = [LatentActionModel.from_pretrained(str(run)).lam.bottleneck.state_dict() for run in (first, second)]
+    assert torch.equal(codes[0]["parts.1.codebook"], codes[1]["parts.1.codebook"])
+    assert not torch.equal(codes[0]["parts.0.codebook"], codes[1]["parts.0.codebook"])
+    spent = [json.loads((run / "cost.json").read_text())["seconds"] for run in (first, second)]
+    assert json.loads((second / "facts.json").read_text())["cpu_seconds"] == pytest.approx(sum(spent))
 
 
 def test_a_killed_comparison_ends_its_trainings_and_goes_on(home, tmp_path):

@@ -13,6 +13,7 @@ from lamina.comparison import run as comparison
 from lamina.comparison.plan import CompareConfig
 from lamina.comparison.run import Comparison, run_comparison
 from lamina.data.sampling import DataConfig
+from lamina.errors import LaminaError
 from lamina.evaluation.evaluate import EvaluateConfig
 from lamina.training.settings import TrainConfig
 from lamina_research.experiment import Experiment, Outcome
@@ -96,6 +97,8 @@ def leaderboard(experiment: Experiment) -> Outcome:
         losses = [f"{row.name} {row.of('loss').mean:.3f}" for row in models if row.values]
         order.append(f"{name}: {', '.join(losses)}")
         for row in models:
+            if row.state == "failed":  # not what the method did, as when its training diverges, but a fault
+                raise LaminaError(f"{row.name} on {name}: {row.reason}")
             if row.state != "ok":
                 failed.append(f"{row.name} on {name} ({row.state})")
                 continue

@@ -31,6 +31,7 @@ from lamina.training.recipe import Recipe
 from lamina.training.settings import OptimizerName, TrainConfig
 
 LEAST = 10  # steps of a training
+STAGES = (1, 2)
 UNITS = {"s": 1, "m": 60, "h": 3600}
 
 
@@ -128,7 +129,7 @@ class Plan:
     def stages(self, name: str) -> tuple[int, ...]:
         """The stages of a method that trains in several, each of which gets its part of the steps; empty for one that does not."""
         config = methods.load(self.given[name]).Config
-        return (1, 2) if any(f.name == "stage" for f in dataclasses.fields(config)) else ()
+        return STAGES if any(f.name == "stage" for f in dataclasses.fields(config)) else ()
 
 
 def make_plan(
@@ -202,3 +203,9 @@ def cores() -> int:
 def run_folder(out: Path, name: str, seed: int) -> Path:
     """The run of a method and seed."""
     return out / "runs" / f"{name}-{seed}"
+
+
+def stage_folder(out: Path, name: str, seed: int, stage: int | None) -> Path:
+    """The run of one stage of a method's training; each has a folder of its own. The last stage (or the only one, None) is the method's."""
+    run = run_folder(out, name, seed)
+    return run if stage in (None, STAGES[-1]) else run.with_name(f"{run.name}-stage{stage}")

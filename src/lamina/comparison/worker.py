@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from lamina import api
-from lamina.comparison.plan import CompareConfig, Plan, run_folder
+from lamina.comparison.plan import CompareConfig, Plan, run_folder, stage_folder
 from lamina.errors import LaminaError
 from lamina.evaluation import evaluate as evaluation
 from lamina.evaluation.evaluate import EvaluateConfig
@@ -56,12 +56,12 @@ def load_plan(out: Path) -> Plan:
         raise LaminaError(f"{path}: not the plan of a comparison ({reason(error)}); choose another --out") from error
 
 
-def train(plan: Plan, run: Path, name: str, seed: int) -> None:
-    """Train a method into the folder ``run``, in all its stages, and keep what it cost."""
+def train(plan: Plan, out: Path, name: str, seed: int) -> None:
+    """Train a method in all its stages, and keep what it cost."""
     steps, stages = plan.steps[name], plan.stages(name)
     init, spent = None, 0.0
     for stage in stages or (None,):
-        folder = run if stage in (None, 2) else run / "stage1"
+        folder = stage_folder(out, name, seed, stage)
         share = steps // len(stages) if stages else steps
         if not (folder / "model" / "model.safetensors").exists():
             recipe, data, training = plan.prepared(name, seed, share, **({} if stage is None else {"stage": stage}))
@@ -72,6 +72,7 @@ def train(plan: Plan, run: Path, name: str, seed: int) -> None:
             )
         spent += float(read_json(folder / "cost.json", "delete the folder").get("seconds", 0.0))
         init = folder
+    run = run_folder(out, name, seed)
     model = LatentActionModel.from_pretrained(str(run))
     facts = {
         "cpu_seconds": spent,
@@ -87,7 +88,7 @@ def work(out: Path, name: str, seed: int) -> None:
     plan, run = load_plan(out), run_folder(out, name, seed)
     try:
         if not (run / FACTS).exists():
-            train(plan, run, name, seed)
+            train(plan, out, name, seed)
         e, c = plan.evaluate, plan.config
         shared: dict[str, Any] = {"device": e.device, "precision": e.precision}
         if not (run / "translator" / "translator.json").exists():
@@ -116,7 +117,8 @@ def work(out: Path, name: str, seed: int) -> None:
 
 
 def _end_with_owner() -> None:
-    sys.stdin.buffer.read()  # returns when the other end is closed
+    # Returns when the other end is closed. Not sys.stdin.read(), whose lock would be held when this process ends by itself.
+    os.read(sys.stdin.fileno(), 1)
     os._exit(1)
 
 
