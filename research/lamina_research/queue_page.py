@@ -14,7 +14,7 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from lamina.errors import LaminaError
-from lamina.evaluation.report.charts import STYLES, Chart
+from lamina.evaluation.report.charts import Chart
 from lamina.evaluation.report.tables import curve
 from lamina.files import json_of, write_text
 from lamina.training.log import read_log
@@ -131,7 +131,7 @@ class QueuePage:
         )  # fmt: skip
         return environment.get_template("queue.html.j2").render(
             style=Markup(resources.files(package).joinpath("page.css").read_text(encoding="utf-8")),
-            styles=STYLES, missing="not available", title=self.title, ended=ended, refresh=REFRESH, jobs=self.jobs,
+            missing="not available", title=self.title, ended=ended, refresh=REFRESH, jobs=self.jobs,
             counts=counts, trainings=trainings, claims=[self.claim(row, there) for row in self.rows],
             failures=[(row.job.claim.id, row.why) for row in self.rows if row.why],
             left=in_words(seconds, unknown, self.jobs), written=datetime.now().strftime("%Y-%m-%d %H:%M:%S"),

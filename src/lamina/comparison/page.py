@@ -14,7 +14,7 @@ from pydantic import ConfigDict
 from lamina.comparison.table import METRICS, CompareRow, Comparison
 from lamina.evaluation.record import Picture, Row, Value
 from lamina.evaluation.report import page, tables
-from lamina.evaluation.report.charts import STYLES, Chart, Line, line_chart
+from lamina.evaluation.report.charts import Chart, Line, line_chart
 from lamina.files import write_text
 from lamina.intervals import t_interval
 
@@ -51,7 +51,7 @@ def metric_of(key: str) -> tables.Metric:
 
 
 def over(rows: Sequence[CompareRow], axis: str, metric: str, title: str, x: str) -> Chart | None:
-    """A line for each model over prefix lengths or horizons, with its interval over seeds."""
+    """A line for each model over prefix lengths or horizons, with its interval over seeds. A model looks the same in every chart."""
     lines, marks = [], set()
     for row in rows:
         points = getattr(row, axis).get(metric, {})
@@ -60,8 +60,10 @@ def over(rows: Sequence[CompareRow], axis: str, metric: str, title: str, x: str)
             marks |= set(found)
             mean, low, high = zip(*((e.mean, e.low, e.high) for e in found.values()), strict=True)
             lines.append(Line(row.name, [float(at) for at in found], mean, low, high))
+        else:
+            lines.append(Line(row.name, (), ()))
     label = f"{METRICS[metric].name} ({'higher' if METRICS[metric].higher else 'lower'} is better)"
-    return line_chart(lines, title, x, label, sorted(map(float, marks))) if lines else None
+    return line_chart(lines, title, x, label, sorted(map(float, marks)))
 
 
 def write_page(result: Comparison) -> Path:
@@ -75,7 +77,7 @@ def write_page(result: Comparison) -> Path:
         over(sound, "over_t", "reversal", "The way back", "horizon, strides"),
         tables.curve(
             "Held-out reconstruction while training",
-            {row.name: ([s for s, _ in row.curve], [v for _, v in row.curve]) for row in sound if row.curve},
+            {row.name: ([s for s, _ in row.curve], [v for _, v in row.curve]) for row in sound},
         ),
     ]
     rows = [shown(row) for row in result.rows if row.values]
@@ -95,7 +97,7 @@ def write_page(result: Comparison) -> Path:
     )  # fmt: skip
     html = environment.get_template("comparison.html.j2").render(
         style=Markup(resources.files(package).joinpath("page.css").read_text(encoding="utf-8")),
-        styles=STYLES, missing=page.MISSING, levels=page.LEVELS, facts=result.facts, words=result.words,
+        missing=page.MISSING, levels=page.LEVELS, facts=result.facts, words=result.words,
         created=page.day(result.facts["created"]), models=models, tables=found, charts_found=[c for c in charts if c],
         pictures=[page.picture(drawn, result.path)] if result.facts["picture"] else [],
         glossary={r.name: text for r in result.rows if r.role != "model"

@@ -14,11 +14,18 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-STYLES = 8  # line styles that the style sheet knows
 #: Matplotlib draws in stand-in colours, which become the page's own: they follow its light and dark scheme.
-COLOURS = {f"#0000c{n}": f"var(--c{n})" for n in range(STYLES)}
+COLOURS = {f"#0000c{n}": f"var(--c{n})" for n in range(8)}
 COLOURS |= {"#0000d0": "var(--line)", "#0000d1": "var(--soft)", "#0000d2": "var(--card)"}
-LINES, (GRID, TEXT, CARD) = tuple(COLOURS)[:STYLES], tuple(COLOURS)[STYLES:]
+LINES, (GRID, TEXT, CARD) = tuple(COLOURS)[:8], tuple(COLOURS)[8:]
+#: Line n has the colour n mod 8. The second eight have other dashes and other marks than the first.
+#: Matplotlib's marks, and how the legend draws them.
+MARKS = {
+    "o": "M14 5a3 3 0 1 0 6 0a3 3 0 1 0 -6 0",
+    "s": "M14 2H20V8H14Z",
+    "^": "M17 2L20 8H14Z",
+    "D": "M17 1L21 5L17 9L13 5Z",
+}
 DASHES = ("", (6, 2.7), (2, 2), (6, 2.7, 1.3, 2.7), (9.3, 3.3), (1.3, 3.3), (4, 2), (8, 2, 2, 2, 2, 2))
 SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none", "font.family": "DejaVu Sans", "font.size": 9,
@@ -48,11 +55,36 @@ class Line:
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart with its title and the names of its lines, each with the number of its style."""
+    """A chart with its title, and the name of each line with a piece of the line."""
 
     title: str
     svg: Markup
-    legend: tuple[str, ...]
+    legend: tuple[tuple[str, Markup], ...]
+
+
+def style_of(n: int, marks: bool = True) -> dict[str, Any]:
+    """How the line number n is drawn."""
+    colour, turn = LINES[n % len(LINES)], n // len(LINES)
+    style: dict[str, Any] = {
+        "color": colour,
+        "linewidth": 1.6,
+        "linestyle": (0, DASHES[(n + turn) % len(DASHES)] or None),
+    }
+    if marks:
+        style |= {"marker": tuple(MARKS)[turn % len(MARKS)], "markersize": 5.5, "markeredgecolor": CARD}
+    return style
+
+
+def legend_key(n: int, marks: bool = True) -> Markup:
+    """A piece of the line number n, with its mark."""
+    style = style_of(n, marks)
+    colour, dashes = COLOURS[style["color"]], style["linestyle"][1] or ()
+    dash = " ".join(f"{length * style['linewidth']:.3g}" for length in dashes) or "none"  # Matplotlib's are in widths of the line
+    mark = f'<path d="{MARKS[style["marker"]]}" fill="{colour}"/>' if marks else ""
+    return Markup(
+        f'<svg aria-hidden="true" viewBox="0 0 34 10"><path d="M0 5H34" stroke="{colour}" stroke-width="{style["linewidth"]}" '
+        f'stroke-dasharray="{dash}"/>{mark}</svg>'
+    )
 
 
 def number(value: float, _: object = None) -> str:
@@ -68,23 +100,20 @@ def line_chart(
     x_marks: Sequence[float] | None = None,
     log_y: bool = False,
 ) -> Chart | None:
-    """A chart; None when no line has a finite value.
+    """A chart; None when no line has a finite value. A line without one is left out, and the others look as they would beside it.
 
     ``x_marks``: the x values that occur, drawn at equal distances (budgets k); None: x is a number line (steps).
     """
-    lines = [line for line in lines if line.values]
-    if not lines:
+    marked = {n: line.marks and not line.level for n, line in enumerate(lines) if line.values}
+    styles = {n: style_of(n, marks) for n, marks in marked.items()}
+    if not styles:
         return None
     values = [v for line in lines for v in line.values]
     with rc_context({**SETTINGS, "svg.hashsalt": title}):
         figure = Figure(figsize=(4.2, 2.7), layout="constrained")
         axes = figure.subplots()
-        for n, line in enumerate(lines):
-            style: dict[str, Any] = {
-                "color": LINES[n % STYLES],
-                "linewidth": 1.6,
-                "linestyle": (0, DASHES[n % STYLES] or None),
-            }
+        for n, style in styles.items():
+            line = lines[n]
             if line.level:
                 axes.axhline(line.y[0], **style)
                 continue
@@ -93,9 +122,8 @@ def line_chart(
             band = [b for b in zip(x, line.low, line.high, strict=False) if math.isfinite(b[1] + b[2])]
             if len(band) > 1:
                 along, low, high = zip(*band, strict=True)
-                axes.fill_between(along, low, high, color=LINES[n % STYLES], alpha=0.17, linewidth=0)
-            dots: dict[str, Any] = {"marker": "o", "markersize": 5.5, "markeredgecolor": CARD} if line.marks else {}
-            axes.plot(*zip(*points, strict=True), **style, **dots)
+                axes.fill_between(along, low, high, color=style["color"], alpha=0.17, linewidth=0)
+            axes.plot(*zip(*points, strict=True), **style)
         axes.set(xlabel=x_label)
         axes.set_title(y_label, loc="left", fontsize=9)
         if x_marks:
@@ -110,19 +138,17 @@ def line_chart(
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades <= 2 else (1,)))
             axes.yaxis.set_minor_formatter(NullFormatter())
         axes.yaxis.set_major_formatter(FuncFormatter(number))
-        file = io.StringIO()
-        figure.savefig(
-            file, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        )
-    names = tuple(line.name for line in lines)
-    summary = (
-        f"{title}. {y_label} against {x_label}, {number(min(values))} to {number(max(values))}; {', '.join(names)}"
-    )
-    return Chart(title, _inline(file.getvalue(), summary), names)
+        names = ", ".join(lines[n].name for n in styles)
+        summary = f"{title}. {y_label} against {x_label}, {number(min(values))} to {number(max(values))}; {names}"
+        svg = _inline(figure, summary)
+    return Chart(title, svg, tuple((lines[n].name, legend_key(n, marks)) for n, marks in marked.items()))
 
 
-def _inline(svg: str, summary: str) -> Markup:
-    """Matplotlib's file as an element of the page, with ``summary`` as its title."""
+def _inline(figure: Figure, summary: str) -> Markup:
+    """The figure as an element of the page, with ``summary`` as its title."""
+    file = io.StringIO()
+    figure.savefig(file, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    svg = file.getvalue()
     box = re.search(r'viewBox="([^"]*)"', svg)
     assert box is not None
     body = svg.partition("</defs>")[2]  # what follows its style sheet

@@ -31,7 +31,7 @@ from lamina.evaluation.record import (
     Trajectory,
     TranslatorCurve,
 )
-from lamina.evaluation.report.charts import STYLES, Chart, Line, line_chart
+from lamina.evaluation.report.charts import Chart, Line, line_chart
 from lamina.evaluation.report.tables import Metric, curve, estimate, over_k, table
 from lamina.files import read_json, write_text
 
@@ -134,7 +134,6 @@ def render(record: Evaluation, run: Path) -> str:
     return environment.get_template("report.html.j2").render(
         record=record,
         style=Markup(resources.files(package).joinpath("page.css").read_text(encoding="utf-8")),
-        styles=STYLES,
         missing=MISSING,
         created=day(record.created),
         levels=LEVELS,
