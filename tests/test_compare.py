@@ -213,6 +213,18 @@ def test_the_words_say_who_is_best_who_is_not_beyond_doubt_and_who_collapsed():
     assert any("one seed decides nothing" in t for _, t in words([row("a", 1.0), row("b", 2.0)], []))
 
 
+def test_the_best_is_nobody_where_latents_of_other_transitions_read_actions_as_well():
+    methods = [row("a", 0.25, 0.26, 0.24), row("b", 0.35, 0.36, 0.34)]
+    as_good = row("shuffled latents", 0.26, 0.25, 0.26, role="control")
+    worse = row("shuffled latents", 0.35, 0.36, 0.34, role="control")
+    use = "To read actions off latents with few labels: "
+    said = {
+        c: [t for _, t in words(methods, [control]) if t.startswith(use)] for c, control in ((0, as_good), (1, worse))
+    }
+    assert said[0][0].startswith(use + "no method. The best mean, 0.25 (a), is not") and len(said[0]) == 1
+    assert said[1] == [use + "a (translator loss 0.25), better than every other method beyond doubt."]
+
+
 @pytest.mark.parametrize(
     ("returns", "acts"), [((8.0, 9.0, 8.5), True), ((8.0, -9.0, 2.0), False), ((-3.0, -2.0, -2.5), False)]
 )

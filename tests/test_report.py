@@ -401,7 +401,9 @@ def test_every_line_looks_different_and_the_same_in_every_chart() -> None:
     assert part is not None and part.legend == full.legend[:3] + full.legend[4:]
     drawn = re.findall(r'style="fill: none; ([^"]*)stroke: (var\(--c\d\)); stroke-width: 1.6', full.svg)
     dashes = [re.findall(r"stroke-dasharray: ([\d.,]+)", before) for before, _ in drawn]
-    for (_, colour), dash, (_, key) in zip(drawn, dashes, full.legend, strict=True):  # the legend shows the lines as they are
+    for (_, colour), dash, (_, key) in zip(
+        drawn, dashes, full.legend, strict=True
+    ):  # the legend shows the lines as they are
         assert f'stroke="{colour}"' in key
         shown = [float(n) for n in re.findall(r'dasharray="([^"]*)"', key)[0].split()] if dash else []
         assert shown == pytest.approx([float(n) for n in dash[0].split(",")] if dash else [], rel=0.01)

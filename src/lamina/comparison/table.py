@@ -247,6 +247,7 @@ USES = (
     ("success", "To act in the world"),
     ("return", "To act in the world"),
 )
+SHUFFLED = "shuffled latents"  # the control that sees all that a translator sees, but for the right latent
 Finding = tuple[str, str]  # level (bad, warn, good, note) and a sentence
 
 
@@ -257,7 +258,8 @@ def words(models: Sequence[CompareRow], others: Sequence[CompareRow]) -> list[Fi
     for metric, use in USES:
         usable = [m for m in sound if math.isfinite(m.of(metric).mean) and not (metric == "addition" and m.void)]
         if usable:
-            found.append(_best(metric, use, usable))
+            nothing = _nothing_read(use, ranked(usable)[0], others) if metric == "loss" else None
+            found.append(nothing or _best(metric, use, usable))
     if sound and (loss := [m for m in sound if math.isfinite(m.of("loss").mean)]):
         found += _against(ranked(loss)[0], others)
     return found
@@ -271,6 +273,19 @@ def _failures(models: Sequence[CompareRow]) -> Iterator[Finding]:
             yield "bad", f"{m.name}: {m.void}. Its latent is not to be trusted."
         if m.values.get("perplexity") and m.of("perplexity").mean < COLLAPSED:
             yield "bad", f"{m.name}: its codes collapsed, a slot says the same code nearly always."
+
+
+def _nothing_read(use: str, best: CompareRow, others: Sequence[CompareRow]) -> Finding | None:
+    """What to say where seeds do not show that latents help the translator: the best mean is then nobody's merit."""
+    control = next((o for o in others if o.name == SHUFFLED and math.isfinite(o.of("loss").mean)), None)
+    if control is None or apart("loss", best, control) is not False:
+        return None
+    return (
+        "warn",
+        f"{use}: no method. The best mean, {_figure(best, 'loss')} ({best.name}), is not beyond doubt better than that of {SHUFFLED} "
+        f"({_figure(control, 'loss')}): the previous action, which translators see too, tells as much. The linear probe's figure is what the "
+        "latents say by themselves.",
+    )
 
 
 def _best(metric: str, use: str, usable: Sequence[CompareRow]) -> Finding:
