@@ -283,7 +283,7 @@ def _nothing_read(use: str, best: CompareRow, others: Sequence[CompareRow]) -> F
     return (
         "warn",
         f"{use}: no method. The best mean, {_figure(best, 'loss')} ({best.name}), is not beyond doubt better than that of {SHUFFLED} "
-        f"({_figure(control, 'loss')}): the previous action, which translators see too, tells as much. The linear probe's figure is what the "
+        f"({_figure(control, 'loss')}): the previous action, which translators see too, tells as much. The linear probe tells what the "
         "latents say by themselves.",
     )
 
