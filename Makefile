@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test coverage lint types readme readme-install test-lerobot bench clean
+.PHONY: install develop demo test coverage lint types readme readme-install test-lerobot bench clean
 .DELETE_ON_ERROR:
 
 # torch first and by itself: a looser requirement would bring the newest CUDA build and gigabytes with it.
@@ -21,6 +21,8 @@ $(BIN)/dev-is-here: $(BIN)/demo-is-here
 	touch $@
 
 install: $(BIN)/demo-is-here
+
+develop: $(BIN)/dev-is-here
 
 demo: $(BIN)/demo-is-here
 	$(BIN)/python demo.py

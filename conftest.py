@@ -29,6 +29,9 @@ for library in ("beartype", "sklearn.linear_model", "torch._dynamo", "torchmetri
 jaxtyping.install_import_hook(["lamina", "lamina_research"], "checker.check")
 jaxtyping.config.update("jaxtyping_disable", True)  # outside of tests
 
+# What a killed process has written stays with the system, so only tests of a power cut would have to wait for the disk.
+os.fsync = lambda handle: None
+
 # How long an example takes is the machine's matter: no test is timed.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")

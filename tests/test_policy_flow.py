@@ -83,9 +83,8 @@ def write_run(folder: Path, **options: Any) -> Path:
 
 
 def training(**options: Any) -> TrainConfig:
-    return TrainConfig(
-        **{"steps": 4, "batch": 8, "lr": 1e-3, "warmup": 1, "device": "cpu", "checkpoint_every": 2} | options
-    )
+    chosen = {"steps": 4, "batch": 8, "lr": 1e-3, "warmup": 1, "device": "cpu"} | options
+    return TrainConfig(**{"checkpoint_every": max(2, chosen["steps"] // 2)} | chosen)
 
 
 def observations(item: Any, step: int) -> Observations:
