@@ -106,7 +106,9 @@ def follow(script: str, scratch: Path) -> subprocess.CompletedProcess[str]:
             shutil.copy2(ROOT / name, copy / name)
     venv.create(scratch / "empty", with_pip=True)
     # pip need not compile what is never imported. The variable is the option's value, and `--no-compile` sets it to 0.
-    kept = {"PIP_NO_COMPILE": "0"} | {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "VIRTUAL_ENV", "CONDA", "LAMINA"))}
+    kept = {"PIP_NO_COMPILE": "0"} | {
+        k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "VIRTUAL_ENV", "CONDA", "LAMINA"))
+    }
     path = os.pathsep.join([str(scratch / "empty" / "bin"), "/usr/local/bin", "/usr/bin", "/bin"])
     return subprocess.run(
         ["bash", "-c", f"set -eo pipefail\n{script}"],

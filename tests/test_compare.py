@@ -31,7 +31,7 @@ from lamina.comparison.plan import (
 from lamina.comparison.table import CompareRow, apart, ranked, words
 from lamina.comparison.worker import load_plan, save_plan, train
 from lamina.errors import LaminaError
-from lamina.evaluation.evaluate import EvaluateConfig
+from lamina.evaluation.settings import EvaluateConfig
 from lamina.models.hub import LatentActionModel
 from planted import write_planted
 

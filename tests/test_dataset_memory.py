@@ -28,7 +28,8 @@ from lamina.data import (
 )
 from lamina.data.dataset import name_of
 from lamina.errors import LaminaError, LaminaWarning
-from lamina.evaluation.evaluate import EvaluateConfig, evaluate
+from lamina.evaluation.evaluate import evaluate
+from lamina.evaluation.settings import EvaluateConfig
 from lamina.files import read_json
 from lamina.images import resize_frames
 from lamina.inference.label import label

@@ -16,7 +16,7 @@ from lamina.comparison.plan import CompareConfig
 from lamina.data.sampling import DataConfig
 from lamina.errors import LaminaError
 from lamina.evaluation.doctor import DoctorConfig
-from lamina.evaluation.evaluate import EvaluateConfig
+from lamina.evaluation.settings import EvaluateConfig
 from lamina.models.heads import TranslatorConfig
 from lamina.options import LIMITS, check_options
 from lamina.policies.flow.config import FlowConfig

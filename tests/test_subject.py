@@ -16,8 +16,9 @@ from torch import Tensor
 
 from lamina.cli import main
 from lamina.errors import LaminaError
-from lamina.evaluation.evaluate import EvaluateConfig, evaluate
+from lamina.evaluation.evaluate import evaluate
 from lamina.evaluation.record import Evaluation
+from lamina.evaluation.settings import EvaluateConfig
 from lamina.images import to_float
 from lamina.inference.encode import in_batches
 from lamina.inference.subject import Subject, load_subject, pixel_change

@@ -25,6 +25,7 @@ from lamina.evaluation import evaluate as evaluation
 from lamina.evaluation.doctor import Diagnosis, DoctorConfig, examine
 from lamina.evaluation.record import Evaluation
 from lamina.evaluation.report.page import write_report
+from lamina.evaluation.settings import EvaluateConfig
 from lamina.inference import label as labelling
 from lamina.inference.label import LabelOptions
 from lamina.inference.subject import Subject
@@ -270,7 +271,7 @@ def evaluate(
     labelled transitions (a number, or a share such as "5%"). ``options``: fields of EvaluateConfig.
     Raises LaminaError for data that cannot be read or has no test split, and for a damaged model.
     """
-    config = evaluation.EvaluateConfig(labels=None if labels is None else str(labels))
+    config = EvaluateConfig(labels=None if labels is None else str(labels))
     (config,) = _with_options("evaluate()", options, config)
     chosen = subject if isinstance(subject, Subject) else Path(subject)
     folder = None if out is None else Path(out)

@@ -339,7 +339,7 @@ class Evaluate:
 
 def evaluate(argv: Sequence[str], parse_only: bool = False) -> None:
     """``lamina evaluate RUN``."""
-    from lamina.evaluation.evaluate import EvaluateConfig
+    from lamina.evaluation.settings import EvaluateConfig
 
     command = with_options(Evaluate, evaluate=EvaluateConfig())
     args = parse_options(command, argv, prog="lamina evaluate")
@@ -432,7 +432,7 @@ class Compare:
 def compare(argv: Sequence[str], parse_only: bool = False) -> None:
     """``lamina compare``."""
     from lamina.comparison.plan import CompareConfig
-    from lamina.evaluation.evaluate import EvaluateConfig
+    from lamina.evaluation.settings import EvaluateConfig
 
     evaluate = dataclasses.replace(EvaluateConfig(), labels="5%")
     args = parse_options(with_options(Compare, compare=CompareConfig(), evaluate=evaluate), argv, prog="lamina compare")

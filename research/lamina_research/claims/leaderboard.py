@@ -14,7 +14,7 @@ from lamina.comparison.plan import CompareConfig
 from lamina.comparison.run import Comparison, run_comparison
 from lamina.data.sampling import DataConfig
 from lamina.errors import LaminaError
-from lamina.evaluation.evaluate import EvaluateConfig
+from lamina.evaluation.settings import EvaluateConfig
 from lamina.training.settings import TrainConfig
 from lamina_research.experiment import Experiment, Outcome
 from lamina_research.seeds import Metrics

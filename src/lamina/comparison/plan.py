@@ -20,7 +20,7 @@ from lamina.data.sampling import DataConfig, count_transitions, open_source
 from lamina.data.stream import sample_split
 from lamina.device import pick_device
 from lamina.errors import LaminaError
-from lamina.evaluation.evaluate import EvaluateConfig
+from lamina.evaluation.settings import EvaluateConfig
 from lamina.methods.base import DecoderName, EncoderName
 from lamina.models.config import LAMConfig, SizeName
 from lamina.models.lam import LAM

@@ -23,9 +23,9 @@ from lamina.data.stream import sample_split
 from lamina.device import pick_device
 from lamina.errors import LaminaError
 from lamina.evaluation import evaluate as evaluation
-from lamina.evaluation.evaluate import EvaluateConfig
 from lamina.evaluation.pictures import grid, most_changed
 from lamina.evaluation.record import Evaluation
+from lamina.evaluation.settings import EvaluateConfig
 from lamina.files import json_of, locked, read_json, to_json, write_text
 from lamina.inference.subject import Subject, load_subject, subject_of
 from lamina.models.hub import LatentActionModel

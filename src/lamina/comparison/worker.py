@@ -22,9 +22,9 @@ from lamina import api
 from lamina.comparison.plan import CompareConfig, Plan, run_folder, stage_folder
 from lamina.errors import LaminaError
 from lamina.evaluation import evaluate as evaluation
-from lamina.evaluation.evaluate import EvaluateConfig
 from lamina.evaluation.probes.translation import kept_references
 from lamina.evaluation.report.page import write_report
+from lamina.evaluation.settings import EvaluateConfig
 from lamina.files import read_json, reason, to_json, write_text
 from lamina.models.hub import LatentActionModel
 from lamina.policies.rollout import rollout

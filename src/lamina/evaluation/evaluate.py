@@ -13,91 +13,44 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from lamina.data.dataset import Data, name_of
 from lamina.data.paired import MIN_TRANSITIONS, same_states
-from lamina.data.sampling import ActionsOf, DataConfig, count_transitions, feature_width, open_source
+from lamina.data.sampling import DataConfig, feature_width, open_source
 from lamina.data.stream import sample_split
-from lamina.device import DeviceName, Precision, autocast, pick_device
+from lamina.device import autocast, pick_device
 from lamina.errors import LaminaError
+from lamina.evaluation.actions import (
+    aligned_translators,
+    kept_translator,
+    linear_probes,
+    new_translator,
+    score_controls,
+)
 from lamina.evaluation.pictures import composed_picture, prefix_picture, swap_picture, transfer_picture
 from lamina.evaluation.probes.exogenous import PairedLatents, SwapScore, swap, views
 from lamina.evaluation.probes.leakage import leakages
-from lamina.evaluation.probes.linear_probe import LinearScore, linear_probe, pixel_features, plain_features
+from lamina.evaluation.probes.linear_probe import LinearScore
 from lamina.evaluation.probes.reconstruction import ReconstructionScore, distance_by, reconstruct
 from lamina.evaluation.probes.structure import STATE, held_out, horizon_rows, measure_sides, structure_rows, unlabelled
 from lamina.evaluation.probes.trajectory import Trajectory, trajectories
-from lamina.evaluation.probes.translation import (
-    TranslationScore,
-    controls,
-    encode_labels,
-    features_row,
-    fit_translator,
-    prefix_of,
-    score_translator,
-)
+from lamina.evaluation.probes.translation import TranslationScore, prefixes_of
 from lamina.evaluation.record import Evaluation, evaluation_of
+from lamina.evaluation.settings import EvaluateConfig
 from lamina.evaluation.verdict import in_order, judge_exogenous, judge_leakage, summary, verdict
 from lamina.files import Scratch, checkpoint_hash, disk_errors, locked, partial_path, write_text
 from lamina.inference.encode import in_batches
-from lamina.inference.subject import RANDOM, Subject, subject_of
+from lamina.inference.subject import Subject, subject_of
 from lamina.intervals import Estimate, bootstrap_mean, bootstrap_ratio
 from lamina.models import code_usage as codes
 from lamina.models.feature_cache import kept_features
 from lamina.models.features import PretrainedFeatures, is_pretrained
-from lamina.models.heads import ActionHead, Translator, TranslatorConfig
 from lamina.models.hub import LatentActionModel, model_folder
-from lamina.options import check_options
 from lamina.progress import progress_bar
-from lamina.training.alignment import TranslatorNote, load_translator
-from lamina.training.heads import head_training
-from lamina.training.labelled import ActionTarget, actions_of, parse_labels, probe_data, warn_multi_action
+from lamina.training.labelled import ActionTarget, actions_of, probe_data, warn_multi_action
 from lamina.training.log import read_log
-from lamina.training.settings import TrainConfig
-from lamina.types import ActionSpec, Clip
+from lamina.types import Clip
 from lamina.version import __version__
-
-
-@dataclass(frozen=True)
-class EvaluateConfig:
-    """Options of an evaluation: how much held-out data the probes see, and which."""
-
-    transitions: int = 1024
-    """test transitions for translators, linear probes and code statistics"""
-    reconstructions: int = 256
-    """test transitions that are decoded"""
-    linear: int = 4096
-    """training transitions whose actions the linear probe may see"""
-    structure: int = 256
-    """test windows for the probes of the latent's structure; 0 leaves them out"""
-    environments: tuple[str, ...] = ()
-    """other environments for the leakage probe: datasets or videos, or DATASET:CAMERA"""
-    camera: str | None = None
-    """camera of a LeRobot dataset; default: the first"""
-    paired: str | None = None
-    """camera with the paired view (same states, other exogenous state); default: a camera named "paired", if any"""
-    action: str = "action"
-    """feature that holds the actions"""
-    labels: str | None = None
-    """number (120) or share (5%) of labelled transitions to train a translator on, if the run has none"""
-    translator_steps: int = 600
-    """training steps of that translator and of its controls"""
-    actions: ActionsOf | None = None
-    """which of the actions in the gap of a latent are predicted: first, mean or chunk; default: as in the alignment, else the first"""
-    pretrained: str | None = None
-    """pretrained encoder, as --space of `lamina train` names it, for two references: its plain features of the pair of frames, and a
-    perceptual distance of predicted pictures; default: that of the model's own space, if it is pretrained"""
-    seed: int = 0
-    """of the choice of labels and of that translator's training"""
-    scratch_steps: int | None = None
-    """training steps of the inverse dynamics model and the observation-only control; default: as many as the translator's"""
-    device: DeviceName = "auto"
-    precision: Precision = "fp32"
-
-    def __post_init__(self) -> None:
-        check_options(self)
-
 
 #: Episodes whose norm trajectory is drawn, and at how many frames.
 EPISODES, POINTS = 3, 60
@@ -126,11 +79,6 @@ SWAP = {
     "caption": "Each transition under two exogenous states. The swap is decoded from the frame and the latent of the frame and the "
     "PAIRED next frame: it should look like the next frame, not like the paired one.",
 }
-
-
-def prefixes_of(slots: int) -> tuple[int, ...]:
-    """1, 2, 4, ... and K: the prefix lengths that are reported."""
-    return tuple(sorted({2**i for i in range(slots.bit_length()) if 2**i <= slots} | {slots}))
 
 
 def evaluate(subject: Subject | str | Path, path: Data, config: EvaluateConfig, out: Path | None = None) -> Evaluation:
@@ -192,7 +140,7 @@ def _evaluate(
     subject: Subject, run: _Run | None, out: Path, path: Data, config: EvaluateConfig, drawn: Path
 ) -> tuple[dict[str, Any], dict[str, float]]:
     """The record, with pictures in the folder ``drawn``; and the headline figures of the model card. ``run``: of a model of ours."""
-    aligned = _aligned(run.path if run else None, config)
+    aligned = kept_translator(run.path if run else None, config)
     actions = config.actions or (aligned[1].actions if aligned else "first")
     prefixes = prefixes_of(subject.slots) if subject.prefix else (subject.slots,)
     source = open_source(path)
@@ -275,7 +223,7 @@ def _evaluate(
         bar.update()
         trained = None
         if aligned and run:
-            trained = aligned_translators(run, path, test, target, aligned, config)
+            trained = aligned_translators(run.path, run.model, path, test, target, aligned, config)
         elif config.labels:
             trained = new_translator(subject, data, test, target, config)
         elif run:
@@ -311,21 +259,6 @@ def _evaluate(
     findings += judge_exogenous(compared, small, alike, test.action is not None)
     record["verdict"], record["summary"] = in_order(findings), summary(findings)
     return record, headline(reconstruction, translation)
-
-
-def _aligned(run: Path | None, config: EvaluateConfig) -> tuple[Translator, TranslatorNote] | None:
-    """RUN's translator and its note, where there is one. Raises LaminaError for options that do not fit it."""
-    folder = run / "translator" if run else None
-    if folder is None or not (folder / "translator.json").exists():
-        return None
-    translator, note = load_translator(folder)
-    if config.labels:
-        raise LaminaError(f"{folder}: is trained already; leave out --labels, or delete that folder")
-    if config.actions not in (None, note.actions):
-        raise LaminaError(
-            f"{folder}: was aligned to the {note.actions} of a gap's actions; leave out --actions, or align again"
-        )
-    return translator, note
 
 
 def pretrained_reference(subject: Subject, config: EvaluateConfig) -> PretrainedFeatures | None:
@@ -451,140 +384,6 @@ def code_statistics(subject: Subject, clip: Clip) -> dict[str, Any]:
     return {"codebook": subject.codebook_size, "slots": slots, "warnings": codes.warnings(uses)}
 
 
-def linear_probes(
-    subject: Subject,
-    train: Clip,
-    test: Clip,
-    spec: ActionSpec,
-    filling: Clip,
-    features: PretrainedFeatures | None = None,
-) -> list[tuple[str, str, int | None, LinearScore]]:
-    """The linear probe on every prefix of the latent action and on the controls, as (name, role, k, score).
-
-    ``filling``: transitions that fill the statistics of the random-weights encoder. ``features``: whose plain features are a reference.
-    """
-    assert train.action is not None and test.action is not None
-    head = ActionHead(spec)
-    head.calibrate(train.action[:, 0])
-    y, test_y = head.embed(train.action[:, 0]), head.embed(test.action[:, 0])
-    (src, dst), (test_src, test_dst) = ((clip.frames[:, 0], clip.frames[:, 1]) for clip in (train, test))
-
-    def probe(a: Tensor, b: Tensor) -> LinearScore:
-        return linear_probe(a.flatten(1), y, b.flatten(1), test_y, test.episode, spec)
-
-    z, test_z = subject.slotted(src, dst), subject.slotted(test_src, test_dst)
-    full, prefix = z.shape[1], prefix_of(subject, z)
-    lengths = prefixes_of(full) if subject.prefix else (full,)
-    with torch.no_grad():
-        rows: list[tuple[str, str, int | None, LinearScore]] = [
-            (subject.name, "model", k, probe(prefix(z, k), prefix(test_z, k))) for k in lengths
-        ]
-    order, test_order = (torch.randperm(len(x), generator=torch.Generator().manual_seed(0)) for x in (z, test_z))
-    rows.append(("shuffled latents", "control", full, probe(z[order], test_z[test_order])))
-    still = probe(subject.actions(src, src), subject.actions(test_src, test_src))
-    rows.append(("copy-frame", "control", None, still))
-    if subject.control:
-        random = subject.control(filling, 1)
-        rows.append((RANDOM, "control", full, probe(random.actions(src, dst), random.actions(test_src, test_dst))))
-    pixels = pixel_features(train.frames, test.frames, z[0].numel())
-    rows.append(("plain pixels of the pair", "reference", None, probe(*pixels)))
-    if features is not None:
-        plain = plain_features(features, train.frames, test.frames, z[0].numel())
-        rows.append((features_row(features), "reference", None, probe(*plain)))
-    return rows
-
-
-@dataclass(frozen=True)
-class TrainedTranslators:
-    """The scores of a model's translators on the test split, and all that it takes to train controls in the same way.
-
-    ``record``: the number of labels and the training curve, for evaluation.json.
-    """
-
-    subject: Subject
-    scores: list[TranslationScore]
-    labels: Clip
-    heads: TranslatorConfig
-    training: TrainConfig
-    record: dict[str, Any]
-
-
-def aligned_translators(
-    run: _Run,
-    path: Data,
-    test: Clip,
-    actions: ActionTarget,
-    aligned: tuple[Translator, TranslatorNote],
-    config: EvaluateConfig,
-) -> TrainedTranslators:
-    """RUN's translators, frozen and joint."""
-    translator, note = aligned
-    expected = (actions.spec.discrete, actions.spec.continuous, actions.steps)
-    if (translator.spec.discrete, translator.spec.continuous, translator.steps) != expected:
-        raise LaminaError(
-            f"{run.path / 'translator'}: was trained for other actions than this dataset has; align again on it"
-        )
-    subject = subject_of(run.model, note.side)
-
-    def scores_of(translator: Translator, read: Subject, note: TranslatorNote, name: str) -> list[TranslationScore]:
-        items = encode_labels(read, test, bool(note.observation))
-        prefix = prefix_of(read, items.z)
-        return score_translator(translator, prefix, items, prefixes_of(note.slots), name, "model")
-
-    scores = scores_of(translator, subject, note, subject.name)
-    if (run.path / "joint" / "translator.json").exists():
-        joint = LatentActionModel.from_pretrained(str(run.path / "joint" / "model")).to(run.model.device)
-        head, joint_note = load_translator(run.path / "joint")
-        if (head.spec, head.steps) == (translator.spec, translator.steps):
-            read = subject_of(joint, joint_note.side)
-            scores += scores_of(head, read, joint_note, f"{subject.name}, joint")
-    source = path if name_of(path) == note.data else note.data  # a Dataset cannot be opened by its name
-    data = probe_data(run.model, source, note.camera, note.action, note.actions)
-    data = dataclasses.replace(data, tasks=note.tasks)
-    training = note.train_config(device=config.device, precision=config.precision)
-    labels = sample_split(data, "train", note.labels, seed=training.seed, require_action=True)
-    curve = translator_curve(run.path / "translator" / "training" / "log.jsonl")
-    record = {"labels": note.labels, "label_episodes": note.label_episodes, "translator_curve": curve}
-    return TrainedTranslators(subject, scores, labels, note.config, training, record)
-
-
-def new_translator(
-    subject: Subject, data: DataConfig, test: Clip, actions: ActionTarget, config: EvaluateConfig
-) -> TrainedTranslators:
-    """A translator trained on ``config.labels`` transitions of the training split with the defaults of `lamina align`."""
-    training = head_training(config.translator_steps, config.seed, device=config.device, precision=config.precision)
-    heads = TranslatorConfig()
-    number = parse_labels(config.labels or "", count_transitions(data, "train"))
-    data = dataclasses.replace(data, paired=None)
-    labels = sample_split(data, "train", number, seed=training.seed, require_action=True)
-    items, test_items = encode_labels(subject, labels), encode_labels(subject, test)
-    prefix = prefix_of(subject, items.z)
-    with Scratch() as scratch:
-        translator = fit_translator(prefix, items, actions, heads, training, Path(scratch))
-        curve = translator_curve(Path(scratch) / "log.jsonl")
-    lengths = prefixes_of(prefix.slots) if subject.prefix else (items.z.shape[1],)
-    scores = score_translator(translator, prefix, test_items, lengths, subject.name, "model")
-    record = {"labels": len(labels), "label_episodes": len(labels.episode.unique()), "translator_curve": curve}
-    return TrainedTranslators(subject, scores, labels, heads, training, record)
-
-
-def score_controls(
-    trained: TrainedTranslators,
-    test: Clip,
-    actions: ActionTarget,
-    config: EvaluateConfig,
-    filling: Clip,
-    features: PretrainedFeatures | None = None,
-) -> tuple[list[TranslationScore], dict[str, Any]]:
-    """The controls of a translator, trained as it was, and the training budget of all."""
-    training, heads = trained.training, trained.heads
-    steps = config.scratch_steps or training.steps
-    scratch = dataclasses.replace(training, steps=steps, checkpoint_every=steps)
-    scores = controls(trained.subject, trained.labels, test, actions, heads, training, filling, scratch, features)
-    shared = {"batch": training.batch, "lr": training.lr, "validate_every": training.validate_every}
-    return scores, {"steps": training.steps, "scratch_steps": steps, "condition": heads.condition, **shared}
-
-
 def training_curve(path: Path) -> dict[str, Any]:
     """Steps and losses of RUN/log.jsonl, thinned to at most 400 points; empty if there is no log."""
     rows = read_log(path)
@@ -592,13 +391,6 @@ def training_curve(path: Path) -> dict[str, Any]:
     held = [row for row in rows if "validation/reconstruction" in row]
     validation = {"steps": [r["step"] for r in held], "loss": [r["validation/reconstruction"] for r in held]}
     return {"steps": [r["step"] for r in kept], "loss": [r["loss"] for r in kept], "validation": validation}
-
-
-def translator_curve(path: Path) -> dict[str, Any]:
-    """Steps, training and validation loss of a translator's log; empty if there is none."""
-    rows = [row for row in read_log(path) if "validation/action" in row]
-    steps, train = [row["step"] for row in rows], [row["loss"] for row in rows]
-    return {"steps": steps, "train": train, "validation": [row["validation/action"] for row in rows]}
 
 
 def _maybe(estimate: Estimate | None) -> dict[str, float] | None:

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import torch
 
-from lamina.evaluation.evaluate import prefixes_of
 from lamina.evaluation.pictures import grid, most_changed
 from lamina.evaluation.probes.reconstruction import psnr, reconstruct
+from lamina.evaluation.probes.translation import prefixes_of
 from lamina.inference.subject import subject_of
 from lamina.methods import lapo
 from lamina.models.hub import LatentActionModel

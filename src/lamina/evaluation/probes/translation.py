@@ -165,6 +165,11 @@ def encode_labels(subject: Subject, clip: Clip, observed: bool = False) -> Label
     return LabelledTransitions.encoded(clip, lambda c: subject.slotted(c.frames[:, 0], c.frames[:, 1]), observed)
 
 
+def prefixes_of(slots: int) -> tuple[int, ...]:
+    """1, 2, 4, ... and K: the prefix lengths that are reported."""
+    return tuple(sorted({2**i for i in range(slots.bit_length()) if 2**i <= slots} | {slots}))
+
+
 def prefix_of(subject: Subject, z: Float[Tensor, "n k d"]) -> RetainedPrefix:
     """The prefix that a translator of ``z`` is trained with: the subject's own, or one that keeps all slots."""
     return copy.deepcopy(subject.prefix).cpu() if subject.prefix else RetainedPrefix(z.shape[1], z.shape[2], "full")
