@@ -10,7 +10,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -165,6 +165,11 @@ class FlexLAMStudy(Study[FlexLAMSetup]):
 
     def data(self) -> DataConfig:
         return DataConfig((str(self.dataset()),), self.setup.options["image"])
+
+    def options(self, model: ModelSpec) -> dict[str, Any]:
+        # The levels are those of FlexLAM's and Fixed-K's codes. A reference with another bottleneck has codes of its own.
+        known = {f.name for f in fields(model.method.Config)}
+        return {name: value for name, value in super().options(model).items() if name != "levels" or name in known}
 
     def label_data(self, model: LatentActionModel) -> DataConfig:
         """The labelled transitions of a model: the dataset at the model's label gap, which is the same for all models of a setup."""
