@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 
 import lamina.data.lerobot.labels as data_labels
 from data_files import change_table
@@ -24,6 +25,7 @@ from lamina.cli import main
 from lamina.data.sampling import open_source
 from lamina.errors import LaminaError
 from lamina.evaluation.evaluate import training_curve
+from lamina.evaluation.pictures import grid
 from lamina.evaluation.report.page import write_report
 from lamina.files import Scratch, locked, to_json
 from lamina.models.hub import LatentActionModel
@@ -279,6 +281,32 @@ def test_a_picture_of_another_evaluation_is_not_shown(home, run):
     page = write_report(run).read_text()
     assert "pictures/transfer.png: not available (the file is of another evaluation)" in page
     assert page.count("of another evaluation") == 1  # the other one is shown
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (24, 40)])
+def test_a_grid_shows_each_picture_in_its_row_and_column(tmp_path, height, width):
+    """Every cell has a colour of its own, which halves change at the middle of the cell: each is found where it belongs, whole."""
+    colours = np.random.default_rng(0).integers(0, 256, (3, 4, 3), dtype=np.uint8)
+    pictures = torch.from_numpy(colours).permute(1, 0, 2)[..., None, None].expand(4, 3, 3, height, width).clone()
+    pictures[..., width // 2 :] //= 2
+    grid(tmp_path / "p.png", ["one", "two", "three", "four"], list(pictures), names=["a", "b", "c"])
+    page = np.asarray(Image.open(tmp_path / "p.png").convert("RGB"))
+    columns, rows = (runs_of((page != 255).any(2).any(axis)) for axis in (0, 1))
+    columns, rows = columns[-4:], rows[-3:]  # before them: the names, and the titles
+    for row, (top, bottom) in enumerate(rows):
+        for column, (left, right) in enumerate(columns):
+            cell = page[top + 2 : bottom - 2, left + 2 : right - 2]
+            half = cell.shape[1] // 2
+            assert (cell[:, : half - 4] == colours[row, column]).all() and (
+                cell[:, half + 4 :] == colours[row, column] // 2
+            ).all()
+            assert (bottom - top) / (right - left) == pytest.approx(height / width, rel=0.05)
+
+
+def runs_of(filled: np.ndarray) -> list[tuple[int, int]]:
+    """First place and end of each stretch of True."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], filled, [False]]).astype(int)))
+    return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
 
 
 def test_nan_is_null_in_every_record(home, run):
