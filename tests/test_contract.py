@@ -21,6 +21,7 @@ from lamina.data.sampling import open_source
 from lamina.inference.encode import frame_pairs
 from lamina.models.lam import LAM
 from lamina.policies.base import Policy
+from lamina.training import joint
 from lamina.training.recipe import recipe_of
 from planted import SIZE, write_complete
 from processes import dies_after_step, in_child
@@ -146,7 +147,8 @@ def test_a_codebook_gives_a_policy_and_no_codebook_is_refused(run, data):
     assert np.array_equal(decisions(lamina.Policy.from_run(run)), actions)
 
 
-def test_joint_alignment_moves_a_copy_of_the_model(method, run, data):
+def test_joint_alignment_moves_a_copy_of_the_model(method, run, data, monkeypatch):
+    monkeypatch.setattr(joint, "START", 4)
     before, own = weights(run.path / "model"), method if method == OWN else None
     options = {
         "labels": 40,

@@ -250,7 +250,8 @@ TINY = [
 
 
 @pytest.mark.parametrize("method", [["flexlam"], ["alam", "--decoded", "one"]])
-def test_a_run_with_remedies_trains_aligns_jointly_and_is_evaluated(method, grid, tmp_path):
+def test_a_run_with_remedies_trains_aligns_jointly_and_is_evaluated(method, grid, tmp_path, monkeypatch):
+    monkeypatch.setattr("lamina.training.joint.START", 4)
     run = str(tmp_path / "run")
     command = [
         "train",

@@ -1,4 +1,4 @@
-"""Whatever LAM a claim asks for at scale smoke, it must be one at every other scale too, where no test trains it."""
+"""For every test of a claim. Whatever LAM it asks for at scale smoke must be one at every other scale too, where no test trains it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,12 @@ from typing import Any
 import pytest
 
 from lamina_research.study import ModelSpec, Study
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has a length of its own, which no claim's scale sets."""
+    monkeypatch.setattr("lamina.training.joint.START", 20)
 
 
 @pytest.fixture(autouse=True)

@@ -23,6 +23,8 @@ from lamina.training.labelled import LabelledTransitions, Minibatches
 from lamina.training.settings import TrainConfig
 from lamina.types import ActionSpec, Clip, TensorRecord
 
+START = 400  # training steps of the translator alone, with which joint training begins
+
 
 class JointModel(nn.Module):
     """A LAM and its translator, trained together: the action loss reaches encoder and bottleneck (§6.3)."""
@@ -108,7 +110,7 @@ def train_joint(
     ``video``: unlabelled, for the ``objective``. The labelled transitions need their frames.
     """
     small = [dataclasses.replace(part, clip=None) for part in (train, held)]
-    heads = head_training(400, training.seed, device=training.device)
+    heads = head_training(START, training.seed, device=training.device)
     start, _ = train_translator(lam.prefix, small[0], small[1], spec, config, heads, steps=steps)
     joint = JointModel(lam.requires_grad_(True), start, side)
     lam.prefix.null.requires_grad_(lam.config.prefix != "full")

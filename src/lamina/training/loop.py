@@ -86,6 +86,16 @@ def make_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.Optimi
     return kind([{**g, "initial_lr": 1.0} for g in groups if g["params"]], lr=1.0, betas=(0.9, 0.99), fused=True)
 
 
+def seed_dropout(seed: int, device: torch.device) -> None:
+    """Seed torch's global generator, from which dropout draws."""
+    if device.type == "cpu":
+        torch.default_generator.manual_seed(
+            seed
+        )  # torch.manual_seed also formats the stack, for each kind of accelerator
+    else:
+        torch.manual_seed(seed)
+
+
 def accumulate_gradients(
     module: nn.Module,
     batches: Iterator[Any],
@@ -106,7 +116,7 @@ def accumulate_gradients(
         batch = next(batches).to(device)
         waited += time.perf_counter() - asked
         rng = Rng(config.seed, step * config.accumulate + micro, shards, device)
-        torch.manual_seed(rng.seed)  # for dropout
+        seed_dropout(rng.seed, device)
         with unsynchronised(module) if micro < config.accumulate - 1 else nullcontext():
             with autocast(device, config.precision):
                 parts = module(batch, rng)
