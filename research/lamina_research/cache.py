@@ -39,8 +39,9 @@ class Busy(Exception):
         self.runs = runs
 
 
-def _file(module: str, packages: Sequence[Path]) -> Path | None:
-    """The source file of a dotted module name, or None where the name is no module of ``packages``."""
+@cache
+def _file(module: str, packages: tuple[Path, ...]) -> Path | None:
+    """The source file of a dotted module name, or None where the name is no module of ``packages``. It is looked for once."""
     head, *rest = module.split(".")
     package = next((package for package in packages if package.name == head), None)
     if package is None:
@@ -90,6 +91,7 @@ def code_digest(modules: Iterable[str], packages: Sequence[Path] = PACKAGES) -> 
     computed name must be named in ``modules``. A parent package counts only if it is itself imported. The root of a package never counts,
     because it imports everything. Raises ValueError for a name that is not a module of the packages.
     """
+    packages = tuple(packages)
     done: set[str] = set()
     statements: list[str] = []
     waiting = list(modules)
