@@ -89,9 +89,8 @@ def make_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.Optimi
 def seed_dropout(seed: int, device: torch.device) -> None:
     """Seed torch's global generator, from which dropout draws."""
     if device.type == "cpu":
-        torch.default_generator.manual_seed(
-            seed
-        )  # torch.manual_seed also formats the stack, for each kind of accelerator
+        # torch.manual_seed would also format the stack, once for each kind of accelerator.
+        torch.default_generator.manual_seed(seed)
     else:
         torch.manual_seed(seed)
 

@@ -79,9 +79,8 @@ def legend_key(n: int, marks: bool = True) -> Markup:
     """A piece of the line number n, with its mark."""
     style = style_of(n, marks)
     colour, dashes = COLOURS[style["color"]], style["linestyle"][1] or ()
-    dash = (
-        " ".join(f"{length * style['linewidth']:.3g}" for length in dashes) or "none"
-    )  # Matplotlib's are in widths of the line
+    # Matplotlib's dashes are in widths of the line.
+    dash = " ".join(f"{length * style['linewidth']:.3g}" for length in dashes) or "none"
     mark = f'<path d="{MARKS[style["marker"]]}" fill="{colour}"/>' if marks else ""
     return Markup(
         f'<svg aria-hidden="true" viewBox="0 0 34 10"><path d="M0 5H34" stroke="{colour}" stroke-width="{style["linewidth"]}" '
