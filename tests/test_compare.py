@@ -96,6 +96,11 @@ def test_figures_are_those_of_evaluate(compared):
         assert (
             rows["flexlam"]["over_k"]["loss"]["1"][seed] == next(r for r in translator if r["k"] == 1)["loss"]["mean"]
         )
+        shuffled = next(r for r in own["translator"] if r["name"] == "shuffled latents")
+        assert (
+            rows["flexlam"]["values"]["gain"][seed]
+            == shuffled["loss"]["mean"] - rows["flexlam"]["values"]["loss"][seed]
+        )
         pixels = next(r for r in own["translator"] if r["name"] == "plain pixels of the pair")
         assert rows["plain pixels of the pair"]["values"]["loss"][seed] == pixels["loss"]["mean"]
     both = rows["flexlam"]["values"]["loss"]
@@ -303,8 +308,8 @@ REST = {"linear": ".2f", "psnr": ".1f", "used": ".1f", "addition": ".2f"}
 #: The columns of the page's tables, by the record that they show.
 SHOWN = {
     "demo": {"loss": ".2f", "accuracy": ".0%", **REST, "return": ".1f", "cost": ".2f"},
-    "doom": {"loss": ".2f", "accuracy": ".0%", **REST, "cost": ".1f"},
-    "metaworld": {"loss": ".3f", "nmse": ".2f", **REST, "cost": ".1f"},
+    "doom": {"loss": ".2f", "accuracy": ".0%", "gain": "z.2f", **REST, "cost": ".1f"},
+    "metaworld": {"loss": ".3f", "nmse": ".2f", "gain": "z.2f", **REST, "cost": ".1f"},
 }
 
 

@@ -20,7 +20,7 @@ from lamina.intervals import t_interval
 
 #: The tables of the page: a title and the metrics, the first of which is drawn.
 TABLES = {
-    "Actions": ("loss", "accuracy", "nmse", "linear"),
+    "Actions": ("loss", "accuracy", "nmse", "gain", "linear"),
     "Next frame": ("psnr", "ssim", "lpips", "used"),
     "Structure, exogenous state and codes": ("addition", "reversal", "exogenous", "leak", "perplexity"),
     "Use and cost": ("success", "return", "latency", "cost"),

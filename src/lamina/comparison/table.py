@@ -27,10 +27,12 @@ class Metric:
     percent: bool = False
 
 
+SHUFFLED = "shuffled latents"  # the control that sees all that a translator sees, but for the right latent
 METRICS = {
     "loss": Metric("translator loss", False),
     "accuracy": Metric("translator accuracy", True, True),
     "nmse": Metric("translator NMSE", False),
+    "gain": Metric("loss below that of shuffled latents", True),
     "linear": Metric("linear probe, NMSE", False),
     "psnr": Metric("PSNR, dB", True),
     "ssim": Metric("SSIM", True),
@@ -120,6 +122,8 @@ def figures_of(record: Evaluation, side: str | None = None) -> Figures:
     found: Figures = {}
     if translator:
         found |= {name: mean(getattr(translator, name)) for name in ("loss", "accuracy", "nmse")}
+        blind = last(record.translator, "control", SHUFFLED)  # of the same width, with the same labels
+        found["gain"] = mean(blind.loss if blind else None) - found["loss"]
     if probe:
         found["linear"] = mean(probe.nmse)
     if drawn:
@@ -247,7 +251,6 @@ USES = (
     ("success", "To act in the world"),
     ("return", "To act in the world"),
 )
-SHUFFLED = "shuffled latents"  # the control that sees all that a translator sees, but for the right latent
 Finding = tuple[str, str]  # level (bad, warn, good, note) and a sentence
 
 
@@ -283,8 +286,8 @@ def _nothing_read(use: str, best: CompareRow, others: Sequence[CompareRow]) -> F
     return (
         "warn",
         f"{use}: no method. The best mean, {_figure(best, 'loss')} ({best.name}), is not beyond doubt better than that of {SHUFFLED} "
-        f"({_figure(control, 'loss')}): the previous action, which translators see too, tells as much. The linear probe tells what the "
-        "latents say by themselves.",
+        f"of some width ({_figure(control, 'loss')}): the previous action, which translators see too, tells as much. The linear probe "
+        "tells what the latents say by themselves.",
     )
 
 
