@@ -15,6 +15,8 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
@@ -337,6 +339,24 @@ def test_tensorboard_gets_the_figures(tmp_path):
     events = accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     losses = [row["loss"] for row in log(tmp_path)]
     assert [e.value for e in events.Scalars("loss")] == pytest.approx(losses)
+
+
+def test_each_training_of_a_process_is_a_run_of_its_own_on_wandb(tmp_path, monkeypatch):
+    """Two folders of one name are two runs, a resumed one is the same, and a diverged one ends before the next begins."""
+    rows: dict[str, list[int]] = {}
+    active: list[str] = []
+
+    def init(*, id: str, **options: Any) -> SimpleNamespace:
+        assert not active and options["resume"] == "allow"
+        active.append(id)
+        return SimpleNamespace(log=lambda row, step: rows.setdefault(id, []).append(step), finish=active.clear)
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+    toy(tmp_path / "a" / "run", wandb=True, steps=3)
+    with pytest.raises(LaminaError, match="the loss is nan"):
+        toy(tmp_path / "b" / "run", lambda *given: {"error": error(*given)["error"] * math.nan}, wandb=True, steps=3)
+    toy(tmp_path / "a" / "run", wandb=True, steps=5, resume=True)
+    assert not active and list(rows.values()) == [[1, 2, 3, 4, 5]] and next(iter(rows)).startswith("run-")
 
 
 # ------------------------------------------------------------------------------------------ checkpoints and resuming

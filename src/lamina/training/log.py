@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,12 @@ from lamina.training.settings import TrainConfig
 
 
 class Log:
-    """RUN/log.jsonl always, TensorBoard and wandb by flag. Only rank 0 writes."""
+    """RUN/log.jsonl always, TensorBoard and wandb by flag. Only rank 0 writes. At the end of its context the trackers have all rows."""
 
     def __init__(self, run: Path, config: TrainConfig, world: Processes, after: int):
         self.path = run / "log.jsonl"
         self.trackers: list[Callable[[dict[str, Any]], Any]] = []
+        self.ends = ExitStack()
         self.writes = world.rank == 0
         if not self.writes:
             return
@@ -30,6 +33,7 @@ class Log:
                 from torch.utils.tensorboard import SummaryWriter
 
                 board = SummaryWriter(str(run / "tensorboard"))
+                self.ends.callback(board.close)
 
                 def to_board(row: dict[str, Any]) -> None:
                     for name, value in row.items():
@@ -39,10 +43,20 @@ class Log:
             if config.wandb:
                 import wandb
 
-                wandb.init(project="lamina", name=run.name, dir=str(run), id=run.name, resume="allow")
-                self.trackers.append(lambda row: wandb.log(row, step=row["step"]))
+                # A run that goes on is the same one there; another of this name elsewhere is not.
+                own = f"{run.name}-{hashlib.sha256(str(run.resolve()).encode()).hexdigest()[:8]}"
+                tracked = wandb.init(project="lamina", name=run.name, dir=str(run), id=own, resume="allow")
+                # Otherwise the next training of this process would be logged to the same run.
+                self.ends.callback(tracked.finish)
+                self.trackers.append(lambda row: tracked.log(row, step=row["step"]))
         except (ImportError, RuntimeError, OSError) as error:
             raise LaminaError(f"--tensorboard/--wandb: {error}; pip install 'lamina[log]'") from error
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.ends.close()
 
     def write(self, row: dict[str, Any]) -> None:
         if not self.writes:

@@ -173,46 +173,46 @@ def fit(
     if average:
         average.resume(start)
     schedule = LambdaLR(optimizer, lambda step: learning_rate(config, step), last_epoch=start - 1)
-    log = Log(run, config, processes, start)
     bar = _progress_bar(config, start, title if processes.rank == 0 else None)
     warned: set[str] = set()
     batches = iter(stream)
-    for step in range(start, config.steps):
-        began = time.perf_counter()
-        terms, waited = accumulate_gradients(parallel, batches, weights, config, step, own, device)
-        norm = torch.nn.utils.clip_grad_norm_(trained, config.clip)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad(set_to_none=True)
-        for part in following:
-            part.after_step()
-        if average:
-            average.update(module)
-        bar.update(config.batch)
+    with Log(run, config, processes, start) as log:
+        for step in range(start, config.steps):
+            began = time.perf_counter()
+            terms, waited = accumulate_gradients(parallel, batches, weights, config, step, own, device)
+            norm = torch.nn.utils.clip_grad_norm_(trained, config.clip)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad(set_to_none=True)
+            for part in following:
+                part.after_step()
+            if average:
+                average.update(module)
+            bar.update(config.batch)
 
-        number = step + 1
-        last = number == config.steps
-        validating = validate is not None and (number % config.validate_every == 0 or last)
-        if number % config.log_every == 0 or validating or last:
-            row = {"step": number, **{name: processes.mean(value) for name, value in terms.items()}}
-            if not math.isfinite(row["loss"]):
-                raise Diverged(f"{run}: the loss is {row['loss']} at step {number}; start again with a lower --lr")
-            seconds = time.perf_counter() - began
-            row |= {"lr": learning_rate(config, step), "gradient_norm": float(full(norm))}
-            row |= {"samples_per_second": config.batch / seconds, "data_wait": waited / seconds}
-            figures = stream.figures() if isinstance(stream, Counting) else {}
-            row |= {name: processes.size * processes.mean(torch.tensor(value)) for name, value in figures.items()}
-            if validating and validate is not None:
-                with as_saved(saved, recalibrate, device) as current:
-                    figures, warnings = validate(current)
-                row |= {f"validation/{name}": value for name, value in figures.items()}
-                for text in sorted(set(warnings) - warned) if processes.rank == 0 else ():
-                    bar.write(f"warning: step {number}: {text}")
-                    warned.add(text)
-            log.write(row)
-            bar.set_postfix(loss=f"{row['loss']:.4f}", refresh=False)
-        if number % config.checkpoint_every == 0 or last:
-            checkpoints.save(number, state())
+            number = step + 1
+            last = number == config.steps
+            validating = validate is not None and (number % config.validate_every == 0 or last)
+            if number % config.log_every == 0 or validating or last:
+                row = {"step": number, **{name: processes.mean(value) for name, value in terms.items()}}
+                if not math.isfinite(row["loss"]):
+                    raise Diverged(f"{run}: the loss is {row['loss']} at step {number}; start again with a lower --lr")
+                seconds = time.perf_counter() - began
+                row |= {"lr": learning_rate(config, step), "gradient_norm": float(full(norm))}
+                row |= {"samples_per_second": config.batch / seconds, "data_wait": waited / seconds}
+                figures = stream.figures() if isinstance(stream, Counting) else {}
+                row |= {name: processes.size * processes.mean(torch.tensor(value)) for name, value in figures.items()}
+                if validating and validate is not None:
+                    with as_saved(saved, recalibrate, device) as current:
+                        figures, warnings = validate(current)
+                    row |= {f"validation/{name}": value for name, value in figures.items()}
+                    for text in sorted(set(warnings) - warned) if processes.rank == 0 else ():
+                        bar.write(f"warning: step {number}: {text}")
+                        warned.add(text)
+                log.write(row)
+                bar.set_postfix(loss=f"{row['loss']:.4f}", refresh=False)
+            if number % config.checkpoint_every == 0 or last:
+                checkpoints.save(number, state())
     bar.close()
     stream.close()
     return _final_weights(run, saved, recalibrate, device)
