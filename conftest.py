@@ -23,6 +23,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 os.environ["LAMINA_CACHE"] = tempfile.mkdtemp(prefix="lamina-tests-")
 atexit.register(shutil.rmtree, os.environ["LAMINA_CACHE"], ignore_errors=True)
 
+# Nothing is fetched: what is not on the machine is missing at once, and not after 23 seconds of retries. Read when the hub is imported.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
 # What a module imports while the hook below loads it is compiled anew, so the largest libraries are imported before.
 for library in ("beartype", "sklearn.linear_model", "torch._dynamo", "torchmetrics"):
     importlib.import_module(library)
