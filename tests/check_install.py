@@ -1,11 +1,12 @@
-"""Installs Lamina in empty environments, as README.md says and as a wheel: `python tests/check_install.py [wheel|readme]`.
+"""Installs Lamina in empty environments, as README.md says and as a wheel: `python tests/check_install.py`.
 
 Each way runs in a fresh copy of the tracked files, with only the system's PATH and an empty virtual environment.
 
 - readme: every ```bash block of README's section "Install" is one way. In the same shell, `lamina` must then exist, have this version, and
   train on a video.
 - wheel: the wheel holds the library's files and no others. Installed without extras, every public name and every module can be imported,
-  except those of extras, and the command line describes itself.
+  except those of extras, and the command line describes itself. README's way into an environment of one's own then goes on in the same
+  environment, so that torch is installed once for both.
 
 On failure the script prints the shell's output and exits with status 1.
 """
@@ -120,14 +121,16 @@ def follow(script: str, scratch: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def main(which: str | None) -> int:
+def main() -> int:
     readme = ways((ROOT / "README.md").read_text(encoding="utf-8"))
-    scripts = [(f"README.md, Install: {way.strip().splitlines()[0]} ...", way + FIRST_COMMAND) for way in readme]
+    scripts = {f"README.md, Install: {way.strip().splitlines()[0]} ...": way + FIRST_COMMAND for way in readme}
     torch = re.search(r"^pip install \"torch==.*$", "\n".join(readme), re.MULTILINE)
     if torch is None:
         raise SystemExit("README.md, Install: no line installs torch by itself")
-    wheel = ("the wheel, without extras", INSTALL_WHEEL.format(torch=torch.group()) + CHECK_WHEEL)
-    for name, script in {"wheel": [wheel], "readme": scripts, None: [wheel, *scripts]}[which]:
+    own = next(name for name, script in scripts.items() if torch.group() in script)
+    wheel = INSTALL_WHEEL.format(torch=torch.group()) + CHECK_WHEEL
+    scripts[f"the wheel, without extras, and then {own}"] = f"{wheel}\n{scripts.pop(own)}"
+    for name, script in scripts.items():
         with tempfile.TemporaryDirectory() as scratch:
             done = follow(script, Path(scratch))
         if done.returncode:
@@ -138,4 +141,4 @@ def main(which: str | None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1] if len(sys.argv) > 1 else None))
+    sys.exit(main())

@@ -19,11 +19,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from sklearn.decomposition import PCA
-from sklearn.kernel_approximation import Nystroem
-from sklearn.linear_model import RidgeCV
-from sklearn.model_selection import GroupKFold
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from lamina.data.dataset import Dataset
@@ -72,6 +67,11 @@ def share_told(
 ) -> Estimate:
     """Share of the variance of y around its training mean that a map of x tells on held-out samples (R^2): 1: all of it; 0: as good as the
     mean; below: worse. NaN where y never varies."""
+    from sklearn.kernel_approximation import Nystroem  # here: sklearn takes a second to import
+    from sklearn.linear_model import RidgeCV
+    from sklearn.model_selection import GroupKFold
+    from sklearn.preprocessing import StandardScaler
+
     if float(test_y.std(0, correction=0).max()) <= 1e-6 * max(1.0, float(test_y.abs().max())):
         return UNDEFINED
     scaler = StandardScaler().fit(train_x)
@@ -155,6 +155,8 @@ def _small(frames: Tensor, side: int = SIDE) -> Float[Tensor, "n p"]:
 
 def _components(train: Tensor, test: Tensor, number: int) -> tuple[Tensor, Tensor]:
     """At most ``number`` principal components, fitted on the training split; those without variance are left out."""
+    from sklearn.decomposition import PCA  # here: sklearn takes a second to import
+
     pca = PCA(min(number, len(train) - 1, train.shape[1]), random_state=0).fit(train.numpy())
     kept = max(1, int((pca.explained_variance_ratio_ > NEGLIGIBLE).sum()))
     first, second = (torch.from_numpy(pca.transform(x.numpy())[:, :kept]).float() for x in (train, test))

@@ -7,9 +7,6 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int, UInt8
-from sklearn.decomposition import PCA
-from sklearn.linear_model import RidgeCV
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from lamina.images import to_float
@@ -39,6 +36,9 @@ def linear_probe(
     spec: ActionSpec,
 ) -> LinearScore:
     """Fit on the training split, score on the test split. ``*_y``: actions as one-hot and standardised vectors."""
+    from sklearn.linear_model import RidgeCV  # here: sklearn takes a second to import
+    from sklearn.preprocessing import StandardScaler
+
     scaler = StandardScaler().fit(train_x)
     ridge = RidgeCV(alphas=[0.1, 1, 10, 100, 1000, 10_000]).fit(scaler.transform(train_x), train_y)
     predicted = torch.from_numpy(ridge.predict(scaler.transform(test_x)).reshape(len(test_x), -1))
@@ -87,6 +87,8 @@ def _pair_components(
     width: int,
 ) -> tuple[Float[Tensor, "n d"], Float[Tensor, "m d"]]:
     """Principal components of what ``small`` makes of the first frame, and of its change to the second: ``width`` in all."""
+
+    from sklearn.decomposition import PCA  # here: sklearn takes a second to import
 
     def halves(frames: UInt8[Tensor, "n t c h w"]) -> list[Float[Tensor, "n p"]]:
         first, second = (in_batches(small, frames[:, n], size=256).flatten(1) for n in (0, 1))

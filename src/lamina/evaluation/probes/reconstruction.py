@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torchmetrics.functional.image import structural_similarity_index_measure
 
 from lamina.images import to_float
 from lamina.inference.encode import in_batches
@@ -46,6 +45,9 @@ def psnr(predicted: Images, target: Images) -> Float[Tensor, "n"]:
 
 def ssim(predicted: Images, target: Images) -> Float[Tensor, "n"]:
     """Structural similarity of each picture (torchmetrics)."""
+    # Here and not above: with all that torchmetrics imports it takes as long as torch, and much that reads this file needs no SSIM.
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
     scores = structural_similarity_index_measure(
         predicted.float() / 255, target.float() / 255, data_range=1.0, reduction="none"
     )
