@@ -80,7 +80,7 @@ NORMALIZED = tuple(world for world in SUITES["doom-suite"].worlds if world != "d
 #: draw their codes: with more history, or with the likeliest codes, they play no better than chance (docs/policies.md).
 SETUPS = {
     "smoke": FlexLAMSetup(
-        Collection("doom-suite", 1500, size=(32, 32)), {"size": "debug", "image": (32, 32), "slots": 4, "decoder": "unet"},
+        Collection("doom-suite", 900, size=(32, 32)), {"size": "debug", "image": (32, 32), "slots": 4, "decoder": "unet"},
         TrainConfig(steps=12, batch=16, lr=1e-3, device="cpu", checkpoint_every=12, validate_every=12),
         budgets=(1, 4), labels=48, rollout_labels=48, label_counts=(24, 48), draws=1, translator_steps=20,
         joint_labels=48, joint=TrainConfig(steps=4, batch=16, lr=3e-4, ema=0.0, device="cpu", checkpoint_every=4, validate_every=2),
