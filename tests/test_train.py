@@ -351,12 +351,24 @@ def test_each_training_of_a_process_is_a_run_of_its_own_on_wandb(tmp_path, monke
         active.append(id)
         return SimpleNamespace(log=lambda row, step: rows.setdefault(id, []).append(step), finish=active.clear)
 
-    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init, errors=SimpleNamespace(Error=OSError)))
     toy(tmp_path / "a" / "run", wandb=True, steps=3)
     with pytest.raises(LaminaError, match="the loss is nan"):
         toy(tmp_path / "b" / "run", lambda *given: {"error": error(*given)["error"] * math.nan}, wandb=True, steps=3)
     toy(tmp_path / "a" / "run", wandb=True, steps=5, resume=True)
     assert not active and list(rows.values()) == [[1, 2, 3, 4, 5]] and next(iter(rows)).startswith("run-")
+
+
+def test_wandb_without_a_key_is_one_line(tmp_path, monkeypatch):
+    class Error(Exception):
+        """As wandb.errors.Error, of which no other error of Python is a base."""
+
+    def init(**options: Any) -> None:
+        raise Error("No API key configured.")
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init, errors=SimpleNamespace(Error=Error)))
+    with pytest.raises(LaminaError, match="--wandb: No API key configured. Or set WANDB_MODE=offline"):
+        toy(tmp_path, wandb=True, steps=3)
 
 
 # ------------------------------------------------------------------------------------------ checkpoints and resuming

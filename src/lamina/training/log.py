@@ -45,7 +45,10 @@ class Log:
 
                 # A run that goes on is the same one there; another of this name elsewhere is not.
                 own = f"{run.name}-{hashlib.sha256(str(run.resolve()).encode()).hexdigest()[:8]}"
-                tracked = wandb.init(project="lamina", name=run.name, dir=str(run), id=own, resume="allow")
+                try:
+                    tracked = wandb.init(project="lamina", name=run.name, dir=str(run), id=own, resume="allow")
+                except wandb.errors.Error as error:  # no key, no network, no permission
+                    raise LaminaError(f"--wandb: {error} Or set WANDB_MODE=offline and sync the run later.") from error
                 # Otherwise the next training of this process would be logged to the same run.
                 self.ends.callback(tracked.finish)
                 self.trackers.append(lambda row: tracked.log(row, step=row["step"]))
