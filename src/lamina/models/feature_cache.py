@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -74,7 +74,6 @@ class FeatureCache:
         self.record = np.dtype([("key", f"V{KEY}"), ("value", self.numbers, shape), ("check", "<u4")])
         self._places: dict[bytes, tuple[Path, int]] = {}  # key -> part, number of the record
         self._seen: dict[Path, int] = {}  # records of each part that are in _places
-        self._files: dict[Path, BinaryIO] = {}
         self._own: Path | None = None
 
     def __len__(self) -> int:
@@ -122,8 +121,7 @@ class FeatureCache:
         """A record's features; None, and forgotten, if it is damaged or gone."""
         path, number = self._places[key]
         size = self.record.itemsize
-        with contextlib.suppress(OSError):
-            file = self._files.get(path) or self._files.setdefault(path, path.open("rb"))
+        with contextlib.suppress(OSError), path.open("rb", buffering=0) as file:
             raw = os.pread(file.fileno(), size, number * size)
             if (
                 len(raw) == size
