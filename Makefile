@@ -32,7 +32,7 @@ test: $(BIN)/dev-is-here
 
 # Not part of CI, because measuring it takes half as long again. The files with the least coverage come first.
 coverage: $(BIN)/dev-is-here
-	$(BIN)/python -m pytest -n 2 --cov --cov-report=
+	$(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report=
 	$(BIN)/coverage report
 
 lint: $(BIN)/dev-is-here
