@@ -55,7 +55,7 @@ class ControlSetup(StudySetup):
     actions: ActionsOf = "first"
 
 
-_SMOKE = TrainConfig(steps=4, batch=8, lr=1e-3, device="cpu", checkpoint_every=4, validate_every=4)
+_SMOKE = TrainConfig(steps=4, batch=8, lr=1e-3, ema=0.0, device="cpu", checkpoint_every=4, validate_every=4)
 _CPU = TrainConfig(
     steps=2000, batch=64, lr=1e-3, optimizer="muon", device="cpu", checkpoint_every=250, validate_every=250
 )

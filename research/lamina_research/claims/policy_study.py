@@ -49,8 +49,8 @@ SETUPS = {
     "smoke": PolicySetup(
         Collection("metaworld/reach-v3", episodes=5, size=(32, 32), seed=1, **NOISE),
         {"size": "debug", "image": (32, 32), "slots": 4, **BACKBONE},
-        TrainConfig(steps=4, batch=8, lr=1e-3, device="cpu", checkpoint_every=4, validate_every=4),
-        gap=(0.05, 0.1), flow={"size": "debug"}, policy=TrainConfig(steps=3, batch=8, lr=1e-3, device="cpu"),
+        TrainConfig(steps=4, batch=8, lr=1e-3, ema=0.0, device="cpu", checkpoint_every=4, validate_every=4),
+        gap=(0.05, 0.1), flow={"size": "debug"}, policy=TrainConfig(steps=3, batch=8, lr=1e-3, ema=0.0, device="cpu"),
         labels=1, counts=(1, 2), episodes=1, parallel=1,
     ),
     "cpu": PolicySetup(

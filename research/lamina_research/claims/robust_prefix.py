@@ -48,7 +48,7 @@ SETUPS = {
     "smoke": RobustSetup(
         Collection("grid/0.5", 300, noise=0.4, size=(32, 32)),
         {"size": "debug", "image": (32, 32), "slots": 4, "encoder": "conv", "decoder": "unet"},
-        TrainConfig(steps=6, batch=8, lr=1e-3, device="cpu", checkpoint_every=6, validate_every=6), tested=24,
+        TrainConfig(steps=6, batch=8, lr=1e-3, ema=0.0, device="cpu", checkpoint_every=6, validate_every=6), tested=24,
     ),
     "cpu": RobustSetup(
         Collection("cheetah/0.5,0.05,0.5", episodes=60, seed=11),

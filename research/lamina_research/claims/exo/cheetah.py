@@ -80,7 +80,7 @@ def _options(**others: Any) -> dict[str, Any]:
 SETUPS = {
     "smoke": CheetahSetup(
         Collection("cheetah/0.5,0.05", episodes=3, noise=1.0, size=(32, 32), seed=11), _options(size="debug", image=(32, 32)),
-        TrainConfig(steps=4, batch=16, lr=1e-3, device="cpu", checkpoint_every=4, validate_every=4),
+        TrainConfig(steps=4, batch=16, lr=1e-3, ema=0.0, device="cpu", checkpoint_every=4, validate_every=4),
         labels=0.1, translator_steps=10, policy_steps=10, episodes=1, parallel=1, tested=64, steps=10,
     ),
     "cpu": CheetahSetup(

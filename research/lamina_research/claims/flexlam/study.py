@@ -81,12 +81,12 @@ NORMALIZED = tuple(world for world in SUITES["doom-suite"].worlds if world != "d
 SETUPS = {
     "smoke": FlexLAMSetup(
         Collection("doom-suite", 900, size=(32, 32)), {"size": "debug", "image": (32, 32), "slots": 4, "decoder": "unet"},
-        TrainConfig(steps=12, batch=16, lr=1e-3, device="cpu", checkpoint_every=12, validate_every=12),
+        TrainConfig(steps=12, batch=16, lr=1e-3, ema=0.0, device="cpu", checkpoint_every=12, validate_every=12),
         budgets=(1, 4), labels=48, rollout_labels=48, label_counts=(24, 48), draws=1, translator_steps=20,
         joint_labels=48, joint=TrainConfig(steps=4, batch=16, lr=3e-4, ema=0.0, device="cpu", checkpoint_every=4, validate_every=2),
         supervised_steps=10, decoded=32, narrow_world="deadly_corridor",
         tokens=TokenConfig(size="debug", context=6, stride=4),
-        policy=TrainConfig(steps=6, batch=4, lr=1e-3, device="cpu", checkpoint_every=6, validate_every=6),
+        policy=TrainConfig(steps=6, batch=4, lr=1e-3, ema=0.0, device="cpu", checkpoint_every=6, validate_every=6),
         worlds=("predict_position",), episodes=2, parallel=2, timed=3,
     ),
     "cpu": FlexLAMSetup(
