@@ -367,7 +367,7 @@ def test_wandb_without_a_key_is_one_line(tmp_path, monkeypatch):
         raise Error("No API key configured.")
 
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init, errors=SimpleNamespace(Error=Error)))
-    with pytest.raises(LaminaError, match="--wandb: No API key configured. Or set WANDB_MODE=offline"):
+    with pytest.raises(LaminaError, match=r"--wandb: No API key configured\. Or set WANDB_MODE=offline"):
         toy(tmp_path, wandb=True, steps=3)
 
 
