@@ -38,7 +38,9 @@ class Registry(Mapping[str, type[T]], Generic[T]):
         return self._classes[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter({**self._classes, **self._installed()})
+        known = list(self._classes)
+        yield from known
+        yield from (name for name in self._installed() if name not in known)  # looked for only by who goes on to them
 
     def __len__(self) -> int:
         return len(list(iter(self)))
@@ -58,10 +60,9 @@ class Registry(Mapping[str, type[T]], Generic[T]):
 
     def name_of(self, config: Any) -> str:
         """The name of the part that ``config`` belongs to. Raises LaminaError if its class is not registered."""
-        for names in (list(self._classes), self._installed()):
-            for name in names:
-                if isinstance(config, self[name].Config):  # type: ignore[attr-defined]
-                    return name
+        for name in self:
+            if isinstance(config, self[name].Config):  # type: ignore[attr-defined]
+                return name
         kind = type(config)
         raise LaminaError(f"{kind.__module__}.{kind.__qualname__} is the Config of no registered {self.part}")
 
