@@ -163,8 +163,18 @@ def test_resize_is_the_one_of_training(home, run):
     np.testing.assert_array_equal(lamina.resize(native[None], (20, 24)), small[None])
 
 
-def test_importing_lamina_loads_neither_torch_nor_anything_else_that_is_slow():
-    code = "import sys, lamina; print([m for m in ('torch', 'matplotlib', 'scipy', 'pyarrow') if m in sys.modules])"
+@pytest.mark.parametrize(
+    ("module", "slow"),
+    [
+        ("lamina", ("torch", "matplotlib", "scipy", "pyarrow")),
+        (
+            "lamina.api",
+            ("sklearn", "torchmetrics", "transformers", "diffusers", "pandas"),
+        ),  # together twice as slow as torch
+    ],
+)
+def test_an_import_loads_nothing_slow_that_it_does_not_need(module, slow):
+    code = f"import sys, {module}; print([m for m in {slow} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
