@@ -57,7 +57,7 @@ class ControlSetup(StudySetup):
 
 _SMOKE = TrainConfig(steps=4, batch=8, lr=1e-3, ema=0.0, device="cpu", checkpoint_every=4, validate_every=4)
 _CPU = TrainConfig(
-    steps=2000, batch=64, lr=1e-3, optimizer="muon", device="cpu", checkpoint_every=250, validate_every=250
+    steps=2000, batch=32, lr=1e-3, optimizer="muon", device="cpu", checkpoint_every=250, validate_every=250
 )
 _GPU = TrainConfig(steps=40_000, batch=256, lr=3e-4, device="cuda", precision="bf16", checkpoint_every=2000)
 
