@@ -20,7 +20,7 @@ from lamina.images import to_float
 
 
 def train(
-    data: list[str], out: str, image: tuple[int, int] = (64, 88), steps: int = 1000, minutes: float = 60.0
+    data: list[str], out: str, image: tuple[int, int] = (64, 88), steps: int = 4000, minutes: float = 60.0
 ) -> None:
     """Train on single frames of ``data``, for ``steps`` steps of 8 or until ``minutes`` have passed, and save the result in ``out``."""
     torch.manual_seed(0)
@@ -60,4 +60,4 @@ def train(
 
 if __name__ == "__main__":
     data, out = (sys.argv[1:-1], sys.argv[-1]) if len(sys.argv) > 2 else (["data/doom"], "runs/vae")
-    train(data, out, steps=1000)
+    train(data, out)

@@ -437,3 +437,18 @@ def test_the_papers_size_is_laid_out(monkeypatch):
     assert len(layers.repeated(lam)) == 48
     assert sd3.TIMES == 1000 and autoencoder.Autoencoder.Config().stride == 8 and PATCH == 4
     assert str(Pretrained("--vae", "x")) == "--vae x"
+
+
+def test_the_table_of_the_page_has_the_figures_of_its_record():
+    folder = Path(__file__).parents[1] / "docs" / "methods"
+    figures = json.loads((folder / "flexlam_real_prefix.json").read_text())
+    names = {
+        **{f"k = {k}": f"k = {k}" for k in (0, 5, 20, 80)},
+        "shuffled latents": "k = 80, another transition's latent", "mean latent": "k = 80, the mean latent",
+        "copy-frame": "copy-frame", "autoencoder alone": "the autoencoder alone, from o_t+1 itself",
+    }  # fmt: skip
+    page = (folder / "flexlam_real.md").read_text()
+    for name, shown in names.items():
+        scores = [figures[data][name] for data in ("clips", "doom", "robot")]
+        cells = " | ".join(f"{score['psnr']:.2f} / {score['ssim']:.3f}" for score in scores)
+        assert f"| {shown} | {cells} |\n" in page
