@@ -452,3 +452,9 @@ def test_the_table_of_the_page_has_the_figures_of_its_record():
         scores = [figures[data][name] for data in ("clips", "doom", "robot")]
         cells = " | ".join(f"{score['psnr']:.2f} / {score['ssim']:.3f}" for score in scores)
         assert f"| {shown} | {cells} |\n" in page
+    trip = {
+        name: f"{row['psnr']:.1f}"
+        for name, row in json.loads((folder / "flexlam_real_transfer.json").read_text())["mean"].items()
+    }
+    assert f"({trip['round trip']} dB) is no better" in page and f"({trip['round trip, shuffled']} dB; direct" in page
+    assert f"decoding {trip['direct']}, copy-frame {trip['copy-frame']};" in page

@@ -376,6 +376,16 @@ def test_a_killed_process_leaves_what_it_had_done(tmp_path: Path) -> None:
     torch.testing.assert_close(found, Counting()(shown).half())
 
 
+def test_the_parts_of_many_processes_use_up_no_files(tmp_path: Path) -> None:
+    shown = pictures(12, 8)
+    for picture in shown.split(1):  # each writes a part, as a process of its own would
+        FeatureCache(tmp_path / "a", (3, 2, 2)).features(picture, Counting())
+    assert len(list((tmp_path / "a").glob("part-*.bin"))) == 12
+    cache, encode, before = FeatureCache(tmp_path / "a", (3, 2, 2)), Counting(), len(os.listdir("/proc/self/fd"))
+    cache.features(shown, encode)
+    assert encode.seen == 0 and len(os.listdir("/proc/self/fd")) <= before
+
+
 def test_two_processes_share_a_cache(tmp_path: Path) -> None:
     shown = pictures(48, 8)
     ours, theirs = FeatureCache(tmp_path / "a", (3, 2, 2)), FeatureCache(tmp_path / "a", (3, 2, 2))
