@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import itertools
 import os
 import signal
@@ -10,15 +11,20 @@ from typing import Any
 
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
+#: Seconds after which a forked process hangs: it may have copied a lock that a thread held, which no thread of its own returns.
+HANGS = 300
+
 
 def in_child(work: Callable[[], Any], killer: Callable[[int], None] = lambda pid: None) -> int:
     """Run ``work`` in a forked process, quietly; the signal that ended it, or minus its exit status.
 
-    ``killer(pid)`` runs in this process meanwhile.
+    ``killer(pid)`` runs in this process meanwhile. A process that hangs tells where and ends by SIGALRM.
     """
     pid = os.fork()
     if pid == 0:
         try:
+            faulthandler.register(signal.SIGALRM, file=os.dup(2), chain=True)
+            signal.alarm(HANGS)
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             os.dup2(1, 2)
             work()

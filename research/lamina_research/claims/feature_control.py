@@ -134,13 +134,12 @@ class ControlStudy(Study[ControlSetup]):
         """NMSE of the action by what is read and kind of tasks."""
         models = {name: ModelSpec(flexlam, seed, options, name) for name, options in LAMS.items()}
         keys = {name: self.key(model) for name, model in models.items()}
-        for model in models.values():
-            self.run(model)  # here, so that its training time does not count as time of the scores
         s = self.setup
         key = {
             "feature control": keys, "labels": s.labels, "tested": s.tested, "unseen": s.unseen, "actions": s.actions,
             "tasks": self.tasks,
         }  # fmt: skip
+        # Models are trained inside: where the scores are kept, they are not needed.
         return self.experiment.cached_value(key, (__name__, flexlam), lambda: self._measured(seed, models))
 
     def _measured(self, seed: int, models: Mapping[str, ModelSpec]) -> dict[str, dict[str, float]]:
@@ -186,8 +185,9 @@ def feature_control(experiment: Experiment) -> Outcome:
 
     def of_seed(seed: int) -> dict[str, dict[str, float]]:
         found: dict[str, dict[str, float]] = {}
-        for domain, study in studies.items():
-            for name, row in study.scores(seed).items():
+        every = experiment.each(lambda study: study.scores(seed), studies.values())
+        for domain, scores in zip(studies, every, strict=True):
+            for name, row in scores.items():
                 found.setdefault(name, {}).update({f"{domain}, {kind} tasks": value for kind, value in row.items()})
         return found
 
