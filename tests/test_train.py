@@ -586,6 +586,37 @@ def test_a_run_is_not_overwritten(dataset, stopped, tmp_path):
         train(tmp_path / "photos", dataset, **ONE)
 
 
+def test_a_run_that_ended_before_its_first_checkpoint_may_begin_again(dataset, tmp_path, monkeypatch):
+    class Error(Exception):
+        """As wandb.errors.Error."""
+
+    def init(**options: Any) -> None:
+        raise Error("No API key configured.")
+
+    run = tmp_path / "run"
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init, errors=SimpleNamespace(Error=Error)))
+    with pytest.raises(LaminaError, match="--wandb"):
+        train(run, dataset, **ONE, wandb=True)
+    assert (run / "config.json").exists()
+    train(run, dataset, **{**ONE, "seed": 7, "steps": 2})  # other settings, which are those of the run now
+    assert json.loads((run / "config.json").read_text())["train"]["seed"] == 7 and curve(run)[-1]["step"] == 2
+
+
+@pytest.mark.parametrize(
+    "theirs",
+    [{"config.json": '{"model_type": "vit"}'}, {"config.json": None, "weights.bin": "1"}, {"config.json": "{"}],
+)
+def test_a_folder_with_a_config_of_something_else_is_not_taken_for_a_run_that_ended_early(
+    theirs, dataset, uninterrupted, tmp_path
+):
+    texts = {name: text or (uninterrupted / "config.json").read_text() for name, text in theirs.items()}
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(LaminaError, match="there is a run here already"):
+        train(tmp_path, dataset, **ONE)
+    assert {name: (tmp_path / name).read_text() for name in texts} == texts
+
+
 def test_a_run_whose_config_is_damaged_is_not_resumed(dataset, stopped):
     (stopped / "config.json").write_text('{"format": 1, "met')
     with pytest.raises(LaminaError, match=r"config.json: cannot be read"):

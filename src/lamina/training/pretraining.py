@@ -48,6 +48,8 @@ from lamina.version import __version__
 FIXED = ("method", "options", "weights", "data", "train")
 #: Files that a folder may hold before it is a run: its lock, and a first write that was interrupted.
 TEMPORARY = {".model.lock", ".config.json.partial"}
+#: What a run may have written before its first checkpoint.
+WITHOUT_STEP = TEMPORARY | {"config.json", "method.py", "log.jsonl", "tensorboard", "wandb", "checkpoints"}
 
 
 def fixed_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -63,6 +65,15 @@ def fixed_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _ended_early(run: Path) -> bool:
+    """Whether a run ended before its first checkpoint, as one does that a tracker refuses: another may take its place."""
+    try:
+        fixed_settings(read_json(run / "config.json", ""))
+    except (LaminaError, KeyError, TypeError, AttributeError):
+        return False  # somebody else's
+    return {entry.name for entry in run.iterdir()} <= WITHOUT_STEP and not any((run / "checkpoints").glob("*"))
+
+
 def check_run(run: Path, settings: dict[str, Any], resume: bool) -> None:
     """Raises LaminaError if there is a run (or anything else) at ``run`` and ``resume`` is off, or its settings differ."""
     path = run / "config.json"
@@ -71,6 +82,8 @@ def check_run(run: Path, settings: dict[str, Any], resume: bool) -> None:
             raise LaminaError(f"{run}: not empty and not a run of lamina; choose another --out")
         return
     if not resume:
+        if _ended_early(run):
+            return
         raise LaminaError(f"{run}: there is a run here already; add --resume to go on with it, or choose another --out")
     recorded = read_json(path, "it cannot be resumed")
     try:
@@ -240,10 +253,12 @@ def pretrain(run: Path, recipe: Recipe, data: DataConfig, config: TrainConfig, i
                 f"{', '.join(data.names)}: {data.paired} does not seem to show the same states: the change in one view tells nothing of "
                 "the change in the other, held out"
             )
-        if first and not (run / "config.json").exists():
+        record = run / "method.py"  # which nothing executes
+        if first and not (config.resume and (run / "config.json").exists()):
+            record.unlink(missing_ok=True)  # of a run that ended early
             write_text(run / "config.json", json.dumps(settings, indent=2) + "\n")
-        if first and recipe.file is not None and not (run / "method.py").exists():
-            write_bytes(run / "method.py", recipe.file.source)  # a record, which nothing executes
+        if first and recipe.file is not None and not record.exists():
+            write_bytes(record, recipe.file.source)
         if processes.size == 1:
             _show_duration(lam, recipe, held, config)
 
