@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import importlib
 import os
+import random
 import shutil
 import tempfile
 
@@ -42,5 +43,12 @@ settings.load_profile("untimed")
 
 @pytest.hookimpl(tryfirst=True)  # before the fixtures of a module
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    import numpy as np
+    import torch
+
+    # What a test draws without a seed of its own does not depend on the tests before it.
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
     mark = item.get_closest_marker("typed")
     jaxtyping.config.update("jaxtyping_disable", mark is None or mark.args == (False,))

@@ -12,14 +12,11 @@ from typing import Any
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 #: Seconds after which a forked process hangs: it may have copied a lock that a thread held, which no thread of its own returns.
-HANGS = 300
+HANGS = 120
 
 
-def in_child(work: Callable[[], Any], killer: Callable[[int], None] = lambda pid: None) -> int:
-    """Run ``work`` in a forked process, quietly; the signal that ended it, or minus its exit status.
-
-    ``killer(pid)`` runs in this process meanwhile. A process that hangs tells where and ends by SIGALRM.
-    """
+def start_child(work: Callable[[], Any]) -> int:
+    """Run ``work`` in a forked process, quietly; its number. A process that hangs tells where, and ends by SIGALRM."""
     pid = os.fork()
     if pid == 0:
         try:
@@ -31,9 +28,19 @@ def in_child(work: Callable[[], Any], killer: Callable[[int], None] = lambda pid
             os._exit(0)
         except BaseException:
             os._exit(1)
+    return pid
+
+
+def end_of(pid: int) -> int:
+    """The signal that ended a child, or minus its exit status."""
+    return -os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def in_child(work: Callable[[], Any], killer: Callable[[int], None] = lambda pid: None) -> int:
+    """:func:`end_of` a child that runs ``work``; ``killer(pid)`` runs in this process meanwhile."""
+    pid = start_child(work)
     killer(pid)
-    status = os.waitpid(pid, 0)[1]
-    return os.WTERMSIG(status) if os.WIFSIGNALED(status) else -os.WEXITSTATUS(status)
+    return end_of(pid)
 
 
 def die() -> None:

@@ -1,6 +1,5 @@
 """Label columns beside untouched video: content, and equal results after a killed run resumes."""
 
-import contextlib
 import hashlib
 import itertools
 import json
@@ -20,6 +19,7 @@ from lamina.data.lerobot.statistics import STATISTICS
 from lamina.data.read_ahead import ReadAhead
 from lamina.data.sampling import open_source
 from lamina.errors import LaminaError, LaminaWarning
+from processes import dies_in, in_child
 
 pytestmark = pytest.mark.filterwarnings("ignore::lamina.errors.LaminaWarning")
 FEATURES = {
@@ -173,12 +173,6 @@ def test_another_checkpoint_starts_over(source, tmp_path):
     assert all((after.column(e, "latent_action") >= 0).all() for e in after.episodes)
 
 
-def deadly(replace, uses: int):
-    """``os.replace`` that kills the process at its use number ``uses``."""
-    left = itertools.count(uses - 1, -1)
-    return lambda a, b: replace(a, b) if next(left) else os.kill(os.getpid(), signal.SIGKILL)
-
-
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("kind", ["dataset", "folder"])
 def test_a_run_killed_at_any_time_ends_the_same(request, tmp_path, kind):
@@ -188,18 +182,16 @@ def test_a_run_killed_at_any_time_ends_the_same(request, tmp_path, kind):
     out = tmp_path / "out"
     deaths = 0
     for step in itertools.chain([2, 5, 3, 2, 4, 3, 2], itertools.repeat(1000)):
-        child = os.fork()
-        if child == 0:
-            with contextlib.suppress(BaseException):
-                os.replace = deadly(os.replace, step)
-                write_labels(open_source(root), out, FEATURES, label, {"checkpoint": "abc"})
-                os._exit(0)
-            os._exit(1)
-        status = os.waitpid(child, 0)[1]
+
+        def work(step: int = step) -> None:
+            dies_in(os, "replace", step - 1)
+            write_labels(open_source(root), out, FEATURES, label, {"checkpoint": "abc"})
+
+        status = in_child(work)
         if status == 0:
             break
         deaths += 1
-        assert os.WIFSIGNALED(status) and not out.exists()
+        assert status == signal.SIGKILL and not out.exists()
     assert deaths >= 5 and fingerprint(out) == whole and not list(tmp_path.glob(".*"))
 
 

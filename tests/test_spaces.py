@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from lamina.models.pretrained import PretrainedEncoder, on_grid, open_encoder
 from lamina.rng import Rng
 from lamina.training.labelled import actions_of
 from planted import SIZE, write_planted
-from processes import in_child
+from processes import end_of, in_child, start_child
 
 torch.set_num_threads(1)
 pytestmark = pytest.mark.typed
@@ -401,17 +402,13 @@ def test_two_processes_share_a_cache(tmp_path: Path) -> None:
 def test_two_processes_at_once_do_not_disturb_one_another(tmp_path: Path) -> None:
     shown = pictures(64, 8)
     orders = [torch.arange(64), torch.arange(63, -1, -1)]
-    children = []
-    for order in orders:
-        child = os.fork()
-        if child == 0:
-            try:
-                found = FeatureCache(tmp_path / "a", (3, 2, 2)).features(shown[order], Counting(), chunk=2)
-                os._exit(0 if torch.equal(found, Counting()(shown[order]).half()) else 1)
-            except BaseException:
-                os._exit(2)
-        children.append(child)
-    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
+
+    def work(order: torch.Tensor) -> None:
+        found = FeatureCache(tmp_path / "a", (3, 2, 2)).features(shown[order], Counting(), chunk=2)
+        assert torch.equal(found, Counting()(shown[order]).half())
+
+    children = [start_child(partial(work, order)) for order in orders]
+    assert [end_of(child) for child in children] == [0, 0]
     encode = Counting()
     found = FeatureCache(tmp_path / "a", (3, 2, 2)).features(shown, encode)
     assert encode.seen == 0 and torch.equal(found, Counting()(shown).half())
