@@ -93,15 +93,16 @@ def half_a_part(folder: Path, *rest) -> None:
 @contextlib.contextmanager
 def noting_episodes(path: Path):
     """Within, ``path`` gets the numbers of the episodes that this process decodes for training."""
-    decode, seen = data_stream._Work.__getitem__, set()
+    decode, seen = data_stream.decoded_segments, set()
 
-    def noting(self, item):
-        seen.add(item[1].episode)
-        return decode(self, item)
+    def noting(*given):
+        for found in decode(*given):
+            seen.add(found[1].episode)
+            yield found
 
-    data_stream._Work.__getitem__ = noting
+    data_stream.decoded_segments = noting
     yield
-    data_stream._Work.__getitem__ = decode
+    data_stream.decoded_segments = decode
     path.write_text(json.dumps(sorted(seen)))
 
 

@@ -7,8 +7,11 @@ import json
 import os
 import shutil
 import signal
+import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import av
@@ -24,6 +27,7 @@ from hypothesis import strategies as st
 
 from data_files import read_number, write_dataset, write_video
 from lamina.data.dataset import Dataset
+from lamina.data.decoding import DecodingDied, InProcesses
 from lamina.data.episodes import Episode
 from lamina.data.sampling import (
     DataConfig,
@@ -37,6 +41,7 @@ from lamina.data.sampling import (
 from lamina.data.stream import ClipStream, divide_evenly, sample_split
 from lamina.errors import LaminaError, LaminaWarning
 from lamina.types import Clip
+from processes import in_child
 
 pytestmark = pytest.mark.filterwarnings("ignore::lamina.errors.LaminaWarning")
 
@@ -335,17 +340,56 @@ def test_workers_leave_with_the_stream(folder):
     assert not [w for w in psutil.wait_procs(workers, timeout=10)[1] if w.is_running()]
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs signals")
-def test_a_worker_that_is_killed_is_told_in_one_line(folder):
+@pytest.mark.parametrize("place", ["main thread", "other thread"])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_worker_that_is_killed_while_it_delivers_is_told_in_one_line(folder, workers, place):
+    told: list[str] = []
     before = set(psutil.Process().children())
-    stream = ClipStream(config(folder, workers=1), 16, seed=0)
+    stream = ClipStream(config(folder, workers=workers, size=(320, 320), shuffle=2), 4, seed=0)
     take(stream, 1)
-    (worker,) = set(psutil.Process().children()) - before
+    time.sleep(0.5)  # by now each has more to deliver than a pipe holds
+    worker = min(set(psutil.Process().children()) - before, key=lambda process: process.pid)
     os.kill(worker.pid, signal.SIGKILL)
-    with pytest.raises(LaminaError, match="a decoding process died") as error:
-        take(stream, 100)
-    assert "\n" not in str(error.value)
+
+    def draw() -> None:
+        with pytest.raises(LaminaError, match=rf"a decoding process died \(process {worker.pid} was killed by SIGKILL"):
+            take(stream, 500)
+        told.append("in one line")
+
+    if place == "main thread":
+        draw()
+    else:
+        thread = threading.Thread(target=draw, daemon=True)
+        thread.start()
+        thread.join(30)
+    assert told
     stream.close()
+    assert set(psutil.Process().children()) <= before
+
+
+def test_an_exception_in_a_worker_is_told_and_nothing_is_left_out_before(capfd):
+    items = InProcesses(_count_to_seven, 2)
+    found = []
+    with pytest.raises(DecodingDied, match="ended with status 1"):
+        for item in items:
+            found.append(item)
+    assert found == list(range(len(found))) and len(found) <= 7
+    assert "ZeroDivisionError" in capfd.readouterr().err
+
+
+def _count_to_seven(first: int, every: int) -> Iterator[int]:
+    for n in range(first, 100, every):
+        if n == 7:
+            raise ZeroDivisionError
+        yield n
+
+
+def test_a_fork_of_the_owner_leaves_the_workers_alone():
+    items = InProcesses(partial(itertools.count), 1)
+    assert [next(items) for _ in range(3)] == [0, 1, 2]
+    assert in_child(items.close) == 0
+    assert [next(items) for _ in range(20)] == list(range(3, 23))
+    items.close()
 
 
 def test_a_decoder_that_the_parent_has_open_does_not_disturb_its_workers(folder):

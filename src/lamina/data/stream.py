@@ -12,20 +12,18 @@ from __future__ import annotations
 import hashlib
 import heapq
 import json
-import os
-import threading
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
-from torch.utils import data as torch_data
-from torch.utils.data import DataLoader
 
 from lamina.data.dataset import Dataset
+from lamina.data.decoding import DecodingDied, InProcesses
 from lamina.data.episodes import DecodeError, Episode, check_classes, task_vector
 from lamina.data.sampling import DataConfig, SampleIndex, Segment, draw_samples
 from lamina.data.shots import Detector
@@ -33,7 +31,6 @@ from lamina.errors import LaminaError, warn
 from lamina.records import Malformed, NonNegative, validated
 from lamina.types import Clip
 
-PREFETCH = 4  # segments that each worker decodes ahead
 SAMPLES_PER_SEGMENT = 4  # samples that gather takes from one stretch of video
 
 
@@ -240,35 +237,21 @@ def _key(*numbers: int) -> list[int]:
     return list(numbers if numbers[-1] else numbers[:-1])
 
 
-class _Work(torch_data.Dataset[Any]):
-    """The work of a worker process: position -> (position, segment, decoded segment or error, delays)."""
+def decoded_segments(
+    plan: SampleIndex, seed: int, begin: StreamPosition, shard: int, shards: int, first: int, every: int
+) -> Iterator[tuple[StreamPosition, Segment, DecodedSegment | LaminaError, np.ndarray]]:
+    """Each ``every``-th segment of :func:`schedule`, from number ``first`` on: its position, itself, decoded, and its samples' delays.
 
-    def __init__(self, plan: SampleIndex, seed: int, shard: int) -> None:
-        self.plan, self.seed, self.shard = plan, seed, shard
-
-    def __getitem__(
-        self, item: tuple[StreamPosition, Segment]
-    ) -> tuple[StreamPosition, Segment, DecodedSegment | LaminaError, np.ndarray]:
-        turn, segment = item
-        rng = np.random.default_rng(_key(self.seed, 1, turn.serial, self.shard))
+    An error stands in the place of what it concerns, so that the training process reports it in one line.
+    """
+    for turn, segment in islice(schedule(plan, seed, begin, shard, shards), first, None, every):
+        rng = np.random.default_rng(_key(seed, 1, turn.serial, shard))
         try:
-            decoded = decode_segment(self.plan, segment, rng)
-        except LaminaError as error:  # returned, so that the training process reports it in one line
-            return turn, segment, error, np.empty(0, np.int64)
-        return turn, segment, decoded, rng.integers(0, self.plan.config.shuffle, len(decoded.samples))
-
-
-def _end_with_parent(worker: int) -> None:
-    """Ends this worker process when its parent ends. A killed parent cannot stop it, and torch's own check of the parent blocks while
-    samples that were decoded ahead wait to be taken."""
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+            decoded = decode_segment(plan, segment, rng)
+        except LaminaError as error:
+            yield turn, segment, error, np.empty(0, np.int64)
+        else:
+            yield turn, segment, decoded, rng.integers(0, plan.config.shuffle, len(decoded.samples))
 
 
 class _Arrived(NamedTuple):
@@ -336,12 +319,9 @@ class _Shard:
             self.arrivals = self._start()
         try:
             turn, segment, decoded, delays = next(self.arrivals)
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            reason = str(error).splitlines()[0]
+        except DecodingDied as error:
             raise LaminaError(
-                f"{self.plan.config.names[0]}: a decoding process died ({reason}); try workers = 0"
+                f"{self.plan.config.names[0]}: a decoding process died ({error}); try workers = 0"
             ) from error
         self.turn = turn.after(segment)
         self.empty_segments += 1
@@ -370,27 +350,15 @@ class _Shard:
         if len(self.bad) > self.plan.config.max_bad:
             raise LaminaError(f"{error} (more than {self.plan.config.max_bad} stretches of video cannot be decoded)")
 
-    def _turns(self) -> Iterator[tuple[StreamPosition, Segment]]:
-        """The segments of this shard, in their order."""
-        return schedule(self.plan, self.seed, self.turn, self.shard, self.shards)
-
     def _start(self) -> Iterator[Any]:
-        turns = self._turns()
+        work = partial(decoded_segments, self.plan, self.seed, self.turn, self.shard, self.shards)
         workers = self.plan.config.workers
-        loader = DataLoader(
-            _Work(self.plan, self.seed, self.shard),
-            batch_size=None,
-            sampler=turns,
-            num_workers=workers,
-            prefetch_factor=PREFETCH if workers else None,
-            collate_fn=tuple,  # an item is one: as it is
-            worker_init_fn=_end_with_parent,
-            generator=torch.Generator(),  # of its own: the global one must not depend on how often a loader starts
-        )
-        return iter(loader)
+        return InProcesses(work, workers) if workers else work(0, 1)
 
     def close(self) -> None:
         """Stop the worker processes."""
+        if isinstance(self.arrivals, InProcesses):
+            self.arrivals.close()
         self.arrivals = None
 
 
