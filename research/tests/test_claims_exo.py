@@ -26,11 +26,6 @@ torch.set_num_threads(1)
 LINEAR = [claim for claim in paper.CLAIMS if claim.run is not None and claim.run.__module__ == linear.__name__]
 
 
-@pytest.fixture(scope="module")
-def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("runs")
-
-
 @pytest.mark.parametrize("claim", LINEAR, ids=lambda claim: claim.id)
 def test_a_linear_claim_runs_whole_at_smoke_scale(claim: Claim, workdir: Path, tmp_path: Path) -> None:
     path = reproduce(claim.id, "smoke", tmp_path / "record.json", (0, 1), workdir, lambda line: None)

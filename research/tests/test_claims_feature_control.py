@@ -18,9 +18,9 @@ PLACES = ("Doom, seen tasks", "Doom, unseen tasks")
 
 
 @pytest.mark.skipif(not efficientnet.is_installed(), reason="the package with the weights is not installed")
-def test_the_claim_runs_whole_at_smoke_scale(tmp_path: Path) -> None:
+def test_the_claim_runs_whole_at_smoke_scale(workdir: Path, tmp_path: Path) -> None:
     out = tmp_path / "record.json"
-    path = reproduce("lamina/feature-control", "smoke", out, workdir=tmp_path / "work", progress=lambda line: None)
+    path = reproduce("lamina/feature-control", "smoke", out, workdir=workdir, progress=lambda line: None)
     record = json.loads(path.read_text())
     assert record["holds"] is None and out.with_suffix(".svg").exists()
     assert set(record["metrics"]) == {*control.LAMS, control.FEATURES, control.PIXELS}

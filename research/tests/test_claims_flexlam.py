@@ -87,10 +87,9 @@ def test_bars_with_gaps_are_drawn_the_same_every_time(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One work folder for all: they share what they train."""
+def workdir(workdir: Path) -> Path:
     pytest.importorskip("vizdoom")
-    return tmp_path_factory.mktemp("claims")
+    return workdir
 
 
 @pytest.mark.sim

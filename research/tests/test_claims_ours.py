@@ -214,11 +214,6 @@ def test_tasks_count_the_same_and_the_shortest_rule_that_is_good_enough_is_taken
 # ---------------------------------------------------------------------------------------------------------------- smoke scale
 
 
-@pytest.fixture(scope="module")
-def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("ours")
-
-
 @pytest.mark.sim
 @pytest.mark.parametrize(
     ("claim", "world"),

@@ -20,10 +20,9 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")
-def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One work folder for both: they share data and LAMs."""
+def workdir(workdir: Path) -> Path:
     pytest.importorskip("dm_control")
-    return tmp_path_factory.mktemp("pixels")
+    return workdir
 
 
 @pytest.mark.sim

@@ -59,14 +59,13 @@ def test_invalid_scores_have_a_reason() -> None:
 
 
 @pytest.fixture(scope="module")
-def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One work folder for all: they share what they train."""
+def workdir(workdir: Path) -> Path:
     pytest.importorskip("xgboost")
     try:
         make("metaworld/reach-v3", (16, 16)).close()
     except LaminaError as error:
         pytest.skip(str(error))
-    return tmp_path_factory.mktemp("claims")
+    return workdir
 
 
 @pytest.mark.sim
