@@ -65,7 +65,7 @@ def _imported(tree: ast.Module, module: str, is_package: bool) -> Iterator[str]:
 
 
 def _statements(tree: ast.Module) -> list[str]:
-    """The top-level statements as text, without imports, docstrings, comments and layout."""
+    """Digests of the top-level statements, without imports, docstrings, comments and layout."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             first = node.body[0] if node.body else None
@@ -74,12 +74,12 @@ def _statements(tree: ast.Module) -> list[str]:
         for name in ("body", "orelse", "finalbody"):
             if isinstance(block := getattr(node, name, None), list):
                 setattr(node, name, [part for part in block if not isinstance(part, ast.Import | ast.ImportFrom)])
-    return [ast.dump(statement) for statement in tree.body]
+    return [hashlib.sha256(ast.dump(statement).encode()).hexdigest() for statement in tree.body]
 
 
 @cache
 def _read(path: Path, module: str, changed: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The imports and statements of a module; ``changed``: the file's modification time, so that an unchanged file is parsed once."""
+    """The imports of a module and the digests of its statements; ``changed``: the file's modification time, so that an unchanged file is parsed once."""
     tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
     return tuple(_imported(tree, module, path.name == "__init__.py")), tuple(_statements(tree))
 

@@ -54,7 +54,7 @@ SETUPS = {
         {"size": "debug", "image": (32, 32), "slots": 4, **BACKBONE},
         TrainConfig(steps=6, batch=8, lr=1e-3, ema=0.0, device="cpu", checkpoint_every=6, validate_every=6),
         (Collection("grid", 300, noise=0.4, size=(32, 32)),),
-        shorter=6, gap=(0.03, 0.06), stride=0.06, windows=24, leakage=40, smaller=("debug",),
+        shorter=6, gap=(0.03, 0.06), stride=0.06, windows=12, leakage=40, smaller=("debug",),
     ),
     "cpu": StructureSetup(
         Collection("metaworld-suite", 14_000, noise=0.4, hold=12),
