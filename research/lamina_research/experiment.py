@@ -180,17 +180,25 @@ class Experiment:
             self._tell(Event("found", run.name, title or title_of(key), self._reused[run]))
         return run
 
-    def cached_value(self, key: dict[str, Any], code: tuple[ModuleType | str, ...], compute: Callable[[], Any]) -> Any:
+    def cached_value(
+        self,
+        key: dict[str, Any],
+        code: tuple[ModuleType | str, ...],
+        compute: Callable[[], Any],
+        needs: Callable[[], Any] = lambda: None,
+    ) -> Any:
         """What ``compute()`` returns, a JSON value, computed at most once; ``key`` and ``code`` as in :meth:`cached`.
 
         With a folder of ``values`` it is also kept there, under its key alone: it is found again where the models are gone or the code has
-        changed since. The record then tells with which code.
+        changed since. The record then tells with which code. ``needs()`` asks for the runs that the value is computed from, so that their
+        time counts as theirs, also where the value is in the cache; a value that is kept needs none.
         """
         kept = None if self.values is None else self.values / f"{sha256(key_text(key).encode()).hexdigest()[:16]}.json"
         if kept is not None and kept.exists() and not is_cached(self._cache, key, _names(code)):
             found = read_json(kept, "delete it")
             self._kept[kept.name] = str(found["code_version"])
             return found["value"]
+        needs()
 
         def build(path: Path) -> None:
             write_text(path / VALUE, json.dumps(compute()) + "\n")

@@ -386,3 +386,8 @@ def test_a_measured_value_outlives_models_and_code_and_the_record_says_so(tmp_pa
     assert make_record(claim, again, Outcome({}, True, ""), 1.0)["values_of"] == {code_version(): 1}
     other = Experiment("cpu", (0,), tmp_path / "one", lambda line: None, tmp_path / "values")
     assert other.cached_value({"seed": 2}, ("lamina.types",), lambda: 3.5) == 3.5
+    asked: list[int] = []
+    for work, key, times in (("one", 2, 1), ("one", 3, 2), ("two", 2, 2)):  # in the cache, nowhere, kept
+        again = Experiment("cpu", (0,), tmp_path / work, lambda line: None, tmp_path / "values")
+        again.cached_value({"seed": key}, ("lamina.types",), lambda: 3.5, needs=lambda key=key: asked.append(key))
+        assert len(asked) == times

@@ -84,11 +84,14 @@ class AdaptiveStudy(FlexLAMStudy):
     def rule_scores(self, seed: int, draw: int, of: Changed) -> dict[str, float]:
         """Tokens and loss of the rule and of the best single length, for one draw of the labels."""
         model, labels = flexlam_spec(seed), Labels(self.setup.labels, draw=draw)
-        folder, _ = self.aligned(model, labels)
         key = {"adaptive k": self.key(model), "labels": labels, "steps": self.setup.translator_steps, "of": of}
         key |= {"split": self.setup.split, "shares": SHARES, "fitted": FITTED}
+
+        def compute() -> dict[str, float]:
+            return self._compared(seed, load_translator(self.translator(model, labels))[0], model, draw, of)
+
         return self.experiment.cached_value(
-            key, (__name__, rules, flexlam), lambda: self._compared(seed, load_translator(folder)[0], model, draw, of)
+            key, (__name__, rules, flexlam), compute, needs=lambda: self.translator(model, labels)
         )
 
     def _compared(

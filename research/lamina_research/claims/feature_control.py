@@ -139,8 +139,10 @@ class ControlStudy(Study[ControlSetup]):
             "feature control": keys, "labels": s.labels, "tested": s.tested, "unseen": s.unseen, "actions": s.actions,
             "tasks": self.tasks,
         }  # fmt: skip
-        # Models are trained inside: where the scores are kept, they are not needed.
-        return self.experiment.cached_value(key, (__name__, flexlam), lambda: self._measured(seed, models))
+        return self.experiment.cached_value(
+            key, (__name__, flexlam), lambda: self._measured(seed, models),
+            needs=lambda: [self.run(model) for model in models.values()],
+        )  # fmt: skip
 
     def _measured(self, seed: int, models: Mapping[str, ModelSpec]) -> dict[str, dict[str, float]]:
         clips, space = self.clips(seed), PretrainedFeatures(EFFICIENTNET)

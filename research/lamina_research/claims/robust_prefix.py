@@ -109,11 +109,11 @@ class RobustStudy(Study[RobustSetup]):
 
     def scores(self, model: ModelSpec) -> dict[str, float]:
         """Scores of every prefix, and of the slots behind the first half."""
-        self.run(model)
-        if self.stopped(model):
-            return {}
         key = {"robust prefixes of": self.key(model), "tested": self.setup.tested}
-        return self.experiment.cached_value(key, (__name__, flexlam), lambda: self._measured(model))
+        return self.experiment.cached_value(
+            key, (__name__, flexlam), lambda: {} if self.stopped(model) else self._measured(model),
+            needs=lambda: self.run(model),
+        )  # fmt: skip
 
     def _measured(self, model: ModelSpec) -> dict[str, float]:
         loaded = self.load(model)

@@ -188,6 +188,10 @@ class StructureStudy(Study[StructureSetup]):
 
     def record(self, model: ModelSpec) -> Record:
         """The structural record of a trained LAM."""
+        return self._record(model, lambda: self.subject(model))
+
+    def _record(self, model: ModelSpec, subject: Callable[[], Subject], name: str = "") -> Record:
+        """The record of a subject that comes from a trained LAM; ``name``: of one that is not the LAM itself."""
         s = self.setup
         key = {
             "structure of": self.key(model),
@@ -196,11 +200,12 @@ class StructureStudy(Study[StructureSetup]):
             "split": s.split,
             "side": model.side,
             "readings": ("centred", "read"),  # of the errors, beside the papers'
+            **({"subject": name} if name else {}),
         }
-        self.run(model)  # here, so that its training time does not count as time of the record
         return self.experiment.cached_value(
-            key, (structural, model.method), lambda: structural.measure(self.subject(model), self.held())
-        )
+            key, (structural, model.method), lambda: structural.measure(subject(), self.held()),
+            needs=lambda: self.run(model),
+        )  # fmt: skip
 
     def records(self, models: Callable[[int], Iterable[ModelSpec]], only: Container[str] = ()) -> Records:
         """The records of ``models(seed)`` for all seeds; ``only``: of the LAMs with these labels."""
@@ -213,9 +218,15 @@ class StructureStudy(Study[StructureSetup]):
 
     def controls(self, model: Callable[[int], ModelSpec]) -> Records:
         """The records of the random-weights encoder of ``model(seed)``, and of the pixel difference."""
-        seeds, held, pixels = self.experiment.seeds, self.held(), pixel_change()
-        untrained = [structural.measure(self.random_weights(model(seed)), held) for seed in seeds]
-        return {RANDOM: untrained, pixels.name: [structural.measure(pixels, held)] * len(seeds)}
+        seeds, pixels = self.experiment.seeds, pixel_change()
+
+        def untrained(lam: ModelSpec) -> Record:
+            return self._record(lam, lambda: self.random_weights(lam), RANDOM)
+
+        return {
+            RANDOM: self.experiment.each(untrained, map(model, seeds)),
+            pixels.name: [structural.measure(pixels, self.held())] * len(seeds),
+        }
 
     def composed_picture(self, model: ModelSpec, name: str) -> Path:
         """A picture of held-out triplets with their predictions from direct and composed latents, in the work folder."""

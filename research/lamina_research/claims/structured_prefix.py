@@ -106,10 +106,10 @@ class PrefixStudy(StructureStudy):
         """Errors, PSNR and translator loss at every k, and the use of the latent."""
         s, key = self.setup, {"prefixes of": self.key(model), "windows": self.setup.windows, "split": self.setup.split}
         key |= {"labels": LABELS[self.experiment.scale], "draws": DRAWS}
-        self.run(model)
-        if self.stopped(model):
-            return {}
-        return self.experiment.cached_value(key, (__name__, model.method), lambda: self._measured(model, s.split))
+        return self.experiment.cached_value(
+            key, (__name__, model.method), lambda: {} if self.stopped(model) else self._measured(model, s.split),
+            needs=lambda: self.run(model),
+        )  # fmt: skip
 
     def _measured(self, model: ModelSpec, split: str) -> dict[str, float]:
         loaded, held = self.load(model), self.held()

@@ -134,11 +134,11 @@ class CheetahStudy(Study[CheetahSetup]):
     def scores(self, variant: str, seed: int) -> dict[str, float]:
         """Probe NMSE, the exogenous shares of the latent, and the return of the latent policy; NaN if the training was stopped."""
         s, lam = self.setup, self.variant(variant, seed)
-        if self.stopped(lam):
-            return dict.fromkeys(SCORES, nan)
         key = {"scores of": self.key(lam), "steps": s.translator_steps, "tested": s.tested, **self.policy_key()}
 
-        def compute() -> dict[str, float]:
+        def compute() -> dict[str, float | None]:
+            if self.stopped(lam):
+                return dict.fromkeys(SCORES)
             model, spec = self.load(lam), self.actions()
             clips = (self.train_clip, self.held_clip, self.test_clip)
             train, held, test = (encode_labels(model.lam, clip) for clip in clips)
@@ -158,7 +158,8 @@ class CheetahStudy(Study[CheetahSetup]):
             return dict(zip(SCORES, (found.nmse.mean, *shares, self.play(policy, seed)), strict=True))
 
         code = ("lamina.training.heads", behaviour, rollout, exogenous, probe, lapo, *self.code(s.data))
-        return self.experiment.cached_value(key, code, compute)
+        found = self.experiment.cached_value(key, code, compute, needs=lambda: self.run(lam))
+        return {score: nan if value is None else value for score, value in found.items()}
 
     def policy_key(self) -> dict[str, Any]:
         """What the return of a policy depends on, beside its data."""

@@ -74,8 +74,13 @@ def scores(experiment: Experiment, setup: GridSetup, variant: Variant, sigma: fl
         test = grid_lam.transitions(sigma, setup.held_out, 2 * seed + 1)
         write_text(path / "scores.json", json.dumps(grid_lam.score(model, test)) + "\n")
 
-    run = experiment.cached(key, (grid_lam, loop), build)
-    return json.loads((run / "scores.json").read_text())
+    def run() -> Path:
+        return experiment.cached(key, (grid_lam, loop), build)
+
+    def compute() -> dict[str, float]:
+        return json.loads((run() / "scores.json").read_text())
+
+    return experiment.cached_value({"scores of": key}, (grid_lam, loop), compute, needs=run)
 
 
 def gridworld(experiment: Experiment) -> Outcome:

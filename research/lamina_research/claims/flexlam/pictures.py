@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 
 from lamina.evaluation.pictures import grid, most_changed
+from lamina.evaluation.probes import reconstruction as reconstruction_probe
 from lamina.evaluation.probes.reconstruction import psnr, reconstruct
 from lamina.evaluation.probes.translation import prefixes_of
 from lamina.inference.subject import subject_of
-from lamina.methods import lapo
+from lamina.methods import flexlam, lapo
 from lamina.models.hub import LatentActionModel
 from lamina.types import Clip
 from lamina_research.claims.flexlam.study import FlexLAMStudy, flexlam_spec
@@ -46,18 +45,26 @@ def reconstruction(experiment: Experiment) -> Outcome:
     prefixes = prefixes_of(slots)
     names = [f"FlexLAM@{k}" for k in (max(1, slots // 16), max(2, slots // 4), slots)]  # the paper's 5, 20, 80 of 80
 
-    def scores(seed: int) -> Iterator[dict[str, dict[str, float]]]:
-        model, reference = study.load(flexlam_spec(seed)), study.load(vq32(seed))
+    def measured(ours: ModelSpec, theirs: ModelSpec) -> dict[str, dict[str, float]]:
+        model, reference = study.load(ours), study.load(theirs)
         clip = test_clip(study, model)
         found = {
             f"FlexLAM@{score.k}" if score.role == "model" else score.name: score
             for score in reconstruct(subject_of(model), clip, prefixes)
         }
         found["VQ-32"] = reconstruct(subject_of(reference), clip, (1,))[0]
-        for name, score in found.items():
-            yield {name: {"psnr": float(score.psnr.mean()), "ssim": float(score.ssim.mean())}}
+        return {n: {"psnr": float(score.psnr.mean()), "ssim": float(score.ssim.mean())} for n, score in found.items()}
 
-    metrics = over_seeds(row for seed in experiment.seeds for row in scores(seed))
+    def scores(seed: int) -> dict[str, dict[str, float]]:
+        ours, theirs = flexlam_spec(seed), vq32(seed)
+        key = {"reconstruction of": [study.key(ours), study.key(theirs)], "decoded": study.setup.decoded}
+        key |= {"split": study.setup.split, "prefixes": prefixes}
+        return experiment.cached_value(
+            key, (__name__, reconstruction_probe, flexlam, lapo), lambda: measured(ours, theirs),
+            needs=lambda: (study.run(ours), study.run(theirs)),
+        )  # fmt: skip
+
+    metrics = over_seeds(map(scores, experiment.seeds))
 
     def above(a: str, b: str) -> bool:
         return all(below(metrics[b][metric], metrics[a][metric]) for metric in ("psnr", "ssim"))

@@ -204,11 +204,14 @@ class FlexLAMStudy(Study[FlexLAMSetup]):
 
     # --------------------------------------------------------------------------------------------------- translators
 
-    def aligned(self, model: ModelSpec, labels: Labels) -> tuple[Path, Losses]:
-        """A translator (its folder) that is trained on labels, and its held-out losses at every k that the model is made for."""
+    def translator_key(self, model: ModelSpec, labels: Labels) -> dict[str, Any]:
         s = self.setup
         key = {"lam": self.key(model), "labels": labels, "steps": s.translator_steps, "split": s.split}
-        key |= {"joint": s.joint} if labels.joint else {}
+        return key | ({"joint": s.joint} if labels.joint else {})
+
+    def translator(self, model: ModelSpec, labels: Labels) -> Path:
+        """The folder of a translator that is trained on labels, with its held-out losses."""
+        s = self.setup
         self.run(model)
 
         def build(path: Path) -> None:
@@ -245,8 +248,19 @@ class FlexLAMStudy(Study[FlexLAMSetup]):
             losses = {str(score.k): self.loss_by_task(score.loss, test) for score in scores}
             write_text(path / "losses.json", json.dumps(losses) + "\n")
 
-        folder = self.experiment.cached(key, (align, translation, model.method), build)
-        return folder, {int(k): losses for k, losses in json.loads((folder / "losses.json").read_text()).items()}
+        return self.experiment.cached(self.translator_key(model, labels), (align, translation, model.method), build)
+
+    def translator_losses(self, model: ModelSpec, labels: Labels) -> Losses:
+        """The held-out losses of a translator at every k that the model is made for."""
+
+        def compute() -> dict[str, dict[str, float]]:
+            return json.loads((self.translator(model, labels) / "losses.json").read_text())
+
+        found = self.experiment.cached_value(
+            {"losses of": self.translator_key(model, labels)}, (align, translation, model.method), compute,
+            needs=lambda: self.translator(model, labels),
+        )  # fmt: skip
+        return {int(k): losses for k, losses in found.items()}
 
     def losses(
         self, model: ModelSpec, labels: Labels, ks: Sequence[int], without: Sequence[str] = ()
@@ -256,7 +270,7 @@ class FlexLAMStudy(Study[FlexLAMSetup]):
         ``without``: tasks that are left out.
         """
         draws = 1 if labels.joint else self.setup.draws
-        found = [self.aligned(model, replace(labels, draw=draw))[1] for draw in range(draws)]
+        found = [self.translator_losses(model, replace(labels, draw=draw)) for draw in range(draws)]
         return {k: float(np.mean([mean_loss(losses[k], without) for losses in found])) for k in ks}
 
     def budget_losses(self, labels: Labels, seed: int, without: Sequence[str] = ()) -> dict[str, float]:
@@ -271,7 +285,6 @@ class FlexLAMStudy(Study[FlexLAMSetup]):
         """Held-out loss of every control and reference of a model, on the first draw of labels."""
         s = self.setup
         key = {"controls of": self.key(model), "labels": labels, "steps": s.translator_steps, "split": s.split}
-        self.run(model)
 
         def compute() -> dict[str, float]:
             loaded = self.load(model)
@@ -284,14 +297,13 @@ class FlexLAMStudy(Study[FlexLAMSetup]):
             )  # fmt: skip
             return {score.name: mean_loss(self.loss_by_task(score.loss, test)) for score in scores}
 
-        return self.experiment.cached_value(key, (translation, model.method), compute)
+        return self.experiment.cached_value(key, (translation, model.method), compute, needs=lambda: self.run(model))
 
     def supervised(self, seed: int) -> float:
         """Held-out loss of an inverse dynamics model that is trained on every label: a lower bound of a translator's loss."""
         s = self.setup
         key = {"supervised": s.supervised_steps, "data": s.data, "options": s.options, "seed": seed, "split": s.split}
         reference = flexlam_spec(0)  # gives the sizes of the network and the label gap
-        self.run(reference)
 
         def compute() -> float:
             loaded = self.load(reference)
@@ -303,7 +315,7 @@ class FlexLAMStudy(Study[FlexLAMSetup]):
             test = self.latents(reference, s.split)
             return mean_loss(self.loss_by_task(translation.score_idm(module, test, "", "reference").loss, test))
 
-        return self.experiment.cached_value(key, (translation, flexlam), compute)
+        return self.experiment.cached_value(key, (translation, flexlam), compute, needs=lambda: self.run(reference))
 
     # ------------------------------------------------------------------------------------------------------ policies
 
@@ -327,9 +339,9 @@ class FlexLAMStudy(Study[FlexLAMSetup]):
             "lam": self.key(model), "tokens": s.tokens, "policy": s.policy, "labels": labels, "steps": s.translator_steps,
             "worlds": s.worlds, "episodes": s.episodes, "k": k, "temperature": s.temperature,
         }  # fmt: skip
-        folder, (translator, _) = self.policy(model), self.aligned(model, labels)
 
         def compute() -> dict[str, Any]:
+            folder, translator = self.policy(model), self.translator(model, labels)
             self.experiment.progress(f"rollouts, {model.name} {dict(model.options)}, k = {k}, seed {model.seed}")
             loaded = LatentActionModel.from_pretrained(str(folder))
             agent = TokenPolicy(
@@ -341,7 +353,12 @@ class FlexLAMStudy(Study[FlexLAMSetup]):
             )  # fmt: skip
             return result.to_dict()
 
-        record = self.experiment.cached_value(key, (rollout, latent, model.method), compute)
+        record = self.experiment.cached_value(
+            key,
+            (rollout, latent, model.method),
+            compute,
+            needs=lambda: (self.policy(model), self.translator(model, labels)),
+        )
         return {"above_random": float(record["above_random"]), "percent_of_expert": float(record["normalized"])}
 
 
