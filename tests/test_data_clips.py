@@ -38,7 +38,7 @@ from lamina.data.sampling import (
     draw_samples,
     open_source,
 )
-from lamina.data.stream import ClipStream, divide_evenly, sample_split
+from lamina.data.stream import ClipStream, divide_evenly, evenly_spaced, sample_split
 from lamina.errors import LaminaError, LaminaWarning
 from lamina.types import Clip
 from processes import in_child
@@ -444,6 +444,24 @@ def test_gather_takes_exactly_the_limit_evenly_and_always_the_same(dataset):
 def tasks_of(dataset: Path, clip: Clip) -> Counter:
     episodes = open_source(dataset).episodes
     return Counter(episodes[e].task for e in clip.episode.tolist())
+
+
+@given(total=st.integers(0, 300), count=st.integers(0, 320), seed=st.integers(0, 99))
+def test_numbers_drawn_evenly_are_one_of_each_part(total, count, seed):
+    found = evenly_spaced(total, count, np.random.default_rng(seed))
+    count = min(total, count)
+    assert len(found) == count and all(n * total // count <= x < (n + 1) * total // count for n, x in enumerate(found))
+    assert np.array_equal(found, evenly_spaced(total, count, np.random.default_rng(seed)))
+
+
+def test_another_seed_gathers_other_samples_as_evenly(dataset):
+    middle, *drawn = (samples(sample_split(config(dataset), "train", 40, seed)) for seed in range(6))
+    assert all(len(set(own)) == 40 and own == sorted(own) for own in drawn)
+    assert all(len(set(one) & set(other)) < 36 for one, other in itertools.combinations([middle, *drawn], 2))
+    assert drawn[0] == samples(sample_split(config(dataset), "train", 40, 1))  # the same every time
+    for own in drawn:  # each episode gives about as many
+        counts, expected = (Counter(episode for episode, *_ in each) for each in (own, middle))
+        assert all(abs(counts[e] - expected[e]) <= 4 for e in expected)
 
 
 def test_gather_takes_equally_many_of_every_task(tmp_path):

@@ -137,10 +137,13 @@ def _read(
     return np.ascontiguousarray(frames.transpose(0, 3, 1, 2))
 
 
-def evenly_spaced(total: int, count: int) -> Int[np.ndarray, "count"]:
-    """``count`` of the numbers 0..total-1, evenly spaced."""
+def evenly_spaced(total: int, count: int, rng: np.random.Generator | None = None) -> Int[np.ndarray, "count"]:
+    """``count`` of the numbers 0..total-1, ascending: the middle of each of ``count`` equal parts, or with ``rng`` any number of it."""
     count = min(total, count)
-    return (np.arange(count) * total + total // 2) // max(count, 1)
+    if rng is None or not count:
+        return (np.arange(count) * total + total // 2) // max(count, 1)
+    ends = np.arange(count + 1) * total // count
+    return rng.integers(ends[:-1], ends[1:])
 
 
 def assemble(rows: Sequence[tuple[DecodedSegment, int]]) -> Clip:
@@ -444,12 +447,13 @@ class ClipStream:
 def sample_split(
     config: DataConfig, split: str, limit: int | None, seed: int = 0, require_action: bool = False
 ) -> Clip:
-    """Samples of a split, evenly spaced over its episodes and in their order; the same every time.
+    """Samples of a split, spread over its episodes and in their order; the same every time.
 
     ``limit``: how many samples at most (None: every one of the split). Where that is fewer than the split has, every task
     gives equally many, as far as it has them, and about four are taken from each of evenly spread stretches of video,
-    which spares decoding. Raises LaminaError as :class:`ClipStream` does, and if ``require_action`` and there are no
-    actions.
+    which spares decoding. ``seed``: with another one, other samples are chosen (0: the middle of each part).
+
+    Raises LaminaError as :class:`ClipStream` does, and if ``require_action`` and there are no actions.
     """
     plan = SampleIndex(config, split)
     if require_action and plan.action is None:
@@ -457,7 +461,7 @@ def sample_split(
     segments = np.concatenate(plan.segments)
     rows: list[tuple[DecodedSegment, int]] = []
     bad: list[DecodeError] = []
-    for v, here in _choose(plan, segments, limit):
+    for v, here in _choose(plan, segments, limit, np.random.default_rng([seed, 4]) if seed else None):
         try:
             decoded = decode_segment(plan, Segment(*segments[v].tolist()), np.random.default_rng([seed, 3, v]), here)
         except DecodeError as error:
@@ -479,7 +483,7 @@ def sample_split(
 
 
 def _choose(
-    plan: SampleIndex, segments: Int[np.ndarray, "n 7"], limit: int | None
+    plan: SampleIndex, segments: Int[np.ndarray, "n 7"], limit: int | None, rng: np.random.Generator | None
 ) -> Iterator[tuple[int, Int[np.ndarray, "m"]]]:
     """Which segments :func:`sample_split` visits, and which of their samples it takes there, in the order of ``segments``."""
     sizes = segments[:, 6] - segments[:, 5]
@@ -491,10 +495,10 @@ def _choose(
         visited = group
         if share < sizes[group].sum():
             count = -(-share // SAMPLES_PER_SEGMENT)
-            while sizes[visited := group[evenly_spaced(len(group), count)]].sum() < share:
+            while sizes[visited := group[evenly_spaced(len(group), count, rng)]].sum() < share:
                 count *= 2
         ends = np.cumsum(sizes[visited])
-        picks = evenly_spaced(int(ends[-1]), share) if len(visited) else visited
+        picks = evenly_spaced(int(ends[-1]), share, rng) if len(visited) else visited
         for v, end in zip(visited.tolist(), ends.tolist(), strict=True):
             begin = end - sizes[v]
             chosen[v] = picks[np.searchsorted(picks, begin) : np.searchsorted(picks, end)] - begin
