@@ -205,6 +205,7 @@ class FlexLAMStudy(Study[FlexLAMSetup]):
     # --------------------------------------------------------------------------------------------------- translators
 
     def translator_key(self, model: ModelSpec, labels: Labels) -> dict[str, Any]:
+        """Everything that a translator and its losses depend on, beside the code."""
         s = self.setup
         key = {"lam": self.key(model), "labels": labels, "steps": s.translator_steps, "split": s.split}
         return key | ({"joint": s.joint} if labels.joint else {})
