@@ -79,7 +79,7 @@ def _statements(tree: ast.Module) -> list[str]:
 
 @cache
 def _read(path: Path, module: str, changed: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The imports of a module and the digests of its statements; ``changed``: its modification time; the file is parsed again if it differs."""
+    """The imports of a module and the digests of its statements; ``changed``: its modification time: a changed file is parsed again."""
     tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
     return tuple(_imported(tree, module, path.name == "__init__.py")), tuple(_statements(tree))
 
