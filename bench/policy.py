@@ -103,8 +103,8 @@ class Peer:
         return action.read(self.translator(z, torch.zeros(1, action.spec.dim))).numpy()
 
 
-def flow_speed(size: str, latents: str) -> tuple[list[float], list[float]]:
-    """Milliseconds of a decision of the flow policy, and of a training step."""
+def flow_speed(size: str, latents: str) -> tuple[list[float], dict[str, list[float]]]:
+    """Milliseconds of a decision of the flow policy, and of a training step in each precision."""
     config = FlowConfig(size=size, latents=latents)  # type: ignore[arg-type]
     cameras, numbers = ("third", "wrist"), 64 if latents == "lam" else 0
     shapes = FlowShapes(
@@ -120,12 +120,17 @@ def flow_speed(size: str, latents: str) -> tuple[list[float], list[float]]:
     batch = FlowBatch(context, torch.randn(rows, config.actions, 4), valid, latent, valid)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
 
-    def step() -> None:
-        sum(loss.mean() for loss in flow_losses(model, batch, Rng(0)).values()).backward()  # type: ignore[union-attr]
+    def step(bf16: bool) -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            losses = flow_losses(model, batch, Rng(0))
+        sum(loss.mean() for loss in losses.values()).backward()  # type: ignore[union-attr]
         optimizer.step()
         optimizer.zero_grad()
 
-    steps = milliseconds(step, 20)
+    steps: dict[str, list[float]] = {"fp32": [], "bf16": []}
+    for _ in range(4):  # taking turns, so that other load on the machine affects both
+        for precision, taken in steps.items():
+            taken += milliseconds(partial(step, precision == "bf16"), 5)
     policy = FlowPolicy(model)
     seen = {camera: frames[:1, i, 0].permute(0, 2, 3, 1).numpy() for i, camera in enumerate(cameras)}
     observations = Observations(seen, np.zeros((1, 4), np.float32), ("reach",))
@@ -134,14 +139,16 @@ def flow_speed(size: str, latents: str) -> tuple[list[float], list[float]]:
 
 def flow_table(sizes: list[str]) -> None:
     """Print the flow policy's speed."""
-    print(f"{'size':<6} {'latents':<8} {'decision, ms (median)':>22} {'training, steps/s (median)':>28}")
+    print(
+        f"{'size':<6} {'latents':<8} {'decision, ms (median)':>22} {'training, steps/s: fp32':>24} {'bf16 (median)':>16}"
+    )
     for size in sizes:
         for latents in ("none", "lam"):
             decisions, steps = flow_speed(size, latents)
-            rates = [1e3 / step for step in steps]
+            rates = {precision: 1e3 / statistics.median(taken) for precision, taken in steps.items()}
             print(
-                f"{size:<6} {latents:<8} {statistics.fmean(decisions):>12.1f} ({statistics.median(decisions):.1f}) "
-                f"{statistics.fmean(rates):>18.1f} ({statistics.median(rates):.1f})",
+                f"{size:<6} {latents:<8} {statistics.fmean(decisions):>14.1f} ({statistics.median(decisions):.1f}) "
+                f"{rates['fp32']:>24.1f} {rates['bf16']:>16.1f}",
                 flush=True,
             )
 
