@@ -194,7 +194,8 @@ class Experiment:
         time counts as theirs, also where the value is in the cache; a value that is kept needs none.
         """
         kept = None if self.values is None else self.values / f"{sha256(key_text(key).encode()).hexdigest()[:16]}.json"
-        if kept is not None and kept.exists() and not is_cached(self._cache, key, _names(code)):
+        here = is_cached(self._cache, key, _names(code))
+        if kept is not None and kept.exists() and not here:
             found = read_json(kept, "delete it")
             self._kept[kept.name] = str(found["code_version"])
             return found["value"]
@@ -204,7 +205,7 @@ class Experiment:
             write_text(path / VALUE, json.dumps(compute()) + "\n")
 
         value = json.loads((self.cached(key, code, build) / VALUE).read_text())
-        if kept is not None:
+        if kept is not None and not (here and kept.exists()):  # what is kept may be newer than this cache
             record = {"key": json.loads(key_text(key)), "value": value, "code_version": code_version()}
             write_text(kept, to_json(record, indent=1) + "\n")
         return value
