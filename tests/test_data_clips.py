@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -22,17 +23,20 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from av.video.reformatter import VideoReformatter
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from data_files import read_number, write_dataset, write_video
 from lamina.data.dataset import Dataset
 from lamina.data.decoding import DecodingDied, InProcesses
 from lamina.data.episodes import Episode
+from lamina.data.memory import InMemoryDataset
 from lamina.data.sampling import (
+    TIE,
     DataConfig,
     SampleIndex,
     Segment,
+    actions_of_gap,
     count_starts,
     count_transitions,
     draw_samples,
@@ -40,6 +44,7 @@ from lamina.data.sampling import (
 )
 from lamina.data.stream import ClipStream, divide_evenly, evenly_spaced, sample_split
 from lamina.errors import LaminaError, LaminaWarning
+from lamina.inference.encode import frame_pairs
 from lamina.types import Clip
 from processes import in_child
 
@@ -121,9 +126,40 @@ def test_every_start_with_room_is_counted(recording, frames, low):
     room = [
         n
         for n in range(len(times))
-        if times[n] + (frames - 1) * low <= times[-1] + 0.5 / fps and n + frames <= len(times)
+        if times[n] + (frames - 1) * low <= times[-1] + 0.5 / fps + TIE and n + frames <= len(times)
     ]
     assert count == len(room)
+
+
+@given(recordings(), st.one_of(st.floats(0.02, 2.0), st.integers(1, 40).map(lambda halves: halves / 20)))
+@example((np.arange(40) / 10, 10.0, True), 0.15)
+@example((np.arange(40) / 30, 30.0, True), 0.15)
+@example((np.r_[np.arange(20), np.arange(70, 90)] / 10, 10.0, False), 1.0)  # a hole of five seconds
+def test_the_pairs_that_are_drawn_for_one_gap_are_those_that_get_labels(recording, gap):
+    """Ties and holes included: a translator is fitted to the pairs that labels are made of."""
+    times, fps, regular = recording
+    fps = fps if regular or len(times) < 2 else 1 / float(np.median(np.diff(times)))
+    starts = np.arange(count_starts(times, fps, 2, gap))
+    drawn = draw_samples(times, fps, starts, 2, (gap, gap), np.random.default_rng(0))
+    second, valid = frame_pairs(times, gap)
+    assert np.array_equal(drawn[:, 0], np.flatnonzero(valid)) and np.array_equal(drawn[:, 1], second[valid])
+    assert (second[~valid] == np.flatnonzero(~valid)).all()
+    if regular and len(drawn):
+        assert set(np.diff(drawn)[:, 0]) == {
+            actions_of_gap(fps, gap)
+        }  # and a chunk has an action for each frame between
+
+
+def test_a_gap_of_other_lengths_in_actions_is_refused(tmp_path):
+    episodes = [
+        SimpleNamespace(frames=np.zeros((30, 8, 8, 3), np.uint8), actions=np.zeros(30, int), fps=f)
+        for f in (10, 10, 20)
+    ]
+    data = InMemoryDataset([*episodes * 4])
+    for actions in ("chunk", "mean"):
+        with pytest.raises(LaminaError, match="at 10 to 20 frames per second a gap of 0.2 s spans 2 to 4 actions"):
+            SampleIndex(DataConfig((data,), (8, 8), gap=(0.2, 0.2), actions=actions), "train")
+    assert SampleIndex(DataConfig((data,), (8, 8), gap=(0.2, 0.2)), "train").steps == 2
 
 
 def test_gaps_are_uniform_over_their_range():
@@ -307,8 +343,23 @@ def test_shards_together_are_the_whole(folder):
     assert merged["shards"] == {**parts[0].state_dict()["shards"], **parts[1].state_dict()["shards"]}
 
 
-def test_the_state_of_other_data_is_refused(folder, dataset):
+def test_the_state_of_other_data_is_refused(folder, dataset, tmp_path):
     state = ClipStream(config(folder), 16, seed=0).state_dict()
+    taught = ClipStream(config(dataset), 16, seed=0).state_dict()
+    info = dataset / "meta/info.json"
+    text = info.read_text()
+    info.write_text(json.dumps({**json.loads(text), "splits": {"train": "2:10", "validation": "0:1", "test": "1:2"}}))
+    try:  # other episodes are held out
+        with pytest.raises(LaminaError, match="not those of the run to be resumed"):
+            ClipStream(config(dataset), 16, seed=0).load_state_dict(taught)
+    finally:
+        info.write_text(text)
+    moved = shutil.copytree(folder, tmp_path / "moved")
+    (tmp_path / "moved" / "sub").mkdir()
+    for path in list(moved.glob("*.mp4")):  # the splits of a folder of video hang on the files' names in it
+        path.rename(moved / "sub" / path.name)
+    with pytest.raises(LaminaError, match="not those of the run to be resumed"):
+        ClipStream(config(moved), 16, seed=0).load_state_dict(state)
     for other in (
         ClipStream(config(dataset), 16, seed=0),
         ClipStream(config(folder, gap=(0.1, 0.3)), 16, seed=0),

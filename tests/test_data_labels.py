@@ -5,17 +5,24 @@ import itertools
 import json
 import os
 import resource
+import shutil
 import signal
 import time
+from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from data_files import read_number, write_dataset, write_video
+from lamina.data.episodes import exact_rate
 from lamina.data.lerobot.labels import write_labels
 from lamina.data.lerobot.statistics import STATISTICS
+from lamina.data.memory import InMemoryDataset
 from lamina.data.read_ahead import ReadAhead
 from lamina.data.sampling import open_source
 from lamina.errors import LaminaError, LaminaWarning
@@ -158,6 +165,56 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(source, tmp_path):
     out = write_labels(source, tmp_path / "out", FEATURES, interrupted, {"checkpoint": "abc"})
     assert called == [0, 1, 2, 3, 3, 4] and fingerprint(out) == whole
     assert not list(tmp_path.glob(".*"))
+
+
+def test_labels_of_pictures_that_were_others_start_over(dataset, tmp_path):
+    """The user mends, between two sessions, which part of its video file an episode is."""
+    root = shutil.copytree(dataset, tmp_path / "set")
+    (path,) = (root / "meta/episodes").rglob("*.parquet")
+    table = pq.read_table(path)
+    camera = open_source(root).cameras[0]
+    keys = [f"videos/{camera}/{end}_timestamp" for end in ("from", "to")]
+    seen: list[int] = []
+
+    def interrupted(episode, camera):
+        seen.append(episode.number)
+        if len(seen) == 4:
+            raise KeyboardInterrupt
+        return label(episode, camera)
+
+    with pytest.raises(KeyboardInterrupt):
+        write_labels(open_source(root), tmp_path / "out", FEATURES, interrupted, {})
+    for key in keys:
+        place = table.column_names.index(key)
+        values = table[key].to_numpy() + 0.1 * (key == keys[0]) * (np.arange(len(table)) == 1)
+        table = table.set_column(place, key, pa.array(values))
+    pq.write_table(table, path)
+    assert open_source(root).content() != open_source(dataset).content()
+    write_labels(open_source(root), tmp_path / "out", FEATURES, interrupted, {})
+    assert seen[4:] == [0, 1, 2, 3, 4]
+
+
+def test_uneven_frames_of_a_dataset_of_ones_own_are_not_written_as_even_ones(tmp_path):
+    class Uneven(InMemoryDataset):
+        @property
+        def episodes(self):
+            return tuple(replace(e, stamps=np.r_[np.arange(5), np.arange(55, 60)] / 10) for e in super().episodes)
+
+    data = Uneven([SimpleNamespace(frames=np.zeros((10, 16, 16, 3), np.uint8))] * 3)
+    with pytest.raises(LaminaError, match="its frames are not evenly spaced in time"):
+        write_labels(data, tmp_path / "out", FEATURES, label, {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_frame_an_hour_is_a_frame_an_hour(tmp_path):
+    data = InMemoryDataset(
+        [SimpleNamespace(frames=np.full((4, 16, 16, 3), 50 * n, np.uint8)) for n in range(3)], fps=1 / 3600
+    )
+    out = open_source(write_labels(data, tmp_path / "out", FEATURES, label, {}))
+    assert [e.times.tolist() for e in out.episodes] == [[0, 3600, 7200, 10800]] * 3
+    for episode in out.episodes:
+        np.testing.assert_allclose(out.frames(episode, out.cameras[0], 0, 4), 50 * episode.number, atol=3)
+    assert exact_rate(29.97003) == Fraction(30000, 1001) and exact_rate(0.4) == Fraction(2, 5)
 
 
 def test_another_checkpoint_starts_over(source, tmp_path):

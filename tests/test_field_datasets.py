@@ -663,6 +663,25 @@ def test_a_valid_dataset_gives_no_warning(tmp_path):
         write_labels(source, tmp_path / "out", LABELS, label, {})
 
 
+@pytest.mark.parametrize(("splits", "expected"), [
+    ({"train": "0:7", "eval": "7:9", "test": "9:10"}, ["train"] * 7 + ["validation"] * 2 + ["test"]),
+    ({"train": "0:7", "val": "7:8", "dev": "8:9", "test": "9:10"}, ["train"] * 7 + ["validation"] * 2 + ["test"]),
+    ({"train": "0:7", "validation": "7:8", "test": "8:9", "calibration": "9:10"}, ["train"] * 7 + ["validation", "test", None]),
+])  # fmt: skip
+def test_no_episode_that_a_dataset_holds_out_is_trained_on(tmp_path, splits, expected):
+    root = foreign_dataset(tmp_path / "set", [12] * 10)
+    change_info(root, splits=splits)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        found = [e.splits for e in open_source(root).episodes]
+    assert found == [() if split is None else ((split, 0, 12),) for split in expected]
+    words = "its splits calibration are none of train, validation, test; their episodes are left out of all three"
+    assert any(words in str(w.message) for w in told) == (None in expected)
+    change_info(root, splits={"all": "0:10"})
+    with pytest.warns(LaminaWarning, match="its splits all are none of .*; their episodes are divided anew"):
+        assert {e.splits[0][0] for e in open_source(root).episodes} == {"train", "validation", "test"}
+
+
 def test_a_camera_that_is_seldom_there_does_not_decide_over_the_splits(tmp_path):
     wrist, gone = "observation.images.wrist", "observation.images.gone"
     root = foreign_dataset(tmp_path / "set", [20] * 20)

@@ -27,6 +27,7 @@ from lamina.data.sampling import open_source
 from lamina.errors import LaminaError
 from lamina.files import locked
 from lamina.inference.label import label, label_shard, merge
+from lamina.inference.ray_engine import Cluster
 from lamina.models.hub import LatentActionModel, Provenance
 from processes import dies_in, in_child
 
@@ -170,6 +171,7 @@ def test_a_merge_refuses_what_does_not_belong_together(home, tmp_path, capsys):
     assert "was labelled by another model" in refused("--shard", "2/4", run="other")
     assert "was labelled from other data" in refused("--merge", name="videos")
     assert "with other options (provenance.precision)" in refused("--merge", "--precision", "bf16")
+    assert "with other options (provenance.k, features.latent_action.k" in refused("--merge", "--k", "1")
     shutil.copytree(shards / "00001-of-00004", shards / "00001-of-00005")
     assert "holds shards of 4 and of 5; delete those of one of them" in refused("--merge")
     shutil.rmtree(shards / "00001-of-00005")
@@ -181,6 +183,28 @@ def test_a_merge_refuses_what_does_not_belong_together(home, tmp_path, capsys):
     shutil.rmtree(shards / "00003-of-00004")
     shutil.copytree(shards / "00002-of-00004", shards / "00003-of-00004")
     assert "00003-of-00004: is not what its name says" in refused("--merge")
+
+
+@pytest.mark.parametrize(("name", "option"), [
+    ("set", {"k": 1}), ("set", {"shots": "classical"}), ("set", {"continuous": True}), ("videos", {"k": 1}),
+])  # fmt: skip
+def test_parts_that_were_made_with_more_options_are_refused_without_them(home, tmp_path, name, option):
+    out = tmp_path / "out"
+    part = lamina.label(home / "run", home / name, out=out, shard="1/1", device="cpu", **option)
+    before = listing(tmp_path)
+    for call in ({"merge": True}, {"shard": "1/1"}):
+        with pytest.raises(LaminaError, match="was labelled with other options"):
+            lamina.label(home / "run", home / name, out=out, device="cpu", **call)
+    assert listing(tmp_path) == before
+    merged = lamina.label(home / "run", home / name, out=out, merge=True, **option)
+    np.testing.assert_array_equal(merged.latents, part.latents)
+
+
+def test_workers_of_a_cluster_use_the_gpus_that_they_hold():
+    assert [Cluster(gpus=g).device("auto") for g in (0, 0.25)] == ["cpu", "cuda"]
+    assert Cluster(gpus=1).device("cpu") == Cluster().device("cpu") == "cpu"
+    with pytest.raises(LaminaError, match="give each worker of --engine ray a share of a GPU"):
+        Cluster().device("cuda")
 
 
 def test_two_jobs_on_one_shard_and_wrong_shards_are_one_line(home, tmp_path, capsys):

@@ -37,6 +37,17 @@ TRAIN = ["--image", "32", "32", "--size", "debug", "--slots", "2", "--decoder", 
          "--device", "cpu", "--workers", "0", "--log-every", "1", "--gap", "0.2", "0.4"]  # fmt: skip
 
 
+@pytest.mark.parametrize("cuts", [[1], [2], [1, 3], [2, 4], [2, 5], [45, 48], [46, 49], [49]])
+def test_cuts_near_the_ends_are_found(cuts):
+    bounds = [0, *cuts, 50]
+    film = np.concatenate(
+        [scene(n, b - a) if n % 2 else 255 - scene(n, b - a) // 2 for n, (a, b) in enumerate(pairwise(bounds))]
+    )
+    assert np.flatnonzero(Classical()(film)).tolist() == cuts
+    quick = scene(7, 50, speed=20.0)  # a fast turn of the camera, from the first frame on
+    assert not Classical()(quick).any()
+
+
 def scene(seed: int, length: int, speed: float = 1.0, height: int = 48, width: int = 64) -> np.ndarray:
     """A camera that pans over a large picture of smooth patches, ``speed`` pixels a frame."""
     rng = np.random.default_rng(seed)

@@ -90,7 +90,7 @@ def train(
     out: str | os.PathLike[str],
     steps: int = 3000,
     image: tuple[int, int] = (64, 64),
-    gap: tuple[float, float] = (0.1, 0.2),
+    gap: float | tuple[float, float] = (0.1, 0.2),
     resume: bool = False,
     init: str | os.PathLike[str] | None = None,
     **options: Any,
@@ -98,9 +98,9 @@ def train(
     """Train a latent action model on video without action labels and save it in the folder ``out``.
 
     ``method``: the name of a method, the path of a file that defines one, or an object that is one. ``image``: height and width that
-    frames are resized to. ``gap``: shortest and longest time between the frames of a pair, seconds. ``init``: a run whose weights to
-    start from. ``options``: fields of the method's Config and of TrainConfig, and camera, paired, tasks, shots, shuffle, workers,
-    max_bad of DataConfig; as options of ``lamina train`` they are described by ``lamina train METHOD --help``.
+    frames are resized to. ``gap``: shortest and longest time between the frames of a pair, seconds, or one time. ``init``: a run whose
+    weights to start from. ``options``: fields of the method's Config and of TrainConfig, and camera, paired, tasks, shots, shuffle,
+    workers, max_bad of DataConfig; as options of ``lamina train`` they are described by ``lamina train METHOD --help``.
 
     Raises LaminaError for an option that does not exist, for data or settings that cannot be used, and where ``out`` holds another run.
     """
@@ -121,10 +121,12 @@ def train(
     return Run(Path(out))
 
 
-def data_config(config: Any, sources: Sequence[str | Dataset], gap: tuple[float, float], **options: Any) -> DataConfig:
-    """How a method with options ``config`` reads ``sources``."""
-    span = getattr(config, "span", None)
-    return DataConfig(tuple(sources), config.image, config.frames, tuple(gap), span=span, **options)  # type: ignore[arg-type]
+def data_config(
+    config: Any, sources: Sequence[str | Dataset], gap: float | tuple[float, float], **options: Any
+) -> DataConfig:
+    """How a method with options ``config`` reads ``sources``; ``gap``: a range, or one length."""
+    span, gaps = getattr(config, "span", None), (gap, gap) if isinstance(gap, int | float) else tuple(gap)
+    return DataConfig(tuple(sources), config.image, config.frames, gaps, span=span, **options)  # type: ignore[arg-type]
 
 
 def prepared(

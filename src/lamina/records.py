@@ -70,14 +70,15 @@ def non_negative(state: Any, name: str) -> int:
 
 
 def differences(before: Any, now: Mapping[str, Any]) -> list[str]:
-    """Names of the settings in ``now`` that differ from ``before``; names of nested settings are joined by dots."""
+    """Names of the settings that differ, also where one of the two lacks them; names of nested settings are joined by dots."""
     if not isinstance(before, Mapping):
         before = {}
     found = []
-    for name, value in now.items():
-        if isinstance(value, Mapping):
-            found += [f"{name}.{inner}" for inner in differences(before.get(name), value)]
-        elif before.get(name) != value:
+    for name in [*now, *(name for name in before if name not in now)]:
+        old, new = before.get(name), now.get(name)
+        if isinstance(new, Mapping) or isinstance(old, Mapping):
+            found += [f"{name}.{inner}" for inner in differences(old, new if isinstance(new, Mapping) else {})]
+        elif old != new:
             found.append(name)
     return found
 

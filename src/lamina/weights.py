@@ -168,7 +168,7 @@ def load_weights(module: nn.Module, path: Path, record: Mapping[str, Any] | None
     if note is not None and record is not None:
         now = json.loads(json.dumps(record))
         if now != note["record"]:
-            changed = ", ".join(differences(note["record"], now) or differences(now, note["record"]))
+            changed = ", ".join(differences(note["record"], now))
             raise LaminaError(
                 f"{path}: the config beside these weights is not the one that they were saved with ({changed}); restore it from a copy"
             )

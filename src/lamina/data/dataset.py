@@ -14,7 +14,7 @@ from lamina.data.episodes import DecodeError, Episode
 from lamina.errors import LaminaError
 from lamina.types import ActionSpec
 
-#: Episodes, and frames of each, that :meth:`Dataset.fingerprint` reads.
+#: Episodes, and frames of each, that :meth:`Dataset.content` reads.
 FINGERPRINT_EPISODES, FINGERPRINT_FRAMES = 256, 4
 
 
@@ -75,11 +75,19 @@ class Dataset(ABC):
         raise LaminaError(f"{self.name}: has no feature '{name}'; it has: {', '.join(self.columns) or 'none'}")
 
     def fingerprint(self) -> str:
-        """sha256 that identifies the content, so that a resumed run notices other data: of the lengths and splits of all episodes, and of
-        four frames of the first camera and all columns of up to 256 evenly spaced ones."""
+        """sha256 of :meth:`content` and of the episodes' splits and tasks, by which a resumed run notices other data."""
+        digest = hashlib.sha256(self.content().encode())
+        for episode in self.episodes:
+            digest.update(f"{episode.length} {episode.fps} {episode.splits} {episode.task!r};".encode())
+        return digest.hexdigest()
+
+    def content(self) -> str:
+        """sha256 that identifies what the episodes show, when, and their columns: of the times of all episodes, and of four frames of the
+        first camera and all columns of up to 256 evenly spaced ones."""
         digest = hashlib.sha256()
         for episode in self.episodes:
-            digest.update(f"{episode.length} {episode.fps} {episode.splits};".encode())
+            digest.update(f"{episode.length} {episode.fps};".encode())
+            digest.update(b"" if episode.stamps is None else np.ascontiguousarray(episode.stamps, np.float64).tobytes())
         missing = self.missing_episodes(self.cameras[0])
         shown = [episode for episode in self.episodes if episode.number not in missing]
         for n in np.linspace(0, len(shown) - 1, min(len(shown), FINGERPRINT_EPISODES)).astype(int).tolist():

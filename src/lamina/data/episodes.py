@@ -47,6 +47,11 @@ class Episode:
         return np.arange(self.length) / self.fps if self.stamps is None else self.stamps
 
 
+def exact_rate(fps: float) -> Fraction:
+    """A frame rate without the rounding of a float: 30000/1001 for 29.97003; also of a frame an hour."""
+    return Fraction(fps).limit_denominator(1001) if fps >= 1 else 1 / Fraction(1 / fps).limit_denominator(1001)
+
+
 def compact_times(
     times: Float[np.ndarray, "t"], rate: float | None = None, tick: float = 0.0
 ) -> tuple[float, np.ndarray | None]:
@@ -59,7 +64,7 @@ def compact_times(
     if len(times) < 2:
         return float(rate or 1.0), None
     mean = (len(times) - 1) / (times[-1] - times[0])
-    exact = Fraction(mean).limit_denominator(1001)  # 30000/1001, not 29.97003
+    exact = exact_rate(mean)
     usual = (Fraction(round(mean)), Fraction(1000 * round(mean * 1.001), 1001))
     for fps in map(float, (rate or 0, *(usual if tick else ()), exact)):
         if fps > 0:
@@ -130,20 +135,26 @@ def split_episodes(
     """The same episodes with their splits: by episode, and independent of any training seed.
 
     Declared validation and test episodes are kept. Each of the two that is not declared gets 10% of the remaining episodes, in the order
-    of a hash of ``names`` (default: the episodes' own), so a dataset that is moved keeps its splits. With fewer than 3 episodes each one
+    of a hash of ``names`` (default: the episodes' own), so a dataset that is moved keeps its splits. Beside a declared "train", episodes of
+    a split with another name belong to none of the three, with a warning. With fewer than 3 episodes each one
     is cut in time: its first 80% are train, then 10% validation and 10% test. ``root``: what a warning calls the dataset. ``partly``:
     numbers of episodes that some camera does not show; they are for training only and do not count here, so that no camera is left
     without a split.
     """
     declared = declared or {}
     names = [episode.name for episode in episodes] if names is None else names
-    count = len(episodes) - len(partly)
-    if count < 3 and not (declared.keys() - {"train"}):
+    others = sorted(declared.keys() - set(SPLITS))
+    apart = {number for name in others if "train" in declared for number in declared[name]}
+    if others:
+        fate = "left out of all three" if apart else "divided anew"
+        warn(f"{root}: its splits {', '.join(others)} are none of {', '.join(SPLITS)}; their episodes are {fate}")
+    count = len(episodes) - len(apart.union(partly))
+    if count < 3 and not (declared.keys() & {"validation", "test"} or apart):
         warn(f"{root}: {count} episode(s) are too few to split by episode; each is cut in time, 80/10/10 percent")
         return tuple(replace(e, splits=_splits_in_time(e.length)) for e in episodes)
     held_out = {number: name for name in ("validation", "test") for number in declared.get(name, ())}
     pool = sorted(
-        (n for n in range(len(episodes)) if n not in held_out and n not in partly),
+        (n for n in range(len(episodes)) if n not in held_out and n not in partly and n not in apart),
         key=lambda n: hashlib.sha256(os.fsencode(names[n])).digest(),
     )
     count = max(1, round(HELD_OUT * count))
@@ -151,7 +162,10 @@ def split_episodes(
         if name not in declared:
             held_out |= dict.fromkeys(pool[:count], name)
             pool = pool[count:]
-    return tuple(replace(e, splits=((held_out.get(n, "train"), 0, e.length),)) for n, e in enumerate(episodes))
+    return tuple(
+        replace(e, splits=() if n in apart else ((held_out.get(n, "train"), 0, e.length),))
+        for n, e in enumerate(episodes)
+    )
 
 
 def _splits_in_time(length: int) -> tuple[tuple[str, int, int], ...]:

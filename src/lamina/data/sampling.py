@@ -22,6 +22,8 @@ from lamina.errors import LaminaError, warn
 from lamina.options import check_options
 from lamina.types import ActionSpec
 
+TIE = 1e-4  # seconds by which rounding may move the times of frames
+PAIR_TOLERANCE = 1.002  # frames by which the gap of a pair may miss what was wanted: one, beside a hole in the video
 SEGMENT = 64  # frames of a segment, at least
 LONGEST_SEGMENT = 320  # frames of a segment, at most, where key frames are far apart
 
@@ -158,11 +160,19 @@ def _checked(dataset: Dataset) -> Dataset:
 # ---------------------------------------------------------------------------------------------------------- samples
 
 
+def nearest_frames(times: Float[np.ndarray, "t"], wanted: Float[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
+    """The frame nearest to each of ``wanted`` seconds; of two (10 frames a second and 0.15 seconds) the earlier one, however the times
+    are rounded."""
+    after = np.searchsorted(times, wanted).clip(1, max(1, len(times) - 1))
+    last = np.minimum(after, len(times) - 1)
+    return np.where(wanted - times[after - 1] <= times[last] - wanted + TIE, after - 1, after)
+
+
 def count_starts(times: Float[np.ndarray, "t"], fps: float, frames: int, shortest: float) -> int:
     """How many of an episode's first frames leave room for a sample: ``frames`` frames, gaps of ``shortest`` seconds."""
     if len(times) < frames:
         return 0
-    room = times[-1] + 0.5 / fps - (frames - 1) * shortest
+    room = times[-1] + 0.5 / fps + TIE - (frames - 1) * shortest
     return min(int(np.searchsorted(times, room, side="right")), len(times) - frames + 1)
 
 
@@ -182,16 +192,14 @@ def draw_samples(
     """
     at, columns = starts, [starts]
     keep = np.ones(len(starts), dtype=bool)
-    tolerance = 0.501 * max(2, frames - 1) / fps
+    tolerance = PAIR_TOLERANCE * max(1.0, (frames - 1) / 2) / fps
     end = np.full(len(starts), times[-1] + 0.5 / fps if len(times) else 0.0)
     if span is not None:
         end = np.minimum(end, times[starts] + span)
     for later in range(frames - 2, -1, -1):  # gaps still to come after this one
         room = end - times[at] - later * max(gap[0], 1 / fps)
         wanted = times[at] + gap[0] + rng.random(len(starts)) * (np.clip(room, *gap) - gap[0])
-        right = np.searchsorted(times, wanted).clip(1, len(times) - 1)
-        nearest = right - (wanted - times[right - 1] <= times[right] - wanted)
-        at = np.clip(nearest, at + 1, len(times) - 1 - later)
+        at = np.clip(nearest_frames(times, wanted), at + 1, len(times) - 1 - later)
         keep &= np.abs(times[at] - wanted) <= tolerance
         columns.append(at)
     return np.stack(columns, axis=1)[keep]
@@ -337,11 +345,16 @@ class SampleIndex:
         return spec
 
     def _steps(self) -> int:
-        """Actions from one frame of a sample to the next: the longest gap's, of the first source."""
-        counts = {actions_of_gap(source.fps, self.config.gap[1]) for source in self.sources}
-        if len(counts) > 1 and self.config.actions != "first":
+        """Actions from one frame of a sample to the next: the longest gap's."""
+        gap, first = self.config.gap[1], self.config.actions == "first"
+        rates = {e.fps for s in self.sources for e in s.episodes} if not first else {s.fps for s in self.sources}
+        counts = {actions_of_gap(fps, gap) for fps in rates}
+        if len(counts) > 1 and not first:
             roots = ", ".join(source.name for source in self.sources)
-            raise LaminaError(f"{roots}: a gap spans {sorted(counts)} actions in them; take the first, or one source")
+            raise LaminaError(
+                f"{roots}: at {min(rates):g} to {max(rates):g} frames per second a gap of {gap:g} s spans {min(counts)} to {max(counts)} "
+                "actions; take the first of them, or data of one rate"
+            )
         return min(counts)
 
     def over_the_gap(self, action: Float[np.ndarray, "t a"], frames: Int[np.ndarray, "n"]) -> Float[np.ndarray, "n a2"]:

@@ -78,8 +78,8 @@ def _histograms(frames: Int[np.ndarray, "n s s 3"]) -> Float[np.ndarray, "n 3 le
 
 
 def _second_largest_neighbour(changes: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
-    """Of the eight changes around each one; at an end those of the other side count twice."""
-    padded = np.pad(changes, NEIGHBOURS, mode="reflect")
+    """Of the eight changes around each one; beyond an end nothing changes."""
+    padded = np.pad(changes, NEIGHBOURS)
     around = np.stack([padded[k : k + len(changes)] for k in range(2 * NEIGHBOURS + 1) if k != NEIGHBOURS])
     return np.sort(around, axis=0)[-2]
 

@@ -434,7 +434,7 @@ class VideoFolder(Dataset):
         """The most frequent rate of the files."""
         return Counter(round(e.fps, 3) for e in self.episodes).most_common(1)[0][0]
 
-    def fingerprint(self) -> str:
+    def content(self) -> str:
         """:func:`lamina.data.paths.contents` of the files."""
         return contents([file.path for file in self.files])
 

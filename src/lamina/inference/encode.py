@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
+from lamina.data.sampling import PAIR_TOLERANCE, TIE, nearest_frames
 from lamina.data.shots import Detector, ShotReader
 from lamina.models.config import Side
 from lamina.models.hub import LatentActionModel
@@ -28,20 +29,15 @@ def in_batches(function: Callable[..., Tensor], *tensors: Tensor, size: int) -> 
 def frame_pairs(times: Float[np.ndarray, "t"], gap: float) -> tuple[Int[np.ndarray, "t"], Bool[np.ndarray, "t"]]:
     """The second frame of each frame's pair: the one nearest to ``gap`` seconds later (at least one frame), and whether there is one.
 
-    Where the episode ends before, it is the frame itself, whose latent is that of no change, and the pair is marked as not valid.
+    Where the episode ends before, or has a hole there, it is the frame itself, whose latent is that of no change, and the pair is marked
+    as not valid. The valid pairs are those that :func:`lamina.data.sampling.draw_samples` draws for this gap.
     """
     own = np.arange(len(times))
     wanted = times + gap
-    after = np.searchsorted(times, wanted).clip(1, max(1, len(times) - 1))
-    before = after - 1
-    # A tie (10 frames a second and a gap of 0.15) goes to the earlier frame, whatever the rounding of the times.
-    nearest = np.where(
-        wanted - times[before] <= times[np.minimum(after, len(times) - 1)] - wanted + 1e-4, before, after
-    )
-    # Half a frame interval of grace, as for training pairs: the last frame that can be reached still counts.
     step = float(np.median(np.diff(times))) if len(times) > 1 else 0.0
-    found = np.maximum(nearest, own + 1)
-    valid = (found < len(times)) & (wanted <= times[-1] + step / 2)
+    found = np.maximum(nearest_frames(times, wanted), own + 1)
+    missed = np.abs(times[np.minimum(found, len(times) - 1)] - wanted)
+    valid = (found < len(times)) & (wanted <= times[-1] + step / 2 + TIE) & (missed <= PAIR_TOLERANCE * step)
     return np.where(valid, found, own), valid
 
 

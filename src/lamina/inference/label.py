@@ -155,7 +155,7 @@ def _engine(labeller: Labeller, cluster: Cluster | None, device: str) -> Iterato
     with ExitStack() as stack:
         each: Engine = labeller.each
         if cluster is not None:
-            each = stack.enter_context(RayEngine(labeller, cluster, pick_device(device)))
+            each = stack.enter_context(RayEngine(labeller, cluster, cluster.device(device)))
         yield stack.enter_context(_shown(each, labeller.source.episodes))
 
 

@@ -39,6 +39,14 @@ class Cluster:
     gpus: float = 0.0
     """share of a GPU for each actor"""
 
+    def device(self, name: str) -> str:
+        """The device of the actors for ``--device``: Ray hides the GPUs from actors that hold no share of one. Raises LaminaError."""
+        if name == "auto":
+            return "cuda" if self.gpus else "cpu"
+        if name == "cuda" and not self.gpus:
+            raise LaminaError("--device cuda: give each worker of --engine ray a share of a GPU, such as --gpus 1")
+        return name
+
 
 class _Worker:
     """An actor: opens the model once, then labels one episode after the other."""

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from lamina.data.dataset import Dataset
-from lamina.data.episodes import SPLITS, Episode
+from lamina.data.episodes import SPLITS, Episode, exact_rate
 from lamina.data.lerobot.reader import LeRobotDataset
 from lamina.data.lerobot.staging import VALID, Columns, Engine, Features, LabelPlan, Staging, digest, one_by_one
 from lamina.data.lerobot.statistics import (
@@ -176,7 +176,7 @@ def check_writable(source: Dataset, out: Path, features: Features, camera: str) 
     """The checks of :func:`write_labels` that need no label; returns the numbers of the episodes that ``camera`` does not show.
 
     Raises LaminaError: video frames whose rows are uncertain, a codec that no container here can hold, a file of the dataset that is
-    missing or no video, rows that no episode has, an ``out`` within the dataset, episodes of different frame rates in a Dataset that is
+    missing or no video, rows that no episode has, an ``out`` within the dataset, episodes of different or uneven rates in a Dataset that is
     neither a LeRobot dataset nor video.
     """
     missing = check_shown(source, camera)
@@ -201,6 +201,11 @@ def check_writable(source: Dataset, out: Path, features: Features, camera: str) 
         if rates := {e.fps for e in source.episodes} - {source.fps}:
             raise LaminaError(
                 f"{source.name}: has episodes of {source.fps:g} and of {min(rates):g} frames per second, and a LeRobot dataset has one rate"
+            )
+        if uneven := next((e for e in source.episodes if e.stamps is not None), None):
+            raise LaminaError(
+                f"{uneven.name}: its frames are not evenly spaced in time, and those of a LeRobot dataset that is made of it would be; "
+                "label without an output, or make video files of it"
             )
         _recorded_cameras(source)
     return missing
@@ -476,7 +481,7 @@ def _place_video(source: VideoFolder, episode: Episode, out: Path) -> float:
         link(path, out)
         return start
     # Where frames are regular they get their exact times again, which a container may have rounded: LeRobot's own reader looks for those.
-    grid = Fraction(episode.fps).limit_denominator(1001) if episode.stamps is None and out.suffix == ".mp4" else None
+    grid = exact_rate(episode.fps) if episode.stamps is None and out.suffix == ".mp4" else None
     with whole_file(out) as partial:
         _remux(path, start, grid, partial, CONTAINERS[out.suffix])
         index = index_video(partial, quick=True)

@@ -7,6 +7,7 @@ opened, and with the frames of a camera when that is used.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -39,6 +40,14 @@ from lamina.types import ActionSpec
 
 WIDEST = 2**20  # values of a feature in one row, at most
 LARGEST = 2**31  # number of an episode, chunk or file, below
+#: Other names of the splits.
+SPLIT_NAMES = {
+    "val": "validation",
+    "valid": "validation",
+    "eval": "validation",
+    "evaluation": "validation",
+    "dev": "validation",
+}
 PLACE = ("chunk_index", "file_index", "from_timestamp")
 NUMBERS = {
     "bool",
@@ -179,9 +188,12 @@ class LeRobotDataset(Dataset):
         shown = {path for groups in videos for path in groups if path is not None}
         return (*sorted(shown), *self.rows.files)
 
-    def fingerprint(self) -> str:
-        """:func:`lamina.data.paths.contents` of the files."""
-        return contents(self.files)
+    def content(self) -> str:
+        """sha256 of :func:`lamina.data.paths.contents` of the files, and of what meta/ says of which part of them an episode is."""
+        digest = hashlib.sha256(f"{contents(self.files)} {self.info['fps']}".encode())
+        for name, values in sorted(self.places.items()):
+            digest.update(f";{name}={values.tolist()}".encode() if name != "task" else b"")
+        return digest.hexdigest()
 
     def missing_episodes(self, camera: str) -> dict[int, DecodeError | None]:
         """Compares the rows with the pictures of every file of the camera."""
@@ -605,8 +617,9 @@ def _key_distance(dataset: LeRobotDataset) -> int | None:
     return max((d for d in distances if d is not None), default=None)
 
 
-def _declared_splits(path: Path, splits: dict[str, str], total: int) -> dict[str, range]:
-    declared: dict[str, range] = {}
+def _declared_splits(path: Path, splits: dict[str, str], total: int) -> dict[str, list[int]]:
+    """The episodes of each split, by the name that it has here."""
+    spans: dict[str, range] = {}
     for name, span in splits.items():
         try:
             start, stop = (int(x) for x in span.split(":"))
@@ -614,8 +627,11 @@ def _declared_splits(path: Path, splits: dict[str, str], total: int) -> dict[str
             raise LaminaError(f"{path}: split {name} is '{span[:80]}', not 'start:stop'; mend it") from error
         if not 0 <= start <= stop <= total:
             raise LaminaError(f"{path}: split {name} is {span} but there are {total} episodes; mend it")
-        for other, taken in declared.items():
+        for other, taken in spans.items():
             if max(start, taken.start) < min(stop, taken.stop):
                 raise LaminaError(f"{path}: splits {other} and {name} share episodes; mend it")
-        declared["validation" if name in ("val", "valid") else name] = range(start, stop)
+        spans[name] = range(start, stop)
+    declared: dict[str, list[int]] = {}
+    for name, taken in spans.items():
+        declared.setdefault(SPLIT_NAMES.get(name.lower(), name.lower()), []).extend(taken)
     return declared

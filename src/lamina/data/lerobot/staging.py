@@ -44,7 +44,7 @@ class LabelPlan:
             "features": self.features,
             "camera": self.camera,
             "lengths": [episode.length for episode in self.source.episodes],
-            "content": self.source.fingerprint(),
+            "content": self.source.content(),
         }
 
 

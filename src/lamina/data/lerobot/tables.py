@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lamina.data.paths import check_regular, open_arrow
@@ -68,6 +69,8 @@ def to_numpy(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
         values = values.storage
     lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
     while any(is_list(values.type) for is_list in lists):
+        if values.null_count or len(pc.unique(pc.list_value_length(values))) > 1:
+            raise ValueError("rows differ in length")
         values = values.flatten()
     if pa.types.is_boolean(values.type) and values.null_count:
         values = values.cast(pa.uint8())

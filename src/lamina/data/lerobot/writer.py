@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import UInt8
 
-from lamina.data.episodes import SPLITS
+from lamina.data.episodes import SPLITS, exact_rate
 from lamina.data.lerobot.statistics import (
     Statistics,
     column_statistics,
@@ -262,7 +262,7 @@ def write_video(path: Path, frames: Sequence[UInt8[np.ndarray, "h w 3"]], fps: f
     """A video file of its own. Raises LaminaError where it cannot be written."""
     height, width, _ = frames[0].shape
     with writing(path):
-        container, stream = open_video(path, Fraction(fps).limit_denominator(1001), height, width, encoding)
+        container, stream = open_video(path, exact_rate(fps), height, width, encoding)
         with container:
             for frame in frames:
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
@@ -449,8 +449,7 @@ class LeRobotWriter:
         if (split, camera) not in self._tracks:
             shape = tuple(int(n) for n in self.features[camera]["shape"])
             folder = self.partial / "encoding" / split / camera
-            rate = Fraction(self.fps).limit_denominator(1001)
-            self._tracks[split, camera] = _VideoTrack(self.root, folder, rate, shape, self.video)  # type: ignore[arg-type]
+            self._tracks[split, camera] = _VideoTrack(self.root, folder, exact_rate(self.fps), shape, self.video)  # type: ignore[arg-type]
         return self._tracks[split, camera]
 
     def finish(self) -> Path:
