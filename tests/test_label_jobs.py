@@ -190,14 +190,15 @@ def test_a_merge_refuses_what_does_not_belong_together(home, tmp_path, capsys):
 ])  # fmt: skip
 def test_parts_that_were_made_with_more_options_are_refused_without_them(home, tmp_path, name, option):
     out = tmp_path / "out"
-    part = lamina.label(home / "run", home / name, out=out, shard="1/1", device="cpu", **option)
+    lamina.label(home / "run", home / name, out=out, shard="1/1", device="cpu", **option)
     before = listing(tmp_path)
     for call in ({"merge": True}, {"shard": "1/1"}):
         with pytest.raises(LaminaError, match="was labelled with other options"):
             lamina.label(home / "run", home / name, out=out, device="cpu", **call)
     assert listing(tmp_path) == before
     merged = lamina.label(home / "run", home / name, out=out, merge=True, **option)
-    np.testing.assert_array_equal(merged.latents, part.latents)
+    alone = lamina.label(home / "run", home / name, out=tmp_path / "alone", device="cpu", **option)
+    np.testing.assert_array_equal(merged.latents, alone.latents)
 
 
 def test_workers_of_a_cluster_use_the_gpus_that_they_hold():

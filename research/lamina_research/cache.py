@@ -65,7 +65,9 @@ def _imported(tree: ast.Module, module: str, is_package: bool) -> Iterator[str]:
 
 
 def _statements(tree: ast.Module) -> list[str]:
-    """Digests of the top-level statements, without imports, docstrings, comments and layout."""
+    """Digests of the top-level statements, without imports, docstrings, comments and layout; and the names that imports rename."""
+    aliases = [a for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom) for a in node.names]
+    renamed = [f"{alias.name} as {alias.asname}" for alias in aliases if alias.asname not in (None, alias.name)]
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             first = node.body[0] if node.body else None
@@ -74,7 +76,7 @@ def _statements(tree: ast.Module) -> list[str]:
         for name in ("body", "orelse", "finalbody"):
             if isinstance(block := getattr(node, name, None), list):
                 setattr(node, name, [part for part in block if not isinstance(part, ast.Import | ast.ImportFrom)])
-    return [hashlib.sha256(ast.dump(statement).encode()).hexdigest() for statement in tree.body]
+    return [*renamed, *(hashlib.sha256(ast.dump(statement).encode()).hexdigest() for statement in tree.body)]
 
 
 @cache
@@ -91,9 +93,14 @@ def code_digest(modules: Iterable[str], packages: Sequence[Path] = PACKAGES) -> 
     computed name must be named in ``modules``. A parent package counts only if it is itself imported. The root of a package never counts,
     because it imports everything. Raises ValueError for a name that is not a module of the packages.
     """
+    statements = [digest for found in code_of(modules, packages).values() for digest in found]
+    return hashlib.sha256(json.dumps(sorted(statements)).encode()).hexdigest()
+
+
+def code_of(modules: Iterable[str], packages: Sequence[Path] = PACKAGES) -> dict[str, tuple[str, ...]]:
+    """The modules that :func:`code_digest` counts, each with the digests of its statements."""
     packages = tuple(packages)
-    done: set[str] = set()
-    statements: list[str] = []
+    found: dict[str, tuple[str, ...]] = {}
     waiting = list(modules)
     for module in waiting:
         if _file(module, packages) is None:
@@ -101,13 +108,11 @@ def code_digest(modules: Iterable[str], packages: Sequence[Path] = PACKAGES) -> 
     while waiting:
         module = waiting.pop()
         path = _file(module, packages)
-        if path is None or module in done or "." not in module:
+        if path is None or module in found or "." not in module:
             continue
-        done.add(module)
-        imported, own = _read(path, module, path.stat().st_mtime_ns)
-        statements += own
+        imported, found[module] = _read(path, module, path.stat().st_mtime_ns)
         waiting.extend(imported)
-    return hashlib.sha256(json.dumps(sorted(statements)).encode()).hexdigest()
+    return found
 
 
 def _plain(value: Any) -> Any:

@@ -93,6 +93,10 @@ class Study(ABC, Generic[S]):
         """The modules that a dataset depends on; the world's is imported by a computed name."""
         return collect, module_of(recipe.world)
 
+    def model_code(self, *methods: ModuleType) -> tuple[ModuleType | str, ...]:
+        """The modules that LAMs of these methods depend on, those of their data among them; so does whatever is computed from the LAMs."""
+        return pretrain, *methods, *self.code(self.setup.data)
+
     @abstractmethod
     def data(self) -> DataConfig:
         """The clips that LAMs train on."""
@@ -131,7 +135,7 @@ class Study(ABC, Generic[S]):
             except DegenerateLatents as error:
                 write_text(path / STOPPED, f"{error.kind}\n")
 
-        return self.experiment.cached(self.key(model), (pretrain, model.method), build, model.title)
+        return self.experiment.cached(self.key(model), self.model_code(model.method), build, model.title)
 
     def stopped(self, model: ModelSpec) -> str | None:
         """ "collapse" or "explosion" if that stopped the training, otherwise None."""

@@ -392,6 +392,8 @@ def test_a_measured_value_outlives_models_and_code_and_the_record_says_so(tmp_pa
         again.cached_value({"seed": key}, ("lamina.types",), lambda: 3.5, needs=lambda key=key: asked.append(key))
         assert len(asked) == times
     kept = next(path for path in (tmp_path / "values").iterdir() if json.loads(path.read_text())["key"] == {"seed": 2})
-    kept.write_text(kept.read_text().replace("3.5", "4.5"))  # measured again, elsewhere: an older cache must not undo it
+    kept.write_text(
+        kept.read_text().replace("3.5", "4.5")
+    )  # measured again, elsewhere: an older cache must not undo it
     assert other.cached_value({"seed": 2}, ("lamina.types",), lambda: 3.5) == 3.5
     assert json.loads(kept.read_text())["value"] == 4.5

@@ -15,7 +15,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lamina.methods import flexlam
 from lamina.models.adaptive import AdaptiveK, Changed
 from lamina.models.heads import Translator
 from lamina.models.lam import LAM
@@ -91,7 +90,7 @@ class AdaptiveStudy(FlexLAMStudy):
             return self._compared(seed, load_translator(self.translator(model, labels))[0], model, draw, of)
 
         return self.experiment.cached_value(
-            key, (__name__, rules, flexlam), compute, needs=lambda: self.translator(model, labels)
+            key, (__name__, rules, *self.translator_code(model)), compute, needs=lambda: self.translator(model, labels)
         )
 
     def _compared(

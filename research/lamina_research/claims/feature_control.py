@@ -140,7 +140,7 @@ class ControlStudy(Study[ControlSetup]):
             "tasks": self.tasks,
         }  # fmt: skip
         return self.experiment.cached_value(
-            key, (__name__, flexlam), lambda: self._measured(seed, models),
+            key, (__name__, *self.model_code(flexlam)), lambda: self._measured(seed, models),
             needs=lambda: [self.run(model) for model in models.values()],
         )  # fmt: skip
 

@@ -77,7 +77,7 @@ class LeaderboardStudy(Study[BoardSetup]):
         data = self.dataset(recipe)
         key = {"leaderboard": recipe, "compare": asdict(config), "evaluate": asdict(s.evaluate)}
         own = [f"lamina.methods.{method}" for method in config.methods or methods.names()]
-        code: tuple[ModuleType | str, ...] = (comparison, "lamina.comparison.worker", *own)
+        code: tuple[ModuleType | str, ...] = (comparison, "lamina.comparison.worker", *own, *self.code(recipe))
 
         def build(path: Path) -> None:
             run_comparison(str(data), path / "compared", config, s.evaluate)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -135,9 +136,9 @@ class PolicyStudy(Study[PolicySetup]):
 
     def policy(self, policy: PolicySpec, any_lam: ModelSpec) -> Path:
         """The run folder of a policy. ``any_lam``: what gives its model folder to a policy without latents."""
-        run = self.run(policy.lam or any_lam)
 
         def build(path: Path) -> None:
+            run = self.run(policy.lam or any_lam)
             shutil.copytree(run / "model", path / "model", dirs_exist_ok=True)
             begun = (path / "policy" / "training.json").exists()
             training = replace(self.training(policy), resume=begun)
@@ -153,7 +154,11 @@ class PolicyStudy(Study[PolicySetup]):
             shutil.rmtree(path / "policy" / "checkpoints")
 
         title = f"policy: {policy.label}, {self.config(policy).labels} labels, seed {policy.seed}"
-        return self.experiment.cached(self.policy_key(policy), (flow_training,), build, title)
+        return self.experiment.cached(self.policy_key(policy), self.policy_code(policy, any_lam), build, title)
+
+    def policy_code(self, policy: PolicySpec, any_lam: ModelSpec) -> tuple[ModuleType | str, ...]:
+        """The modules that a policy's weights depend on."""
+        return flow_training, *self.model_code((policy.lam or any_lam).method)
 
     def success(
         self,
@@ -190,7 +195,9 @@ class PolicyStudy(Study[PolicySetup]):
                 "decisions_per_second": result.decisions_per_second,
             }
 
-        found = self.experiment.cached_value(key, (rollout, flow), compute)
+        found = self.experiment.cached_value(
+            key, (__name__, rollout, flow, *self.policy_code(policy, any_lam)), compute
+        )
         rates = {world: (tier, 100 * float(np.mean(success))) for world, (tier, success) in found["tasks"].items()}
         row = {"success": float(np.mean([rate for _, rate in rates.values()]))}
         for tier in METAWORLD_TIERS:

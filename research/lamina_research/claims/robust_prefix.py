@@ -111,7 +111,7 @@ class RobustStudy(Study[RobustSetup]):
         """Scores of every prefix, and of the slots behind the first half."""
         key = {"robust prefixes of": self.key(model), "tested": self.setup.tested}
         return self.experiment.cached_value(
-            key, (__name__, flexlam), lambda: {} if self.stopped(model) else self._measured(model),
+            key, (__name__, *self.model_code(flexlam)), lambda: {} if self.stopped(model) else self._measured(model),
             needs=lambda: self.run(model),
         )  # fmt: skip
 

@@ -203,7 +203,7 @@ class StructureStudy(Study[StructureSetup]):
             **({"subject": name} if name else {}),
         }
         return self.experiment.cached_value(
-            key, (structural, model.method), lambda: structural.measure(subject(), self.held()),
+            key, (__name__, structural, *self.model_code(model.method)), lambda: structural.measure(subject(), self.held()),
             needs=lambda: self.run(model),
         )  # fmt: skip
 

@@ -107,7 +107,7 @@ class PrefixStudy(StructureStudy):
         s, key = self.setup, {"prefixes of": self.key(model), "windows": self.setup.windows, "split": self.setup.split}
         key |= {"labels": LABELS[self.experiment.scale], "draws": DRAWS}
         return self.experiment.cached_value(
-            key, (__name__, model.method), lambda: {} if self.stopped(model) else self._measured(model, s.split),
+            key, (__name__, *self.model_code(model.method)), lambda: {} if self.stopped(model) else self._measured(model, s.split),
             needs=lambda: self.run(model),
         )  # fmt: skip
 

@@ -157,7 +157,7 @@ class CheetahStudy(Study[CheetahSetup]):
             shares = (latents.future_change(test.episode).mean, latents.inconsistency(test.episode).mean)
             return dict(zip(SCORES, (found.nmse.mean, *shares, self.play(policy, seed)), strict=True))
 
-        code = ("lamina.training.heads", behaviour, rollout, exogenous, probe, lapo, *self.code(s.data))
+        code = (__name__, "lamina.training.heads", behaviour, rollout, exogenous, probe, *self.model_code(lapo))
         found = self.experiment.cached_value(key, code, compute, needs=lambda: self.run(lam))
         return {score: nan if value is None else value for score, value in found.items()}
 
@@ -199,7 +199,7 @@ class CheetahStudy(Study[CheetahSetup]):
                 behaviour.cloning(config, train, held, self.actions(), self.policy_training(seed), batch=s.parallel), seed
             )  # fmt: skip
 
-        return self.experiment.cached_value(key, (behaviour, rollout, *self.code(s.data)), compute)
+        return self.experiment.cached_value(key, (__name__, behaviour, rollout, *self.code(s.data)), compute)
 
 
 def unencoded(clip: Clip) -> LabelledTransitions:

@@ -75,12 +75,12 @@ def scores(experiment: Experiment, setup: GridSetup, variant: Variant, sigma: fl
         write_text(path / "scores.json", json.dumps(grid_lam.score(model, test)) + "\n")
 
     def run() -> Path:
-        return experiment.cached(key, (grid_lam, loop), build)
+        return experiment.cached(key, (__name__, grid_lam, loop), build)
 
     def compute() -> dict[str, float]:
         return json.loads((run() / "scores.json").read_text())
 
-    return experiment.cached_value({"scores of": key}, (grid_lam, loop), compute, needs=run)
+    return experiment.cached_value({"scores of": key}, (__name__, grid_lam, loop), compute, needs=run)
 
 
 def gridworld(experiment: Experiment) -> Outcome:

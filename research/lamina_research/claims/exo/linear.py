@@ -126,7 +126,7 @@ class LinearStudy:
         def write(path: Path) -> None:
             save_file({name: part.contiguous() for name, part in build().parts().items()}, path / "lam.safetensors")
 
-        run = self.experiment.cached(key, (lam, closed_form), write)
+        run = self.experiment.cached(key, (__name__, lam, closed_form), write)
         return LinearLAM(**load_file(run / "lam.safetensors"))
 
     def train(self, sweep: Sweep, objective: Objective, size: int | None = None) -> LinearLAM:

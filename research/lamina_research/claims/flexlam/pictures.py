@@ -60,7 +60,7 @@ def reconstruction(experiment: Experiment) -> Outcome:
         key = {"reconstruction of": [study.key(ours), study.key(theirs)], "decoded": study.setup.decoded}
         key |= {"split": study.setup.split, "prefixes": prefixes}
         return experiment.cached_value(
-            key, (__name__, reconstruction_probe, flexlam, lapo), lambda: measured(ours, theirs),
+            key, (__name__, reconstruction_probe, *study.model_code(flexlam, lapo)), lambda: measured(ours, theirs),
             needs=lambda: (study.run(ours), study.run(theirs)),
         )  # fmt: skip
 

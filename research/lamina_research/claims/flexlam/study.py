@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -31,12 +32,11 @@ from lamina.inference.subject import subject_of
 from lamina.methods import fixed_k, flexlam
 from lamina.models.heads import Condition, TranslatorConfig
 from lamina.models.hub import LatentActionModel
-from lamina.policies import rollout
+from lamina.policies import rollout, token_training
 from lamina.policies import token_model as tokens
 from lamina.policies import token_policy as latent
 from lamina.policies.token_model import TokenConfig
 from lamina.policies.token_policy import TokenPolicy
-from lamina.policies.token_training import load_token_model, train_token_model
 from lamina.training import alignment as align
 from lamina.training.heads import head_training, train_idm, train_translator
 from lamina.training.joint import JointObjective, train_joint
@@ -249,7 +249,11 @@ class FlexLAMStudy(Study[FlexLAMSetup]):
             losses = {str(score.k): self.loss_by_task(score.loss, test) for score in scores}
             write_text(path / "losses.json", json.dumps(losses) + "\n")
 
-        return self.experiment.cached(self.translator_key(model, labels), (align, translation, model.method), build)
+        return self.experiment.cached(self.translator_key(model, labels), self.translator_code(model), build)
+
+    def translator_code(self, model: ModelSpec) -> tuple[ModuleType | str, ...]:
+        """The modules that translators of a LAM, and their losses, depend on."""
+        return __name__, align, translation, *self.model_code(model.method)
 
     def translator_losses(self, model: ModelSpec, labels: Labels) -> Losses:
         """The held-out losses of a translator at every k that the model is made for."""
@@ -258,7 +262,7 @@ class FlexLAMStudy(Study[FlexLAMSetup]):
             return json.loads((self.translator(model, labels) / "losses.json").read_text())
 
         found = self.experiment.cached_value(
-            {"losses of": self.translator_key(model, labels)}, (align, translation, model.method), compute,
+            {"losses of": self.translator_key(model, labels)}, self.translator_code(model), compute,
             needs=lambda: self.translator(model, labels),
         )  # fmt: skip
         return {int(k): losses for k, losses in found.items()}
@@ -298,7 +302,7 @@ class FlexLAMStudy(Study[FlexLAMSetup]):
             )  # fmt: skip
             return {score.name: mean_loss(self.loss_by_task(score.loss, test)) for score in scores}
 
-        return self.experiment.cached_value(key, (translation, model.method), compute, needs=lambda: self.run(model))
+        return self.experiment.cached_value(key, self.translator_code(model), compute, needs=lambda: self.run(model))
 
     def supervised(self, seed: int) -> float:
         """Held-out loss of an inverse dynamics model that is trained on every label: a lower bound of a translator's loss."""
@@ -316,7 +320,9 @@ class FlexLAMStudy(Study[FlexLAMSetup]):
             test = self.latents(reference, s.split)
             return mean_loss(self.loss_by_task(translation.score_idm(module, test, "", "reference").loss, test))
 
-        return self.experiment.cached_value(key, (translation, flexlam), compute, needs=lambda: self.run(reference))
+        return self.experiment.cached_value(
+            key, self.translator_code(reference), compute, needs=lambda: self.run(reference)
+        )
 
     # ------------------------------------------------------------------------------------------------------ policies
 
@@ -324,14 +330,17 @@ class FlexLAMStudy(Study[FlexLAMSetup]):
         """A folder with a LAM and the token model of its codes."""
         s = self.setup
         key = {"lam": self.key(model), "tokens": s.tokens, "policy": s.policy}
-        run = self.run(model)
 
         def build(path: Path) -> None:
-            shutil.copytree(run / "model", path / "model", dirs_exist_ok=True)
+            shutil.copytree(self.run(model) / "model", path / "model", dirs_exist_ok=True)
             training = replace(s.policy, seed=model.seed, resume=True)
-            train_token_model(path, str(self.dataset()), s.tokens, training)
+            token_training.train_token_model(path, str(self.dataset()), s.tokens, training)
 
-        return self.experiment.cached(key, (tokens, model.method), build, f"token model of {model.title}")
+        return self.experiment.cached(key, self.policy_code(model), build, f"token model of {model.title}")
+
+    def policy_code(self, model: ModelSpec) -> tuple[ModuleType | str, ...]:
+        """The modules that token models of a LAM depend on."""
+        return tokens, token_training, *self.model_code(model.method)
 
     def returns(self, model: ModelSpec, labels: Labels, k: int) -> dict[str, float]:
         """Returns of a token policy with k generated tokens per decision: normalised, and in percent of the expert."""
@@ -346,7 +355,7 @@ class FlexLAMStudy(Study[FlexLAMSetup]):
             self.experiment.progress(f"rollouts, {model.name} {dict(model.options)}, k = {k}, seed {model.seed}")
             loaded = LatentActionModel.from_pretrained(str(folder))
             agent = TokenPolicy(
-                loaded, load_token_model(folder / "policy", loaded.lam), align.load_translator(translator)[0],
+                loaded, token_training.load_token_model(folder / "policy", loaded.lam), align.load_translator(translator)[0],
                 k=k, batch=s.parallel, temperature=s.temperature, seed=model.seed,
             )  # fmt: skip
             result = rollout.rollout_worlds(
@@ -356,7 +365,7 @@ class FlexLAMStudy(Study[FlexLAMSetup]):
 
         record = self.experiment.cached_value(
             key,
-            (rollout, latent, model.method),
+            (rollout, latent, *self.policy_code(model), *self.translator_code(model)),
             compute,
             needs=lambda: (self.policy(model), self.translator(model, labels)),
         )
