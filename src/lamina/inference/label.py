@@ -67,7 +67,7 @@ def label(
     - ``latent_action``: K d floats after the quantiser, slot by slot;
     - ``latent_action.continuous``: the same before the quantiser, if asked for, or where the model's latent action is that;
     - ``latent_action.index``: K codes, where there is a codebook;
-    - ``latent_action.valid``: False where the episode, or the shot, ends before the gap;
+    - ``latent_action.valid``: False where the episode, or the shot, ends before the gap, or has a hole there;
     - ``latent_action.shot``: the number of the shot in its episode, from 0, where cuts are looked for;
     - ``latent_action.k``: the slots that the row keeps, where ``options.k`` is given. Slots behind it hold the null latent and code -1.
 

@@ -195,7 +195,7 @@ class LatentActionModel(nn.Module, PyTorchModelHubMixin):
         text = f"use `{self.column}` ({which}, {len(slots) * self.lam.dim} numbers, {side} the quantiser)"
         quantised = self.lam.bottleneck.codebook_size is not None
         text += "; `latent_action.index` holds the codes" if quantised else ""
-        return text + "; rows with `latent_action.valid` false have no frame a gap later"
+        return text + "; rows with `latent_action.valid` false have no frame a gap later in their episode and shot"
 
     def _space(self) -> str:
         """What it needs beside its own weights, for the model card."""

@@ -221,7 +221,6 @@ def encode_windows(
         "gap_seconds": gap,
         "image": list(model.config.image),
         "precision": precision,
-        "splits": [[episode.length, *episode.splits] for episode in source.episodes],
         "side": side,
         "shots": detector_name(find),
     }

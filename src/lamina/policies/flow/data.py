@@ -178,7 +178,6 @@ def encode_steps(
         "latent_numbers": numbers,
         "image": list(model.config.image),
         "precision": precision,
-        "splits": [[[e.length, *e.splits] for e in source.episodes] for source in sources],
         "shots": [detector_name(each) for each in find] if any(find) else None,
     }
     if (before := index_of(folder, made_from, wait)) is not None:
