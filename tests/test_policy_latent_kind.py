@@ -17,7 +17,7 @@ import lamina.training.loop
 from lamina.data.sampling import open_source
 from lamina.envs.collect import collect
 from lamina.errors import LaminaError
-from lamina.policies.base import Policy
+from lamina.policies.base import Observations, Policy
 from lamina.policies.latent import LatentConfig, LatentPairs, LatentPolicy, train_latent_policy
 from lamina.policies.rollout import rollout_worlds
 from lamina.policies.windows import LATENTS, open_steps
@@ -80,6 +80,18 @@ def test_it_plays_what_the_expert_showed(grid, tmp_path):
     several = Policy.from_run(run, batch=4, device="cpu")
     record = rollout_worlds(several, ["grid/0.3"], 8, 4, seed=9, size=SIZE, progress=False)
     assert record.worlds["grid/0.3"].mean > 30  # of 48; random actions earn about 12
+
+
+def test_it_is_played_on_the_camera_that_it_was_trained_on(grid, tmp_path):
+    data, run = grid
+    run = copy_of(run, tmp_path)
+    train_latent_policy(run, [data], LatentConfig(), training(), ("observation.images.paired",))
+    policy, seen = Policy.from_run(run, device="cpu"), []
+    regress = policy.regressor.forward
+    policy.regressor.forward = lambda frames: (seen.append(frames), regress(frames))[1]
+    shown = [np.full((1, *SIZE, 3), value, np.uint8) for value in (0, 9)]
+    policy.act_batch(Observations(dict(zip(("grid", "paired"), shown, strict=True))))
+    assert policy.cameras == ("paired",) and (seen[0] == 9).all()
 
 
 def test_killed_training_resumes_bit_for_bit(grid, tmp_path):

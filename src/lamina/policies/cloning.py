@@ -144,9 +144,11 @@ class FramePolicy(Policy):
         decision_seconds: float | None = None,
         chunk: int = 1,
         device: torch.device | str = "cpu",
+        cameras: tuple[str, ...] = (),
     ):
         self.regressor, self.read, self.spec, self.image, self.batch = regressor, read, spec, image, batch
         self.decision_seconds, self.chunk, self.device = decision_seconds, chunk, torch.device(device)
+        self.cameras = cameras
         self.previous = torch.zeros(batch, spec.dim, device=device)
         self.before = torch.zeros(batch, *image, dtype=torch.uint8, device=device)
         self.begins = torch.ones(batch, dtype=torch.bool, device=device)

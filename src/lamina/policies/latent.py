@@ -37,7 +37,7 @@ from lamina.models.config import Side
 from lamina.models.heads import Translator
 from lamina.models.hub import LatentActionModel
 from lamina.options import check_options
-from lamina.policies.base import PolicyKind, only_one, save_parts
+from lamina.policies.base import PolicyKind, named, only_one, save_parts
 from lamina.policies.cloning import FramePairRegressor, FramePairs, FramePolicy
 from lamina.policies.encoded import fingerprint, run_detector
 from lamina.policies.windows import LATENTS, Steps, encode_windows, open_steps
@@ -144,6 +144,7 @@ class _Note:
     lam: str
     side: Side
     outputs: int
+    camera: str | None = None
 
 
 def save_latent_policy(
@@ -210,7 +211,7 @@ class LatentPolicy(FramePolicy):
         reader = LatentReader(model, translator.to(place).eval(), note.side, model.config.slots if k is None else k)
         return cls(
             regressor.to(place).eval(), reader, translator.spec, model.config.image, batch, note.decision_seconds,
-            chunk=translator.steps, device=place,
+            chunk=translator.steps, device=place, cameras=named(note.camera),
         )  # fmt: skip
 
 
