@@ -63,7 +63,7 @@ def test_a_policy_reads_the_camera_that_it_names() -> None:
             seen = policy.act_batch(Observations({"a": dark, name: FRAMES}))
             np.testing.assert_array_equal(seen, FRAMES.mean((1, 2, 3))[:, None])
     np.testing.assert_array_equal(policy.act_batch(Observations({"other": FRAMES})), seen)  # there is only one
-    with pytest.raises(LaminaError, match="this policy sees observation.images.b; there is no .*b among a, c"):
+    with pytest.raises(LaminaError, match=r"this policy sees observation.images.b; there is no .*b among a, c"):
         policy.act_batch(Observations({"a": dark, "c": FRAMES}))
 
 

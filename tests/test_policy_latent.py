@@ -234,6 +234,18 @@ def test_discrete_actions_are_whole_numbers():
     assert actions.dtype == np.int64 and actions.shape == (2, 1) and ((actions >= 0) & (actions < 5)).all()
 
 
+def test_continuous_actions_stay_in_the_range_of_the_labels():
+    model, tokens, translator = parts(spec=MIXED)
+    frames = film(12)[:, 0]
+    free = np.stack([TokenPolicy(model, tokens, translator).act(frame) for frame in frames])[:, 1:]
+    low, high = np.quantile(free, 0.25, axis=0), np.quantile(free, 0.75, axis=0)
+    translator.action.low.copy_(torch.from_numpy(low))
+    translator.action.high.copy_(torch.from_numpy(high))
+    kept = np.stack([TokenPolicy(model, tokens, translator).act(frame) for frame in frames])[:, 1:]
+    np.testing.assert_allclose(kept, np.clip(free, low, high), atol=1e-5)
+    assert not np.allclose(kept, free)
+
+
 def test_the_executed_action_replaces_the_proposed_one():
     model, tokens, translator = parts(spec=MIXED)
     frames, done = film(3)[:, 0], np.array([2.0, -0.5, 1.5])

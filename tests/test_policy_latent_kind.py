@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import signal
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 
 import lamina
 import lamina.training.loop
+from lamina.data.dataset import Dataset
 from lamina.data.sampling import open_source
 from lamina.envs.collect import collect
 from lamina.errors import LaminaError
@@ -21,7 +23,9 @@ from lamina.policies.base import Observations, Policy
 from lamina.policies.latent import LatentConfig, LatentPairs, LatentPolicy, train_latent_policy
 from lamina.policies.rollout import rollout_worlds
 from lamina.policies.windows import LATENTS, open_steps
+from lamina.training.alignment import load_translator, save_translator
 from lamina.training.settings import TrainConfig
+from lamina.types import ActionSpec
 from processes import dies_in, in_child
 
 torch.set_num_threads(1)
@@ -92,6 +96,55 @@ def test_it_is_played_on_the_camera_that_it_was_trained_on(grid, tmp_path):
     shown = [np.full((1, *SIZE, 3), value, np.uint8) for value in (0, 9)]
     policy.act_batch(Observations(dict(zip(("grid", "paired"), shown, strict=True))))
     assert policy.cameras == ("paired",) and (seen[0] == 9).all()
+
+
+class Degrees(Dataset):
+    """The same episodes, whose action is an angle of 30, 60, 90 or 120 degrees."""
+
+    columns = ("action",)
+
+    def __init__(self, source: Dataset):
+        self.source, self.cameras = source, source.cameras
+
+    @property
+    def episodes(self):
+        return self.source.episodes
+
+    def frames(self, *arguments, **options):
+        return self.source.frames(*arguments, **options)
+
+    def action_spec(self, name):
+        return ActionSpec(continuous=1) if name == "action" else None
+
+    def width(self, name):
+        return 1 if name == "action" else None
+
+    def column(self, episode, name):
+        return 30 * (1 + self.source.column(episode, "action"))
+
+
+def test_actions_in_degrees_are_kept_in_the_range_of_the_labels(grid, tmp_path):
+    data, run = grid
+    run, source = copy_of(run, tmp_path), open_source(str(data))
+    shutil.rmtree(run / "translator")
+    lamina.align(run, Degrees(source), labels="50%", steps=20, device="cpu")
+    train_latent_policy(run, [data], LatentConfig(), training())
+    translator, note = load_translator(run / "translator")
+    assert (note.low, note.high) == ((30,), (120,)) == (tuple(translator.action.low), tuple(translator.action.high))
+    frames = source.frames(source.episodes[0], source.cameras[0], 0, 10, SIZE)
+
+    def actions() -> np.ndarray:
+        policy = Policy.from_run(run, device="cpu")
+        return np.stack([policy.act(frame) for frame in frames])
+
+    assert actions().min() >= 30 and actions().max() <= 120 and actions().mean() > 40
+    translator.action.mean += 1000
+    save_translator(run / "translator", translator, note)
+    assert (actions() == 120).all()
+    for ends in (translator.action.low, translator.action.high):  # as an older version wrote it
+        ends.fill_(torch.inf)
+    save_translator(run / "translator", translator, dataclasses.replace(note, low=None, high=None))
+    assert (actions() == 1).all()
 
 
 def test_killed_training_resumes_bit_for_bit(grid, tmp_path):

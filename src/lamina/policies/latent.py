@@ -200,6 +200,9 @@ class LatentPolicy(FramePolicy):
                 f"{path.parent}: predicts {note.outputs} numbers of {note.side} latents, and the run's translator reads {width} of "
                 f"{aligned.side} ones; train the policy again"
             )
+        if aligned.low is None:  # by an older version, which cut every action to this
+            translator.action.low.fill_(-1)
+            translator.action.high.fill_(1)
         regressor = load_module(
             lambda: FramePairRegressor(model.config, note.outputs),
             path,
@@ -244,7 +247,7 @@ class LatentReader:
         if "observation" in self.translator.condition:  # as lamina.inference.encode.observe: the frame against itself
             features = lam.embed(self.model.read(present))
             observation = lam.action(lam.pair(features, features), self.side).flatten(1)
-        return self.translator.action.read(self.translator(z, previous, observation))
+        return self.translator.action.choose(self.translator(z, previous, observation))
 
 
 KIND = PolicyKind(

@@ -249,7 +249,7 @@ class TokenPolicy(Policy):
             raise LaminaError(
                 "the policy's output is not finite: its LAM, token model or translator is damaged; train that again"
             )
-        actions = self.translator.action.read(output).cpu().numpy()
+        actions = self.translator.action.choose(output).cpu().numpy()
         every = self.spec.unpack(actions)
         self.features, self.previous = features, torch.from_numpy(every[:, -1]).to(self.device)
         self.kept = keep.cpu().numpy()
