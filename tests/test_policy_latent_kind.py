@@ -14,13 +14,18 @@ import torch
 from safetensors.torch import load_file
 
 import lamina
+import lamina.api
 import lamina.training.loop
 from lamina.data.dataset import Dataset
 from lamina.data.sampling import open_source
 from lamina.envs.collect import collect
 from lamina.errors import LaminaError
+from lamina.evaluation.actions import kept_translator
+from lamina.evaluation.settings import EvaluateConfig
+from lamina.models.hub import LatentActionModel
+from lamina.play.stage import Stage
 from lamina.policies.base import Observations, Policy
-from lamina.policies.latent import LatentConfig, LatentPairs, LatentPolicy, train_latent_policy
+from lamina.policies.latent import LatentConfig, LatentPairs, LatentPolicy, side_of, train_latent_policy
 from lamina.policies.rollout import rollout_worlds
 from lamina.policies.windows import LATENTS, open_steps
 from lamina.training.alignment import load_translator, save_translator
@@ -96,6 +101,22 @@ def test_it_is_played_on_the_camera_that_it_was_trained_on(grid, tmp_path):
     shown = [np.full((1, *SIZE, 3), value, np.uint8) for value in (0, 9)]
     policy.act_batch(Observations(dict(zip(("grid", "paired"), shown, strict=True))))
     assert policy.cameras == ("paired",) and (seen[0] == 9).all()
+
+
+def test_a_joint_alignment_is_trained_for_and_played(grid, tmp_path):
+    """It keeps model, translator and policy in one folder; the side that its translator reads is not the model's own here."""
+    data, run = grid
+    joint = copy_of(run, tmp_path)
+    translator, note = load_translator(run / "translator")
+    shutil.rmtree(joint / "translator")
+    save_translator(joint, translator, dataclasses.replace(note, side="continuous"))
+    assert side_of(joint, LatentActionModel.from_pretrained(joint)) == "continuous" != note.side
+    policy = lamina.train_policy(joint, data, kind="latent", steps=4, batch=8, device="cpu")
+    assert isinstance(policy, LatentPolicy) and policy.read.side == "continuous"
+    for found in (policy.read.translator, lamina.api.Run(joint).translator(), Stage.load(joint, str(data)).translator):
+        assert found is not None and torch.equal(found.mlp.inputs.weight, translator.mlp.inputs.weight)
+    kept = kept_translator(joint, EvaluateConfig())
+    assert kept is not None and kept[1].side == "continuous"
 
 
 class Degrees(Dataset):

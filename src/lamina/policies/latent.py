@@ -35,7 +35,7 @@ from lamina.losses.reconstruction import squared_error
 from lamina.models.adaptive import AdaptiveK, Length, check_length
 from lamina.models.config import Side
 from lamina.models.heads import Translator
-from lamina.models.hub import LatentActionModel
+from lamina.models.hub import LatentActionModel, translator_folder
 from lamina.options import check_options
 from lamina.policies.base import PolicyKind, named, only_one, save_parts
 from lamina.policies.cloning import FramePairRegressor, FramePairs, FramePolicy
@@ -132,8 +132,9 @@ def train_latent_policy(
 
 def side_of(run: Path, model: LatentActionModel) -> Side:
     """The side of the quantiser that the run's translator reads; where the run is not aligned yet, that of its latent action."""
-    aligned = (run / "translator" / "translator.json").exists()
-    return load_translator(run / "translator")[1].side if aligned else model.config.action_side
+    folder = translator_folder(run)
+    aligned = (folder / "translator.json").exists()
+    return load_translator(folder)[1].side if aligned else model.config.action_side
 
 
 @dataclass(frozen=True)
@@ -178,8 +179,10 @@ class LatentPolicy(FramePolicy):
         device: str = "auto",
         precision: str = "fp32",
     ) -> LatentPolicy:
-        """The policy of a run folder: RUN/model, RUN/policy and RUN/translator. ``k``: slots that the translator reads (all by default);
-        a rule reads the predicted latents, which are means over what may follow and not codes.
+        """The policy of a run folder: RUN/model, RUN/policy and RUN/translator (or RUN/joint, which holds all three).
+
+        ``k``: slots that the translator reads (all by default); a rule reads the predicted latents, which are means over what may follow
+        and not codes.
 
         Raises LaminaError for a missing or damaged part, a policy of another LAM, a translator of the other side of the quantiser, and a
         ``temperature``: this policy is deterministic, so ``seed`` changes nothing. It computes in fp32, whatever ``precision`` is.
@@ -188,7 +191,7 @@ class LatentPolicy(FramePolicy):
             raise LaminaError("a latent policy is deterministic; leave out the temperature")
         run, place = Path(run), pick_device(device)
         model = LatentActionModel.from_pretrained(str(run), map_location=place).eval()
-        translator, aligned = load_translator(run / "translator")
+        translator, aligned = load_translator(translator_folder(run))
         path = run / "policy" / "config.json"
         remedy = f"delete {path.parent} and train the policy again"
         note, record = read_note(path, _Note, {"format": FORMAT}, remedy)
