@@ -214,6 +214,31 @@ def test_keys_that_are_named():
         assert world.success is False
 
 
+class Told(Toy):
+    """Keeps the arguments that it was made with."""
+
+    def __init__(self, render_mode=None, **told):
+        super().__init__(render_mode=render_mode)
+        self.told = told
+
+
+gymnasium.register("lamina/Told-v0", Told)
+
+
+def test_arguments_of_the_environment_are_values():
+    variant = "lamina/Told-v0?slippery=False&gravity=-9.5&lives=3&map=4x4&size=(2,%203)&seed=None&name='7'&camera=True"
+    with pytest.raises(LaminaError, match="observes no 'True'"):  # the name of a camera is text, whatever it says
+        gym.make("gym", variant, (8, 8))
+    with gym.make("gym", variant.removesuffix("&camera=True"), (8, 8)) as world:
+        told = world._env.unwrapped.told
+    assert told == {
+        "slippery": False, "gravity": -9.5, "lives": 3, "map": "4x4", "size": (2, 3), "seed": None, "name": "7"
+    }  # fmt: skip
+    assert type(told["slippery"]) is bool and type(told["lives"]) is int
+    with gym.make("gym", "lamina/Told-v0?max_episode_steps=7", (8, 8)) as world:
+        assert world.max_steps == 7
+
+
 @pytest.mark.parametrize(
     ("variant", "part"),
     [
