@@ -95,6 +95,7 @@ class GymWorld(World):
             self.success = bool(info[key]) or bool(self.success)
         elif "success" in self._named:
             raise LaminaError(f"gym/{self.task}: its info has no '{key}', but {', '.join(info) or 'nothing'}")
+        self.truncated = bool(truncated and not terminated)
         return float(reward), bool(terminated or truncated)
 
     def expert(self, rng: np.random.Generator) -> Action:
