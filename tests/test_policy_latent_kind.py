@@ -16,12 +16,15 @@ from safetensors.torch import load_file
 import lamina
 import lamina.api
 import lamina.training.loop
+import tiny_encoders
 from lamina.data.dataset import Dataset
 from lamina.data.sampling import open_source
+from lamina.data.stream import evenly_spaced
 from lamina.envs.collect import collect
 from lamina.errors import LaminaError
 from lamina.evaluation.actions import kept_translator
 from lamina.evaluation.settings import EvaluateConfig
+from lamina.images import to_float
 from lamina.models.hub import LatentActionModel
 from lamina.play.stage import Stage
 from lamina.policies.base import Observations, Policy
@@ -166,6 +169,22 @@ def test_actions_in_degrees_are_kept_in_the_range_of_the_labels(grid, tmp_path):
         ends.fill_(torch.inf)
     save_translator(run / "translator", translator, dataclasses.replace(note, low=None, high=None))
     assert (actions() == 1).all()
+
+
+def test_pretrained_features_are_standardised_as_for_the_lam(grid, tmp_path):
+    pytest.importorskip("transformers")
+    data, _ = grid
+    options = {"image": (32, 32), "batch": 8, "size": "debug", "slots": 2, "device": "cpu"}
+    space = str(tiny_encoders.dinov2(tmp_path / "encoder"))
+    run = lamina.train("fixed_k", data, out=tmp_path / "run", steps=2, space=space, **options)
+    lamina.align(run, data, labels="20", steps=2, device="cpu")
+    policy = lamina.train_policy(run, data, kind="latent", steps=2, batch=8, device="cpu")
+    assert isinstance(policy, LatentPolicy)
+    frames = open_steps(tmp_path / "run" / "policy" / LATENTS, "train", LATENTS).frames
+    some = torch.from_numpy(frames[evenly_spaced(len(frames), 256)]).permute(0, 3, 1, 2)
+    features = policy.regressor.space.float()(to_float(some)).transpose(0, 1).flatten(1)
+    torch.testing.assert_close(features.mean(1), torch.zeros(len(features)), atol=0.1, rtol=0)
+    torch.testing.assert_close(features.std(1), torch.ones(len(features)), atol=0.1, rtol=0)
 
 
 def test_killed_training_resumes_bit_for_bit(grid, tmp_path):

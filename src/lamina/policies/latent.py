@@ -34,6 +34,7 @@ from lamina.files import locked
 from lamina.losses.reconstruction import squared_error
 from lamina.models.adaptive import AdaptiveK, Length, check_length
 from lamina.models.config import Side
+from lamina.models.features import FITTED_FRAMES, fit_space
 from lamina.models.heads import Translator
 from lamina.models.hub import LatentActionModel, translator_folder
 from lamina.options import check_options
@@ -115,6 +116,7 @@ def train_latent_policy(
         torch.manual_seed(training.seed)
         regressor = FramePairRegressor(model.config, train.steps.actions.shape[1])
         regressor.calibrate(torch.from_numpy(np.array(train.steps.actions)))
+        fit_space(regressor.space, train[evenly_spaced(len(train), FITTED_FRAMES)].frames[:, 1])
 
         def losses(module: FramePairRegressor, batch: FramePairs, draws: Rng) -> dict[str, Float[Tensor, "b"]]:
             frames = batch.frames
