@@ -346,7 +346,7 @@ def test_an_episode_whose_process_is_killed_is_played_again(tmp_path):
     expected = rewards("alone", 0, 1)
     assert len(expected) == 7 and len({tuple(each) for each in expected}) == 7
     assert rewards("killed", 2, 2) == expected
-    with pytest.raises(LaminaError, match="a process was killed 3 times while it played episode 2, perhaps") as caught:
+    with pytest.raises(LaminaError, match="killed 3 times before episode 2 was finished, perhaps") as caught:
         rewards("given up", 9, 2)
     assert "\n" not in str(caught.value) and not (tmp_path / "given up").exists()
 

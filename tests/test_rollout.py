@@ -21,6 +21,7 @@ import scipy.stats
 
 import fake_worlds
 from lamina import envs as worlds
+from lamina.cli import Collect, Rollout
 from lamina.envs.collect import collect
 from lamina.envs.registry import SUITES, Suite, make
 from lamina.errors import LaminaError, warn
@@ -562,7 +563,7 @@ def test_the_command(tmp_path, monkeypatch, crew):
     assert json.loads(out.read_text()) == record.to_dict()
     assert (record.episodes, record.agent, record.k, record.temperature) == (4, "expert", None, 0.0)
     rollout("expert", ["grid"], progress=False)
-    assert played.pop()[2][2] == 1000  # collect has 0
+    assert played.pop()[2][2] == Rollout("random", ("grid",)).seed == 1000 != Collect("grid", out).seed
     for option in ({"k": 3}, {"k": "auto"}, {"temperature": 0.7}):
         with pytest.raises(LaminaError, match="'random' has neither k nor a temperature; leave them out"):
             rollout("random", ["grid"], **option)

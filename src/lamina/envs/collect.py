@@ -79,7 +79,7 @@ def collect(
     turns with those of the others.
 
     Raises LaminaError for an unknown world, a missing simulator, numbers out of range, an ``out`` that exists, a ``task`` for a suite,
-    a process that is killed three times in the same episode, and, with ``successes``, for a world that does not judge success or an expert
+    processes that are killed three times before an episode is finished, and, with ``successes``, for a world that does not judge success or an expert
     that fails fifty times in a row.
     """
     if frames is not None and episodes is not None:
@@ -219,17 +219,17 @@ class _Pool:
         return ProcessPoolExecutor(self._parallel, context, initializer=_end_with_owner)
 
     def begin(self, name: str, number: int) -> Episode:
-        """Has an episode played at once. Its call raises LaminaError if the processes that played it were killed a few times."""
+        """Has an episode played at once. Its call raises LaminaError if processes were killed a few times before its end."""
         return partial(self._finish, self._submit(name, number), name, number)
 
     def _submit(self, name: str, number: int) -> Future[Recorded | None]:
-        episode = (_record_elsewhere, name, self._size, self._manner, number)
+        episode = partial(_record_elsewhere, name, self._size, self._manner, number)
         try:
-            return self._executor.submit(*episode)
+            return self._executor.submit(episode)
         except BrokenProcessPool:
             self.close()
             self._executor = self._new()
-            return self._executor.submit(*episode)
+            return self._executor.submit(episode)
 
     def _finish(self, playing: Future[Recorded | None] | None, name: str, number: int) -> Recorded | None:
         for _ in range(TRIES):
@@ -237,8 +237,8 @@ class _Pool:
                 return (playing or self._submit(name, number)).result()
             playing = None
         raise LaminaError(
-            f"world '{name}': a process was killed {TRIES} times while it played episode {number}, perhaps for want of memory; choose less "
-            "--parallel"
+            f"world '{name}': processes were killed {TRIES} times before episode {number} was finished, perhaps for want of memory; choose "
+            "less --parallel"
         )
 
     def close(self) -> None:
