@@ -79,8 +79,8 @@ def collect(
     turns with those of the others.
 
     Raises LaminaError for an unknown world, a missing simulator, numbers out of range, an ``out`` that exists, a ``task`` for a suite,
-    processes that are killed three times before an episode is finished, and, with ``successes``, for a world that does not judge success or an expert
-    that fails fifty times in a row.
+    processes that are killed three times before an episode is finished, and, with ``successes``, for a world that does not judge success
+    or an expert that fails fifty times in a row.
     """
     if frames is not None and episodes is not None:
         raise LaminaError("say how many frames or how many episodes to collect, not both")
