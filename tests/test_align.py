@@ -332,6 +332,8 @@ def test_a_saved_translator_comes_back_the_same(learned, tmp_path):
     assert torch.equal(again(held.z, held.previous), translator(held.z, held.previous))
     output = translator(held.z, held.previous)
     assert torch.equal(again.action.read(output), translator.action.read(output))  # mean and std too
+    assert torch.equal(again.action.choose(100 * output), translator.action.choose(100 * output))  # and the range
+    assert torch.equal(again.action.high, translator.action.high) and bool(again.action.high.isfinite().all())
 
 
 def write(folder: Path, translator: Translator, **changes) -> None:

@@ -1,5 +1,7 @@
 """Policies that read two frames: training, closed loop, and errors for inputs that do not fit."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from lamina import methods
 from lamina.envs.base import rollout
 from lamina.envs.registry import make
 from lamina.errors import LaminaError
-from lamina.models.heads import TranslatorConfig
+from lamina.models.heads import Translator, TranslatorConfig
 from lamina.models.lam import LAM
 from lamina.policies.cloning import (
     FramePairRegressor,
@@ -98,7 +100,25 @@ def test_the_error_is_in_units_of_the_targets_variance(grid: LabelledTransitions
     assert float(off) == pytest.approx(error, rel=0.5)
 
 
-def test_continuous_actions_stay_in_bounds_and_previous_ones_are_remembered():
+def test_continuous_actions_stay_in_the_range_of_the_labels(grid: LabelledTransitions):
+    """Angles of 30 to 120 degrees, which are cut to neither [-1, 1] nor left as far out as the network says."""
+    degrees = dataclasses.replace(grid, action=30 * (1 + grid.action))
+    spec, training = ActionSpec(continuous=1), head_training(30, 0, lr=2e-3)
+    policy = cloning(CONFIG, *halves(degrees), spec, training)
+    assert grid.clip is not None
+    frames = grid.clip.frames[:40, 0].permute(0, 2, 3, 1).numpy()
+    actions = np.stack([policy.act(frame) for frame in frames])
+    assert 30 <= actions.min() < actions.max() <= 120 and actions.max() > 60
+    policy.regressor.forward = lambda pairs: torch.full((1, 1), 50.0)  # type: ignore[method-assign]
+    assert policy.act(frames[0]).tolist() == [120]
+    translator = Translator(10, spec, TranslatorConfig(condition="latent", size="debug"))
+    translator.calibrate(degrees.action)
+    translator.forward = lambda z, previous: torch.full((1, 1), -50.0)  # type: ignore[method-assign]
+    policy = latent_policy(CONFIG, *halves(degrees), translator, training)
+    assert policy.act(frames[0]).tolist() == [30]
+
+
+def test_previous_actions_are_remembered():
     spec = ActionSpec(continuous=2)
     regressor = FramePairRegressor(CONFIG, 2)
     told = []
@@ -109,10 +129,10 @@ def test_continuous_actions_stay_in_bounds_and_previous_ones_are_remembered():
 
     policy = FramePolicy(regressor, read, spec, (3, 16, 16), batch=2)
     frames = np.zeros((2, 16, 16, 3), np.uint8)
-    assert (policy.act_batch(frames) == 1).all()
+    assert (policy.act_batch(frames) == 3).all()
     policy.reset([1])
     policy.act_batch(frames)
-    assert told[1].tolist() == [[1, 1], [0, 0]]
+    assert told[1].tolist() == [[3, 3], [0, 0]]
 
 
 @pytest.mark.parametrize(

@@ -328,6 +328,29 @@ def test_ctrl_c_leaves_nothing(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == []
 
 
+def test_an_episode_whose_process_is_killed_is_played_again(tmp_path):
+    pytest.importorskip("gymnasium")
+    start = np.random.SeedSequence([0, 2]).spawn(2)[0]
+    victim = int(start.generate_state(1)[0] >> 1)  # what episode 2 begins with
+
+    def rewards(name: str, lives: int, parallel: int) -> list[list[float]]:
+        deaths = tmp_path / f"{name}-deaths"
+        deaths.mkdir()
+        world = f"gym/mortal_env:Mortal-v0?folder={deaths}&victim={victim}&lives={lives}"
+        source = open_source(
+            collect(world, tmp_path / name, episodes=7, noise=1, size=(8, 8), parallel=parallel, progress=False)
+        )
+        assert len(list(deaths.iterdir())) == lives
+        return [source.column(episode, "next.reward").ravel().tolist() for episode in source.episodes]
+
+    expected = rewards("alone", 0, 1)
+    assert len(expected) == 7 and len({tuple(each) for each in expected}) == 7
+    assert rewards("killed", 2, 2) == expected
+    with pytest.raises(LaminaError, match="killed 3 times before episode 2 was finished, perhaps") as caught:
+        rewards("given up", 9, 2)
+    assert "\n" not in str(caught.value) and not (tmp_path / "given up").exists()
+
+
 def test_kill_leaves_nothing(tmp_path):
     code = "import sys; from lamina.envs.collect import collect; collect('grid', sys.argv[1], frames=10**7)"
     with subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "set")], stderr=subprocess.DEVNULL) as process:

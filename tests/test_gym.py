@@ -214,6 +214,44 @@ def test_keys_that_are_named():
         assert world.success is False
 
 
+class Told(Toy):
+    """Keeps the arguments that it was made with."""
+
+    def __init__(self, render_mode=None, **told):
+        super().__init__(render_mode=render_mode)
+        self.told = told
+
+
+gymnasium.register("lamina/Told-v0", Told)
+
+
+def test_arguments_of_the_environment_are_values():
+    variant = "lamina/Told-v0?slippery=False&gravity=-9.5&lives=3&map=4x4&size=(2,%203)&seed=None&name='7'&camera=True"
+    with pytest.raises(LaminaError, match="observes no 'True'"):  # the name of a camera is text, whatever it says
+        gym.make("gym", variant, (8, 8))
+    with gym.make("gym", variant.removesuffix("&camera=True"), (8, 8)) as world:
+        told = world._env.unwrapped.told
+    assert told == {
+        "slippery": False, "gravity": -9.5, "lives": 3, "map": "4x4", "size": (2, 3), "seed": None, "name": "7"
+    }  # fmt: skip
+    assert type(told["slippery"]) is bool and type(told["lives"]) is int
+    with gym.make("gym", "lamina/Told-v0?max_episode_steps=7", (8, 8)) as world:
+        assert world.max_steps == 7
+
+
+def test_an_environments_own_time_limit_counts_as_truncated():
+    for variant, bound, length, truncated in [
+        ("lamina/Told-v0?max_episode_steps=7", None, 7, 2),
+        ("lamina/Told-v0?max_episode_steps=7", 9, 7, 2),
+        ("lamina/Told-v0?max_episode_steps=7", 4, 4, 2),
+        ("lamina/Robot-v0", None, 5, 0),
+        ("lamina/Robot-v0?max_episode_steps=5", None, 5, 0),  # it has ended by itself in the last step
+    ]:
+        record = rollout_worlds("random", [variant], 2, 1, max_steps=bound, make=open_robot, progress=False)
+        world = record.worlds[variant]
+        assert (world.lengths, world.truncated) == ([length] * 2, truncated)
+
+
 @pytest.mark.parametrize(
     ("variant", "part"),
     [
@@ -247,7 +285,7 @@ def test_cartpole_in_the_closed_loop():
         expected = returns(world, world.random, 3).tolist()
         frames = next(worlds.rollout(world, world.random, 0)).observation.frames["render"]
         assert frames.shape == (64, 64, 3) and frames.min() < 50 < 200 < frames.max()
-    record = rollout_worlds("random", ["CartPole-v1"], 3, parallel=2, make=open_gym, progress=False)
+    record = rollout_worlds("random", ["CartPole-v1"], 3, parallel=2, seed=0, make=open_gym, progress=False)
     assert record.worlds["CartPole-v1"].returns == expected
     assert record.normalized is None
     with pytest.raises(LaminaError, match="gym/CartPole-v1 has no scripted expert"):

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import av
@@ -34,6 +35,7 @@ from lamina.data.video import decode_picture
 from lamina.errors import LaminaError
 from lamina.evaluation.doctor import examine
 from lamina.images import resize
+from lamina.models.heads import Translator, TranslatorConfig
 from lamina.models.hub import LatentActionModel, Provenance
 from lamina.play import export
 from lamina.play.health import copying, examined, health
@@ -41,7 +43,7 @@ from lamina.play.pictures import LARGEST_UPLOAD, data_uri, from_data_uri, png, r
 from lamina.play.server import HOST, LARGEST_REQUEST, listen, server_of
 from lamina.play.session import MOVES, Move, Player
 from lamina.play.stage import Stage, cluster_label, describe
-from lamina.types import ActionSpec
+from lamina.types import ActionSpec, Latent
 
 torch.set_num_threads(1)
 pytestmark = pytest.mark.typed
@@ -265,6 +267,23 @@ def test_words_that_say_nothing_are_named(player, start, moves, says):
     with pytest.raises(LaminaError, match=re.escape(says)) as refused:
         player.session(start, moves)
     assert "\n" not in str(refused.value) and len(str(refused.value)) < 200
+
+
+@pytest.mark.typed(False)
+def test_a_reading_of_a_chunk_shows_the_probabilities_of_its_first_action():
+    """The translator is certain of (move 0, fire 1), then of (move 2, fire 0)."""
+    spec = ActionSpec((3, 2), names=("move", "fire"))
+    translator = Translator(4, spec, TranslatorConfig("latent", "debug"), steps=2).eval()
+    certain = 20 * translator.action.embed(torch.from_numpy(spec.pack(np.array([[[0, 1], [2, 0]]], np.float32))))
+    translator.forward = lambda z, previous, observation: certain  # type: ignore[method-assign]
+    lam = SimpleNamespace(action=lambda latent, side: latent.pre, prefix=lambda z, k: z)
+    model, note = SimpleNamespace(lam=lam, device="cpu"), SimpleNamespace(side="quantised")
+    latent = Latent(torch.zeros(1, 1, 4), torch.zeros(1, 1, 4))
+    stage: Any = SimpleNamespace(translator=translator, note=note, model=model)
+    reading = Stage.read(stage, latent, 1, torch.zeros(2), torch.zeros(3, 8, 8, dtype=torch.uint8))
+    assert reading is not None and reading.action.tolist() == [2, 0]
+    assert [shown["name"] for shown in reading.shown] == ["move = 0", "fire = 1"]
+    assert [shown["probability"] for shown in reading.shown] == pytest.approx([1, 1], abs=1e-3)
 
 
 def test_moves_are_written_as_they_are_read(player):

@@ -56,6 +56,17 @@ def test_frames_alone_are_those_of_the_one_camera() -> None:
     np.testing.assert_array_equal(policy.act_batch(Observations({"a": FRAMES, "b": FRAMES * 0})), expected)
 
 
+def test_a_policy_reads_the_camera_that_it_names() -> None:
+    policy, dark = Mean(2), FRAMES * 0
+    for policy.cameras in (("b",), ("observation.images.b",)):
+        for name in ("b", "observation.images.b"):
+            seen = policy.act_batch(Observations({"a": dark, name: FRAMES}))
+            np.testing.assert_array_equal(seen, FRAMES.mean((1, 2, 3))[:, None])
+    np.testing.assert_array_equal(policy.act_batch(Observations({"other": FRAMES})), seen)  # there is only one
+    with pytest.raises(LaminaError, match=r"this policy sees observation.images.b; there is no .*b among a, c"):
+        policy.act_batch(Observations({"a": dark, "c": FRAMES}))
+
+
 def test_act_is_a_batch_of_one() -> None:
     policy, observations = Mean(), Observations({"a": FRAMES[:1]}, task=("walk",))
     np.testing.assert_array_equal(policy.act(FRAMES[0]), [FRAMES[0].mean()])

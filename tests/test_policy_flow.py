@@ -384,6 +384,32 @@ def test_batches_are_a_function_of_seed_number_and_shard(tmp_path):
     assert torch.equal(next(iter(again)).action, next(iter(whole)).action)
 
 
+@pytest.mark.parametrize(
+    ("batch", "shards", "share", "expected"),
+    [
+        (1, 1, 0.5, [0, 1, 0, 1, 0, 1]),  # --batch 8 --accumulate 8
+        (4, 1, 0.1, [0, 0, 1, 0, 1, 0]),
+        (8, 8, 0.5, [4, 4, 4, 4, 4, 4]),  # one row in each of eight shards
+        (6, 2, 0.9, [5, 5, 6, 5, 6, 5]),
+        (64, 1, 0.5, [32, 32, 32, 32, 32, 32]),
+    ],
+)
+def test_small_batches_have_their_share_of_labels_in_turn(batch, shards, share, expected):
+    n = 40
+    data = FlowData(
+        (np.zeros((n, 8, 8, 3), np.uint8),), np.zeros((n, 1, 2), np.float32), np.ones(n, bool), np.ones((n, 2), np.float32),
+        np.zeros((n, 0), np.float32), np.array([0, 20, 40]), np.array([0, 20, 40]), ("a", "a"), ("e0", "e1"), np.array([True, False]),
+    )  # fmt: skip
+
+    def labelled(first: int = 0, own: list[int] | None = None) -> list[int]:
+        stream = FlowStream(data, FlowConfig(share=share), 1, batch, 0, shards, own)
+        stream.load_state_dict({"drawn": first})
+        return [int(found.action_valid[:, 0].sum()) for found, _ in zip(stream, range(6 - first), strict=False)]
+
+    assert labelled() == expected and labelled(2) == expected[2:]
+    assert np.array_equal(np.sum([labelled(own=[n]) for n in range(shards)], 0), expected)
+
+
 def test_data_are_encoded_once_and_again_for_another_lam(tmp_path):
     model, source, _, config = encoded(tmp_path, episodes(6))
     path = tmp_path / "frames" / "train.latents.npy"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from fake_worlds import Seeing, make
 from lamina import methods
 from lamina.envs.base import resize
 from lamina.errors import LaminaError
@@ -17,6 +19,7 @@ from lamina.inference.encode import observe
 from lamina.models.heads import ActionHead, Translator, TranslatorConfig
 from lamina.models.hub import LatentActionModel
 from lamina.policies.latency import decision_times
+from lamina.policies.rollout import rollout_worlds
 from lamina.policies.token_model import TokenConfig, TokenModel
 from lamina.policies.token_policy import TokenPolicy
 from lamina.policies.token_training import fingerprint, save_token_model
@@ -231,6 +234,18 @@ def test_discrete_actions_are_whole_numbers():
     assert actions.dtype == np.int64 and actions.shape == (2, 1) and ((actions >= 0) & (actions < 5)).all()
 
 
+def test_continuous_actions_stay_in_the_range_of_the_labels():
+    model, tokens, translator = parts(spec=MIXED)
+    frames = film(12)[:, 0]
+    free = np.stack([TokenPolicy(model, tokens, translator).act(frame) for frame in frames])[:, 1:]
+    low, high = np.quantile(free, 0.25, axis=0), np.quantile(free, 0.75, axis=0)
+    translator.action.low.copy_(torch.from_numpy(low))
+    translator.action.high.copy_(torch.from_numpy(high))
+    kept = np.stack([TokenPolicy(model, tokens, translator).act(frame) for frame in frames])[:, 1:]
+    np.testing.assert_allclose(kept, np.clip(free, low, high), atol=1e-5)
+    assert not np.allclose(kept, free)
+
+
 def test_the_executed_action_replaces_the_proposed_one():
     model, tokens, translator = parts(spec=MIXED)
     frames, done = film(3)[:, 0], np.array([2.0, -0.5, 1.5])
@@ -404,6 +419,26 @@ def test_a_policy_of_a_run_folder(home, tmp_path):
     np.testing.assert_array_equal(
         TokenPolicy.from_run(joint).act(film(1)[0, 0]), TokenPolicy.from_run(home).act(film(1)[0, 0])
     )
+
+
+def test_a_policy_is_played_on_the_camera_that_it_was_trained_on(tmp_path, monkeypatch):
+    model, tokens, translator = parts(spec=Seeing.action)
+    model.save_pretrained(tmp_path / "model")
+    tokens.camera = "observation.images.left"
+    save_token_model(tmp_path / "policy", tokens, {})
+    note = dataclasses.replace(translator_note(SLOTS * 3), spec=Seeing.action)
+    save_translator(tmp_path / "translator", translator, note)
+    policy, seen = TokenPolicy.from_run(tmp_path), []
+    assert policy.cameras == ("left",)
+    monkeypatch.setattr(policy.tokens, "observe", lambda frames: (seen.append(frames), tokens.observe(frames))[1])
+    options = {"episodes": 1, "parallel": 1, "size": IMAGE[1:], "make": make, "progress": False}
+    rollout_worlds(policy, ["Seeing"], **options)
+    assert seen and all((frames == torch.tensor([0, 0, 255])).all() for frames in seen)  # what the left camera shows
+    with pytest.raises(LaminaError, match="world 'Fake' has no camera 'left', which the agent reads; it has fake"):
+        rollout_worlds(policy, ["Fake"], **options)
+    config = tmp_path / "policy" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"camera": None}))
+    assert TokenPolicy.from_run(tmp_path).cameras == ()
 
 
 def test_parts_of_different_runs_are_refused(home, tmp_path):

@@ -21,8 +21,10 @@ import scipy.stats
 
 import fake_worlds
 from lamina import envs as worlds
+from lamina.cli import Collect, Rollout
+from lamina.envs.collect import collect
 from lamina.envs.registry import SUITES, Suite, make
-from lamina.errors import LaminaError
+from lamina.errors import LaminaError, warn
 from lamina.intervals import wilson
 from lamina.policies import rollout as module
 from lamina.policies.base import Observations, Policy
@@ -103,7 +105,7 @@ def loner() -> Iterator[Workers]:
 
 
 def play(agent, names: Sequence[str], episodes: int, workers: Workers, **options) -> RolloutResult:
-    return rollout_worlds(agent, names, episodes, workers=workers, progress=False, **options)
+    return rollout_worlds(agent, names, episodes, **{"workers": workers, "seed": 0, "progress": False} | options)
 
 
 def test_the_record_is_what_plain_loops_say(crew, loner):
@@ -143,6 +145,8 @@ def test_an_agent_may_answer_with_several_actions_which_are_carried_out_in_turn(
     for name in ("Fake", "Slow"):
         # Every action is right, though the agent saw every second frame only.
         assert record.worlds[name].returns == record.worlds[name].lengths == [4 + start(n) % 6 for n in range(5)]
+    decisions = sum(-(-length // 2) for world in record.worlds.values() for length in world.lengths)
+    assert record.decisions_per_second * record.seconds == pytest.approx(decisions)
     steps = {int(frame[0, 0, 1]) for frames in planner.seen for frame in frames}
     assert all(step % 2 == 0 for step in steps)  # a chunk that an episode's end cuts short is not carried over
     slow = Planner(3)
@@ -558,6 +562,11 @@ def test_the_command(tmp_path, monkeypatch, crew):
     assert played == [("expert", ["basic", "grid", "cheetah"], (4, 2, 5, limits, (64, 64), False))]
     assert json.loads(out.read_text()) == record.to_dict()
     assert (record.episodes, record.agent, record.k, record.temperature) == (4, "expert", None, 0.0)
+    rollout("expert", ["grid"], progress=False)
+    assert played.pop()[2][2] == Rollout("random", ("grid",)).seed == 1000 != Collect("grid", out).seed
+    for option in ({"k": 3}, {"k": "auto"}, {"temperature": 0.7}):
+        with pytest.raises(LaminaError, match="'random' has neither k nor a temperature; leave them out"):
+            rollout("random", ["grid"], **option)
     with pytest.raises(LaminaError, match="'grid' is in two suites"):
         rollout("expert", ["two", "grid"], progress=False)
     assert rollout("expert", ["two", "grid"], max_steps=9, progress=False).episodes == 50
@@ -570,6 +579,32 @@ def test_the_command(tmp_path, monkeypatch, crew):
     assert len(played) == 1
 
 
+def test_a_policy_that_is_played_on_the_starts_of_its_training_is_noticed(tmp_path, monkeypatch, crew):
+    monkeypatch.setitem(SUITES, "grids", Suite(("grid/0.5",)))
+    data = collect("grid/0.5", tmp_path / "data", episodes=3, seed=4, size=(4, 4), progress=False)
+    result = play("random", ["Fake"], 1, crew)
+    monkeypatch.setattr(module, "rollout_worlds", lambda *arguments, **options: result)
+    monkeypatch.setattr(Policy, "from_run", lambda run, **options: Reader())
+    (tmp_path / "policy").mkdir()
+
+    def warnings(world: str, seed: int, trained: object) -> list[str]:
+        (tmp_path / "policy" / "config.json").write_text(json.dumps({"data": trained}))
+        with pytest.warns() as caught:
+            rollout(tmp_path, [world], seed=seed, progress=False)
+            warn("the end")
+        return [str(w.message) for w in caught][:-1]
+
+    told = f"{data} was collected in 'grid/0.5' with seed 4 too, and the policy was trained on it"
+    for world in ("grid/0.5", "grids"):
+        for trained in (str(data), [str(tmp_path / "gone"), str(data)]):
+            (found,) = warnings(world, 4, trained)
+            assert found.startswith(told) and "\n" not in found and "--seed" in found
+    assert warnings("grid/0.5", 5, str(data)) == warnings("grid", 4, str(data)) == warnings("grids", 4, "gone") == []
+    assert warnings("grids", 4, None) == warnings("grids", 4, 7) == []
+    (data / "meta" / "info.json").write_text("{")
+    assert warnings("grids", 4, str(data)) == []
+
+
 @pytest.mark.sim
 def test_doom_plays_as_without_processes_and_leaves_none():
     try:
@@ -578,6 +613,8 @@ def test_doom_plays_as_without_processes_and_leaves_none():
         pytest.skip(str(error))
     with place:
         expected = fake_worlds.returns(place, place.expert, 2).tolist()
-    record = rollout_worlds("expert", ["basic", "my_way_home"], episodes=2, parallel=2, max_steps=60, progress=False)
+    record = rollout_worlds(
+        "expert", ["basic", "my_way_home"], episodes=2, parallel=2, seed=0, max_steps=60, progress=False
+    )
     assert record.worlds["basic"].returns == expected
     assert not [p for p in psutil.Process().children(recursive=True) if "vizdoom" in p.name()]

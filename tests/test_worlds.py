@@ -446,8 +446,8 @@ def test_metaworld_judges_success_and_an_episode_may_last_500_steps():
 
         for steps, bound in ((300, None), (40, 40), (500, 500), (500, 700)):
             (*_, last) = played = list(play(world, still, 0, max_steps=bound))
-            assert world.success is False and len(played) == steps and last.done
-            assert last.truncated == (steps != 500)  # at 500 the simulator itself ends it
+            assert world.success is False and len(played) == steps
+            assert last.done and last.truncated  # at 500 by the simulator itself
 
 
 @pytest.mark.sim
@@ -536,6 +536,20 @@ def test_an_exogenous_state_that_switches_is_drawn_anew_at_that_share_of_steps()
     assert (jumps["side"] != jumps["paired"]).any()  # each view by itself
     for a, b in zip(drifting, switching, strict=True):
         np.testing.assert_array_equal(a.proprio, b.proprio)
+
+
+@pytest.mark.sim
+def test_a_simulators_own_time_limit_counts_as_truncated():
+    for name, action, expected in (
+        ("cheetah", np.zeros(6, np.float32), (250, True)),
+        ("basic", np.array([0]), (60, True)),
+    ):
+        with open_world(name) as world:
+            (*_, last) = played = list(play(world, lambda rng, action=action: action, 0))
+        assert (len(played), last.truncated) == expected and last.done
+    with open_world("basic") as world:
+        (*_, last) = played = list(play(world, world.random, 0, episode=1))  # it shoots the monster in time
+    assert len(played) < 60 and last.done and not last.truncated
 
 
 @pytest.mark.sim

@@ -33,7 +33,7 @@ from lamina.inference.table import LatentTable
 from lamina.methods.base import Method, with_decoder
 from lamina.models.adaptive import AdaptiveK, Length
 from lamina.models.heads import Translator, TranslatorConfig
-from lamina.models.hub import LatentActionModel
+from lamina.models.hub import LatentActionModel, translator_folder
 from lamina.policies.base import Policy, policy_kind
 from lamina.training import alignment
 from lamina.training.adaptive import AdaptiveConfig
@@ -67,7 +67,7 @@ class Run:
 
     def translator(self) -> Translator | None:
         """The translator from latent to real actions, if the run was aligned."""
-        folder = self.path / "translator"
+        folder = translator_folder(self.path)
         return load_translator(folder)[0] if (folder / "translator.json").exists() else None
 
 

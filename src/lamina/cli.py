@@ -519,12 +519,12 @@ class Rollout:
     """episodes per environment"""
     parallel: int = 8
     """environments that run in parallel, each in its own process"""
-    seed: int = 0
-    """seed of the environments and of sampling"""
+    seed: int = 1000
+    """seed of the environments and of sampling; by default other starts than those of demonstrations collected with the default seed"""
     temperature: float = 0.0
     """sampling temperature of the latent tokens; 0: the most likely token"""
     max_steps: int | None = None
-    """maximum number of decisions per episode; default: the limit of the environment"""
+    """maximum number of environment steps per episode; default: the limit of the environment"""
     out: Path | None = None
     """file for the JSON record"""
     videos: Path | None = None

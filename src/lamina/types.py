@@ -73,6 +73,13 @@ class ActionSpec:
             [part.reshape(*packed.shape[:-1], steps, -1) for part in parts if part.shape[-1]], axis=-1
         )
 
+    def clip(
+        self, action: Float[Tensor, "*b a"], low: Float[Tensor, "c"], high: Float[Tensor, "c"]
+    ) -> Float[Tensor, "*b a"]:
+        """The action with its continuous dimensions between ``low`` and ``high``, and unchanged discrete ones."""
+        classes, numbers = action.tensor_split([len(self.discrete)], dim=-1)
+        return torch.cat([classes, torch.minimum(torch.maximum(numbers, low), high)], dim=-1)
+
     def one_hot(self, action: Float[Tensor, "*b a"]) -> Float[Tensor, "*b e"]:
         """The action with one-hot discrete dimensions and unchanged continuous ones."""
         hot = [one_hot(action[..., i].long(), n).float() for i, n in enumerate(self.discrete)]

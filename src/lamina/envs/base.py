@@ -26,7 +26,8 @@ class Observation:
 
 @dataclass(frozen=True, kw_only=True)
 class Transition:
-    """An action and what followed it: the reward, and whether the episode is over (``truncated``: only by the bound on its steps)."""
+    """An action and what followed it: the reward, and whether the episode is over (``truncated``: only by a bound on its steps, this
+    library's or the simulator's own)."""
 
     action: Action
     reward: float
@@ -58,6 +59,7 @@ class World(ABC):
     reference: tuple[float, float] | None = None  # mean return of expert and random policy, 50 episodes of seed 0
     tier: str = ""  # how difficult its task is said to be, where somebody says so
     success: bool | None = None  # whether this episode has reached its goal; None = the world does not judge that
+    truncated: bool = False  # whether the last step is over only by the simulator's own bound on the steps
 
     @abstractmethod
     def reset(self, seed: int) -> None:
@@ -104,7 +106,7 @@ def play(
         action = policy(rng)
         reward, over = world.step(action)
         last = step == bound
-        yield Transition(action=action, reward=reward, done=over or last, truncated=last and not over)
+        yield Transition(action=action, reward=reward, done=over or last, truncated=world.truncated if over else last)
         if over:
             return
 

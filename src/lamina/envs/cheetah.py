@@ -78,6 +78,7 @@ class Cheetah(World):
             for exogenous in self._exogenous:
                 exogenous.drift()
         self._remember(moment.observation)
+        self.truncated = moment.last() and moment.discount == 1  # 0 where the task itself ends
         return reward, moment.last()
 
     def observe(self) -> Observation:

@@ -9,8 +9,9 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack, contextmanager
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import count
@@ -40,6 +41,7 @@ from lamina.types import ImageSize
 from lamina.version import __version__
 
 FRAMES = 3000
+TRIES = 3  # of an episode whose process is killed
 PATIENCE = 50  # failures of an expert in a row, after which it is given up
 
 
@@ -69,14 +71,16 @@ def collect(
     episodes, eight are for training and one each for validation and test. ``size`` is (height, width); ``task``
     replaces the world's own description of what is done; ``max_steps`` the suite's or world's own bound on the steps of an
     episode. With ``successes``, episodes in which the expert failed are left out, and counted in meta/info.json. Episodes are played
-    in ``parallel`` processes, if that is more than one. The same other arguments give the same data.
+    in ``parallel`` processes, if that is more than one; where one is killed, its episode is played again. The same other arguments give
+    the same data.
 
     Each world of a suite has its share of ``frames`` or, where those are given, ``episodes`` of its own, and three
     episodes at least, so that it occurs in every split. Its episodes are those that it would have had alone; they take
     turns with those of the others.
 
     Raises LaminaError for an unknown world, a missing simulator, numbers out of range, an ``out`` that exists, a ``task`` for a suite,
-    and, with ``successes``, for a world that does not judge success or an expert that fails fifty times in a row.
+    processes that are killed three times before an episode is finished, and, with ``successes``, for a world that does not judge success
+    or an expert that fails fifty times in a row.
     """
     if frames is not None and episodes is not None:
         raise LaminaError("say how many frames or how many episodes to collect, not both")
@@ -198,10 +202,47 @@ def _player(
     """Begins episodes (of a world, by number): of these ``worlds`` when they are asked for, or at once in processes of their own."""
     if parallel == 1:
         return lambda name, number: partial(record, worlds[name], manner, number)
-    context = multiprocessing.get_context("forkserver")  # a process that draws must not be forked
-    pool = ProcessPoolExecutor(parallel, context, initializer=_end_with_owner)
-    stack.callback(pool.shutdown, cancel_futures=True)
-    return lambda name, number: pool.submit(_record_elsewhere, name, size, manner, number).result
+    pool = _Pool(parallel, size, manner)
+    stack.callback(pool.close)
+    return pool.begin
+
+
+class _Pool:
+    """Processes that play episodes. Where one of them is killed, new ones play again what has not been finished."""
+
+    def __init__(self, parallel: int, size: ImageSize | None, manner: Manner):
+        self._parallel, self._size, self._manner = parallel, size, manner
+        self._executor = self._new()
+
+    def _new(self) -> ProcessPoolExecutor:
+        context = multiprocessing.get_context("forkserver")  # a process that draws must not be forked
+        return ProcessPoolExecutor(self._parallel, context, initializer=_end_with_owner)
+
+    def begin(self, name: str, number: int) -> Episode:
+        """Has an episode played at once. Its call raises LaminaError if processes were killed a few times before its end."""
+        return partial(self._finish, self._submit(name, number), name, number)
+
+    def _submit(self, name: str, number: int) -> Future[Recorded | None]:
+        episode = partial(_record_elsewhere, name, self._size, self._manner, number)
+        try:
+            return self._executor.submit(episode)
+        except BrokenProcessPool:
+            self.close()
+            self._executor = self._new()
+            return self._executor.submit(episode)
+
+    def _finish(self, playing: Future[Recorded | None] | None, name: str, number: int) -> Recorded | None:
+        for _ in range(TRIES):
+            with suppress(BrokenProcessPool):
+                return (playing or self._submit(name, number)).result()
+            playing = None
+        raise LaminaError(
+            f"world '{name}': processes were killed {TRIES} times before episode {number} was finished, perhaps for want of memory; choose "
+            "less --parallel"
+        )
+
+    def close(self) -> None:
+        self._executor.shutdown(cancel_futures=True)
 
 
 def _end_with_owner() -> None:

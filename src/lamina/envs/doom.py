@@ -161,6 +161,7 @@ class Doom(World):
         self.turning = not {Button.TURN_LEFT, Button.TURN_RIGHT}.isdisjoint(ACTIONS[NAMES[int(action[0])]])
         reward = self._game.make_action(PRESSED[int(action[0])], FRAME_SKIP)
         done = self._game.is_episode_finished()
+        self.truncated = done and self._game.is_episode_timeout_reached()
         if not done:  # a finished game has no state any more
             self._state = self._game.get_state()
         return reward, done

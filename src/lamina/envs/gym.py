@@ -3,13 +3,15 @@
 Pictures, squashed to ``size``, are those that the environment observes under the key "pixels" (one, or several by the names of
 cameras), else its own rendering. What it observes as "agent_pos" is proprioception, and "is_success" of its info says whether the goal
 was reached: those are the keys of LeRobot's environments. Others are named in the variant, beside arguments of the environment itself:
-``gym/ID?camera=image&proprio=state&success=solved&obs_type=pixels``. There is no scripted expert; the random policy draws as the
+``gym/ID?camera=image&proprio=state&success=solved&obs_type=pixels``; an argument that Python can read as a value is one
+(``is_slippery=False``), any other is text. There is no scripted expert; the random policy draws as the
 environment's action space does. An environment from elsewhere is named with the module that registers it, which is how Gymnasium
 writes it: ``gym/my_package:Task-v0``.
 """
 
 from __future__ import annotations
 
+import ast
 import os
 import sys
 from collections.abc import Mapping
@@ -93,6 +95,7 @@ class GymWorld(World):
             self.success = bool(info[key]) or bool(self.success)
         elif "success" in self._named:
             raise LaminaError(f"gym/{self.task}: its info has no '{key}', but {', '.join(info) or 'nothing'}")
+        self.truncated = bool(truncated and not terminated)
         return float(reward), bool(terminated or truncated)
 
     def expert(self, rng: np.random.Generator) -> Action:
@@ -150,14 +153,23 @@ def action_spec(space: spaces.Space, name: str) -> ActionSpec:
     )
 
 
+def _value(text: str) -> Any:
+    """An argument of an environment: a number, True, None, ... as Python writes it, else the text itself."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return text
+
+
 def make(name: str, variant: str, size: ImageSize | None) -> GymWorld:
     """``gym/ID`` or ``gym/ID?KEY=VALUE&...``, see above.
 
     Raises LaminaError for an unknown id or key, a missing simulator, and an environment that cannot draw itself.
     """
     variant, _, query = variant.partition("?")
-    options: dict[str, Any] = dict(parse_qsl(query))
-    keys = {part: options.pop(part) for part in KEYS if part in options}
+    given = dict(parse_qsl(query))
+    keys = {part: given.pop(part) for part in KEYS if part in given}
+    options = {name: _value(text) for name, text in given.items()}
     if not variant:
         raise LaminaError(f"world '{name}' needs the id of an environment: {name}/CartPole-v1, for example")
     try:

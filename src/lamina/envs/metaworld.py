@@ -79,6 +79,7 @@ class MetaWorld(World):
     def step(self, action: Action) -> tuple[float, bool]:
         self._state, _, _, longest, info = self._env.step(action)
         self.success = bool(info["success"])
+        self.truncated = longest and not self.success
         return float(self.success), self.success or longest
 
     def expert(self, rng: np.random.Generator) -> Action:

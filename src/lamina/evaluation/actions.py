@@ -30,7 +30,7 @@ from lamina.files import Scratch
 from lamina.inference.subject import RANDOM, Subject, subject_of
 from lamina.models.features import PretrainedFeatures
 from lamina.models.heads import ActionHead, Translator, TranslatorConfig
-from lamina.models.hub import LatentActionModel
+from lamina.models.hub import LatentActionModel, translator_folder
 from lamina.training.alignment import TranslatorNote, load_translator
 from lamina.training.heads import head_training
 from lamina.training.labelled import ActionTarget, parse_labels, probe_data
@@ -132,7 +132,7 @@ def aligned_translators(
     data = dataclasses.replace(data, tasks=note.tasks)
     training = note.train_config(device=config.device, precision=config.precision)
     labels = sample_split(data, "train", note.labels, seed=training.seed, require_action=True)
-    curve = translator_curve(run / "translator" / "training" / "log.jsonl")
+    curve = translator_curve(translator_folder(run) / "training" / "log.jsonl")
     record = {"labels": note.labels, "label_episodes": note.label_episodes, "translator_curve": curve}
     return TrainedTranslators(subject, scores, labels, note.config, training, record)
 
@@ -176,7 +176,7 @@ def score_controls(
 
 def kept_translator(run: Path | None, config: EvaluateConfig) -> tuple[Translator, TranslatorNote] | None:
     """RUN's translator and its note, where there is one. Raises LaminaError for options that do not fit it."""
-    folder = run / "translator" if run else None
+    folder = translator_folder(run) if run else None
     if folder is None or not (folder / "translator.json").exists():
         return None
     translator, note = load_translator(folder)

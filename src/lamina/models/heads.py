@@ -48,11 +48,13 @@ class ActionHead(nn.Module):
     """An action predictor's output: how actions are embedded, predicted, scored and decoded.
 
     Discrete dimensions: one-hot in, logits out, cross-entropy. Continuous ones are standardised by ``mean`` and ``std`` [a_c] of the labels
-    and scored by squared error.
+    and scored by squared error. ``low`` and ``high``: range of the labels, infinite where it isn't known; not among the weights.
     """
 
     mean: Tensor
     std: Tensor
+    low: Tensor
+    high: Tensor
 
     def __init__(self, spec: ActionSpec):
         super().__init__()
@@ -60,14 +62,18 @@ class ActionHead(nn.Module):
         self.width = spec.width
         self.register_buffer("mean", torch.zeros(spec.continuous))
         self.register_buffer("std", torch.ones(spec.continuous))
+        self.register_buffer("low", torch.full((spec.continuous,), -torch.inf), persistent=False)
+        self.register_buffer("high", torch.full((spec.continuous,), torch.inf), persistent=False)
 
     def calibrate(self, action: Float[Tensor, "n a"]) -> None:
-        """Take mean and standard deviation of the continuous dimensions from the labels."""
+        """Take mean, standard deviation and range of the continuous dimensions from the labels."""
         if not self.spec.continuous:
             return
         continuous = action[:, len(self.spec.discrete) :]
         self.mean.copy_(continuous.mean(0))
         self.std.copy_(continuous.std(0, correction=0).clamp_min(1e-6))
+        self.low.copy_(continuous.amin(0))
+        self.high.copy_(continuous.amax(0))
 
     def embed(self, action: Float[Tensor, "b a"]) -> Float[Tensor, "b e"]:
         """One-hot discrete and standardised continuous dimensions."""
@@ -103,6 +109,10 @@ class ActionHead(nn.Module):
         logits, continuous = self.split(output.float())
         best = [x.argmax(-1).float() for x in logits]
         return torch.cat([torch.stack(best, -1) if best else continuous[:, :0], continuous * self.std + self.mean], -1)
+
+    def choose(self, output: Float[Tensor, "b e"]) -> Float[Tensor, "b a"]:
+        """The most likely action within the range of the labels: what a policy does."""
+        return self.spec.clip(self.read(output), self.low, self.high)
 
 
 #: Width of the translator at each ``--size``; its blocks narrow to a quarter.
@@ -160,7 +170,7 @@ class Translator(nn.Module):
         return self._single or self.action
 
     def calibrate(self, action: Float[Tensor, "n a"]) -> None:
-        """Take mean and standard deviation of the continuous dimensions from the labels."""
+        """Take mean, standard deviation and range of the continuous dimensions from the labels."""
         self.action.calibrate(action)
         if self._single is not None:
             self._single.calibrate(torch.from_numpy(self.spec.unpack(action.cpu().numpy())).flatten(0, 1).to(action))

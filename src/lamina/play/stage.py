@@ -23,7 +23,7 @@ from lamina.device import pick_device
 from lamina.errors import LaminaError, warn
 from lamina.files import checkpoint_hash
 from lamina.models.heads import Translator
-from lamina.models.hub import LatentActionModel, model_folder
+from lamina.models.hub import LatentActionModel, model_folder, translator_folder
 from lamina.training.alignment import TranslatorNote, load_translator
 from lamina.training.labelled import probe_data
 from lamina.types import ActionSpec, Clip, Latent
@@ -186,7 +186,7 @@ class Stage:
         logits, _ = translator.action.split(output.float())
         shown: list[dict[str, Any]] = []
         for i, classes in enumerate(spec.discrete):
-            chances = logits[i * translator.steps][0].softmax(-1).cpu()
+            chances = logits[i][0].softmax(-1).cpu()
             best = chances.topk(min(3 if len(spec.discrete) == 1 else 1, classes))
             for chance, n in zip(best.values.tolist(), best.indices.tolist(), strict=True):
                 shown.append({"name": class_name(spec, i, n), "probability": chance})
@@ -278,11 +278,12 @@ def _transitions(
 
 def _translator(run: Path, model: LatentActionModel) -> tuple[Translator | None, TranslatorNote | None]:
     """The translator of a run that was aligned. Raises LaminaError for one that belongs to another model."""
-    if not (run / "translator" / "translator.json").exists():
+    folder = translator_folder(run)
+    if not (folder / "translator.json").exists():
         return None, None
-    translator, note = load_translator(run / "translator")
+    translator, note = load_translator(folder)
     if note.latent != model.config.action_length * model.lam.dim:
-        raise LaminaError(f"{run / 'translator'}: reads {note.latent} numbers, not this model's latents; align again")
+        raise LaminaError(f"{folder}: reads {note.latent} numbers, not this model's latents; align again")
     return translator.to(model.device), note
 
 

@@ -17,6 +17,7 @@ from jaxtyping import Float, Int, Shaped, UInt8
 from torch import Tensor
 
 from lamina.data.dataset import Data
+from lamina.data.lerobot.writer import CAMERA_PREFIX
 from lamina.errors import LaminaError
 from lamina.files import disk_errors, json_of, write_text
 from lamina.models.adaptive import Length
@@ -36,7 +37,7 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Observations:
-    """One observation of each episode of a batch. ``frames`` by camera: a policy of one camera reads the first."""
+    """One observation of each episode of a batch. ``frames`` by camera: a policy that names none reads the first."""
 
     frames: Mapping[str, UInt8[np.ndarray, "b h w 3"]]
     proprio: Float[np.ndarray, "b p"] | None = None
@@ -69,6 +70,11 @@ def save_parts(
         (folder / "config.json").unlink(missing_ok=True)
     save_weights(folder / "model.safetensors", dict(state), dict(meaning))
     write_text(folder / "config.json", json.dumps(dict(config), indent=2) + "\n")
+
+
+def named(camera: str | None) -> tuple[str, ...]:
+    """What a policy says of the camera of a dataset that it was trained on: its name in a world. None, the first: nothing."""
+    return () if camera is None else (camera.removeprefix(CAMERA_PREFIX),)
 
 
 def only_one(values: Sequence[T], what: str) -> T:
@@ -127,11 +133,31 @@ class Policy(ABC):
         return observation if isinstance(observation, Observations) else np.asarray(observation)[None]
 
     def first_camera(self, observations: Observations | UInt8[np.ndarray, "b h w 3"]) -> UInt8[np.ndarray, "b h w 3"]:
-        """The frames of the first camera. Raises LaminaError unless they are uint8, RGB, and one for each episode."""
+        """The frames of the first of the policy's cameras, or of the observations where it names none. See :meth:`view`."""
+        return self.view(observations, self.cameras[0] if self.cameras else None)
+
+    def view(
+        self, observations: Observations | UInt8[np.ndarray, "b h w 3"], camera: str | None
+    ) -> UInt8[np.ndarray, "b h w 3"]:
+        """The frames of ``camera``, under its name in a world or in a dataset; None: of the first. Where policy and observations have one
+        camera each, it may have any name.
+
+        Raises LaminaError for a camera that is not there, and for frames that are not uint8, RGB, and one for each episode.
+        """
         if isinstance(observations, Observations):
-            if not observations.frames:
+            views = observations.frames
+            if not views:
                 raise LaminaError("a policy needs frames, and these observations have no camera")
-            observations = next(iter(observations.frames.values()))
+            names: tuple[str, ...] = tuple(views)[:1]
+            if camera is not None and not len(views) == len(self.cameras) == 1:
+                plain = camera.removeprefix(CAMERA_PREFIX)
+                names = (plain, CAMERA_PREFIX + plain)
+            name = next((name for name in names if name in views), None)
+            if name is None:
+                raise LaminaError(
+                    f"this policy sees {', '.join(self.cameras)}; there is no {camera} among {', '.join(views)}"
+                )
+            observations = views[name]
         frames = np.asarray(observations)
         if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[0] != self.batch or frames.shape[3] != 3:
             raise LaminaError(

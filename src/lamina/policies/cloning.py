@@ -144,9 +144,11 @@ class FramePolicy(Policy):
         decision_seconds: float | None = None,
         chunk: int = 1,
         device: torch.device | str = "cpu",
+        cameras: tuple[str, ...] = (),
     ):
         self.regressor, self.read, self.spec, self.image, self.batch = regressor, read, spec, image, batch
         self.decision_seconds, self.chunk, self.device = decision_seconds, chunk, torch.device(device)
+        self.cameras = cameras
         self.previous = torch.zeros(batch, spec.dim, device=device)
         self.before = torch.zeros(batch, *image, dtype=torch.uint8, device=device)
         self.begins = torch.ones(batch, dtype=torch.bool, device=device)
@@ -159,7 +161,7 @@ class FramePolicy(Policy):
 
     @torch.no_grad()
     def act_batch(self, observations: Observations | UInt8[np.ndarray, "b h w 3"]) -> Shaped[np.ndarray, "b *n a"]:
-        """See :meth:`Policy.act_batch`. Continuous actions are clipped to [-1, 1].
+        """See :meth:`Policy.act_batch`.
 
         Raises LaminaError for frames that do not fit, and an output that is not finite.
         """
@@ -170,7 +172,6 @@ class FramePolicy(Policy):
         if not bool(packed.isfinite().all()):
             raise LaminaError("the policy's output is not finite: one of its parts is damaged; train that again")
         actions = self.spec.unpack(packed.cpu().numpy())
-        actions[..., len(self.spec.discrete) :].clip(-1, 1, out=actions[..., len(self.spec.discrete) :])
         self.before, self.begins = present.clone(), torch.zeros_like(self.begins)
         self.previous = torch.from_numpy(actions[:, -1]).to(self.device)
         actions = actions.astype(np.float32 if self.spec.continuous else np.int64)
@@ -194,7 +195,7 @@ def cloning(
         frame_pair_targets(held, head.embed(held.action)),
         training,
     )
-    return FramePolicy(regressor, lambda output, previous, present: head.read(output), spec, config.image, **options)
+    return FramePolicy(regressor, lambda output, previous, present: head.choose(output), spec, config.image, **options)
 
 
 def latent_policy(
@@ -212,6 +213,6 @@ def latent_policy(
     translator.eval()
 
     def read(z: Tensor, previous: Tensor, present: Tensor) -> Tensor:
-        return translator.action.read(translator(z, previous))
+        return translator.action.choose(translator(z, previous))
 
     return FramePolicy(regressor, read, translator.action.spec, config.image, **options)

@@ -34,10 +34,11 @@ from lamina.files import locked
 from lamina.losses.reconstruction import squared_error
 from lamina.models.adaptive import AdaptiveK, Length, check_length
 from lamina.models.config import Side
+from lamina.models.features import FITTED_FRAMES, fit_space
 from lamina.models.heads import Translator
-from lamina.models.hub import LatentActionModel
+from lamina.models.hub import LatentActionModel, translator_folder
 from lamina.options import check_options
-from lamina.policies.base import PolicyKind, only_one, save_parts
+from lamina.policies.base import PolicyKind, named, only_one, save_parts
 from lamina.policies.cloning import FramePairRegressor, FramePairs, FramePolicy
 from lamina.policies.encoded import fingerprint, run_detector
 from lamina.policies.windows import LATENTS, Steps, encode_windows, open_steps
@@ -115,6 +116,7 @@ def train_latent_policy(
         torch.manual_seed(training.seed)
         regressor = FramePairRegressor(model.config, train.steps.actions.shape[1])
         regressor.calibrate(torch.from_numpy(np.array(train.steps.actions)))
+        fit_space(regressor.space, train[evenly_spaced(len(train), FITTED_FRAMES)].frames[:, 1])
 
         def losses(module: FramePairRegressor, batch: FramePairs, draws: Rng) -> dict[str, Float[Tensor, "b"]]:
             frames = batch.frames
@@ -132,8 +134,9 @@ def train_latent_policy(
 
 def side_of(run: Path, model: LatentActionModel) -> Side:
     """The side of the quantiser that the run's translator reads; where the run is not aligned yet, that of its latent action."""
-    aligned = (run / "translator" / "translator.json").exists()
-    return load_translator(run / "translator")[1].side if aligned else model.config.action_side
+    folder = translator_folder(run)
+    aligned = (folder / "translator.json").exists()
+    return load_translator(folder)[1].side if aligned else model.config.action_side
 
 
 @dataclass(frozen=True)
@@ -144,6 +147,7 @@ class _Note:
     lam: str
     side: Side
     outputs: int
+    camera: str | None = None
 
 
 def save_latent_policy(
@@ -177,8 +181,10 @@ class LatentPolicy(FramePolicy):
         device: str = "auto",
         precision: str = "fp32",
     ) -> LatentPolicy:
-        """The policy of a run folder: RUN/model, RUN/policy and RUN/translator. ``k``: slots that the translator reads (all by default);
-        a rule reads the predicted latents, which are means over what may follow and not codes.
+        """The policy of a run folder: RUN/model, RUN/policy and RUN/translator (or RUN/joint, which holds all three).
+
+        ``k``: slots that the translator reads (all by default); a rule reads the predicted latents, which are means over what may follow
+        and not codes.
 
         Raises LaminaError for a missing or damaged part, a policy of another LAM, a translator of the other side of the quantiser, and a
         ``temperature``: this policy is deterministic, so ``seed`` changes nothing. It computes in fp32, whatever ``precision`` is.
@@ -187,7 +193,7 @@ class LatentPolicy(FramePolicy):
             raise LaminaError("a latent policy is deterministic; leave out the temperature")
         run, place = Path(run), pick_device(device)
         model = LatentActionModel.from_pretrained(str(run), map_location=place).eval()
-        translator, aligned = load_translator(run / "translator")
+        translator, aligned = load_translator(translator_folder(run))
         path = run / "policy" / "config.json"
         remedy = f"delete {path.parent} and train the policy again"
         note, record = read_note(path, _Note, {"format": FORMAT}, remedy)
@@ -199,6 +205,9 @@ class LatentPolicy(FramePolicy):
                 f"{path.parent}: predicts {note.outputs} numbers of {note.side} latents, and the run's translator reads {width} of "
                 f"{aligned.side} ones; train the policy again"
             )
+        if aligned.low is None:  # by an older version, which cut every action to this
+            translator.action.low.fill_(-1)
+            translator.action.high.fill_(1)
         regressor = load_module(
             lambda: FramePairRegressor(model.config, note.outputs),
             path,
@@ -210,7 +219,7 @@ class LatentPolicy(FramePolicy):
         reader = LatentReader(model, translator.to(place).eval(), note.side, model.config.slots if k is None else k)
         return cls(
             regressor.to(place).eval(), reader, translator.spec, model.config.image, batch, note.decision_seconds,
-            chunk=translator.steps, device=place,
+            chunk=translator.steps, device=place, cameras=named(note.camera),
         )  # fmt: skip
 
 
@@ -243,7 +252,7 @@ class LatentReader:
         if "observation" in self.translator.condition:  # as lamina.inference.encode.observe: the frame against itself
             features = lam.embed(self.model.read(present))
             observation = lam.action(lam.pair(features, features), self.side).flatten(1)
-        return self.translator.action.read(self.translator(z, previous, observation))
+        return self.translator.action.choose(self.translator(z, previous, observation))
 
 
 KIND = PolicyKind(

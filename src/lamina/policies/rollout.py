@@ -11,7 +11,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -23,8 +23,8 @@ from tqdm import tqdm
 from lamina.data.lerobot.writer import CAMERA_PREFIX, check_new
 from lamina.envs.base import Action
 from lamina.envs.registry import make, members
-from lamina.errors import LaminaError
-from lamina.files import locked, to_json, write_text
+from lamina.errors import LaminaError, warn
+from lamina.files import json_of, locked, to_json, write_text
 from lamina.intervals import Estimate, wilson
 from lamina.policies.base import Observations, Policy
 from lamina.policies.films import Scene, film
@@ -36,6 +36,7 @@ SCRIPTED = ("expert", "random")
 MAX_LOST = 0.25  # share of a world's episodes that may be lost to crashes
 #: Relative difference that is allowed between the policy's time between decisions and the world's.
 TIMING_TOLERANCE = 0.25
+SEED = 1000  # other starts than those of demonstrations collected with the default seed, which is 0
 CAMERA = "image"  # what the one camera is called in the observations of a policy that names none: the worlds' own names differ
 
 
@@ -73,7 +74,7 @@ class WorldResult:
     success_rate: Estimate | None  # with Wilson's interval
     tier: str  # of difficulty; empty = unknown
     lost: list[str]  # a line for each lost episode
-    truncated: int  # episodes that the bound on their steps ended
+    truncated: int  # episodes that a bound on their steps ended, ours or the simulator's own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +96,7 @@ class RolloutResult:
     above_random: float | None
     success: Estimate | None
     tiers: dict[str, Estimate | None]
-    decisions_per_second: float
+    decisions_per_second: float  # of all rows; a decision of a policy of chunks is several steps
     realtime: float
     seconds: float
     k: int | Literal["auto"] | None = None  # latent tokens of a decision, None = all
@@ -112,7 +113,7 @@ def rollout_worlds(
     worlds: Sequence[str],
     episodes: int = 50,
     parallel: int = 8,
-    seed: int = 0,
+    seed: int = SEED,
     max_steps: int | Mapping[str, int | None] | None = None,
     size: ImageSize = (64, 64),
     progress: bool = True,
@@ -172,7 +173,7 @@ def rollout(
     k: int | Literal["auto"] | None = None,
     episodes: int = 50,
     parallel: int = 8,
-    seed: int = 0,
+    seed: int = SEED,
     temperature: float = 0.0,
     out: Path | None = None,
     max_steps: int | None = None,
@@ -185,9 +186,11 @@ def rollout(
     """:func:`rollout_worlds` of the policy in the folder ``run`` (:meth:`Policy.from_run`), or of ``expert`` or ``random``; the result is
     returned, and written to ``out`` as JSON.
 
-    ``worlds`` may name suites (``doom-suite``), which stand for all their worlds, with the suite's bound on the steps of an episode unless
-    ``max_steps`` is given. ``k``: latent tokens of a decision, a number or "auto" (all by default; see from_run). ``size``: height and
-    width of the frames; default: the model's own, 64x64 for ``expert`` and ``random``. Raises what rollout_worlds and from_run raise.
+    ``seed``: by default other starts than those of demonstrations that were collected with the default seed; a warning says where the
+    policy was trained on those that it is played on. ``worlds`` may name suites (``doom-suite``), which stand for all their worlds, with
+    the suite's bound on the steps of an episode unless ``max_steps`` is given. ``k``: latent tokens of a decision, a number or "auto" (all
+    by default; see from_run); the scripted agents take neither it nor a ``temperature``. ``size``: height and width of the frames;
+    default: the model's own, 64x64 for ``expert`` and ``random``. Raises what rollout_worlds and from_run raise.
     """
     if out is not None and out.is_dir():
         raise LaminaError(f"{out}: is a folder; name a file for the record, for example {out / 'rollout.json'}")
@@ -224,13 +227,35 @@ def _rollout(
                     f"'{name}' is in two suites with episodes of other lengths: give the steps of an episode"
                 )
     agent: Any = str(run)
-    if agent not in SCRIPTED:
+    if agent in SCRIPTED:
+        if k is not None or temperature:
+            raise LaminaError(f"'{agent}' has neither k nor a temperature; leave them out")
+    else:
         agent = Policy.from_run(
             run, k=k, batch=parallel, temperature=temperature, seed=seed, device=device, precision=precision
         )
+        warn_of_known_starts(Path(run), limits, seed)
     size = size or getattr(agent, "image", (3, 64, 64))[1:]
     result = rollout_worlds(agent, list(limits), episodes, parallel, seed, limits, size, progress, videos=videos)
     return replace(result, agent=str(run), k=k, temperature=temperature)
+
+
+def warn_of_known_starts(run: Path, worlds: Iterable[str], seed: int) -> None:
+    """Warns where the policy of ``run`` was trained on a dataset whose records say that it was collected in one of these ``worlds`` with
+    this ``seed``. Says nothing of data that is not here."""
+    with suppress(OSError, ValueError):  # what the run's own loader did not refuse
+        data = json_of(run / "policy" / "config.json").get("data")
+        for path in data if isinstance(data, list) else [data]:
+            with suppress(OSError, ValueError):
+                collected = json_of(Path(str(path)) / "meta" / "info.json").get("lamina")
+                record = collected if isinstance(collected, dict) else {}
+                tasks = record.get("tasks")
+                known = set(worlds) & set(map(str, tasks.values() if isinstance(tasks, dict) else ()))
+                if known and record.get("seed") == seed:
+                    warn(
+                        f"{path} was collected in '{min(known)}' with seed {seed} too, and the policy was trained on it: it is played on "
+                        "starts that it has seen; choose another --seed"
+                    )
 
 
 def table(result: RolloutResult) -> str:
@@ -343,6 +368,7 @@ class _Evaluation:
         self.jobs: dict[int, tuple[str, int]] = {}  # row: world and episode
         self.last: dict[int, str] = {}  # row: world of its last episode
         self.fresh: set[int] = set()  # rows whose episode has not had a decision
+        self.decisions = 0  # of a policy
         self.tokens: list[float] = []  # latent tokens of every decision
         cameras = agent.cameras if isinstance(agent, Policy) else ()
         proprio = agent.proprio if isinstance(agent, Policy) else 0
@@ -427,6 +453,7 @@ class _Evaluation:
         if begun := sorted(self.fresh & self.jobs.keys()):
             policy.reset(begun)
         self.fresh.clear()
+        self.decisions += len(self.jobs)
         frames = {camera: shown.copy() for camera, shown in self.frames.items()}
         if isinstance(policy, Policy):
             actions = np.asarray(policy.act_batch(self._observations(frames)))
@@ -464,8 +491,9 @@ class _Evaluation:
                 lost=[f"episode {episode}: {tally.lost[episode]}" for episode in sorted(tally.lost)],
                 truncated=sum(o.truncated for o in results),
             )
-        decisions = {world: sum(result.lengths) for world, result in worlds.items()}
-        simulated = sum(count / self.infos[world].fps for world, count in decisions.items())
+        steps = {world: sum(result.lengths) for world, result in worlds.items()}
+        simulated = sum(count / self.infos[world].fps for world, count in steps.items())
+        decisions = self.decisions if self.policy is not None else sum(steps.values())
         tiers = dict.fromkeys(result.tier for result in worlds.values() if result.tier)
         return RolloutResult(
             episodes=self.episodes,
@@ -477,7 +505,7 @@ class _Evaluation:
             above_random=_mean(result.above_random for result in worlds.values()),
             success=mean_success(list(worlds.values())),
             tiers={tier: mean_success([r for r in worlds.values() if r.tier == tier]) for tier in tiers},
-            decisions_per_second=sum(decisions.values()) / seconds,
+            decisions_per_second=decisions / seconds,
             tokens=float(np.mean(self.tokens)) if self.tokens else None,
             realtime=simulated / seconds,
             seconds=seconds,

@@ -181,7 +181,7 @@ class TokenModel(nn.Module):
     """p(c_t | frames and codes so far). Frames uint8 [... h w 3]; codes [... k] are the LAM's codebook entries.
 
     ``levels``: of the codebook, where it is an FSQ's. ``fingerprint`` says which LAM's codes these are (:func:`fingerprint`); "" = any
-    (a model that was never trained).
+    (a model that was never trained). ``camera``: whose frames these are; None = the first.
     """
 
     def __init__(
@@ -193,10 +193,11 @@ class TokenModel(nn.Module):
         fingerprint: str = "",
         decision_seconds: float | None = None,
         levels: tuple[int, ...] = (),
+        camera: str | None = None,
     ):
         super().__init__()
         self.config, self.image, self.slots, self.codebook_size = config, image, slots, codebook_size
-        self.levels = levels
+        self.levels, self.camera = levels, camera
         self.fingerprint, self.decision_seconds = fingerprint, decision_seconds
         channels = config.channels or TOKEN_SIZES[config.size].channels
         self.grid = patch_grid(image, config.grid)

@@ -36,7 +36,7 @@ from lamina.models.adaptive import AdaptiveK, Length, check_length
 from lamina.models.heads import Translator
 from lamina.models.hub import LatentActionModel, translator_folder
 from lamina.models.lam import FrameFeatures
-from lamina.policies.base import Observations, Policy, PolicyKind, only_one
+from lamina.policies.base import Observations, Policy, PolicyKind, named, only_one
 from lamina.policies.decoding import TokenDecoder
 from lamina.policies.kv_cache import KeyValueCache
 from lamina.policies.token_model import TokenConfig, TokenModel
@@ -74,7 +74,7 @@ class TokenPolicy(Policy):
         self.lam, self.precision = model.lam, precision
         self.spec, self.chunk, self.image = translator.spec, translator.steps, model.config.image
         self.batch, self.temperature = batch, temperature
-        self.decision_seconds = tokens.decision_seconds
+        self.decision_seconds, self.cameras = tokens.decision_seconds, named(tokens.camera)
         self.device = tokens.place.device
         self._check_translator()
         self.k = self.check_k(k if k is not None else tokens.slots)
@@ -249,7 +249,7 @@ class TokenPolicy(Policy):
             raise LaminaError(
                 "the policy's output is not finite: its LAM, token model or translator is damaged; train that again"
             )
-        actions = self.translator.action.read(output).cpu().numpy()
+        actions = self.translator.action.choose(output).cpu().numpy()
         every = self.spec.unpack(actions)
         self.features, self.previous = features, torch.from_numpy(every[:, -1]).to(self.device)
         self.kept = keep.cpu().numpy()

@@ -106,7 +106,7 @@ def _train_token_model(run: Path, path: Data, config: TokenConfig, training: Tra
     torch.manual_seed(training.seed)
     bottleneck = model.lam.bottleneck
     levels = tuple(bottleneck.levels.tolist()) if isinstance(bottleneck, FSQ) else ()
-    tokens = TokenModel(config, image, slots, codebook_size, print_of_lam, levels=levels)
+    tokens = TokenModel(config, image, slots, codebook_size, print_of_lam, levels=levels, camera=camera)
     rank = Processes.here().rank
     settings = {
         "token_model": dataclasses.asdict(config),
@@ -149,7 +149,7 @@ def _train_token_model(run: Path, path: Data, config: TokenConfig, training: Tra
         if best.loss < figures["codes"]:  # too many steps for so little data
             best.restore(tokens)
             figures, kept = validate(tokens)[0], "best"
-        note = {"data": name_of(path), "camera": camera, "steps": training.steps, "seed": training.seed}
+        note = {"data": name_of(path), "steps": training.steps, "seed": training.seed}
         note |= {"validation": figures, "kept": kept}
         save_token_model(folder, tokens, note)
     return folder
@@ -166,10 +166,11 @@ class _Note:
     fingerprint: str
     decision_seconds: Seconds | None
     levels: Annotated[tuple[CodebookSize, ...], Field(max_length=20)]
+    camera: str | None = None
 
 
 #: Fields of config.json that determine the meaning of the weights; also stored in model.safetensors.
-MEANING = tuple(field.name for field in dataclasses.fields(_Note))
+MEANING = tuple(field.name for field in dataclasses.fields(_Note) if field.name != "camera")
 
 
 def save_token_model(folder: Path, model: TokenModel, note: dict[str, Any]) -> None:
@@ -184,6 +185,7 @@ def save_token_model(folder: Path, model: TokenModel, note: dict[str, Any]) -> N
         "levels": list(model.levels),
         "fingerprint": model.fingerprint,
         "decision_seconds": model.decision_seconds,
+        "camera": model.camera,
         **note,
     }
     save_parts(folder, model.state_dict(), {name: config[name] for name in MEANING}, config)
@@ -196,7 +198,8 @@ def load_token_model(folder: Path, lam: LAM | None = None) -> TokenModel:
     if not path.exists():
         raise LaminaError(f"{folder}: no token model here; train one first (lamina policy)")
     note, record = read_note(path, _Note, {"format": FORMAT}, remedy)
-    model = load_module(lambda: TokenModel(**vars(note)), path, folder / "model.safetensors", record)
+    meaning = {name: value for name, value in record.items() if name in MEANING}
+    model = load_module(lambda: TokenModel(**vars(note)), path, folder / "model.safetensors", meaning)
     if lam is not None:
         check_lam(model, lam, str(folder))
     return model.eval()

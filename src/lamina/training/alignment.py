@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from lamina.data.dataset import Data, name_of
 from lamina.data.sampling import ActionsOf, count_transitions
 from lamina.data.stream import sample_split
@@ -148,17 +150,22 @@ class TranslatorNote:
     """numbers of a latent"""
     observation: NonNegative
     """numbers of the features of o_t; 0: the translator does not read them"""
+    low: tuple[float, ...] | None = None
+    """range of the labels in each continuous dimension; None: not known, as in files of older versions"""
+    high: tuple[float, ...] | None = None
     training: dict[str, Any] = field(default_factory=dict)
     """options of TrainConfig"""
     validation_loss: float = math.nan
 
     def __post_init__(self) -> None:
         _check_width(self.spec, self.steps)
+        if {len(ends) for ends in (self.low, self.high) if ends is not None} - {self.spec.continuous * self.steps}:
+            raise LaminaError(f"low, high: need a number for each of {self.spec.continuous * self.steps} dimensions")
 
     def meaning(self) -> dict[str, Any]:
         """What the numbers of translator.safetensors mean, beside their shapes: kept with them too."""
-        names = ("spec", "config", "slots", "side", "latent", "observation", "steps")
-        return {name: value for name, value in dataclasses.asdict(self).items() if name in names}
+        names = ("spec", "config", "slots", "side", "latent", "observation", "steps", "low", "high")
+        return {n: value for n, value in dataclasses.asdict(self).items() if n in names and value is not None}
 
     def train_config(self, **changes: Any) -> TrainConfig:
         """How the translator was trained, with ``changes``. Raises LaminaError for options that this version does not know."""
@@ -208,6 +215,9 @@ def note_of(
 
 def save_translator(folder: Path, translator: Translator, note: TranslatorNote) -> None:
     """RUN/translator/: translator.safetensors, then translator.json, whose presence says that both are whole."""
+    head = translator.action
+    if bool(head.low.isfinite().all()):
+        note = dataclasses.replace(note, low=tuple(head.low.tolist()), high=tuple(head.high.tolist()))
     save_weights(folder / "translator.safetensors", translator.state_dict(), note.meaning())
     write_text(folder / "translator.json", json.dumps({"format": FORMAT, **dataclasses.asdict(note)}, indent=2) + "\n")
 
@@ -225,4 +235,7 @@ def load_translator(folder: Path) -> tuple[Translator, TranslatorNote]:
         folder / "translator.safetensors",
         note.meaning(),
     )
+    if note.low is not None and note.high is not None:
+        translator.action.low.copy_(torch.tensor(note.low))
+        translator.action.high.copy_(torch.tensor(note.high))
     return translator.eval(), note

@@ -17,8 +17,10 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -429,7 +431,8 @@ class FlowStream:
     """Endless batches; each row is a function of (seed, batch number, shard).
 
     Rows are drawn uniformly from the steps of labelled episodes. Where there are latents and unlabelled episodes, only ``share`` of the
-    rows are, and the others are drawn from the steps of those.
+    rows are, and the others are drawn from the steps of those. Where that is no whole number of a shard's rows, shards and batches that
+    follow one another differ by one.
     """
 
     def __init__(
@@ -443,22 +446,25 @@ class FlowStream:
         own: Sequence[int] | None = None,
     ):
         self.data, self.config, self.stride, self.seed = data, config, stride, seed
-        self.each, self.mine = batch // shards, range(shards) if own is None else own
+        self.each, self.shards, self.mine = batch // shards, shards, range(shards) if own is None else own
+        self.share = Fraction(str(config.share))
         self.labelled, self.others = data.steps(labelled=True), data.steps(labelled=False)
         self.drawn = 0
 
-    def rows(self, rng: np.random.Generator) -> Int[np.ndarray, "b"]:
+    def rows(self, batch: int, shard: int) -> Int[np.ndarray, "b"]:
         """The steps at which the rows of one shard begin, labelled ones first."""
-        labelled = self.each
+        rng, labelled = np.random.default_rng([self.seed, batch, shard]), self.each
         if len(self.others) and self.data.latents.shape[2]:
-            labelled = round(self.config.share * self.each)
+            number = batch * self.shards + shard  # of all parts of batches, one after the other
+            before, after = (math.floor(self.share * self.each * n) for n in (number, number + 1))
+            labelled = after - before
         return np.concatenate([rng.choice(self.labelled, labelled), rng.choice(self.others, self.each - labelled)])
 
     def __iter__(self) -> Iterator[FlowBatch]:
         while True:
-            rngs = [np.random.default_rng([self.seed, self.drawn, shard]) for shard in self.mine]
+            rows = np.concatenate([self.rows(self.drawn, shard) for shard in self.mine])
             self.drawn += 1
-            yield rows_at(self.data, np.concatenate([self.rows(rng) for rng in rngs]), self.config, self.stride)
+            yield rows_at(self.data, rows, self.config, self.stride)
 
     def state_dict(self) -> dict[str, int]:
         return {"drawn": self.drawn}

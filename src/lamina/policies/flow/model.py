@@ -103,8 +103,7 @@ class FlowModel(nn.Module):
     def read_action(self, output: Float[Tensor, "b h e"]) -> Float[Tensor, "b h a"]:
         """The actions of a sample: the largest class, and numbers within the range of the data."""
         action = self.action.read(output.flatten(0, 1)).unflatten(0, output.shape[:2])
-        classes, numbers = action.tensor_split([len(self.shapes.discrete)], dim=-1)
-        return torch.cat([classes, torch.minimum(torch.maximum(numbers, self.low), self.high)], dim=-1)
+        return self.shapes.spec.clip(action, self.low, self.high)
 
     def observe(self, context: Context) -> Memory:
         """The context as the network reads it, in every layer."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Shaped, UInt8
 from torch import Tensor
 
+from lamina.data.lerobot.writer import CAMERA_PREFIX
 from lamina.device import autocast, pick_device
 from lamina.errors import LaminaError, LaminaWarning
 from lamina.images import resize_frames
@@ -28,8 +29,6 @@ from lamina.policies.flow.context import Context
 from lamina.policies.flow.model import FlowModel
 from lamina.policies.flow.training import load_flow_policy, plan_flow_policy, train_flow_policy
 from lamina.rng import Rng
-
-PREFIX = "observation.images."  # of a LeRobot dataset's cameras, whose names in a world begin after it
 
 
 class FlowPolicy(Policy):
@@ -57,7 +56,7 @@ class FlowPolicy(Policy):
         self.model, self.seed, self.precision, self.intervention = model.eval(), seed, precision, intervention
         self.shapes, self.config = model.shapes, model.config
         self.image, self.spec, self.batch = model.shapes.image, model.shapes.spec, batch
-        self.cameras = tuple(camera.removeprefix(PREFIX) for camera in model.shapes.cameras)
+        self.cameras = tuple(camera.removeprefix(CAMERA_PREFIX) for camera in model.shapes.cameras)
         self.proprio, self.chunk = model.shapes.proprio, model.config.executed
         self.decision_seconds = self.chunk / model.shapes.fps
         self.device = model.place.device
@@ -108,7 +107,8 @@ class FlowPolicy(Policy):
         """
         if not isinstance(observations, Observations):
             observations = Observations({self.cameras[0]: observations})
-        pictures = np.stack([self._pictures(observations.frames, camera) for camera in self.cameras], axis=1)
+        size = (self.image[1], self.image[2])
+        pictures = np.stack([resize_frames(self.view(observations, c), size) for c in self.cameras], axis=1)
         state, words = self._state(observations), self._words(observations)
         new = self.fresh[:, None]
         self.frames = _remember(self.frames.swapaxes(1, 2), pictures, new).swapaxes(1, 2)
@@ -137,17 +137,6 @@ class FlowPolicy(Policy):
             u.append(u_noise)
             order.append(rng.uniform(1, self.config.steps_of_latents))
         return (None if z[0] is None else torch.cat(z)), torch.cat(u), torch.cat(order)  # type: ignore[arg-type]
-
-    def _pictures(self, views: Mapping[str, UInt8[np.ndarray, "b h w 3"]], camera: str) -> UInt8[np.ndarray, "b h w 3"]:
-        """One camera's frames at the model's size; a policy of one camera reads the first, whatever its name."""
-        only = next(iter(views)) if views and len(self.cameras) == 1 else None
-        name = next((name for name in (camera, PREFIX + camera, only) if name in views), None)
-        if name is None:
-            raise LaminaError(
-                f"this policy sees {', '.join(self.cameras)}; there is no {camera} among {', '.join(views) or 'none'}"
-            )
-        frames = self.first_camera(Observations({name: views[name]}))
-        return resize_frames(frames, (self.image[1], self.image[2]))
 
     def _state(self, observations: Observations) -> Shaped[np.ndarray, "b p"]:
         if not self.proprio:
