@@ -135,7 +135,9 @@ def test_called_again_nothing_is_trained_and_a_run_can_be_a_row(home, compared):
 def test_a_method_in_two_stages_trains_the_second_from_the_first(home, tmp_path):
     """Each stage gets half of the steps, and what the first has learnt for good stands in the second."""
     config = CompareConfig(("univla",), 1, "20steps", "debug", (16, 16), gap=(0.1, 0.1), batch=8, parallel=1)
-    save_plan(tmp_path, make_plan(str(home / "data"), config, EvaluateConfig(labels="40", device="cpu")))
+    save_plan(
+        tmp_path, make_plan(str(home / "data"), config, EvaluateConfig(action="action", labels="40", device="cpu"))
+    )
     train(load_plan(tmp_path), tmp_path, "univla", 0)
     first, second = (stage_folder(tmp_path, "univla", 0, stage) for stage in (1, 2))
     assert second == run_folder(tmp_path, "univla", 0)
@@ -283,6 +285,7 @@ def test_mistakes_are_one_line_and_leave_nothing(home, compared, tmp_path, capsy
     other_size = [f if f != "16" else "24" for f in FLAGS]
     for argv, said in (
         ([*base, "--data", str(tmp_path / "silent")], "has no actions ('action'), by which methods are compared"),
+        ([*base, "--data", data, "--world", "grid", "--camera", "side"], "leave out --camera side, or --world"),
         ([*base, "--data", str(tmp_path / "one")], "has 1 episode"),
         ([*base, "--data", data, "--budget", "3steps"], "--budget 3steps: too small"),
         ([*base, "--data", data, "--methods", "flexlm"], "did you mean flexlam?"),
@@ -299,7 +302,11 @@ def test_mistakes_are_one_line_and_leave_nothing(home, compared, tmp_path, capsy
 
 def test_data_needs_enough_labels(home):
     with pytest.raises(LaminaError, match="--labels 4"):
-        check_data(str(home / "data"), CompareConfig(image=(16, 16), gap=(0.1, 0.1)), EvaluateConfig(labels="4"))
+        check_data(
+            str(home / "data"),
+            CompareConfig(image=(16, 16), gap=(0.1, 0.1)),
+            EvaluateConfig(action="action", labels="4"),
+        )
 
 
 # ------------------------------------------------------------------------------------------------------------ the docs

@@ -76,6 +76,7 @@ def run_comparison(
     data: str, out: Path, config: CompareConfig, evaluate: EvaluateConfig, subjects: Sequence[Any] = ()
 ) -> Comparison:
     """:func:`compare` with its options as dataclasses."""
+    evaluate = dataclasses.replace(evaluate, action=evaluate.action or "action")  # all are aligned here to the same one
     with locked(out / RECORD):
         given = load_subjects(subjects, config)
         plan = continued(out, data, config, evaluate)

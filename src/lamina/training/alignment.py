@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from lamina.data.dataset import Data, name_of
+from lamina.data.dataset import Data, Dataset, name_of
 from lamina.data.sampling import ActionsOf, count_transitions
 from lamina.data.stream import sample_split
 from lamina.device import autocast, pick_device
@@ -159,6 +159,13 @@ class TranslatorNote:
         """What the numbers of translator.safetensors mean, beside their shapes: kept with them too."""
         names = ("spec", "config", "slots", "side", "latent", "observation", "steps")
         return {name: value for name, value in dataclasses.asdict(self).items() if name in names}
+
+    def camera_of(self, source: Dataset, wanted: str | None, folder: Path) -> str | None:
+        """The camera whose latents the translator of ``folder`` reads. Raises LaminaError where another one is ``wanted``."""
+        own = self.camera or next(iter(source.cameras), None)
+        if wanted not in (None, own):
+            raise LaminaError(f"{folder}: was aligned on camera '{own}'; leave out --camera, or align again")
+        return self.camera
 
     def train_config(self, **changes: Any) -> TrainConfig:
         """How the translator was trained, with ``changes``. Raises LaminaError for options that this version does not know."""
