@@ -191,7 +191,7 @@ def _evaluate(
         "lamina": __version__,
         "method": subject.name,
         "run": str(run.path if run else out),
-        "checkpoint": checkpoint_hash(run.model_path) if run else None,
+        "checkpoint": checkpoint_hash(run.model_path) if run else subject.checkpoint,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "data": {
             "path": name_of(path),

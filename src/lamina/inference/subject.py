@@ -84,6 +84,8 @@ class Subject:
     span: float | None = None
     """longest time from the first of these frames to the last, seconds; None: as the gaps allow"""
     trained_on: tuple[str, ...] = ()
+    checkpoint: str | None = None
+    """sha256 of its weights, by which `lamina compare` knows what it has evaluated already; None: it is evaluated at every call"""
 
     @property
     def label_gap(self) -> float:
