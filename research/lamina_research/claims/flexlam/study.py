@@ -372,6 +372,7 @@ class FlexLAMStudy(Study[FlexLAMSetup]):
         key = {
             "lam": self.key(model), "tokens": s.tokens, "policy": s.policy, "labels": labels, "steps": s.translator_steps,
             "worlds": s.worlds, "episodes": s.episodes, "k": k, "temperature": s.temperature,
+            "parallel": s.parallel,  # one generator draws the codes of all rows
         }  # fmt: skip
 
         def compute() -> dict[str, Any]:
