@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,16 +13,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import lamina
 from lamina import methods
 from lamina.cli import main
 from lamina.data.lerobot.writer import LeRobotWriter
 from lamina.data.sampling import DataConfig, SampleIndex, actions_of_gap, draw_samples, open_source
 from lamina.data.stream import sample_split
-from lamina.errors import LaminaError
+from lamina.errors import LaminaError, LaminaWarning
 from lamina.models.heads import Translator, TranslatorConfig
 from lamina.models.hub import LatentActionModel, Provenance
+from lamina.play.stage import Stage
 from lamina.policies.token_model import TokenConfig, TokenModel
 from lamina.policies.token_policy import TokenPolicy
+from lamina.training.adaptive import AdaptiveConfig, adaptive_k
 from lamina.training.alignment import load_translator
 from lamina.training.labelled import actions_of
 from lamina.types import ActionSpec
@@ -140,8 +144,6 @@ FEW = ["--transitions", "32", "--reconstructions", "8", "--structure", "0", "--l
 def test_align_says_that_a_gap_spans_several_actions_and_evaluate_follows_the_choice(
     run: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import shutil
-
     for actions, width in (("first", 2), ("chunk", 6)):
         folder = shutil.copytree(run, tmp_path / actions)
         align = ["align", str(folder), "--data", str(dataset), "--labels", "40", "--actions", actions, *QUICK]
@@ -198,3 +200,85 @@ def test_ac_lam_bounds_its_triplets_as_the_paper_does() -> None:
     with pytest.raises(LaminaError, match="do not fit into a span"):
         DataConfig(("x",), frames=3, gap=(2.0, 3.0), span=3.0)
     assert dataclasses.replace(module.Config(), span=None).span is None
+
+
+def two_actions(root: Path) -> Path:
+    """Two cameras, an action of noise, and a ``move`` of 0 or 1 that the second camera shows in full: black or white at the next frame."""
+    picture = {"dtype": "video", "shape": [16, 16, 3], "names": ["height", "width", "channels"]}
+    features = {
+        "action": {"dtype": "int64", "shape": [1], "names": None, "num_classes": 2},
+        "move": {"dtype": "int64", "shape": [1], "names": None, "num_classes": 2},
+        "observation.images.front": picture,
+        "observation.images.wrist": picture,
+    }
+    rng = np.random.default_rng(0)
+    with LeRobotWriter(root, 10, features) as writer:
+        for _ in range(8):
+            move = rng.integers(0, 2, (30, 1))
+            shown = np.roll(move[:, 0], 1).astype(np.uint8)[:, None, None, None] * 255
+            frames = np.broadcast_to(shown, (30, 16, 16, 3)).copy()
+            still = np.full_like(frames, 90)
+            views = {"observation.images.front": still, "observation.images.wrist": frames}
+            writer.add_episode({"action": rng.integers(0, 2, (30, 1)), "move": move}, views, task="")
+    return root
+
+
+@pytest.fixture(scope="module")
+def moved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A run that is aligned to ``move`` on the second camera, and its data."""
+    home = tmp_path_factory.mktemp("moved")
+    data, run = two_actions(home / "data"), home / "run"
+    torch.manual_seed(0)
+    module = methods.load("flexlam")
+    settings = module.Config(size="debug", image=(16, 16), slots=2, decoder="unet")
+    model = LatentActionModel(module.build(settings), Provenance("flexlam", (str(data),), (0.1, 0.1)))
+    model.save_pretrained(run / "model")
+    chosen = {"action": "move", "camera": "observation.images.wrist"}
+    lamina.align(run, data, labels=120, steps=150, device="cpu", size="debug", **chosen)
+    return run, data
+
+
+def test_a_translator_is_scored_on_the_action_and_the_camera_that_it_was_aligned_to(
+    moved: tuple[Path, Path], tmp_path: Path
+) -> None:
+    run, data = moved
+    few = {"transitions": 32, "reconstructions": 8, "structure": 0, "linear": 64, "scratch_steps": 4, "device": "cpu"}
+    for chosen in ({}, {"action": "move", "camera": "observation.images.wrist"}):
+        found = lamina.evaluate(run, data, out=tmp_path / "out", **few, **chosen)
+        row = next(r for r in found.translator if r.role == "model" and r.k == 2)
+        assert row.accuracy.mean == 1.0, chosen  # of noise it would be one half
+    for chosen, told in (
+        ({"action": "action"}, "was aligned to the action 'move'; leave out --action, or align again"),
+        (
+            {"camera": "observation.images.front"},
+            "was aligned on camera 'observation.images.wrist'; leave out --camera",
+        ),
+    ):
+        with pytest.raises(LaminaError, match=told) as caught:
+            lamina.evaluate(run, data, out=tmp_path / "out", **few, **chosen)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_joint_translator_of_another_action_is_left_out(moved: tuple[Path, Path], tmp_path: Path) -> None:
+    run = shutil.copytree(moved[0], tmp_path / "run")
+    shutil.copytree(run / "translator", run / "joint")
+    shutil.copytree(run / "model", run / "joint" / "model")
+    few = {"transitions": 16, "reconstructions": 4, "structure": 0, "linear": 16, "scratch_steps": 2, "device": "cpu"}
+    assert "flexlam, joint" in {r.name for r in lamina.evaluate(run, moved[1], **few).translator}
+    note = json.loads((run / "joint" / "translator.json").read_text())
+    (run / "joint" / "translator.json").write_text(json.dumps(note | {"action": "action"}))
+    with pytest.warns(LaminaWarning, match="joint: was aligned to other actions"):
+        found = lamina.evaluate(run, moved[1], **few)
+    assert "flexlam, joint" not in {r.name for r in found.translator}
+
+
+def test_a_page_and_a_rule_take_the_action_and_the_camera_of_the_translator(moved: tuple[Path, Path]) -> None:
+    run, data = moved
+    stage = Stage.load(run, str(data), transitions=12, device="cpu")
+    white = (stage.clip.frames[:, 1].float().mean((1, 2, 3)) > 128).long()
+    assert stage.clip.action[:, 0, 0].tolist() == white.tolist() and len(white.unique()) == 2
+    with pytest.raises(LaminaError, match=r"was aligned on camera 'observation\.images\.wrist'"):
+        adaptive_k(run, str(data), AdaptiveConfig(camera="observation.images.front", steps=5), "cpu")
+    adaptive_k(
+        run, str(data), AdaptiveConfig(steps=5, tokens=1.5), "cpu"
+    )  # the first camera is still: nothing would change

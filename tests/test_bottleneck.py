@@ -11,7 +11,7 @@ from vector_quantize_pytorch import FSQ as ReferenceFSQ
 from lamina.errors import LaminaError
 from lamina.models.bottlenecks.base import Identity
 from lamina.models.bottlenecks.fsq import FSQ
-from lamina.models.bottlenecks.vq import VQ
+from lamina.models.bottlenecks.vq import VQ, SplitVQ
 
 torch.set_num_threads(1)
 pytestmark = pytest.mark.typed
@@ -70,11 +70,15 @@ def test_fsq_gradient_passes_straight_through_the_rounding():
     torch.testing.assert_close(x.grad, bounding.detach())
 
 
-def test_fsq_picks_the_same_codes_under_bf16_autocast():
-    x = normal(64, 8, 5, scale=2.0)
+@pytest.mark.parametrize(
+    "quantiser", [FSQ((7, 5, 5, 5, 5)), VQ(64, 5), VQ(64, 5, gradient="noise"), SplitVQ(2, codebook_size=64, dim=5)]
+)
+def test_codes_of_the_same_inputs_are_the_same_under_bf16_autocast(quantiser):
+    x = normal(256, 8, 5, seed=3)
+    exact = quantiser.eval()(x)
     with torch.autocast("cpu", torch.bfloat16):
-        latent = FSQ((7, 5, 5, 5, 5))(x)
-    assert torch.equal(latent.index, FSQ((7, 5, 5, 5, 5))(x).index)
+        half = quantiser(x)
+    assert torch.equal(exact.index, half.index) and torch.equal(exact.post, half.post)
 
 
 @pytest.mark.typed(False)

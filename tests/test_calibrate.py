@@ -9,13 +9,16 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from clips import clip_of
 from lamina import methods
 from lamina.data.sampling import DataConfig
 from lamina.data.stream import sample_split
+from lamina.models import calibration
 from lamina.models.bottlenecks.vq import VQ
 from lamina.models.bottlenecks.whitening import FirstBatchNorm
-from lamina.models.calibration import calibrating, has_statistics, random_weights
+from lamina.models.calibration import calibrating, even_batches, has_statistics, random_weights
 from lamina.models.hub import LatentActionModel
 from lamina.models.lam import LAM
 from lamina.rng import Rng
@@ -53,6 +56,41 @@ def test_one_pass_is_the_plain_mean_over_its_batches_and_one_step_of_k_means() -
     before = book.codebook.clone()
     book.train()(points[0])
     assert not torch.equal(book.codebook, before)  # training goes on as before
+
+
+@pytest.mark.parametrize(
+    ("rows", "size", "parts"),
+    [
+        (130, 64, (44, 43, 43)),
+        (66, 64, (33, 33)),
+        (128, 64, (64, 64)),
+        (5, 8, (5,)),
+        (3, 2, (3,)),
+        (4, 1, (2, 2)),
+        (1, 8, (1,)),
+    ],
+)
+def test_batches_of_a_calibration_count_alike(rows: int, size: int, parts: tuple[int, ...]) -> None:
+    order = torch.randperm(rows)
+    batches = even_batches(order, size)
+    assert tuple(map(len, batches)) == parts and torch.equal(torch.cat(batches), order)
+
+
+def test_a_remainder_of_two_samples_does_not_decide_the_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The statistics of a control over 66 transitions, of which a batch holds 64, are within their error of those of one batch of all."""
+    config = methods.load("lapo").build(
+        methods.load("lapo").Config(size="debug", image=(16, 16), decoder="unet", whiten="batch")
+    )
+    frames = torch.randint(0, 256, (66, 2, 3, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    norms = []
+    for batch in (calibration.BATCH, 66):
+        monkeypatch.setattr(calibration, "BATCH", batch)
+        lam = random_weights(config, clip_of(frames), 0)
+        norms.append(next(part for part in lam.modules() if isinstance(part, _BatchNorm)))
+    few, whole = norms
+    assert few.num_batches_tracked == 2 and whole.num_batches_tracked == 1
+    assert ((few.running_mean - whole.running_mean) / whole.running_var.sqrt()).abs().max() < 0.02
+    torch.testing.assert_close(few.running_var, whole.running_var, rtol=0.15, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -115,6 +153,17 @@ def test_what_is_saved_fits_itself_and_is_what_validation_saw(name: str, dataset
         pre = saved.lam.encode(view, pairs).own.values()
         flat = torch.cat([latent.pre.flatten(1) for latent in pre])
         assert flat.mean(0).abs().max() < 0.2 and (flat.std(0) - 1).abs().mean() < 0.1
+
+
+def test_a_run_recalibrates_by_batches_of_one_size(dataset: Path) -> None:
+    module = methods.load("lapo")
+    options, data = filled_in(
+        module.Config(size="debug", image=(16, 16)), DataConfig((str(dataset),), (16, 16), gap=(0.1, 0.1), workers=0)
+    )
+    plan, sizes = recipe("lapo", module, options), []
+    plan = dataclasses.replace(plan, losses=lambda lam, clip, rng: sizes.append(len(clip)))
+    recalibration(plan, data, TrainConfig(steps=1, batch=60, device="cpu"))(LAM(plan.lam))
+    assert sizes == [43, 43, 42]  # of 128 samples; not 60, 60 and 8
 
 
 def test_validation_leaves_training_as_it_was(dataset: Path, tmp_path: Path) -> None:

@@ -11,13 +11,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 import lamina
+from lamina import methods
 from lamina.cli import main
+from lamina.comparison import run as comparison
 from lamina.comparison.plan import (
     CompareConfig,
     Plan,
@@ -31,8 +34,11 @@ from lamina.comparison.plan import (
 from lamina.comparison.table import CompareRow, apart, ranked, words
 from lamina.comparison.worker import load_plan, save_plan, train
 from lamina.errors import LaminaError
+from lamina.evaluation.record import Evaluation
 from lamina.evaluation.settings import EvaluateConfig
-from lamina.models.hub import LatentActionModel
+from lamina.files import checkpoint_hash
+from lamina.inference.subject import Subject
+from lamina.models.hub import LatentActionModel, Provenance
 from planted import write_planted
 
 torch.set_num_threads(1)
@@ -132,10 +138,71 @@ def test_called_again_nothing_is_trained_and_a_run_can_be_a_row(home, compared):
         assert rows[str(run)][metric][0] == pytest.approx(rows["flexlam"][metric][0], rel=1e-6), metric
 
 
+def loss_record(subject: Subject, loss: float) -> Evaluation:
+    """An evaluation with a translator's loss, and an error of composition on either side of the quantiser."""
+
+    def estimate(value: float) -> dict[str, float]:
+        return {"mean": value, "low": value, "high": value}
+
+    def structure(place: str, value: float) -> dict[str, Any]:
+        both = {"raw": estimate(value), "relative": estimate(value)}
+        return {
+            "place": place,
+            "role": "model",
+            "name": place,
+            "horizons": [{"t": 5, "addition": both, "reversal": both}],
+        }
+
+    row = {"name": subject.name, "role": "model", "k": 1, "loss": estimate(loss)}
+    sides = [structure("pre", 0.02), structure("post", 0.8)]
+    return Evaluation.from_dict(
+        {"format": 1, "method": subject.name, "translator": [row], "structure": {"records": sides}}
+    )
+
+
+def test_a_given_row_is_of_its_own_weights_and_its_own_side_of_the_quantiser(home, tmp_path, monkeypatch):
+    calls: list[str] = []
+
+    def evaluated(subject: Subject, data: str, config: EvaluateConfig, folder: Path) -> None:
+        calls.append(subject.name)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "evaluation.json").write_text(loss_record(subject, losses[subject.checkpoint]).to_json())
+
+    def trained(name: str, seed: int) -> str:
+        torch.manual_seed(seed)
+        alam = methods.load("alam")
+        config = alam.build(alam.Config(size="debug", image=(16, 16), decoder="unet", slots=2))
+        model = LatentActionModel(config, Provenance("alam", gap_seconds=(0.1, 0.1)))
+        model.save_pretrained(tmp_path / name / "model")
+        losses[checkpoint_hash(tmp_path / name / "model")] = float(seed)
+        return str(tmp_path / name)
+
+    losses: dict[str | None, float] = {None: 7.0}
+    monkeypatch.setattr(comparison.evaluation, "evaluate", evaluated)
+    config = CompareConfig(seeds=1, image=(16, 16))
+    plan = Plan(str(home / "data"), config, EvaluateConfig(labels="40"), {})
+
+    def rows(*given: Any) -> list[tuple[float, float]]:
+        found = comparison.subject_rows(tmp_path / "out", plan, comparison.load_subjects(given, config))
+        return [(row.values["loss"][0], row.values["addition"][0]) for row in found]
+
+    names = trained("ac-lam", 1), trained("ac_lam", 2)
+    assert rows(*names) == [(1.0, 0.02), (2.0, 0.02)]  # ALAM's latent action is before the quantiser
+    assert rows(*names) == [(1.0, 0.02), (2.0, 0.02)] and len(calls) == 2
+    trained("ac-lam", 3)
+    assert rows(*names) == [(3.0, 0.02), (2.0, 0.02)] and len(calls) == 3
+    theirs = Subject("theirs", lambda a, b: a, image=(16, 16))
+    assert (
+        rows(theirs) == rows(theirs) == [(7.0, 0.8)] and len(calls) == 5
+    )  # nothing says whether its weights have changed
+
+
 def test_a_method_in_two_stages_trains_the_second_from_the_first(home, tmp_path):
     """Each stage gets half of the steps, and what the first has learnt for good stands in the second."""
     config = CompareConfig(("univla",), 1, "20steps", "debug", (16, 16), gap=(0.1, 0.1), batch=8, parallel=1)
-    save_plan(tmp_path, make_plan(str(home / "data"), config, EvaluateConfig(labels="40", device="cpu")))
+    save_plan(
+        tmp_path, make_plan(str(home / "data"), config, EvaluateConfig(action="action", labels="40", device="cpu"))
+    )
     train(load_plan(tmp_path), tmp_path, "univla", 0)
     first, second = (stage_folder(tmp_path, "univla", 0, stage) for stage in (1, 2))
     assert second == run_folder(tmp_path, "univla", 0)
@@ -219,13 +286,11 @@ def test_the_words_say_who_is_best_who_is_not_beyond_doubt_and_who_collapsed():
 
 
 def test_the_best_is_nobody_where_latents_of_other_transitions_read_actions_as_well():
-    methods = [row("a", 0.25, 0.26, 0.24), row("b", 0.35, 0.36, 0.34)]
+    rows = [row("a", 0.25, 0.26, 0.24), row("b", 0.35, 0.36, 0.34)]
     as_good = row("shuffled latents", 0.26, 0.25, 0.26, role="control")
     worse = row("shuffled latents", 0.35, 0.36, 0.34, role="control")
     use = "To read actions off latents with few labels: "
-    said = {
-        c: [t for _, t in words(methods, [control]) if t.startswith(use)] for c, control in ((0, as_good), (1, worse))
-    }
+    said = {c: [t for _, t in words(rows, [control]) if t.startswith(use)] for c, control in ((0, as_good), (1, worse))}
     assert said[0][0].startswith(use + "no method. The best mean, 0.25 (a), is not") and len(said[0]) == 1
     assert said[1] == [use + "a (translator loss 0.25), better than every other method beyond doubt."]
 
@@ -283,6 +348,7 @@ def test_mistakes_are_one_line_and_leave_nothing(home, compared, tmp_path, capsy
     other_size = [f if f != "16" else "24" for f in FLAGS]
     for argv, said in (
         ([*base, "--data", str(tmp_path / "silent")], "has no actions ('action'), by which methods are compared"),
+        ([*base, "--data", data, "--world", "grid", "--camera", "side"], "leave out --camera side, or --world"),
         ([*base, "--data", str(tmp_path / "one")], "has 1 episode"),
         ([*base, "--data", data, "--budget", "3steps"], "--budget 3steps: too small"),
         ([*base, "--data", data, "--methods", "flexlm"], "did you mean flexlam?"),
@@ -299,7 +365,11 @@ def test_mistakes_are_one_line_and_leave_nothing(home, compared, tmp_path, capsy
 
 def test_data_needs_enough_labels(home):
     with pytest.raises(LaminaError, match="--labels 4"):
-        check_data(str(home / "data"), CompareConfig(image=(16, 16), gap=(0.1, 0.1)), EvaluateConfig(labels="4"))
+        check_data(
+            str(home / "data"),
+            CompareConfig(image=(16, 16), gap=(0.1, 0.1)),
+            EvaluateConfig(action="action", labels="4"),
+        )
 
 
 # ------------------------------------------------------------------------------------------------------------ the docs

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,6 +23,9 @@ from lamina.envs.collect import collect, noisy
 from lamina.envs.grid import Grid
 from lamina.envs.registry import SUITES, Suite, make
 from lamina.errors import LaminaError, LaminaWarning
+from lamina.evaluation.doctor import judge_codes
+from lamina.evaluation.evaluate import code_statistics
+from lamina.inference.subject import subject_of
 from lamina.losses import perceptual
 from lamina.losses.algebra import composition, read_error, reversal
 from lamina.methods import ac_lam, alam, univla, villa_x
@@ -33,7 +37,9 @@ from lamina.models.bottlenecks.whitening import FirstBatchNorm
 from lamina.models.config import LAMConfig
 from lamina.models.decoders.base import DirectDecoder
 from lamina.models.heads import ProprioDynamics
+from lamina.models.hub import LatentActionModel, Provenance
 from lamina.models.lam import LAM
+from lamina.play import health
 from lamina.rng import Rng
 from lamina.training import pretraining as pretrain
 from lamina.training.diagnostics import latent_diagnostics
@@ -389,6 +395,29 @@ def test_slots_in_groups_have_codebooks_of_their_own() -> None:
     alone = VQ(5, 3).eval()
     alone.load_state_dict(split.parts[1].state_dict())
     assert torch.equal(alone(x[:, 2:]).post, latent.post[:, 2:])
+
+
+def test_dead_codes_are_counted_among_those_that_a_slot_can_say(tmp_path: Path) -> None:
+    """UniVLA: 16 codes for each half of the slots. A slot that says six of its 16 has ten dead ones, not 26 of 32."""
+    torch.manual_seed(0)
+    config = univla.build(univla.Config(size="debug", image=(16, 16), slots=4, stage=2))
+    model = LatentActionModel(config, Provenance("univla"), LAM(config).eval())
+    frames = torch.randint(0, 256, (64, 2, 3, 16, 16), dtype=torch.uint8)
+    held = clip_of(frames)
+    for said in (6, 16):
+        index = torch.arange(64).remainder(said)[:, None] + torch.tensor([0, 0, 16, 16])
+        subject = dataclasses.replace(subject_of(model), index=lambda a, b, index=index: index)
+        found = code_statistics(subject, held)
+        assert found["codebook"] == 16 and [slot["usage"] for slot in found["slots"]] == [said / 16] * 4
+        diagnosis = judge_codes(dataclasses.replace(subject, control=None), held, held)
+        assert diagnosis.value.mean == 1 - said / 16 and diagnosis.level == "good"
+    # In training and on the page the codes are the model's own.
+    own = model.encode(frames[:, 0], frames[:, 1]).index
+    shares = [len(column.unique()) / 16 for column in own.unbind(1)]
+    figures, _ = latent_diagnostics(model.lam, held, 0)(model.lam)
+    assert [figures[f"usage/slot_{slot}"] for slot in range(1, 5)] == shares
+    stage = SimpleNamespace(model=model, latents=SimpleNamespace(index=own), clip=held)
+    assert [use["usage"] for use in health.codes(stage)] == shares
 
 
 def test_a_frozen_codebook_stays_and_must_have_been_trained() -> None:

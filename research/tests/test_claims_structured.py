@@ -16,7 +16,7 @@ from lamina.errors import LaminaError
 from lamina_research.claims import ac_lam, alam
 from lamina_research.claims import structure_study as structure
 from lamina_research.claims.policies import worth
-from lamina_research.claims.structure_study import SETUPS, StructureStudy, ac_lam_model, alam_model, rivals
+from lamina_research.claims.structure_study import FORMS, SETUPS, StructureStudy, ac_lam_model, alam_model, rivals
 from lamina_research.experiment import Experiment, Outcome
 from lamina_research.record import read_record
 from lamina_research.reproduce import CLAIMS, reproduce
@@ -233,6 +233,40 @@ def test_a_claim_holds_where_it_should_and_each_clause_can_fail_it(
             broken(label, record)
 
         assert not decided(claim, monkeypatch, change, tmp_path), said
+
+
+def test_the_design_claim_holds_on_the_papers_own_table():
+    """Table 5: before the quantiser r is higher (0.476 against 0.256) and Eq. 7 too, which is what decides."""
+    table = {"fdm": (0.102, 0.256), "fdm-pre": (0.456, 0.476), "idm-stop-direct": (0.141, 0.098)}
+    end = {form: ["stable"] * 3 for form in FORMS} | {"idm": ["collapse"] * 3, "idm-stop-sum": ["explosion"] * 3}
+
+    def found(**changed: tuple[float, float]) -> dict[str, bool]:
+        metrics = {
+            FORMS[form]: {"composition": [e - 0.002, e, e + 0.002], "displacement": [r - 0.001, r, r + 0.001]}
+            for form, (e, r) in (table | changed).items()
+        }
+        return ac_lam.design_as_in_paper(metrics, end)
+
+    assert all(found().values())
+    higher = found(**{"fdm-pre": (0.05, 0.1)})
+    assert [name for name, right in higher.items() if not right] == ["composes better than before the quantiser"]
+    weak = found(**{"idm-stop-direct": (0.141, 0.3)})
+    assert [name for name, right in weak.items() if not right] == ["and weaker"]
+
+
+def test_the_kept_design_record_is_decided_by_the_rule_that_it_states():
+    kept = read_record(Path(__file__).parents[2] / "results" / "ac_lam" / "design-cpu.json")
+    metrics = {
+        name: {m: [math.nan if v is None else v for v in found["values"]] for m, found in row.items()}
+        for name, row in kept["metrics"].items()
+    }
+    told = dict(part.split(": ") for part in kept["explanation"].split(". As in")[0].split("; "))
+    end = {form: told[name].split(", ") for form, name in FORMS.items()}
+    right = ac_lam.design_as_in_paper(metrics, end)
+    assert all(right.values()) == kept["holds"]
+    assert f"As in the paper: {', '.join(name for name, held in right.items() if held)}." in kept["explanation"]
+    (claim,) = (claim for claim in ac_lam.CLAIMS if claim.id == "ac_lam/design")
+    assert kept["decides"] == claim.decides
 
 
 def test_what_episodes_are_worth_is_read_off_the_curves():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,10 @@ import torch
 
 from lamina.envs.registry import make
 from lamina.errors import LaminaError
+from lamina_research.cache import key_text
+from lamina_research.claims import adaptive, policy_study, structured_prefix
+from lamina_research.claims.flexlam import study as flexlam
+from lamina_research.experiment import Experiment
 from lamina_research.record import read_record
 from lamina_research.reproduce import reproduce
 from lamina_research.study import Study
@@ -51,3 +58,34 @@ def test_kept_values_need_no_model(
     again = record("again", tmp_path / "elsewhere")
     assert again["metrics"] == first["metrics"] and again["explanation"] == first["explanation"]
     assert sum(again["values_of"].values()) == len(list((tmp_path / "values").iterdir()))
+
+
+def test_a_value_of_other_settings_is_another_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each changed setting changes what is measured; what is kept without it in the key is found as before."""
+    keys: list[dict[str, Any]] = []
+    value = {"above_random": 0.0, "normalized": 0.0, "tasks": {"world": ["easy", [1.0]]}}
+
+    def noted(self: Experiment, key: dict[str, Any], *rest: Any, **more: Any) -> dict[str, Any]:
+        keys.append(json.loads(key_text(key)))
+        return value
+
+    monkeypatch.setattr(Experiment, "cached_value", noted)
+    experiment = Experiment("cpu", (0,), tmp_path)
+
+    def changed(study: type[Study[Any]], measure: Callable[[Any], Any], **settings: Any) -> bool:
+        for setup in (study.setups["cpu"], replace(study.setups["cpu"], **settings)):
+            measure(study(experiment, setup))
+        return keys[-2] != keys[-1]
+
+    model = structured_prefix.models(0)[0]
+    assert changed(structured_prefix.PrefixStudy, lambda study: study.scores(model), stride=0.3)
+    labels = flexlam.Labels(8)
+    tokens = flexlam.flexlam_spec(0)
+    assert changed(flexlam.FlexLAMStudy, lambda study: study.returns(tokens, labels, 1), parallel=3)
+    policy = policy_study.PolicySpec("policy", 0)
+    assert changed(policy_study.PolicyStudy, lambda study: study.success(policy, model), parallel=3)
+    assert "parallel" not in keys[-2]  # as in the values that are kept
+    adaptive.AdaptiveStudy(experiment).rule_scores(0, 0, "action")
+    monkeypatch.setattr(adaptive, "EQUAL", 0.02)
+    adaptive.AdaptiveStudy(experiment).rule_scores(0, 0, "action")
+    assert keys[-2] != keys[-1]

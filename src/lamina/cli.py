@@ -404,7 +404,7 @@ class Play:
     data: str | None = None
     """video folder or LeRobot dataset; default: what the run was trained on"""
     camera: str | None = None
-    """camera of a LeRobot dataset; default: the first; "all": every camera gives separate transitions"""
+    """camera of a LeRobot dataset; default: that of the alignment, else the first; "all": every camera gives separate transitions"""
     port: int = 8484
     """port of 127.0.0.1; 0: any free one"""
     transitions: int = 384

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import nan
 
@@ -174,28 +175,36 @@ def design(experiment: Experiment) -> Outcome:
         return table | {"stable": float(stopped is None), "latent used": float(used)}
 
     metrics = over_seeds({FORMS[form]: row(form, seed)} for form in FORMS for seed in experiment.seeds)
-
-    def ends(form: str, *allowed: str) -> bool:
-        return set(end[form]) <= set(allowed)
-
-    def weaker(form: str) -> bool:
-        """A form has a significantly higher Eq. 7 and a lower r than the default."""
-        return all(better(m, metrics[OURS][m], metrics[FORMS[form]][m]) for m in ("composition", "displacement"))
-
-    as_in_paper = {
-        "default stable": ends("fdm", "stable"),
-        "better than before the quantiser": weaker("fdm-pre"),
-        "IDM collapses": ends("idm", "collapse", "latent ignored"),
-        "sg on the sum explodes": ends("idm-stop-sum", "explosion"),
-        "sg on z_ik stable": ends("idm-stop-direct", "stable"),
-        "and weaker": weaker("idm-stop-direct"),
-    }
+    as_in_paper = design_as_in_paper(metrics, end)
     text = "; ".join(f"{FORMS[form]}: {', '.join(dict.fromkeys(of_seeds))}" for form, of_seeds in end.items())
     kept = ", ".join(name for name, right in as_in_paper.items() if right)
     columns = ["composition", "displacement"]
     series = {name: [row[m] for m in columns] for name, row in metrics.items()}
     plot = BarPlot("Design of the composition term", "Eq. 7, and r of Eq. 8", columns, series)
     return Outcome(metrics, all(as_in_paper.values()), f"{text}. As in the paper: {kept or 'nothing'}.", (plot,))
+
+
+def design_as_in_paper(metrics: Metrics, end: Mapping[str, Sequence[str]]) -> dict[str, bool]:
+    """What of Table 5 is as in the paper. ``end``: of the training of each form, by seed.
+
+    Before the quantiser r is higher in the paper too (0.476 against 0.256, a trade-off in its Sec. 4.4): there Eq. 7 alone decides.
+    """
+
+    def ends(form: str, *allowed: str) -> bool:
+        return set(end[form]) <= set(allowed)
+
+    def weaker(form: str, *columns: str) -> bool:
+        """A form is significantly worse than the default in these columns."""
+        return all(better(m, metrics[OURS][m], metrics[FORMS[form]][m]) for m in columns)
+
+    return {
+        "default stable": ends("fdm", "stable"),
+        "composes better than before the quantiser": weaker("fdm-pre", "composition"),
+        "IDM collapses": ends("idm", "collapse", "latent ignored"),
+        "sg on the sum explodes": ends("idm-stop-sum", "explosion"),
+        "sg on z_ik stable": ends("idm-stop-direct", "stable"),
+        "and weaker": weaker("idm-stop-direct", "composition", "displacement"),
+    }
 
 
 def norms(experiment: Experiment) -> Outcome:
@@ -278,9 +287,9 @@ CLAIMS = (
         statement="Composing after the quantiser works best; the inverse-dynamics form without stop-gradient "
         "collapses, stopping the sum's gradient explodes, stopping z_ik's is stable but weaker.",
         paper="Table 5: five variants.",
-        decides="The five variants, with a detector of collapse and one of explosion: the default stable, with a lower Eq. 7 and a higher "
-        "r than before the quantiser; IDM collapsed or its latent ignored, sg on the sum exploded, sg on z_ik stable with a higher "
-        "Eq. 7 and a lower r; for every seed.",
+        decides="The five variants, with a detector of collapse and one of explosion: the default stable, with a lower Eq. 7 than before "
+        "the quantiser (where r is higher in the paper too, so it decides nothing); IDM collapsed or its latent ignored, sg on the sum "
+        "exploded, sg on z_ik stable with a higher Eq. 7 and a lower r; for every seed.",
         run=design,
     ),
     Claim(

@@ -84,7 +84,7 @@ class AdaptiveStudy(FlexLAMStudy):
         """Tokens and loss of the rule and of the best single length, for one draw of the labels."""
         model, labels = flexlam_spec(seed), Labels(self.setup.labels, draw=draw)
         key = {"adaptive k": self.key(model), "labels": labels, "steps": self.setup.translator_steps, "of": of}
-        key |= {"split": self.setup.split, "shares": SHARES, "fitted": FITTED}
+        key |= {"split": self.setup.split, "shares": SHARES, "fitted": FITTED, "equal": EQUAL}
 
         def compute() -> dict[str, float]:
             return self._compared(seed, load_translator(self.translator(model, labels))[0], model, draw, of)

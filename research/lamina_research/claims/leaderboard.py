@@ -38,7 +38,14 @@ GRID = Collection("grid", 400, noise=0.4, size=(32, 32))
 DOOM = Collection("doom-suite", 18_000, noise=0.5)
 ARMS = Collection("metaworld-suite", 14_000, noise=0.4, hold=12)
 SMALL = EvaluateConfig(
-    transitions=24, reconstructions=16, linear=40, structure=8, labels="40", scratch_steps=4, device="cpu"
+    transitions=24,
+    reconstructions=16,
+    linear=40,
+    structure=8,
+    action="action",
+    labels="40",
+    scratch_steps=4,
+    device="cpu",
 )
 SETUPS = {
     "smoke": BoardSetup(
@@ -51,13 +58,13 @@ SETUPS = {
     "cpu": BoardSetup(
         DOOM, {}, TrainConfig(), {"doom": DOOM, "metaworld": ARMS},
         CompareConfig((), 3, "1500steps", "tiny", (32, 32), lr=2e-3, optimizer="muon", parallel=2),
-        EvaluateConfig(labels="5%", scratch_steps=600, device="cpu"),
+        EvaluateConfig(action="action", labels="5%", scratch_steps=600, device="cpu"),
     ),
     "gpu": BoardSetup(
         DOOM, {}, TrainConfig(),
         {"doom": replace(DOOM, frames=200_000), "metaworld": replace(ARMS, frames=200_000)},
         CompareConfig((), 3, "40000steps", "small", (64, 64), batch=128, lr=5e-4, parallel=1),
-        EvaluateConfig(labels="5%", device="cuda", precision="bf16"),
+        EvaluateConfig(action="action", labels="5%", device="cuda", precision="bf16"),
     ),
 }  # fmt: skip
 

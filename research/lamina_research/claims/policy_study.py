@@ -75,6 +75,10 @@ SETUPS = {
 }  # fmt: skip
 
 
+#: Episodes played at a time for the values of results/values, whose keys do not say it.
+KEPT_PARALLEL = 2
+
+
 @dataclass(frozen=True)
 class PolicySpec:
     """A policy of a study: the LAM whose latents it generates (None: actions alone), its seed, and options that differ from the setup's.
@@ -176,6 +180,10 @@ class PolicyStudy(Study[PolicySetup]):
             "episodes": s.episodes,
             "intervention": intervention,
         }
+        if (
+            s.parallel != KEPT_PARALLEL
+        ):  # a row's noise is a function of its number, and episodes are shared out among the rows
+            key["parallel"] = s.parallel
 
         def compute() -> dict[str, Any]:
             run = self.policy(policy, any_lam)

@@ -105,7 +105,7 @@ class PrefixStudy(StructureStudy):
     def scores(self, model: ModelSpec) -> dict[str, float]:
         """Errors, PSNR and translator loss at every k, and the use of the latent."""
         s, key = self.setup, {"prefixes of": self.key(model), "windows": self.setup.windows, "split": self.setup.split}
-        key |= {"labels": LABELS[self.experiment.scale], "draws": DRAWS}
+        key |= {"labels": LABELS[self.experiment.scale], "draws": DRAWS, "stride": s.stride}
         return self.experiment.cached_value(
             key, (__name__, *self.model_code(model.method)), lambda: {} if self.stopped(model) else self._measured(model, s.split),
             needs=lambda: self.run(model),

@@ -179,10 +179,15 @@ def steps_of(plan: Plan, name: str) -> int:
 
 def check_data(data: str, config: CompareConfig, evaluate: EvaluateConfig) -> None:
     """Raises LaminaError for data on which methods cannot be compared."""
+    assert evaluate.action is not None  # a comparison names it
     source = open_source(data)
     if source.action_spec(evaluate.action) is None:
         raise LaminaError(
             f"{data}: has no actions ('{evaluate.action}'), by which methods are compared; use lamina evaluate"
+        )
+    if config.world and evaluate.camera not in (None, "all", *source.cameras[:1]):
+        raise LaminaError(
+            f"--world {config.world}: its policies see the first camera alone; leave out --camera {evaluate.camera}, or --world"
         )
     if len(source.episodes) < 3:
         number = len(source.episodes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import hashlib
 import os
 import subprocess
 import sys
@@ -26,9 +27,9 @@ from lamina.evaluation import evaluate as evaluation
 from lamina.evaluation.pictures import grid, most_changed
 from lamina.evaluation.record import Evaluation
 from lamina.evaluation.settings import EvaluateConfig
-from lamina.files import json_of, locked, read_json, to_json, write_text
+from lamina.files import checkpoint_hash, json_of, locked, read_json, to_json, write_text
 from lamina.inference.subject import Subject, load_subject, subject_of
-from lamina.models.hub import LatentActionModel
+from lamina.models.hub import LatentActionModel, model_folder
 from lamina.progress import progress_bar
 from lamina.training.alignment import load_translator
 from lamina.training.labelled import probe_data
@@ -76,6 +77,7 @@ def run_comparison(
     data: str, out: Path, config: CompareConfig, evaluate: EvaluateConfig, subjects: Sequence[Any] = ()
 ) -> Comparison:
     """:func:`compare` with its options as dataclasses."""
+    evaluate = dataclasses.replace(evaluate, action=evaluate.action or "action")  # all are aligned here to the same one
     with locked(out / RECORD):
         given = load_subjects(subjects, config)
         plan = continued(out, data, config, evaluate)
@@ -242,7 +244,8 @@ def load_subjects(given: Sequence[Any], config: CompareConfig) -> dict[str, Subj
             name = subject.name
         else:
             model = LatentActionModel.from_pretrained(str(one))
-            name, subject = str(one), subject_of(model)
+            name = str(one)
+            subject = dataclasses.replace(subject_of(model), checkpoint=checkpoint_hash(model_folder(Path(one))))
         if tuple(subject.image) != tuple(config.image):
             size, ours = "x".join(map(str, subject.image)), "x".join(map(str, config.image))
             raise LaminaError(
@@ -255,18 +258,22 @@ def load_subjects(given: Sequence[Any], config: CompareConfig) -> dict[str, Subj
 
 
 def subject_rows(out: Path, plan: Plan, given: Mapping[str, Subject]) -> list[CompareRow]:
-    """Rows of models that were not trained here: evaluated with the same labels, a translator of their own for each seed."""
+    """Rows of models that were not trained here: evaluated with the same labels, a translator of their own for each seed. An evaluation of
+    the same name and weights is kept."""
     rows = []
     for name, subject in given.items():
         records: list[Evaluation | None] = []
+        plain = "".join(c if c.isalnum() else "_" for c in name)
+        digest = hashlib.sha256(f"{name} {subject.checkpoint}".encode()).hexdigest()[:12]
         for seed in range(plan.config.seeds):
-            folder = out / "with" / f"{''.join(c if c.isalnum() else '_' for c in name)}-{seed}"
-            if not (folder / "evaluation.json").exists():
+            folder = out / "with" / f"{plain}-{digest}-{seed}"
+            if subject.checkpoint is None or not (folder / "evaluation.json").exists():
                 options = dataclasses.replace(plan.evaluate, labels=plan.evaluate.labels or "5%", seed=seed)
                 options = dataclasses.replace(options, translator_steps=plan.config.align_steps)
                 evaluation.evaluate(dataclasses.replace(subject, name=name), plan.data, options, folder)
             records.append(Evaluation.from_dict(json_of(folder / "evaluation.json")))
-        rows.append(model_row(name, records, [{} for _ in records]))
+        side = subject.config.action_side if subject.config else None
+        rows.append(model_row(name, records, [{} for _ in records], side))
     return rows
 
 

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lamina.data.dataset import Data, name_of
+from lamina.data.dataset import Data, Dataset, name_of
 from lamina.data.sampling import DataConfig, count_transitions
 from lamina.data.stream import sample_split
-from lamina.errors import LaminaError
+from lamina.errors import LaminaError, warn
 from lamina.evaluation.probes.linear_probe import LinearScore, linear_probe, pixel_features, plain_features
 from lamina.evaluation.probes.translation import (
     TranslationScore,
@@ -124,7 +124,11 @@ def aligned_translators(
     if (run / "joint" / "translator.json").exists():
         joint = LatentActionModel.from_pretrained(str(run / "joint" / "model")).to(model.device)
         head, joint_note = load_translator(run / "joint")
-        if (head.spec, head.steps) == (translator.spec, translator.steps):
+        if _labels_of(joint_note) != _labels_of(note):
+            warn(
+                f"{run / 'joint'}: was aligned to other actions, or on another camera, than {run / 'translator'}; it is left out"
+            )
+        else:
             read = subject_of(joint, joint_note.side)
             scores += scores_of(head, read, joint_note, f"{subject.name}, joint")
     source = path if name_of(path) == note.data else note.data  # a Dataset cannot be opened by its name
@@ -135,6 +139,11 @@ def aligned_translators(
     curve = translator_curve(translator_folder(run) / "training" / "log.jsonl")
     record = {"labels": note.labels, "label_episodes": note.label_episodes, "translator_curve": curve}
     return TrainedTranslators(subject, scores, labels, note.config, training, record)
+
+
+def _labels_of(note: TranslatorNote) -> tuple[Any, ...]:
+    """What a translator predicts, and of which pictures."""
+    return note.spec, note.steps, note.action, note.actions, note.camera
 
 
 def new_translator(
@@ -174,8 +183,13 @@ def score_controls(
     return scores, {"steps": training.steps, "scratch_steps": steps, "condition": heads.condition, **shared}
 
 
-def kept_translator(run: Path | None, config: EvaluateConfig) -> tuple[Translator, TranslatorNote] | None:
-    """RUN's translator and its note, where there is one. Raises LaminaError for options that do not fit it."""
+def kept_translator(
+    run: Path | None, source: Dataset, config: EvaluateConfig
+) -> tuple[Translator, TranslatorNote] | None:
+    """RUN's translator and its note, where there is one. Raises LaminaError for options that do not fit it.
+
+    A translator is scored on what it was aligned to: on another action or camera its score would say nothing of its labels.
+    """
     folder = translator_folder(run) if run else None
     if folder is None or not (folder / "translator.json").exists():
         return None
@@ -186,6 +200,9 @@ def kept_translator(run: Path | None, config: EvaluateConfig) -> tuple[Translato
         raise LaminaError(
             f"{folder}: was aligned to the {note.actions} of a gap's actions; leave out --actions, or align again"
         )
+    if config.action not in (None, note.action):
+        raise LaminaError(f"{folder}: was aligned to the action '{note.action}'; leave out --action, or align again")
+    note.camera_of(source, config.camera, folder)
     return translator, note
 
 

@@ -140,19 +140,22 @@ def _evaluate(
     subject: Subject, run: _Run | None, out: Path, path: Data, config: EvaluateConfig, drawn: Path
 ) -> tuple[dict[str, Any], dict[str, float]]:
     """The record, with pictures in the folder ``drawn``; and the headline figures of the model card. ``run``: of a model of ours."""
-    aligned = kept_translator(run.path if run else None, config)
-    actions = config.actions or (aligned[1].actions if aligned else "first")
-    prefixes = prefixes_of(subject.slots) if subject.prefix else (subject.slots,)
     source = open_source(path)
-    paired = config.paired or next((c for c in source.cameras if c.endswith(".paired") and c != config.camera), None)
+    aligned = kept_translator(run.path if run else None, source, config)
+    note = aligned[1] if aligned else None
+    camera = note.camera if note else config.camera
+    action = note.action if note else config.action or "action"
+    actions = config.actions or (note.actions if note else "first")
+    prefixes = prefixes_of(subject.slots) if subject.prefix else (subject.slots,)
+    paired = config.paired or next((c for c in source.cameras if c.endswith(".paired") and c != camera), None)
     gap = subject.label_gap
     data = DataConfig(
         (path,),
         subject.image,
         gap=(gap, gap),
-        camera=config.camera,
+        camera=camera,
         paired=paired,
-        action=config.action,
+        action=None if note and source.action_spec(action) is None else action,
         actions=actions,
     )
     test = sample_split(data, "test", config.transitions)
@@ -188,7 +191,7 @@ def _evaluate(
         "lamina": __version__,
         "method": subject.name,
         "run": str(run.path if run else out),
-        "checkpoint": checkpoint_hash(run.model_path) if run else None,
+        "checkpoint": checkpoint_hash(run.model_path) if run else subject.checkpoint,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "data": {
             "path": name_of(path),
@@ -212,7 +215,8 @@ def _evaluate(
     translation: list[TranslationScore] = []
     linear: list[tuple[str, str, int | None, LinearScore]] = []
     if test.action is None:
-        notes.append("This data has no actions: the translator and the linear probe were not run.")
+        named = "actions" if action == "action" else f"actions '{action}'"
+        notes.append(f"This data has no {named}: the translator and the linear probe were not run.")
     else:
         target = actions_of(data)
         warn_multi_action(data, target)

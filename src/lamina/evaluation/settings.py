@@ -24,11 +24,11 @@ class EvaluateConfig:
     environments: tuple[str, ...] = ()
     """other environments for the leakage probe: datasets or videos, or DATASET:CAMERA"""
     camera: str | None = None
-    """camera of a LeRobot dataset; default: the first"""
+    """camera of a LeRobot dataset; default: that of the alignment, else the first"""
     paired: str | None = None
     """camera with the paired view (same states, other exogenous state); default: a camera named "paired", if any"""
-    action: str = "action"
-    """feature that holds the actions"""
+    action: str | None = None
+    """feature that holds the actions; default: that of the alignment, else action"""
     labels: str | None = None
     """number (120) or share (5%) of labelled transitions to train a translator on, if the run has none"""
     translator_steps: int = 600

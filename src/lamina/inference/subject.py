@@ -65,6 +65,7 @@ class Subject:
     index: Callable[[Images, Images], Int[Tensor, "n k"]] | None = None
     """(o_i, o_j) -> the codes of each slot"""
     codebook_size: int | None = None
+    """number of codes that one slot can say"""
     read: Callable[[Images, Images], Float[Tensor, "d m"] | None] | None = None
     """(o_i, o_j) -> the linear map from a latent action to what the decoder reads of it
     (:func:`lamina.inference.directions.read_by_decoder`); it returns None for a decoder that reads nothing"""
@@ -83,6 +84,8 @@ class Subject:
     span: float | None = None
     """longest time from the first of these frames to the last, seconds; None: as the gaps allow"""
     trained_on: tuple[str, ...] = ()
+    checkpoint: str | None = None
+    """sha256 of its weights, by which `lamina compare` knows what it has evaluated already; None: it is evaluated at every call"""
 
     @property
     def label_gap(self) -> float:
@@ -200,7 +203,7 @@ def subject_of(model: LatentActionModel, side: Side | None = None, name: str | N
     def control(clip: Clip, seed: int) -> Subject:
         return random_weights_subject(model, clip, side, seed)
 
-    size = lam.bottleneck.codebook_size
+    size = lam.bottleneck.slot_codes
     both: tuple[Side, ...] = ("continuous", "quantised") if side is None and size is not None else ()
     return Subject(
         name,

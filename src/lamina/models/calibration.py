@@ -6,11 +6,13 @@ state that fits them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from jaxtyping import Int
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lamina.models.bottlenecks.vq import VQ, SplitVQ
@@ -56,6 +58,12 @@ def calibrating(module: nn.Module) -> Iterator[None]:
         module.eval()
 
 
+def even_batches(order: Int[Tensor, "n"], size: int) -> tuple[Tensor, ...]:
+    """``order`` in batches of about ``size``, none of which has more than one row more than another: each of them counts the same in the
+    mean of :func:`calibrating`. A batch has at least two rows where there are so many, as one has no variance."""
+    return order.tensor_split(min(math.ceil(len(order) / size), max(1, len(order) // 2)))
+
+
 def random_weights(config: LAMConfig, clip: Clip, seed: int) -> LAM:
     """An untrained LAM as a control: random weights, recalibrated on the pairs of ``clip``. In evaluation mode, on the CPU."""
     torch.manual_seed(seed)
@@ -67,7 +75,6 @@ def random_weights(config: LAMConfig, clip: Clip, seed: int) -> LAM:
         # In an order of its own: neighbouring samples are of one episode, and the first batch fills a codebook.
         order = torch.randperm(len(clip), generator=torch.Generator().manual_seed(seed))
         with calibrating(lam):
-            for rows in order.split(BATCH):
-                if len(rows) > 1 or len(clip) == 1:  # one sample has no variance
-                    lam.encode(lam.view(clip[rows]), [(0, 1)])
+            for rows in even_batches(order, BATCH):
+                lam.encode(lam.view(clip[rows]), [(0, 1)])
     return lam.eval()

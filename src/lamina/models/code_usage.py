@@ -16,7 +16,8 @@ COLLAPSED = 1.5
 class SlotUse:
     """One slot's use of its codebook over a set of transitions.
 
-    ``usage``: share of the reachable entries that occur; reachable = min(codebook size, number of transitions). ``dead`` = 1 - usage.
+    ``usage``: share of the reachable entries that occur; reachable = min(codes that a slot can say, number of transitions). ``dead`` = 1 -
+    usage.
     ``perplexity``: exp of the entropy of the index, between 1 (constant) and the reachable number.
     """
 
@@ -29,12 +30,13 @@ class SlotUse:
         return 1 - self.usage
 
 
-def slot_use(index: Int[Tensor, "n k"], codebook_size: int) -> list[SlotUse]:
-    """Use of the codebook by each slot, slot numbers from 1."""
-    reachable = min(codebook_size, len(index))
+def slot_use(index: Int[Tensor, "n k"], slot_codes: int) -> list[SlotUse]:
+    """Use of the codebook by each slot, slot numbers from 1. ``slot_codes``: those that one slot can say
+    (:attr:`lamina.models.bottlenecks.base.Bottleneck.slot_codes`)."""
+    reachable = min(slot_codes, len(index))
     uses = []
     for slot, column in enumerate(index.cpu().unbind(1), start=1):
-        count = torch.bincount(column, minlength=codebook_size).double()
+        count = torch.bincount(column).double()
         share = count[count > 0] / count.sum()
         perplexity = float(torch.exp(-(share * share.log()).sum()))
         uses.append(SlotUse(slot, int((count > 0).sum()) / reachable, perplexity))

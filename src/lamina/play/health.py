@@ -106,7 +106,7 @@ def copying(stage: Stage) -> Finding:
 
 def codes(stage: Stage) -> list[dict[str, Any]]:
     """Use of the codebook in each slot; empty for a model without one."""
-    size = stage.model.lam.bottleneck.codebook_size
+    size = stage.model.lam.bottleneck.slot_codes
     if stage.latents.index is None or size is None:
         return []
     return [asdict(use) for use in slot_use(stage.latents.index[: len(stage.clip)], size)]
@@ -116,7 +116,7 @@ def facts(stage: Stage) -> list[tuple[str, str]]:
     """The run in figures."""
     model = stage.model
     config, provenance = model.config, model.provenance
-    size = model.lam.bottleneck.codebook_size
+    size = model.lam.bottleneck.slot_codes
     parameters = sum(p.numel() for p in model.parameters())
     return [
         ("Method", provenance.method),

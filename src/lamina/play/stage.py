@@ -89,7 +89,8 @@ class Stage:
         seed: int = 0,
         device: str = "auto",
     ) -> Stage:
-        """The stage of a run folder. ``data``: default: what the run was trained on; ``seed``: of the clusters and of a flow's noise.
+        """The stage of a run folder. ``data``: default: what the run was trained on; ``camera``: default: that of the alignment, else the
+        first; ``seed``: of the clusters and of a flow's noise. Real actions are those that the run's translator was aligned to.
 
         Raises LaminaError for a missing or damaged model, one that decodes no pictures, and data that cannot be read.
         """
@@ -104,11 +105,13 @@ class Stage:
                 f"{run}: decodes with an instruction, which a page of frames does not have; play its second stage"
             )
         source = open_source(data if data is not None else _trained_on(run, model))
-        clip, split = _transitions(model, source, camera, transitions, seed)
+        translator, note = _translator(run, model)
+        camera = camera or (note.camera if note else None)
+        action = note.action if note else "action"
+        spec = source.action_spec(action)
+        clip, split = _transitions(model, source, camera, None if spec is None else action, transitions, seed)
         pairs = [(clip.frames[:, t], clip.frames[:, t + 1]) for t in range(clip.frames.shape[1] - 1)]
         latents = Latent.cat([model.encode(src, dst).to("cpu") for src, dst in pairs])
-        spec = source.action_spec("action") if clip.action is not None else None
-        translator, note = _translator(run, model)
         digest = hashlib.sha256(checkpoint_hash(model_folder(run)).encode())
         digest.update(f"{seed} {len(clip)} ".encode() + clip.frames.numpy().tobytes())
         return cls(
@@ -257,10 +260,10 @@ def _trained_on(run: Path, model: LatentActionModel) -> str:
 
 
 def _transitions(
-    model: LatentActionModel, source: Dataset, camera: str | None, count: int, seed: int
+    model: LatentActionModel, source: Dataset, camera: str | None, action: str | None, count: int, seed: int
 ) -> tuple[Clip, str]:
     """Transitions of the test split, else of the training split, with the frame after them where episodes are long enough."""
-    pairs = probe_data(model, source, camera)
+    pairs = replace(probe_data(model, source, camera), action=action)
     refused: LaminaError | None = None
     for split in ("test", "train"):
         for frames in (3, 2):

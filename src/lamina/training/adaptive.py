@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lamina.data.dataset import Data
+from lamina.data.sampling import open_source
 from lamina.data.stream import sample_split
 from lamina.device import pick_device
 from lamina.errors import LaminaError
@@ -51,7 +52,7 @@ class AdaptiveConfig:
     """training steps of the rule's network"""
     seed: int = 0
     camera: str | None = None
-    """camera of a LeRobot dataset; default: the first"""
+    """camera of a LeRobot dataset; default: that of the alignment where the action decides, else the first"""
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -89,8 +90,8 @@ def adaptive_k(run: Path, path: Data, config: AdaptiveConfig = AdaptiveConfig(),
         of: Changed = "action" if (aligned / "translator.json").exists() else "picture"
         of = of if config.of == "auto" else config.of
         translator, note = load_translator(aligned) if of == "action" else (None, None)
-        data = probe_data(model, path, config.camera)
-        data = replace(data, action=note.action if note else None)
+        camera = note.camera_of(open_source(path), config.camera, aligned) if note else config.camera
+        data = replace(probe_data(model, path, camera), action=note.action if note else None)
         clip = sample_split(data, "train", config.transitions, seed=config.seed, require_action=translator is not None)
         if translator is None or note is None:
             items = picture_changes(model.lam, clip, most)

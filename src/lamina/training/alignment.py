@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 
-from lamina.data.dataset import Data, name_of
+from lamina.data.dataset import Data, Dataset, name_of
 from lamina.data.sampling import ActionsOf, count_transitions
 from lamina.data.stream import sample_split
 from lamina.device import autocast, pick_device
@@ -166,6 +166,13 @@ class TranslatorNote:
         """What the numbers of translator.safetensors mean, beside their shapes: kept with them too."""
         names = ("spec", "config", "slots", "side", "latent", "observation", "steps", "low", "high")
         return {n: value for n, value in dataclasses.asdict(self).items() if n in names and value is not None}
+
+    def camera_of(self, source: Dataset, wanted: str | None, folder: Path) -> str | None:
+        """The camera whose latents the translator of ``folder`` reads. Raises LaminaError where another one is ``wanted``."""
+        own = self.camera or next(iter(source.cameras), None)
+        if wanted not in (None, own):
+            raise LaminaError(f"{folder}: was aligned on camera '{own}'; leave out --camera, or align again")
+        return self.camera
 
     def train_config(self, **changes: Any) -> TrainConfig:
         """How the translator was trained, with ``changes``. Raises LaminaError for options that this version does not know."""

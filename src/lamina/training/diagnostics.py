@@ -91,8 +91,8 @@ def latent_diagnostics(lam: LAM, clip: Clip, seed: int) -> Callable[[LAM], Valid
         }
         warnings = []
         if latent.index is not None:
-            assert lam.bottleneck.codebook_size is not None
-            uses = codes.slot_use(latent.index, lam.bottleneck.codebook_size)
+            assert lam.bottleneck.slot_codes is not None
+            uses = codes.slot_use(latent.index, lam.bottleneck.slot_codes)
             figures |= {f"perplexity/slot_{use.slot}": use.perplexity for use in uses}
             figures |= {f"usage/slot_{use.slot}": use.usage for use in uses}
             warnings += codes.warnings(uses)

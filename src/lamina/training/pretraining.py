@@ -28,7 +28,7 @@ from lamina.device import autocast, memory, pick_device
 from lamina.errors import LaminaError, warn
 from lamina.files import locked, read_json, whole_folder, write_bytes, write_text
 from lamina.losses.reconstruction import total
-from lamina.models.calibration import calibrating, has_statistics
+from lamina.models.calibration import calibrating, even_batches, has_statistics
 from lamina.models.config import LAMConfig
 from lamina.models.feature_cache import kept_features
 from lamina.models.features import fit_space, is_pretrained
@@ -113,8 +113,7 @@ def recalibration(recipe: Recipe, data: DataConfig, config: TrainConfig) -> Call
     limit = min(CALIBRATION[0], max(FEWEST, config.steps * config.batch), fitting)  # no more than were trained on
     clip = sample_split(data, "train", limit)
     order = torch.randperm(len(clip), generator=torch.Generator().manual_seed(config.seed))
-    size = config.batch // config.accumulate
-    batches = [rows for rows in order.split(size) if len(rows) > 1 or len(clip) == 1]
+    batches = even_batches(order, config.batch // config.accumulate)
 
     def recalibrate(lam: LAM) -> None:
         device = next(lam.parameters()).device

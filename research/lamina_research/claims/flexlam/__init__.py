@@ -29,7 +29,7 @@ CLAIMS = (
         statement="With labels from a single low-return task FlexLAM stays stable where a loose Fixed-K is fragile.",
         paper="Section 5.3, Fig. 4: Fixed-K64 falls below the random policy on one task.",
         decides="On the other tasks, at the largest budget: FlexLAM's loss and its rise over as many labels drawn from all tasks are "
-        "below those of Fixed-K, paired over seeds.",
+        "below those of Fixed-K, and its return is above; each paired over seeds.",
         run=alignment.narrow_source,
     ),
     Claim(
@@ -37,7 +37,7 @@ CLAIMS = (
         statement="Inside one model alignment improves with the prefix length k, and short prefixes stay usable.",
         paper="Section 6.2, Fig. 7: the loss falls with k.",
         decides="Held-out translator loss over all k: its Spearman correlation with k is below 0 beyond its interval, and "
-        "the loss at k = 1 is below that of shuffled latents, paired over seeds.",
+        "the loss at k = 1 is below that of shuffled latents at k = 1 with the same draws of labels, paired over seeds.",
         run=alignment.prefix_scaling,
     ),
     Claim(
@@ -52,7 +52,7 @@ CLAIMS = (
         id="flexlam/joint-alignment",
         statement="Inverse dynamics can beat a frozen LAM; tuned jointly the order reverses, and FlexLAM gains most.",
         paper="Section 6.3: the order of the methods.",
-        decides="Held-out loss of inverse dynamics, Fixed-K and FlexLAM, frozen and joint, with the same labels: inverse "
+        decides="Held-out loss of inverse dynamics, Fixed-K and FlexLAM, frozen and joint, with the same draw of labels: inverse "
         "dynamics leads the frozen LAMs, joint FlexLAM leads inverse dynamics, FlexLAM gains more than Fixed-K; each paired "
         "over seeds.",
         run=alignment.joint_alignment,

@@ -268,14 +268,19 @@ class FlexLAMStudy(Study[FlexLAMSetup]):
         return {int(k): losses for k, losses in found.items()}
 
     def losses(
-        self, model: ModelSpec, labels: Labels, ks: Sequence[int], without: Sequence[str] = ()
+        self,
+        model: ModelSpec,
+        labels: Labels,
+        ks: Sequence[int],
+        without: Sequence[str] = (),
+        draws: int | None = None,
     ) -> dict[int, float]:
-        """The held-out loss at each k, mean over tasks and then over the draws of labels (one draw for joint alignment: each tunes a LAM).
+        """The held-out loss at each k, mean over tasks and then over the first ``draws`` of labels (all by default).
 
         ``without``: tasks that are left out.
         """
-        draws = 1 if labels.joint else self.setup.draws
-        found = [self.translator_losses(model, replace(labels, draw=draw)) for draw in range(draws)]
+        drawn = range(self.setup.draws if draws is None else draws)
+        found = [self.translator_losses(model, replace(labels, draw=draw)) for draw in drawn]
         return {k: float(np.mean([mean_loss(losses[k], without) for losses in found])) for k in ks}
 
     def budget_losses(self, labels: Labels, seed: int, without: Sequence[str] = ()) -> dict[str, float]:
@@ -303,6 +308,34 @@ class FlexLAMStudy(Study[FlexLAMSetup]):
             return {score.name: mean_loss(self.loss_by_task(score.loss, test)) for score in scores}
 
         return self.experiment.cached_value(key, self.translator_code(model), compute, needs=lambda: self.run(model))
+
+    def shuffled_loss(self, model: ModelSpec, labels: Labels, k: int) -> float:
+        """The held-out loss at k of a translator of other transitions' latents, mean over tasks and then over the draws of labels."""
+        s = self.setup
+
+        def of_draw(labels: Labels) -> float:
+            key = {
+                "shuffled latents of": self.key(model), "labels": labels, "k": k, "steps": s.translator_steps, "split": s.split,
+            }  # fmt: skip
+
+            def compute() -> float:
+                loaded, generator = self.load(model), torch.Generator().manual_seed(labels.draw)
+                few, test = (
+                    translation.shuffled(items, generator)
+                    for items in (self.labelled(model, labels), self.latents(model, s.split))
+                )
+                translator = translation.fit_translator(
+                    loaded.lam.prefix, few, actions_of(self.label_data(loaded)), TranslatorConfig(),
+                    head_training(s.translator_steps, labels.draw),
+                )  # fmt: skip
+                (score,) = translation.score_translator(translator, loaded.lam.prefix, test, (k,), "", "control")
+                return mean_loss(self.loss_by_task(score.loss, test))
+
+            return self.experiment.cached_value(
+                key, self.translator_code(model), compute, needs=lambda: self.run(model)
+            )
+
+        return float(np.mean([of_draw(replace(labels, draw=draw)) for draw in range(s.draws)]))
 
     def supervised(self, seed: int) -> float:
         """Held-out loss of an inverse dynamics model that is trained on every label: a lower bound of a translator's loss."""
@@ -348,6 +381,7 @@ class FlexLAMStudy(Study[FlexLAMSetup]):
         key = {
             "lam": self.key(model), "tokens": s.tokens, "policy": s.policy, "labels": labels, "steps": s.translator_steps,
             "worlds": s.worlds, "episodes": s.episodes, "k": k, "temperature": s.temperature,
+            "parallel": s.parallel,  # one generator draws the codes of all rows
         }  # fmt: skip
 
         def compute() -> dict[str, Any]:

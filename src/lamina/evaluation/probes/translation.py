@@ -175,6 +175,11 @@ def prefix_of(subject: Subject, z: Float[Tensor, "n k d"]) -> RetainedPrefix:
     return copy.deepcopy(subject.prefix).cpu() if subject.prefix else RetainedPrefix(z.shape[1], z.shape[2], "full")
 
 
+def shuffled(items: LabelledTransitions, generator: torch.Generator) -> LabelledTransitions:
+    """``items`` with another transition's latent each."""
+    return dataclasses.replace(items, z=items.z[torch.randperm(len(items), generator=generator)])
+
+
 def fit_translator(
     prefix: RetainedPrefix,
     items: LabelledTransitions,
@@ -216,16 +221,13 @@ def controls(
         translator = fit_translator(prefix, a, actions, config, training)
         return score_translator(translator, prefix, b, (b.z.shape[1],), name, role)[0]
 
-    def shuffled(items: LabelledTransitions) -> LabelledTransitions:
-        return dataclasses.replace(items, z=items.z[torch.randperm(len(items), generator=generator)])
-
     def still(items: LabelledTransitions) -> LabelledTransitions:
         assert items.clip is not None
         first = items.clip.frames[:, 0]
         return dataclasses.replace(items, z=subject.slotted(first, first))
 
     scores = [
-        run(prefix, shuffled(items), shuffled(test_items), "shuffled latents"),
+        run(prefix, shuffled(items, generator), shuffled(test_items, generator), "shuffled latents"),
         run(prefix, still(items), still(test_items), "copy-frame"),
     ]
     if subject.control:

@@ -22,6 +22,11 @@ class Bottleneck(nn.Module):
     dim: int
     codebook_size: int | None = None
 
+    @property
+    def slot_codes(self) -> int | None:
+        """Number of codes that one slot can say: all, unless groups of slots have codebooks of their own."""
+        return self.codebook_size
+
     def index_to_codes(self, index: Int[Tensor, "b k"]) -> Float[Tensor, "b k d"]:
         """The quantised vectors of codebook entries, for a bottleneck that has a codebook."""
         raise NotImplementedError

@@ -65,8 +65,9 @@ class VQ(Bottleneck):
         flat = z.detach().flatten(0, 1)
         if self.training and (self.calibration is None or not int(self.updates)):
             self._reset_dead(flat)
-        # |x|^2 is the same for every code, so the nearest code needs only the other two terms.
-        distance = self.codebook.square().sum(-1) - 2 * flat @ self.codebook.T
+        # |x|^2 is the same for every code, so the nearest code needs only the other two terms. In float32 always: bf16 would pick others.
+        with torch.autocast(flat.device.type, enabled=False):
+            distance = self.codebook.square().sum(-1) - 2 * flat @ self.codebook.T
         index = distance.argmin(-1)
         code = F.embedding(index, self.codebook).view_as(z)
         if self.training:
@@ -141,6 +142,10 @@ class SplitVQ(Bottleneck):
         self.parts = nn.ModuleList([VQ(**vq) for _ in range(groups)])
         self.frozen = tuple(frozen)
         self.dim, self.codebook_size, self.group_size = vq["dim"], groups * vq["codebook_size"], vq["codebook_size"]
+
+    @property
+    def slot_codes(self) -> int:
+        return self.group_size
 
     def train(self, mode: bool = True) -> SplitVQ:
         super().train(mode)
