@@ -121,7 +121,7 @@ def test_lossless_video_and_its_frames_in_memory_are_divided_alike(videos: Path)
     )
     assert [e.splits for e in memory.episodes] == [e.splits for e in source.episodes]
     assert memory.fps == 10 and memory.cameras == ("image",) and memory.columns == ()
-    assert same(*(sample_split(config(d, action=None), "train", None) for d in (str(videos), memory)))
+    assert same(*(sample_split(config(d, action=None, shots="none"), "train", None) for d in (str(videos), memory)))
 
 
 def test_paths_and_datasets_are_mixed(dataset: Path, videos: Path) -> None:
