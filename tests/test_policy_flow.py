@@ -228,6 +228,10 @@ def test_unlabelled_rows_give_no_action_loss_and_do_not_dilute_it():
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
     for a, b in zip(gradient(masked, Rng(0), "latent_0"), gradient(batch, Rng(0), "latent_0"), strict=True):
         torch.testing.assert_close(a, b)
+    weighed = model.losses(dataclasses.replace(masked, action_weight=torch.full((4,), 1.5)), Rng(0))
+    plain = model.losses(masked, Rng(0))
+    torch.testing.assert_close(weighed["action"], 1.5 * plain["action"])
+    assert all(torch.equal(weighed[term], plain[term]) for term in plain if term != "action")
 
 
 def test_villa_x_hides_the_plan_from_the_actions_half_of_the_time_and_half_of_its_latents_otherwise():
@@ -406,6 +410,10 @@ def test_small_batches_have_their_share_of_labels_in_turn(batch, shards, share, 
         stream.load_state_dict({"drawn": first})
         return [int(found.action_valid[:, 0].sum()) for found, _ in zip(stream, range(6 - first), strict=False)]
 
+    stream = FlowStream(data, FlowConfig(share=share), 1, batch, 0, shards)
+    weights = [found.action_weight.tolist() for found, _ in zip(stream, range(6), strict=False)]
+    usual = share * batch  # with this weight the mean over parts is that over all labelled rows, as in one large batch
+    np.testing.assert_allclose(weights, np.repeat(np.array(expected)[:, None] / usual, batch, axis=1), rtol=1e-6)
     assert labelled() == expected and labelled(2) == expected[2:]
     assert np.array_equal(np.sum([labelled(own=[n]) for n in range(shards)], 0), expected)
 

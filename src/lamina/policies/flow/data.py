@@ -19,7 +19,7 @@ import itertools
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -453,18 +453,26 @@ class FlowStream:
 
     def rows(self, batch: int, shard: int) -> Int[np.ndarray, "b"]:
         """The steps at which the rows of one shard begin, labelled ones first."""
-        rng, labelled = np.random.default_rng([self.seed, batch, shard]), self.each
-        if len(self.others) and self.data.latents.shape[2]:
-            number = batch * self.shards + shard  # of all parts of batches, one after the other
-            before, after = (math.floor(self.share * self.each * n) for n in (number, number + 1))
-            labelled = after - before
+        rng, labelled = np.random.default_rng([self.seed, batch, shard]), self.count(batch, shard)
         return np.concatenate([rng.choice(self.labelled, labelled), rng.choice(self.others, self.each - labelled)])
 
+    def count(self, batch: int, shard: int) -> int:
+        """How many rows of one shard are labelled."""
+        if not (len(self.others) and self.data.latents.shape[2]):
+            return self.each
+        number = batch * self.shards + shard  # of all parts of batches, one after the other
+        before, after = (math.floor(self.share * self.each * n) for n in (number, number + 1))
+        return after - before
+
     def __iter__(self) -> Iterator[FlowBatch]:
+        mixed = len(self.others) and self.data.latents.shape[2]
+        usual = len(self.mine) * self.each * (float(self.share) if mixed else 1.0)
         while True:
+            labelled = sum(self.count(self.drawn, shard) for shard in self.mine)
             rows = np.concatenate([self.rows(self.drawn, shard) for shard in self.mine])
             self.drawn += 1
-            yield rows_at(self.data, rows, self.config, self.stride)
+            weight = torch.full((len(rows),), labelled / usual)
+            yield replace(rows_at(self.data, rows, self.config, self.stride), action_weight=weight)
 
     def state_dict(self) -> dict[str, int]:
         return {"drawn": self.drawn}

@@ -33,6 +33,8 @@ class FlowBatch(TensorRecord):
     action_valid: Bool[Tensor, "b h"]
     latent: Float[Tensor, "b n v l"] | None = None
     latent_valid: Bool[Tensor, "b n"] | None = None
+    #: Rows with actions, in units of their usual number: small parts of a batch have more of them, fewer or none (None: as many).
+    action_weight: Float[Tensor, "b"] | None = None
 
     def __len__(self) -> int:
         return len(self.action)
@@ -131,7 +133,7 @@ class FlowModel(nn.Module):
         u_target = self.framework.target(u, u_noise)
         if not self.network.views:
             _, predicted = self.network(memory, time, None, u_noised, self.network.mask(memory, valid=u_valid))
-            return {"action": self._error(predicted, u_target, u_valid)}
+            return {"action": self._action_error(batch, predicted, u_target)}
         assert batch.latent is not None and batch.latent_valid is not None
         z = (batch.latent - self.latent_mean) / self.latent_std
         z_noise = draws.normal(b, *z.shape[1:])
@@ -148,12 +150,19 @@ class FlowModel(nn.Module):
         terms = {
             f"latent_{i}": self._error(z_predicted[:, :, i], z_target[:, :, i], z_valid) for i in range(z.shape[2])
         }
-        return {"action": self._error(predicted, u_target, u_valid), **terms}
+        return {"action": self._action_error(batch, predicted, u_target), **terms}
 
     def weights(self) -> dict[str, float]:
         """Of the terms of :meth:`losses`."""
         views = {f"latent_{i}": self.config.latent_weight for i in range(self.network.views)}
         return {"action": self.config.action_weight, **views}
+
+    def _action_error(
+        self, batch: FlowBatch, predicted: Float[Tensor, "b h e"], target: Float[Tensor, "b h e"]
+    ) -> Float[Tensor, "b"]:
+        """The error of the actions, such that its mean over the parts of a batch is that over all of the batch's actions."""
+        error = self._error(predicted, target, batch.action_valid)
+        return error if batch.action_weight is None else error * batch.action_weight
 
     def _error(
         self, predicted: Float[Tensor, "b h e"], target: Float[Tensor, "b h e"], valid: Bool[Tensor, "b h"]
