@@ -95,7 +95,10 @@ class BarPlot(Plot):
                     places, heights, 0.9 * width, yerr=whiskers, color=colour, label=name, capsize=3, ecolor="#444444",
                     hatch=("", "///", "...")[repeats % 3], edgecolor="white",
                 )  # fmt: skip
-        axes.set_xticks(range(len(self.x)), self.x, rotation=20 if max(map(len, self.x)) > 12 else 0)
+        slanted: dict[str, Any] = (
+            {"rotation": 20, "ha": "right", "rotation_mode": "anchor"} if max(map(len, self.x)) > 12 else {}
+        )
+        axes.set_xticks(range(len(self.x)), self.x, **slanted)
         super().draw(axes)
 
 

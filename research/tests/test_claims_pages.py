@@ -15,9 +15,11 @@ from lamina_research.reproduce import CLAIMS
 
 ROOT = Path(__file__).parents[2]
 OWN = ("adaptive_k", "structured_prefix", "robust_prefix")
-PAGES = ("flexlam", "ac_lam", "alam", *OWN)
+PAGES = (*(f"methods/{page}" for page in ("flexlam", "ac_lam", "alam", *OWN)), "spaces")
 #: The other claims are on the page of their paper's method.
-OURS = {f"lamina/{page.replace('_', '-')}": f"methods/{page}" for page in OWN} | {"lamina/leaderboard": "compare"}
+OURS = {f"lamina/{page.replace('_', '-')}": f"methods/{page}" for page in OWN} | {
+    "lamina/leaderboard": "compare", "lamina/feature-control": "spaces",
+}  # fmt: skip
 LINK = re.compile(r"results/((?:flexlam|ac_lam|alam|lamina)/[a-z-]+)-cpu\.json")
 NUMBER = re.compile(r"(?<![\w.])[-+]?\d+\.\d+(?![\w.]*\d)")
 
@@ -67,7 +69,7 @@ def rows(page: str) -> Iterator[tuple[str, set[str]]]:
 @pytest.mark.parametrize("page", PAGES)
 def test_every_number_of_a_table_is_in_the_record_that_it_names(page: str) -> None:
     checked, wrong = 0, []
-    for line, claims in rows(f"methods/{page}"):
+    for line, claims in rows(page):
         for text in NUMBER.findall(line):
             checked += 1
             if not any(is_quoted(text, claim) for claim in claims):
