@@ -118,7 +118,7 @@ def test_a_joint_alignment_is_trained_for_and_played(grid, tmp_path):
     assert isinstance(policy, LatentPolicy) and policy.read.side == "continuous"
     for found in (policy.read.translator, lamina.api.Run(joint).translator(), Stage.load(joint, str(data)).translator):
         assert found is not None and torch.equal(found.mlp.inputs.weight, translator.mlp.inputs.weight)
-    kept = kept_translator(joint, EvaluateConfig())
+    kept = kept_translator(joint, open_source(str(data)), EvaluateConfig())
     assert kept is not None and kept[1].side == "continuous"
 
 
