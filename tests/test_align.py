@@ -547,9 +547,13 @@ def test_files_of_an_unfinished_alignment_do_not_affect_a_new_one(run, dataset, 
 
 
 def test_joint_alignment_moves_a_copy_of_the_encoder(run, dataset):
+    untuned = LatentActionModel.from_pretrained(run)
+    untuned.provenance = dataclasses.replace(untuned.provenance, metrics={"psnr": 30.0})
+    untuned.save_pretrained(run / "model")
     before = load_file(run / "model/model.safetensors")
     folder = aligning(True, dataset)(run)
     assert folder == run / "joint"
+    assert LatentActionModel.from_pretrained(folder / "model").provenance.metrics == {}  # they were not measured on it
     assert all(torch.equal(v, before[k]) for k, v in load_file(run / "model/model.safetensors").items())
     moved = LatentActionModel.from_pretrained(folder / "model").lam.state_dict()
     for part in ("encoder.", "decoder.", "prefix.null"):

@@ -53,6 +53,15 @@ def weights(run: Path) -> bytes:
     return (Path(run) / "model/model.safetensors").read_bytes()
 
 
+def test_pictures_have_the_methods_own_size_where_none_is_given(home, monkeypatch):
+    plans = []
+    monkeypatch.setattr(lamina.api, "pretrain", lambda out, plan, read, *_: plans.append((plan.lam.image, read.size)))
+    options = {"out": home / "real", "size": "debug", "decoder": "unet", "device": "cpu"}
+    lamina.train("flexlam_real", home / "data", **options)
+    lamina.train("flexlam_real", home / "data", **options, image=(32, 48))
+    assert plans == [((3, 224, 304), (224, 304)), ((3, 32, 48), (32, 48))]
+
+
 def test_training_is_that_of_the_command_line(home, run):
     flags = "--steps 6 --image 32 32 --size debug --slots 4 --decoder unet --batch 8 --workers 0 --device cpu --checkpoint-every 6"
     assert main(["train", "flexlam", "--data", str(home / "data"), "--out", str(home / "cli"), *flags.split()]) == 0

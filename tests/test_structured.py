@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from clips import clip_of
@@ -28,7 +30,7 @@ from lamina.evaluation.evaluate import code_statistics
 from lamina.inference.subject import subject_of
 from lamina.losses import perceptual
 from lamina.losses.algebra import composition, read_error, reversal
-from lamina.methods import ac_lam, alam, univla, villa_x
+from lamina.methods import ac_lam, alam, lapo, univla, villa_x
 from lamina.methods.ac_lam import rotation
 from lamina.methods.base import triplets
 from lamina.models.bottlenecks.base import Identity
@@ -564,6 +566,52 @@ def test_a_run_starts_from_the_weights_of_another_as_far_as_they_fit(dataset: Pa
     other = LAM(alam.build(alam.Config(size="tiny", image=(32, 32), decoder="unet")))
     with pytest.raises(LaminaError, match="of another kind"):
         pretrain.load_matching_weights(other, tmp_path / "one")
+    # What says that a module's statistics are there is not taken without them.
+    wide = recipe("univla", univla, univla.Config(size="debug", image=(16, 16), slots=4, stage=2, codebook_size=32))
+    with pytest.raises(LaminaError, match="a codebook that is frozen was never trained"):
+        pretrain.pretrain(tmp_path / "wide", wide, data, training, tmp_path / "one")
+    more = LAM(univla.build(univla.Config(size="debug", image=(16, 16), slots=8)))
+    assert bool(one.whiten.ready)
+    pretrain.load_matching_weights(more, tmp_path / "one")
+    assert not bool(more.whiten.ready) and torch.equal(
+        more.bottleneck.parts[0].codebook, one.bottleneck.parts[0].codebook
+    )
+
+
+def test_a_codebook_that_goes_on_learning_counts_anew(tmp_path: Path) -> None:
+    """ALAM's warm-up of its losses counts with it: after --init it begins again."""
+    config = alam.build(alam.Config(size="debug", image=(16, 16), slots=2, decoder="unet"))
+    model = LatentActionModel(config, Provenance("alam"))
+    model.lam.bottleneck.updates.fill_(50)
+    model.save_pretrained(tmp_path)
+    own = LAM(config)
+    pretrain.load_matching_weights(own, tmp_path)
+    assert torch.equal(own.bottleneck.codebook, model.lam.bottleneck.codebook)
+    assert alam.warmup(model.lam, 100) == 0.5 and alam.warmup(own, 100) == 0
+
+
+def test_a_run_that_is_resumed_before_its_first_checkpoint_keeps_its_start(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = DataConfig((str(dataset),), (16, 16), workers=0, shuffle=8)
+    training = TrainConfig(steps=2, batch=4, device="cpu", checkpoint_every=2)
+    plan = recipe("lapo", lapo, lapo.Config(size="debug", image=(16, 16), slots=2))
+    pretrain.pretrain(tmp_path / "start", plan, data, replace(training, seed=1))
+    pretrain.pretrain(tmp_path / "straight", plan, data, training, tmp_path / "start")
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lamina.training.loop.accumulate_gradients", killed)
+        with pytest.raises(KeyboardInterrupt):
+            pretrain.pretrain(tmp_path / "run", plan, data, training, tmp_path / "start")
+    again = replace(training, resume=True)
+    with pytest.raises(LaminaError, match="was started with --init"):
+        pretrain.pretrain(tmp_path / "run", plan, data, again, tmp_path / "straight")
+    pretrain.pretrain(tmp_path / "run", plan, data, again)  # without naming it again
+    weights = [load_file(tmp_path / name / "model/model.safetensors") for name in ("run", "straight")]
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 
 @pytest.mark.parametrize(("noise", "hold"), [(0.15, 1), (0.4, 5), (1.0, 4), (0.0, 3)])

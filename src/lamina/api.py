@@ -89,7 +89,7 @@ def train(
     *,
     out: str | os.PathLike[str],
     steps: int = 3000,
-    image: tuple[int, int] = (64, 64),
+    image: tuple[int, int] | None = None,
     gap: float | tuple[float, float] = (0.1, 0.2),
     resume: bool = False,
     init: str | os.PathLike[str] | None = None,
@@ -98,16 +98,17 @@ def train(
     """Train a latent action model on video without action labels and save it in the folder ``out``.
 
     ``method``: the name of a method, the path of a file that defines one, or an object that is one. ``image``: height and width that
-    frames are resized to. ``gap``: shortest and longest time between the frames of a pair, seconds, or one time. ``init``: a run whose
-    weights to start from. ``options``: fields of the method's Config and of TrainConfig, and camera, paired, tasks, shots, shuffle,
-    workers, max_bad of DataConfig; as options of ``lamina train`` they are described by ``lamina train METHOD --help``.
+    frames are resized to; by default the method's own. ``gap``: shortest and longest time between the frames of a pair, seconds, or one
+    time. ``init``: a run whose weights to start from. ``options``: fields of the method's Config and of TrainConfig, and camera, paired,
+    tasks, shots, shuffle, workers, max_bad of DataConfig; as options of ``lamina train`` they are described by ``lamina train METHOD
+    --help``.
 
     Raises LaminaError for an option that does not exist, for data or settings that cannot be used, and where ``out`` holds another run.
     """
     name, chosen = _method(method)
     config, training = _with_options(
         f"train({name!r})",
-        {"image": tuple(image), **options},
+        options if image is None else {"image": tuple(image), **options},
         chosen.Config(),
         TrainConfig(steps=steps, lr=1e-3, resume=resume),
         others=DATA_OPTIONS,

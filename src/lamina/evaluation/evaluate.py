@@ -230,6 +230,9 @@ def _evaluate(
             trained = aligned_translators(run.path, run.model, path, test, target, aligned, config)
         elif config.labels:
             trained = new_translator(subject, data, test, target, config)
+        elif run and (run.path / "joint" / "translator.json").exists():
+            joint = run.path / "joint"
+            notes.append(f"Aligned jointly, which changed the model too: run lamina evaluate {joint} --data DATASET.")
         elif run:
             notes.append(f"No translator yet: run lamina align {run.path} --data DATASET, then evaluate again.")
         else:

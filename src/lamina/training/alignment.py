@@ -116,6 +116,7 @@ def align(
             )
         note = note_of(items, actions, config, side, name_of(path), training, loss)
         if config.joint:
+            model.provenance = dataclasses.replace(model.provenance, metrics={})  # those of other weights
             model.save_pretrained(folder / "model")
         save_translator(folder, translator, note)
     return folder

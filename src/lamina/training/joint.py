@@ -112,8 +112,7 @@ def train_joint(
     small = [dataclasses.replace(part, clip=None) for part in (train, held)]
     heads = head_training(START, training.seed, device=training.device)
     start, _ = train_translator(lam.prefix, small[0], small[1], spec, config, heads, steps=steps)
-    joint = JointModel(lam.requires_grad_(True), start, side)
-    lam.prefix.null.requires_grad_(lam.config.prefix != "full")
+    joint = JointModel(lam, start, side)  # what is frozen in the LAM's own training stays so
 
     def stream() -> JointStream:
         batch, data = training.batch // training.accumulate, dataclasses.replace(video, **objective.needs)

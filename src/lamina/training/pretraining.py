@@ -28,6 +28,7 @@ from lamina.device import autocast, memory, pick_device
 from lamina.errors import LaminaError, warn
 from lamina.files import locked, read_json, whole_folder, write_bytes, write_text
 from lamina.losses.reconstruction import total
+from lamina.models.bottlenecks.vq import VQ, SplitVQ
 from lamina.models.calibration import calibrating, even_batches, has_statistics
 from lamina.models.config import LAMConfig
 from lamina.models.feature_cache import kept_features
@@ -92,6 +93,10 @@ def check_run(run: Path, settings: dict[str, Any], resume: bool) -> None:
         raise LaminaError(
             f"{path}: not the settings of a run ({error}); it cannot be resumed, start another (--out NEW)"
         ) from error
+    if settings.get("init") not in (None, recorded.get("init")):
+        raise LaminaError(
+            f"{run}: was started with --init {recorded.get('init', 'none')}; resume with the same one, or without it"
+        )
     if changed := differences(before, fixed_settings(settings)):
         raise LaminaError(
             f"{run}: was started with other settings ({', '.join(changed)}); resume with the same ones, or start another run from its "
@@ -187,11 +192,19 @@ def _show_duration(lam: LAM, recipe: Recipe, clip: Clip, config: TrainConfig) ->
 def load_matching_weights(lam: LAM, path: Path) -> None:
     """Fill ``lam`` with the weights of the model at ``path`` (a run or model folder), as far as names and shapes agree.
 
-    Raises LaminaError if less than half of them do, or there is no model.
+    Statistics of one module (a codebook, a whitening) are taken all or not at all, as one says whether the others are there. What a
+    codebook that goes on learning counts begins anew. Raises LaminaError if less than half of the weights agree, or there is no model.
     """
     given = LatentActionModel.from_pretrained(str(path)).lam.state_dict()
     own = lam.state_dict()
     shared = {name: value for name, value in given.items() if name in own and own[name].shape == value.shape}
+    kept = {part for split in lam.modules() if isinstance(split, SplitVQ) for part in split.frozen_parts}
+    for prefix, module in lam.named_modules():
+        statistics = {f"{prefix}.{name}" for name, _ in module.named_buffers(recurse=False)} & own.keys()
+        if not statistics <= shared.keys():
+            shared = {name: value for name, value in shared.items() if name not in statistics}
+        if isinstance(module, VQ) and module not in kept:
+            shared.pop(f"{prefix}.updates", None)
     if len(shared) < len(own) / 2:
         raise LaminaError(
             f"{path}: a model of another kind, {len(shared)} of {len(own)} weights fit; give --init a run of the same encoder and decoder"
@@ -242,6 +255,11 @@ def pretrain(run: Path, recipe: Recipe, data: DataConfig, config: TrainConfig, i
         validated(Provenance, dataclasses.asdict(provenance))
         if recipe.initialise is not None:
             recipe.initialise(lam)
+        if init is None and config.resume and not any((run / "checkpoints").glob("*")):  # nothing of it is kept yet
+            started = (
+                read_json(run / "config.json", "start again").get("init") if (run / "config.json").exists() else None
+            )
+            init = None if started is None else Path(started)
         if init is not None:
             load_matching_weights(lam, init)
         if is_pretrained(recipe.lam.space):

@@ -26,7 +26,7 @@ class TrainConfig:
     """samples of one optimiser step, over all processes and accumulation steps"""
     lr: float = 3e-4
     warmup: int = 200
-    """steps of linear warm-up; then cosine decay to a tenth"""
+    """steps of linear warm-up, at most a tenth of all; then cosine decay to a tenth"""
     weight_decay: float = 0.01
     optimizer: OptimizerName = "adamw"
     """muon: orthogonalised momentum for weight matrices, AdamW for the rest; small models reach a given loss in fewer steps"""

@@ -147,14 +147,19 @@ class SplitVQ(Bottleneck):
     def slot_codes(self) -> int:
         return self.group_size
 
+    @property
+    def frozen_parts(self) -> list[nn.Module]:
+        """The codebooks that stay as they are."""
+        return [self.parts[group] for group in self.frozen]
+
     def train(self, mode: bool = True) -> SplitVQ:
         super().train(mode)
-        for group in self.frozen:
-            self.parts[group].eval()
+        for part in self.frozen_parts:
+            part.eval()
         return self
 
     def forward(self, x: Float[Tensor, "b k d"]) -> Latent:
-        if self.training and any(int(self.parts[group].updates) == 0 for group in self.frozen):  # type: ignore[arg-type]
+        if self.training and any(int(part.updates) == 0 for part in self.frozen_parts):  # type: ignore[arg-type]
             raise LaminaError(
                 "a codebook that is frozen was never trained: start from a run that has trained it (--init RUN)"
             )
