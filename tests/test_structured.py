@@ -612,6 +612,9 @@ def test_a_run_that_is_resumed_before_its_first_checkpoint_keeps_its_start(
     pretrain.pretrain(tmp_path / "run", plan, data, again)  # without naming it again
     weights = [load_file(tmp_path / name / "model/model.safetensors") for name in ("run", "straight")]
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+    LatentActionModel.from_pretrained(tmp_path / "run").write_metrics(tmp_path / "run/model", {"psnr": 20.0})
+    pretrain.pretrain(tmp_path / "run", plan, data, again)  # it has ended
+    assert LatentActionModel.from_pretrained(tmp_path / "run").provenance.metrics == {"psnr": 20.0}
 
 
 @pytest.mark.parametrize(("noise", "hold"), [(0.15, 1), (0.4, 5), (1.0, 4), (0.0, 3)])

@@ -14,7 +14,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -296,6 +296,14 @@ def pretrain(run: Path, recipe: Recipe, data: DataConfig, config: TrainConfig, i
         if first:
             model = LatentActionModel(recipe.lam, provenance)
             model.lam.load_state_dict(state)
+            if (
+                config.resume and (folder / "config.json").exists()
+            ):  # it had ended: what was measured of these weights stays
+                with suppress(LaminaError):
+                    ended = LatentActionModel.from_pretrained(str(folder))
+                    there = ended.lam.state_dict()
+                    if all(torch.equal(value, there[name]) for name, value in model.lam.state_dict().items()):
+                        model.provenance = dataclasses.replace(provenance, metrics=ended.provenance.metrics)
             with whole_folder(folder) as partial:
                 model.save_pretrained(partial)
     return folder
