@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lamina.losses.flow_matching import SMALLEST_T, integrate, interpolate, sample_time, velocity, velocity_of_data
+from lamina.models.decoders.flow import FlowDecoder
 from lamina.rng import Rng
 
 torch.set_num_threads(1)
@@ -82,3 +83,12 @@ def test_times_are_logit_normal():
     assert t.min() > 0 and t.max() < 1
     logit = torch.logit(t.double())
     assert abs(float(logit.mean())) < 0.03 and abs(float(logit.std()) - 1) < 0.03
+
+
+def test_as_many_steps_as_one_likes_reach_the_predicted_frame():
+    """A new flow decoder predicts the first frame, whatever it is shown: every number of steps must end there."""
+    src = torch.rand(2, 3, 16, 16) * 2 - 1
+    for steps in (8, 28, 100):
+        config = FlowDecoder.Config(patch=8, width=32, heads=2, layers=1, steps=steps)
+        drawn = FlowDecoder(config, (3, 16, 16), 2, 3).sample(src, torch.zeros(2, 2, 3), Rng(0))
+        torch.testing.assert_close(drawn, src, rtol=0, atol=1e-4)

@@ -353,6 +353,22 @@ def test_windows_stay_in_their_episode_begin_at_the_stride_and_reach_every_step(
         assert held == set(range(len(data)))
 
 
+@pytest.mark.parametrize(
+    ("length", "window", "stride", "least"),
+    [(9, 8, 8, 0.12), (47, 8, 8, 0.8), (100, 16, 8, 0.45), (100, 34, 8, 0.4), (30, 7, 3, 0.4)],
+)
+def test_last_steps_are_drawn_as_often_as_the_stride_allows(length, window, stride, least):
+    """A step is drawn uniformly, and its window holds it; at an end there are fewer windows than in the middle."""
+    stream = WindowStream(steps([length]), window, stride, batch=64, seed=0)
+    seen = np.zeros(length)
+    for _ in range(100):
+        for _, start in stream.starts(np.random.default_rng(stream.drawn)):
+            assert start % stride == 0
+            seen[start : start + window] += 1
+        stream.drawn += 1
+    assert seen[-1] > least * seen.mean(), seen / seen.mean()
+
+
 def test_first_steps_are_about_as_frequent_as_the_others():
     stream = WindowStream(steps([200]), 16, 8, batch=64, seed=0)
     rng, count = np.random.default_rng(0), np.zeros(200)

@@ -435,6 +435,20 @@ def test_metaworlds_tiers_name_every_task_once():
 
 
 @pytest.mark.sim
+@pytest.mark.parametrize("task", ["window-open-v3", "drawer-open-v3", "lever-pull-v3", "push-v3"])
+def test_metaworlds_first_state_is_that_of_the_first_picture(task):
+    """Objects that it has just placed: the expert aims at them, and distractors keep away from them."""
+    for seed in range(3):
+        world = open_world(f"metaworld/{task},objects")
+        world.reset(seed)
+        shown = world._state.copy()
+        np.testing.assert_allclose(world._env._get_obs(), shown, atol=1e-6)
+        for thing in world._objects:
+            assert np.linalg.norm(thing.position[:2] - shown[4:6]) > 0.1
+        world.close()
+
+
+@pytest.mark.sim
 def test_metaworld_judges_success_and_an_episode_may_last_500_steps():
     with open_world("metaworld/drawer-open-v3") as world:
         assert world.tier == "easy" and world.max_steps == 300

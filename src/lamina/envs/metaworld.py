@@ -60,12 +60,15 @@ class MetaWorld(World):
 
     def reset(self, seed: int) -> None:
         self._env.seed(seed)
-        self._state, _ = self._env.reset()
+        self._env.reset()
         for (
             site
         ) in self._env._target_site_config:  # else the goal is drawn in its place from the second picture on only
             self._env._set_pos_site(*site)
         mujoco.mj_forward(self._env.model, self._env.data)
+        # MetaWorld reads objects that it has just moved where they were before; this is the state that the first picture shows.
+        self._env._prev_obs = self._env._get_curr_obs_combined_no_goal()
+        self._state = self._env._get_obs()
         rng = np.random.default_rng([seed, 1])  # not the simulator's: the same episode with and without changes
         if "surroundings" in self._changes:
             self._surroundings.draw(rng)

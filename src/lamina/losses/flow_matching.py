@@ -59,10 +59,11 @@ def velocity(x: Float[Tensor, "b ..."], noise: Float[Tensor, "b ..."]) -> Float[
 
 
 def velocity_of_data(
-    x_t: Float[Tensor, "b ..."], x: Float[Tensor, "b ..."], t: Float[Tensor, "b"]
+    x_t: Float[Tensor, "b ..."], x: Float[Tensor, "b ..."], t: Float[Tensor, "b"], smallest: float = SMALLEST_T
 ) -> Float[Tensor, "b ..."]:
-    """The velocity that a prediction ``x`` of the data implies at x_t."""
-    return (x_t - x) / _like(t, x).clamp_min(SMALLEST_T)
+    """The velocity that a prediction ``x`` of the data implies at x_t. ``smallest``: a t below it counts as that; 0 where the step to t = 0
+    must reach ``x``."""
+    return (x_t - x) / _like(t, x).clamp_min(smallest)
 
 
 def integrate(

@@ -37,7 +37,10 @@ def fingerprint(lam: LAM) -> str:
     """
     config = lam.config.to_dict()
     names = ("image", "slots", "encoder", "bottleneck", "whiten", "space", "action_slots")
-    digest = hashlib.sha256(json.dumps([config.get(name) for name in names]).encode())
+    decisive = [config.get(name) for name in names]
+    if lam.config.pairing != "free":  # so that fingerprints from before there was another pairing stay valid
+        decisive.append(lam.config.pairing)
+    digest = hashlib.sha256(json.dumps(decisive).encode())
     for part in (lam.space, lam.encoder, lam.whiten, lam.bottleneck):
         for name, value in sorted(part.state_dict().items()):
             digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())

@@ -134,7 +134,11 @@ class WindowStream:
         episode = np.searchsorted(bounds, picked, side="right") - 1
         room = np.maximum(np.diff(bounds)[episode] - self.length, 0)
         latest = -(-room // stride) * stride  # rounded up, so that the last steps belong to a window too
-        start = np.clip(picked - bounds[episode] - place, 0, latest) // stride * stride
+        step = picked - bounds[episode]
+        # To a multiple of the stride, up or down at random, where the window still holds the step.
+        start = (step - place + rng.integers(0, stride, self.each)) // stride * stride
+        start = np.maximum(start, -((self.length - 1 - step) // stride) * stride)
+        start = np.clip(np.minimum(start, step // stride * stride), 0, latest)
         return list(zip(episode.tolist(), start.tolist(), strict=True))
 
     def __iter__(self) -> Iterator[Window]:

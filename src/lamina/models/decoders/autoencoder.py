@@ -70,8 +70,9 @@ class Autoencoder(nn.Module):
 
     @torch.no_grad()
     def encode(self, pictures: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d y x"]:
-        """The latents of pictures, computed."""
-        means = [self.model.encode(some).latent_dist.mean.float() for some in pictures.split(AT_ONCE)]
+        """The latents of pictures, computed in float32: those in the cache do not depend on who asked for them first."""
+        with torch.autocast(pictures.device.type, enabled=False):
+            means = [self.model.encode(some.float()).latent_dist.mean for some in pictures.split(AT_ONCE)]
         return (torch.cat(means) - self.config.shift) * self.config.scale
 
     def decode(self, latents: Float[Tensor, "n d y x"]) -> Float[Tensor, "n c h w"]:

@@ -90,6 +90,6 @@ class FlowDecoder(Decoder):
 
     def sample(self, src: Float[Tensor, "b c h w"], z: Float[Tensor, "b k d"], rng: Rng) -> Float[Tensor, "b c h w"]:
         def field(x_t: Tensor, t: Tensor) -> Tensor:
-            return velocity_of_data(x_t, self(x_t, t, src, z).float(), t)
+            return velocity_of_data(x_t, self(x_t, t, src, z).float(), t, smallest=0.0)
 
         return integrate(field, rng.normal(len(src), *src.shape[1:]), self.config.steps)
