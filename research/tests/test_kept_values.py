@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import fields, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import torch
 
 from lamina.envs.registry import make
 from lamina.errors import LaminaError
+from lamina.policies.flow.config import FlowConfig
+from lamina.training.settings import TrainConfig
 from lamina_research.cache import key_text
 from lamina_research.claims import adaptive, policy_study, structured_prefix
 from lamina_research.claims.flexlam import study as flexlam
@@ -24,6 +27,7 @@ from lamina_research.study import Study
 pytestmark = [pytest.mark.sim, pytest.mark.filterwarnings("ignore::lamina.errors.LaminaWarning")]
 torch.set_num_threads(1)
 
+ROOT = Path(__file__).parents[2]
 CLAIMS = {
     "flexlam/matched-budget": "my_way_home",
     "flexlam/joint-alignment": "my_way_home",
@@ -89,3 +93,32 @@ def test_a_value_of_other_settings_is_another_value(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(adaptive, "EQUAL", 0.02)
     adaptive.AdaptiveStudy(experiment).rule_scores(0, 0, "action")
     assert keys[-2] != keys[-1]
+
+
+def test_the_values_of_this_repository_are_found_by_todays_options(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A key names every option: one that an option was added to since is never asked for again, and has to be mended with it."""
+    known = {frozenset(f.name for f in fields(kind)) for kind in (TrainConfig, FlowConfig)}
+
+    def options(value: Any) -> Iterator[frozenset[str]]:
+        if isinstance(value, dict):
+            if {"warmup", "lr"} <= value.keys() or {"chunk", "replan"} <= value.keys():
+                yield frozenset(value)
+            value = list(value.values())
+        for part in value if isinstance(value, list) else ():
+            yield from options(part)
+
+    kept = sorted((ROOT / "results/values").glob("*.json"))
+    keys = {path.stem: json.loads(path.read_text())["key"] for path in kept}
+    assert keys and all(sha256(key_text(key).encode()).hexdigest()[:16] == name for name, key in keys.items())
+    assert all(set(options(key)) <= known for key in keys.values())
+
+    def unneeded(self: Study[Any], *rest: Any) -> Path:
+        raise AssertionError("nothing has to be made")
+
+    monkeypatch.setattr(Study, "trained", unneeded)
+    monkeypatch.setattr(Study, "dataset", unneeded)
+    out = tmp_path / "record.json"
+    found = reproduce("alam/policy", "cpu", out, (0,), tmp_path, lambda line: None, ROOT / "results/values")
+    assert read_record(found)["metrics"]["actions alone"]["success"]["mean"] == pytest.approx(62.7, abs=0.1)
