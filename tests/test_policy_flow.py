@@ -415,6 +415,8 @@ def test_small_batches_have_their_share_of_labels_in_turn(batch, shards, share, 
     usual = share * batch  # with this weight the mean over parts is that over all labelled rows, as in one large batch
     np.testing.assert_allclose(weights, np.repeat(np.array(expected)[:, None] / usual, batch, axis=1), rtol=1e-6)
     assert labelled() == expected and labelled(2) == expected[2:]
+    none = next(iter(FlowStream(data, FlowConfig(share=0.0), 1, batch, 0, shards)))
+    assert not none.action_valid.any() and not none.action_weight.any()
     assert np.array_equal(np.sum([labelled(own=[n]) for n in range(shards)], 0), expected)
 
 

@@ -180,9 +180,8 @@ class PolicyStudy(Study[PolicySetup]):
             "episodes": s.episodes,
             "intervention": intervention,
         }
-        if (
-            s.parallel != KEPT_PARALLEL
-        ):  # a row's noise is a function of its number, and episodes are shared out among the rows
+        # A row's noise is a function of its number, and episodes are shared out among the rows.
+        if s.parallel != KEPT_PARALLEL:
             key["parallel"] = s.parallel
 
         def compute() -> dict[str, Any]:

@@ -86,9 +86,8 @@ def prefix_scaling(experiment: Experiment) -> Outcome:
         curve = study.losses(flexlam_spec(seed), labels, ks)
         controls = study.controls(flexlam_spec(seed), labels)
         losses = {f"FlexLAM@{k}": curve[k] for k in ks} | controls
-        losses[BLIND] = study.shuffled_loss(
-            flexlam_spec(seed), labels, 1
-        )  # of the width and the draws that it is compared with
+        # Of the width and the draws that it is compared with.
+        losses[BLIND] = study.shuffled_loss(flexlam_spec(seed), labels, 1)
         rank = {"FlexLAM": {"spearman": float(spearmanr(ks, list(curve.values())).statistic)}}
         return {name: {"loss": loss} for name, loss in losses.items()} | rank
 

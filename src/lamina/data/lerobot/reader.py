@@ -41,13 +41,7 @@ from lamina.types import ActionSpec
 WIDEST = 2**20  # values of a feature in one row, at most
 LARGEST = 2**31  # number of an episode, chunk or file, below
 #: Other names of the splits.
-SPLIT_NAMES = {
-    "val": "validation",
-    "valid": "validation",
-    "eval": "validation",
-    "evaluation": "validation",
-    "dev": "validation",
-}
+SPLIT_NAMES = dict.fromkeys(("val", "valid", "eval", "evaluation", "dev"), "validation")
 PLACE = ("chunk_index", "file_index", "from_timestamp")
 NUMBERS = {
     "bool",

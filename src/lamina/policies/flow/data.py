@@ -449,6 +449,8 @@ class FlowStream:
         self.each, self.shards, self.mine = batch // shards, shards, range(shards) if own is None else own
         self.share = Fraction(str(config.share))
         self.labelled, self.others = data.steps(labelled=True), data.steps(labelled=False)
+        if not (len(self.others) and data.latents.shape[2]):
+            self.share = Fraction(1)
         self.drawn = 0
 
     def rows(self, batch: int, shard: int) -> Int[np.ndarray, "b"]:
@@ -458,20 +460,17 @@ class FlowStream:
 
     def count(self, batch: int, shard: int) -> int:
         """How many rows of one shard are labelled."""
-        if not (len(self.others) and self.data.latents.shape[2]):
-            return self.each
         number = batch * self.shards + shard  # of all parts of batches, one after the other
         before, after = (math.floor(self.share * self.each * n) for n in (number, number + 1))
         return after - before
 
     def __iter__(self) -> Iterator[FlowBatch]:
-        mixed = len(self.others) and self.data.latents.shape[2]
-        usual = len(self.mine) * self.each * (float(self.share) if mixed else 1.0)
+        usual = float(len(self.mine) * self.each * self.share)
         while True:
             labelled = sum(self.count(self.drawn, shard) for shard in self.mine)
             rows = np.concatenate([self.rows(self.drawn, shard) for shard in self.mine])
             self.drawn += 1
-            weight = torch.full((len(rows),), labelled / usual)
+            weight = torch.full((len(rows),), labelled / usual if usual else 0.0)
             yield replace(rows_at(self.data, rows, self.config, self.stride), action_weight=weight)
 
     def state_dict(self) -> dict[str, int]:
