@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Literal
 
 from lamina.errors import LaminaError
@@ -47,3 +48,11 @@ def autocast(device: torch.device | str, precision: str) -> torch.autocast:
     if precision not in ("fp32", "bf16"):
         raise LaminaError(f"--precision {precision}: choose fp32 or bf16")
     return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[object]:
+    """A context manager: networks on ``device`` compute in float32, also inside :func:`autocast`."""
+    import torch
+
+    # The meta device has no autocast to switch off, and torch refuses to.
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)

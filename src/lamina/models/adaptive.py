@@ -30,6 +30,7 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
+from lamina.device import full_precision
 from lamina.errors import LaminaError
 from lamina.files import checkpoint_hash, sha256, write_text
 from lamina.models.config import LAMConfig
@@ -104,7 +105,7 @@ class AdaptiveK:
         """Whether each code ends after its first ``k`` slots, if it has not ended before; the others are not read."""
         if k >= self.head.slots:
             return torch.ones(len(z), dtype=torch.bool, device=z.device)
-        with torch.autocast(z.device.type, enabled=False):  # a policy in bf16 must not cut where labels do not
+        with full_precision(z.device):  # a policy in bf16 must not cut where labels do not
             return self.head.relative(z, k) < self.limits[k - 1]
 
     def lengths(self, z: Float[Tensor, "b k d"]) -> Int[Tensor, "b"]:

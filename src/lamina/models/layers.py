@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from lamina import collective
+from lamina.device import full_precision
 from lamina.errors import LaminaError
 
 MOST_PATCHES = 16_384  # of a picture: each attends to all
@@ -64,7 +65,7 @@ def attend(
     seen = None if mask is None else mask.unsqueeze(1)
     if q.device.type == "cpu" and q.dtype == torch.bfloat16:
         # torch's backward pass in bf16 takes three times as long as in fp32 on a CPU (bench/model.py).
-        with torch.autocast("cpu", enabled=False):
+        with full_precision(q.device):
             out = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), seen).to(q.dtype)
     else:
         out = F.scaled_dot_product_attention(q, k, v, seen)

@@ -26,6 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from lamina.device import full_precision
 from lamina.errors import LaminaError
 from lamina.files import json_of, reason
 from lamina.images import resize
@@ -74,7 +75,7 @@ class PretrainedEncoder(nn.Module):
         mean, std = self.mean.to(pictures.device), self.std.to(pictures.device)
         found = []
         # float32 whatever the caller computes in: features must not depend on who asks for them.
-        with torch.autocast(pictures.device.type, enabled=False):
+        with full_precision(pictures.device):
             for part in pictures.split(CHUNK if pictures.device.type == "cpu" else 64):
                 pixels = (resize(part, self.size).float() / 255 - mean) / std
                 found.append(self.read(self.network, pixels).float())

@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from lamina import collective
+from lamina.device import full_precision
 from lamina.errors import LaminaError
 from lamina.models.bottlenecks.base import Bottleneck
 from lamina.records import CodebookSize, Count, CountOrZero, Layers, Share
@@ -66,7 +67,7 @@ class VQ(Bottleneck):
         if self.training and (self.calibration is None or not int(self.updates)):
             self._reset_dead(flat)
         # |x|^2 is the same for every code, so the nearest code needs only the other two terms. In float32 always: bf16 would pick others.
-        with torch.autocast(flat.device.type, enabled=False):
+        with full_precision(flat.device):
             distance = self.codebook.square().sum(-1) - 2 * flat @ self.codebook.T
         index = distance.argmin(-1)
         code = F.embedding(index, self.codebook).view_as(z)

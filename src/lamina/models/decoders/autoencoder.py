@@ -10,6 +10,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
+from lamina.device import full_precision
 from lamina.errors import LaminaError
 from lamina.files import reason
 from lamina.images import to_float, to_uint8
@@ -71,7 +72,7 @@ class Autoencoder(nn.Module):
     @torch.no_grad()
     def encode(self, pictures: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d y x"]:
         """The latents of pictures, computed in float32: those in the cache do not depend on who asked for them first."""
-        with torch.autocast(pictures.device.type, enabled=False):
+        with full_precision(pictures.device):
             means = [self.model.encode(some.float()).latent_dist.mean for some in pictures.split(AT_ONCE)]
         return (torch.cat(means) - self.config.shift) * self.config.scale
 
