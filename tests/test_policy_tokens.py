@@ -46,6 +46,7 @@ from lamina.policies.windows import (
     fixed_windows,
     open_steps,
     strided_sequences,
+    usual_steps,
     windows_at,
 )
 from lamina.rng import Rng
@@ -276,7 +277,7 @@ def test_a_model_that_knows_nothing_pays_the_log_of_the_codebook():
     model = small()
     torch.nn.init.zeros_(model.head.own)
     data = window(2, 5)
-    torch.testing.assert_close(token_losses(model, data, Rng(0))["codes"], torch.full((2,), math.log(CODES)))
+    torch.testing.assert_close(token_losses(model, data, Rng(0), 5)["codes"], torch.full((2,), math.log(CODES)))
 
 
 def test_an_entry_is_its_own_vector_and_those_of_its_digits():
@@ -296,24 +297,27 @@ def test_an_entry_is_its_own_vector_and_those_of_its_digits():
 
 
 @torch.no_grad()
-def test_the_loss_is_the_mean_over_valid_codes_and_padding_is_nothing():
+def test_in_the_loss_every_code_has_the_same_weight_and_padding_is_nothing():
     model, data = small(), window(2, 6)
     logits = model.logits(model(data.frames, data.codes)).log_softmax(-1)
     nats = -logits.gather(-1, data.codes[..., None])[..., 0]  # [b t k]
     valid = torch.tensor([[True] * 6, [True] * 2 + [False] * 4])
     data = dataclasses.replace(data, valid=valid)
     expected = torch.cat([nats[0].flatten(), nats[1, :2].flatten()]).mean()
-    loss = token_losses(model, data, Rng(0))["codes"]
+    loss = token_losses(model, data, Rng(0), usual=4)["codes"]  # 8 valid steps in two windows
     torch.testing.assert_close(loss.mean(), expected)
     torch.testing.assert_close(loss[0] / loss[1], nats[0].sum() / nats[1, :2].sum())
+    for row in (0, 1):  # in parts of a batch, one of them fuller than the other
+        part = Window(data.frames[row : row + 1], data.codes[row : row + 1], valid[row : row + 1])
+        torch.testing.assert_close(token_losses(model, part, Rng(0), usual=4)["codes"], loss[row : row + 1])
     garbage = dataclasses.replace(data, codes=data.codes.clone(), frames=data.frames.clone())
     garbage.codes[1, 2:], garbage.frames[1, 2:] = 0, 255
-    torch.testing.assert_close(token_losses(model, garbage, Rng(0))["codes"], loss)
+    torch.testing.assert_close(token_losses(model, garbage, Rng(0), usual=4)["codes"], loss)
 
 
 def test_every_parameter_is_trained():
     model, data = small(), window(2, 6)
-    token_losses(model.train(), data, Rng(0))["codes"].mean().backward()
+    token_losses(model.train(), data, Rng(0), 6)["codes"].mean().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.any() for p in model.parameters())
 
 
@@ -367,6 +371,14 @@ def test_last_steps_are_drawn_as_often_as_the_stride_allows(length, window, stri
             seen[start : start + window] += 1
         stream.drawn += 1
     assert seen[-1] > least * seen.mean(), seen / seen.mean()
+
+
+@pytest.mark.parametrize(("lengths", "window"), [([3, 40], 8), ([200], 8), ([2, 2], 16)])
+def test_how_full_windows_usually_are(lengths, window):
+    data = steps(lengths)
+    stream = iter(WindowStream(data, window, 4, batch=64, seed=1))
+    seen = np.mean([next(stream).valid.sum(1).float().mean().item() for _ in range(60)])
+    assert usual_steps(data, window, 4) == pytest.approx(seen, rel=0.03)
 
 
 def test_first_steps_are_about_as_frequent_as_the_others():
@@ -595,7 +607,7 @@ def test_predictable_codes_are_learned():
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
     stream = iter(WindowStream(data, 6, 3, 8, seed=0))
     for _ in range(120):
-        loss = token_losses(model, next(stream), Rng(0))["codes"].mean()
+        loss = token_losses(model, next(stream), Rng(0), 6)["codes"].mean()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

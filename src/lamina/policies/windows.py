@@ -157,6 +157,13 @@ class WindowStream:
         """Nothing is open but memory maps."""
 
 
+def usual_steps(steps: Steps, length: int, stride: int) -> float:
+    """How many steps of a window of :class:`WindowStream` are valid, the mean over many windows."""
+    bounds, stream = steps.bounds, WindowStream(steps, length, stride, 10_000, 0)
+    starts = stream.starts(np.random.default_rng(0))
+    return float(np.mean([min(length, bounds[episode + 1] - bounds[episode] - start) for episode, start in starts]))
+
+
 def fixed_windows(steps: Steps, length: int, stride: int, limit: int = 64) -> Window:
     """At most ``limit`` windows side by side, evenly spread over a split."""
     hop = -(-length // stride) * stride
