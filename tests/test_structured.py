@@ -96,6 +96,10 @@ def test_the_gradient_distance_by_hand() -> None:
     edge[..., 4:] = 2
     assert float(perceptual.gradient(edge, flat)) == pytest.approx((2 / 7 + 2 / 3 + 2 / 1) / 6)
     assert float(perceptual.gradient(flat + 0.7, flat)) == pytest.approx(0, abs=1e-6)  # brightness is the pixel term's
+    small, none = edge[..., :7, :7], flat[..., :7, :7]  # features of a pretrained encoder: scales of 7 and 3 places
+    assert float(perceptual.gradient(small, none)) == pytest.approx((2 / 6 + 2 / 2) / 4)
+    with pytest.raises(LaminaError, match="maps of 8x1 have no neighbouring places"):
+        perceptual.gradient(edge[..., :1], flat[..., :1])
 
 
 def test_lpips_is_never_another_thing_under_its_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

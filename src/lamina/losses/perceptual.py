@@ -26,12 +26,17 @@ Distance = Callable[[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"]], Float[
 def gradient(predicted: Float[Tensor, "b c h w"], target: Float[Tensor, "b c h w"]) -> Float[Tensor, "b"]:
     """Mean absolute difference of the horizontal and vertical differences between neighbouring pixels, over the scales 1, 1/2, 1/4.
 
-    The gradient difference loss of Mathieu et al. (ICLR 2016, Eq. 6, alpha = 1, with signed differences) on a pyramid.
+    The gradient difference loss of Mathieu et al. (ICLR 2016, Eq. 6, alpha = 1, with signed differences) on a pyramid. Scales at which
+    a side has a single place are left out. Raises LaminaError where that is every scale.
     """
+    if min(predicted.shape[-2:]) < 2:
+        raise LaminaError(f"--perceptual gradient: maps of {predicted.shape[-2]}x{predicted.shape[-1]} have no neighbouring places")
     error = predicted.float() - target.float()
     terms = []
     for _ in range(3):
         terms += [error.diff(dim=axis).abs().flatten(1).mean(1) for axis in (2, 3)]
+        if min(error.shape[-2:]) < 4:
+            break
         error = F.avg_pool2d(error, 2)
     return torch.stack(terms).mean(0)
 
