@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs
 
 import pytest
 import torch
@@ -169,6 +170,26 @@ def test_buttons_hold_and_show_examples(window, stage):
     page.wait_for_timeout(600)
     assert window.steps() == steps  # let go: it stops
     assert "frames/s" in page.inner_text("#speed")
+
+
+KEYDOWN = "document.dispatchEvent(new KeyboardEvent('keydown', {{key: '{}'}})); document.dispatchEvent(new KeyboardEvent('keyup', {{key: '{}'}}));"
+SLOTS = "c = document.getElementById('k'); c.value = 0; c.dispatchEvent(new Event('input'));"
+
+
+@pytest.mark.parametrize(("at_once", "moves"), [("1n2", [(1, 4)]), ("2k", [(0, 4), (1, 1)]), ("n1", [(0, 4)])])
+def test_what_is_shown_is_the_session_in_the_link_however_fast_keys_are_pressed(window, stage, at_once, moves):
+    page = window.page
+    window.press("1")
+    made = (SLOTS if key == "k" else KEYDOWN.format(key, key) for key in at_once)
+    page.evaluate(f"() => {{ let c; {' '.join(made)} }}")  # all of them before the server has answered any
+    page.wait_for_timeout(1500)
+    window.until("location.hash.includes('moves=')")
+    values = parse_qs(page.url.partition("#")[2], keep_blank_values=True)
+    (start,), (words,) = values["start"], values["moves"]
+    found = [word for word in words.split(",") if word]
+    assert found == [f"{stage.clusters[key].medoid}@{k}" for key, k in moves]
+    assert window.steps() == len(found) + 1
+    assert window.screen() == picture(Player(stage), start, *found)
 
 
 def test_k_shows_the_same_step_from_fewer_slots(window, stage):

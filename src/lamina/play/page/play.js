@@ -53,6 +53,14 @@ const json = async (path, options) => (await ask(path, options)).json();
 const post = (path, content) => json(path, { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(content) });
 const guarded = (work) => async (...given) => { try { return await work(...given); } catch (error) { toast(error.message); return undefined; } };
 
+let changes = Promise.resolve(); // of the session, so far
+/** A change of the session, made when those before it are done: it begins with the session that they leave. */
+const inTurn = (work) => (...given) => {
+  const made = changes.then(() => work(...given));
+  changes = made.catch(() => {});
+  return made;
+};
+
 /** The last step of each session. */
 async function roll(...sessions) {
   return (await post("roll", { sessions })).steps.map((found) => found[0]);
@@ -135,12 +143,12 @@ async function repeat(link) {
 }
 
 /** Show a session from its words. */
-async function become(start, moves) {
+const become = inTurn(async (start, moves) => {
   const found = await post("roll", { sessions: [{ start, moves }], every: true });
   Object.assign(state, { start, moves });
   [steps] = found.steps;
   paint(true);
-}
+});
 
 // --------------------------------------------------------------------------------------------------------------- Drive
 
@@ -223,7 +231,7 @@ async function paintPrefixes() {
 }
 
 /** The last step again, with the k that is set now. */
-async function redo() {
+const redo = inTurn(async () => {
   if (!state.moves.length) return;
   const moves = [...state.moves];
   moves.push(`${moves.pop().split("@")[0]}@${state.k}`);
@@ -233,7 +241,7 @@ async function redo() {
   steps.push(last);
   $("strip").lastChild?.remove();
   paint();
-}
+});
 
 function setK(k) {
   state.k = k;
@@ -259,7 +267,7 @@ async function run() {
         if (left > 0) { await new Promise((done) => setTimeout(done, left)); continue; }
         waiting.push(held.key);
       }
-      await step(waiting.shift());
+      await step(`${about.keys[waiting.shift()].medoid}@${state.k}`);
     }
   } catch (error) {
     waiting.length = 0;
@@ -270,8 +278,8 @@ async function run() {
   }
 }
 
-async function step(key) {
-  const moves = [...state.moves, `${about.keys[key].medoid}@${state.k}`];
+const step = inTurn(async (move) => {
+  const moves = [...state.moves, move];
   const answer = await post("roll", { sessions: [{ start: state.start, moves }] });
   state.moves = moves;
   steps.push(answer.steps[0][0]);
@@ -281,7 +289,7 @@ async function step(key) {
   rate = gap < 400 ? (rate ? 0.85 * rate + 0.15 * (1000 / gap) : 1000 / gap) : 0;
   $("speed").textContent = (rate ? `${rate.toFixed(0)} frames/s, ${(rate * about.gap).toFixed(REAL_SPEED_DIGITS)} × real time, ` : "") + `decoder ${answer.milliseconds.toFixed(0)} ms`;
   paint();
-}
+});
 
 function press(key) {
   if (key >= about.keys.length || waiting.length > 8) return;
@@ -297,11 +305,17 @@ function release() {
   for (const button of $("keys").children) button.classList.remove("down");
 }
 
-function back(n) {
-  if (running) return;
-  state.moves = state.moves.slice(0, n);
-  steps = steps.slice(0, n + 1);
+const cut = inTurn(async (n) => {
+  const kept = n < 0 ? steps.length + n : n;
+  if (kept < 0) return;
+  state.moves = state.moves.slice(0, kept);
+  steps = steps.slice(0, kept + 1);
   paint(true);
+});
+
+/** Back to step n; below 0: counted from the end, -1 is the last step. */
+function back(n) {
+  if (!running) cut(n);
 }
 
 const begin = guarded(async (start) => { await become(start, []); });
@@ -325,7 +339,7 @@ function buildDrive() {
     return button;
   }));
   showExamples(0);
-  $("undo").addEventListener("click", () => back(steps.length - 2));
+  $("undo").addEventListener("click", () => back(-2));
   $("reset").addEventListener("click", () => back(0));
   $("another").addEventListener("click", anotherStart);
   $("upload").addEventListener("change", guarded(async (event) => {
@@ -383,7 +397,7 @@ document.addEventListener("keydown", (event) => {
     if (!event.repeat) press(Number(event.key) - 1);
   } else if (event.repeat) {
     return;
-  } else if (event.key === "Backspace" && steps.length > 1) back(steps.length - 2);
+  } else if (event.key === "Backspace" && steps.length > 1) back(-2);
   else if (event.key === "r" && steps.length > 1) back(0);
   else if (event.key === "n") anotherStart();
   else return;
