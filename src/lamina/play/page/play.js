@@ -443,13 +443,19 @@ function gallery(box, onPick, { moving = true, first = 0 } = {}) {
 function buildTransfer() {
   const total = about.transitions.length;
   const episode = (n) => about.transitions[n].episode;
-  const elsewhere = (n) => { for (let i = 0; i < 40; i++) { const m = about.moving[pick(about.moving.length)]; if (episode(m) !== episode(n)) return m; } return (n + 1) % total; };
+  const apart = (n) => (m) => episode(m) !== episode(n);
+  // Of another episode; where there is only one, half of the transitions away, since neighbours move alike.
+  const elsewhere = (n) => {
+    const there = about.moving.filter(apart(n));
+    const others = there.length ? there : about.transitions.map((_, m) => m).filter(apart(n));
+    return others.length ? others[pick(others.length)] : (n + Math.floor(total / 2)) % total;
+  };
   chosen.target = elsewhere(chosen.source);
   const paintAll = guarded(paintTransfer);
   const setSource = gallery("transfer-source", (n) => { chosen.source = n; chosen.other = elsewhere(n); paintAll(); }, { first: chosen.source });
   gallery("transfer-target", (n) => { chosen.target = n; paintAll(); }, { moving: false, first: chosen.target });
   chosen.other = elsewhere(chosen.source);
-  drawn.transfer = (_, n) => { if (n !== undefined) { chosen.source = n; setSource(n); } paintAll(); };
+  drawn.transfer = (_, n) => { if (n !== undefined) { chosen.source = n; chosen.other = elsewhere(n); setSource(n); } paintAll(); };
   paintAll();
 }
 
