@@ -32,7 +32,7 @@ from lamina import methods
 from lamina.cli import main
 from lamina.data.sampling import open_source
 from lamina.data.video import decode_picture
-from lamina.errors import LaminaError
+from lamina.errors import LaminaError, LaminaWarning
 from lamina.evaluation.doctor import examine
 from lamina.images import resize
 from lamina.models.heads import Translator, TranslatorConfig
@@ -40,7 +40,7 @@ from lamina.models.hub import LatentActionModel, Provenance
 from lamina.play import export
 from lamina.play.health import copying, examined, health
 from lamina.play.pictures import LARGEST_UPLOAD, data_uri, from_data_uri, png, read_upload
-from lamina.play.server import HOST, LARGEST_REQUEST, listen, server_of
+from lamina.play.server import HOST, LARGEST_REQUEST, about, listen, server_of
 from lamina.play.session import MOVES, Move, Player
 from lamina.play.stage import Stage, cluster_label, describe
 from lamina.types import ActionSpec, Latent
@@ -284,6 +284,20 @@ def test_a_reading_of_a_chunk_shows_the_probabilities_of_its_first_action():
     assert reading is not None and reading.action.tolist() == [2, 0]
     assert [shown["name"] for shown in reading.shown] == ["move = 0", "fire = 1"]
     assert [shown["probability"] for shown in reading.shown] == pytest.approx([1, 1], abs=1e-3)
+
+
+@pytest.mark.parametrize("camera", ["observation.images.paired", "all"])
+def test_the_pictures_of_a_camera_that_the_translator_was_not_aligned_on_are_not_read(home, camera):
+    with pytest.warns(LaminaWarning, match="aligned on camera 'observation.images.grid'"):
+        stage = Stage.load(home / "run", str(home / "data"), camera=camera, transitions=COUNT, device="cpu")
+    assert rolled(Player(stage), "d0", "1@4")[1].reading is None
+    assert f"leave out --camera {camera}" in stage.unread and stage.unread == about(Player(stage))["unread"]
+    assert stage.unread in health(stage)["missing"]
+    assert stage.action_text(0)  # what the data says was done is shown all the same
+    named = Stage.load(
+        home / "run", str(home / "data"), camera="observation.images.grid", transitions=COUNT, device="cpu"
+    )
+    assert named.unread == "" and rolled(Player(named), "d0", "1@4")[1].reading is not None
 
 
 def test_moves_are_written_as_they_are_read(player):

@@ -47,9 +47,7 @@ def health(stage: Stage) -> dict[str, Any]:
             _part(f"What lamina evaluate found ({record.data.path if record.data else 'data unknown'})", verdict)
         )
     if stage.translator is None:
-        missing.append(
-            f"No translator, so no real action is read: lamina align {stage.run} --data {stage.data} --labels 5%"
-        )
+        missing.append(stage.unread)
     if stage.spec is None:
         missing.append("This data has no actions, so keys and map are not labelled with any.")
     return {"parts": parts, "missing": missing, "codes": codes(stage), "facts": facts(stage)}

@@ -306,7 +306,7 @@ def about(player: Player) -> dict[str, Any]:
         "prefixes": list(stage.prefixes),
         "gap": stage.model.provenance.label_gap,
         "following": clip.frames.shape[1] > 2,
-        "translator": stage.translator is not None,
+        "unread": stage.unread,
         "rerun": export.has_rerun(),
         "umap": find_spec("umap") is not None,
         "upload": {"bytes": LARGEST_UPLOAD, "side": LARGEST_SIDE},

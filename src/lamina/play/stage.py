@@ -74,6 +74,7 @@ class Stage:
     tasks: tuple[str, ...]
     spec: ActionSpec | None
     translator: Translator | None
+    unread: str  # why no real action is read; "" where there is a translator
     note: TranslatorNote | None
     seed: int
     fingerprint: str
@@ -90,7 +91,8 @@ class Stage:
         device: str = "auto",
     ) -> Stage:
         """The stage of a run folder. ``data``: default: what the run was trained on; ``camera``: default: that of the alignment, else the
-        first; ``seed``: of the clusters and of a flow's noise. Real actions are those that the run's translator was aligned to.
+        first; ``seed``: of the clusters and of a flow's noise. Real actions are those that the run's translator was aligned to; it reads
+        none off the pictures of a camera that it was not aligned on.
 
         Raises LaminaError for a missing or damaged model, one that decodes no pictures, and data that cannot be read.
         """
@@ -106,6 +108,13 @@ class Stage:
             )
         source = open_source(data if data is not None else _trained_on(run, model))
         translator, note = _translator(run, model)
+        unread = f"No translator, so no real action is read: lamina align {run} --data {name_of(source)} --labels 5%"
+        own, shown = (_cameras(source, name) for name in (note and note.camera, camera or (note and note.camera)))
+        if translator and set(own) <= set(source.cameras) and not set(shown) <= set(own):
+            aligned = ", ".join(own)
+            unread = f"The translator was aligned on camera '{aligned}', so it reads no real action here: leave out --camera {camera}"
+            warn(f"{translator_folder(run)}: {unread}")
+            translator = None
         camera = camera or (note.camera if note else None)
         action = note.action if note else "action"
         spec = source.action_spec(action)
@@ -127,6 +136,7 @@ class Stage:
             tasks=tuple(source.episodes[n].task for n in clip.episode.tolist()),
             spec=spec,
             translator=translator,
+            unread="" if translator else unread,
             note=note,
             seed=seed,
             fingerprint=digest.hexdigest()[:12],
@@ -277,6 +287,11 @@ def _transitions(
             return clip, split
     assert refused is not None
     raise refused
+
+
+def _cameras(source: Dataset, camera: str | None) -> tuple[str, ...]:
+    """The cameras of ``source`` that a choice means: the first one for None, "all", or that of a name."""
+    return source.cameras if camera == "all" else source.cameras[:1] if camera is None else (camera,)
 
 
 def _translator(run: Path, model: LatentActionModel) -> tuple[Translator | None, TranslatorNote | None]:

@@ -181,8 +181,8 @@ function stripFigure(step, n) {
 const best = (reading) => (reading && reading.length && "probability" in reading[0] ? reading[0].name : "");
 
 function paintReading(reading) {
-  if (!about.translator) {
-    $("reading").replaceChildren(h("p", { className: "soft" }, `This run has no translator from latents to real actions. To train one: lamina align ${about.run} --data ${about.data} --labels 5%`));
+  if (about.unread) {
+    $("reading").replaceChildren(h("p", { className: "soft" }, about.unread));
     return;
   }
   if (!reading) {
