@@ -300,6 +300,13 @@ def test_the_pictures_of_a_camera_that_the_translator_was_not_aligned_on_are_not
     assert named.unread == "" and rolled(Player(named), "d0", "1@4")[1].reading is not None
 
 
+def test_the_doctor_looks_through_the_first_of_all_cameras(home):
+    with pytest.warns(LaminaWarning, match="aligned on camera"):
+        stage = Stage.load(home / "run", str(home / "data"), camera="all", transitions=COUNT, device="cpu")
+    found = examined(stage)
+    assert found["title"] == "What lamina doctor found on camera observation.images.grid" and len(found["findings"]) > 5
+
+
 def test_moves_are_written_as_they_are_read(player):
     words = ["5@4", "1x5~-0.25x7@2", "-1x5@4", "0x5@1"]
     session = player.session("d0", words)
