@@ -109,13 +109,14 @@ class Stage:
         source = open_source(data if data is not None else _trained_on(run, model))
         translator, note = _translator(run, model)
         unread = f"No translator, so no real action is read: lamina align {run} --data {name_of(source)} --labels 5%"
-        own, shown = (_cameras(source, name) for name in (note and note.camera, camera or (note and note.camera)))
+        given = note.camera if note else None
+        own, shown = (_cameras(source, name) for name in (given, camera or given))
         if translator and set(own) <= set(source.cameras) and not set(shown) <= set(own):
             aligned = ", ".join(own)
             unread = f"The translator was aligned on camera '{aligned}', so it reads no real action here: leave out --camera {camera}"
             warn(f"{translator_folder(run)}: {unread}")
             translator = None
-        camera = camera or (note.camera if note else None)
+        camera = camera or given
         action = note.action if note else "action"
         spec = source.action_spec(action)
         clip, split = _transitions(model, source, camera, None if spec is None else action, transitions, seed)
