@@ -217,6 +217,19 @@ def test_sums_are_taken_where_the_latent_action_is_read(stage, structured):
     assert not torch.allclose(continuous.post, structured.latents.post[2:3] - 0.5 * structured.latents.post[9:10])
 
 
+def test_structured_prefixes_add_up_before_the_quantiser_as_they_are_trained(stage):
+    """Their latent action is the code, but what composes is Q(x + x'): the sum of two codes is mostly no code."""
+    model = LatentActionModel(
+        stage.model.config, replace(stage.model.provenance, method="structured_prefix"), stage.model.lam
+    )
+    prefixes = replace(stage, model=model)
+    found = prefixes.latent(((1.0, 2), (1.0, 9)))
+    pre = stage.latents.pre[2:3] + stage.latents.pre[9:10]
+    assert torch.equal(found.post, model.lam.quantise(pre).post) and found.index is not None
+    assert torch.equal(prefixes.latent(((-1.0, 2),)).post, model.lam.quantise(-stage.latents.pre[2:3]).post)
+    assert [about(Player(one))["sums"] for one in (stage, prefixes)] == ["after", "before"]
+
+
 def test_a_sum_is_cut_to_k_slots_afterwards(player):
     stage = player.stage
     found = rolled(player, "d1", "1x2~1x9@2")[1].frame

@@ -21,6 +21,7 @@ from lamina.data.sampling import open_source
 from lamina.data.stream import sample_split
 from lamina.device import pick_device
 from lamina.errors import LaminaError, warn
+from lamina.evaluation.probes.structure import sum_side
 from lamina.files import checkpoint_hash
 from lamina.models.heads import Translator
 from lamina.models.hub import LatentActionModel, model_folder, translator_folder
@@ -165,8 +166,8 @@ class Stage:
     def latent(self, terms: Terms) -> Latent:
         """The sum of latents of transitions, each with its factor; of one alone with factor 1 its own latent.
 
-        Sums are taken on the side of the quantiser that is the model's latent action: before it, the sum is quantised (ALAM); after it,
-        the decoder reads the sum as it is (AC-LAM). Prefixes are cut after the sum.
+        Sums are taken on the side of the quantiser where the model's latents add up (:func:`sum_side`): before it, the sum is quantised
+        (ALAM, structured prefixes); after it, the decoder reads the sum as it is (AC-LAM). Prefixes are cut after the sum.
         """
         if len(terms) == 1 and terms[0][0] == 1.0:
             number = terms[0][1]
@@ -175,7 +176,7 @@ class Stage:
             torch.stack([factor * side[number] for factor, number in terms]).sum(0, keepdim=True)
             for side in (self.latents.pre, self.latents.post)
         )
-        if self.model.config.action_side == "continuous":
+        if sum_side(self.model) == "continuous":
             with torch.no_grad():
                 return self.model.lam.quantise(pre.to(self.model.device)).to("cpu")
         return Latent(pre, post)

@@ -532,8 +532,8 @@ async function paintAdd() {
   $("add-undo").replaceChildren(
     figure(frame, "Start"), figure(one.frame, "z₁", `${decibels(before)} from the start`), figure(undone.frame, "z₁, then −z₁", `${decibels(after)} from the start`, true));
   $("add-scale").replaceChildren(...scaled.map((step, n) => figure(step.frame, ["−z₁", "0 z₁", "½ z₁", "z₁", `c z₁, c = ${c.toFixed(2)}`][n], "", n === 4)));
-  $("add-note").textContent = "Sums are taken where the model's latent action is read, before or after its quantiser, and cut to k slots afterwards. " +
-    "Only methods that are trained for it (alam, ac_lam) can be expected to add up; a higher dB is closer.";
+  $("add-note").textContent = `Sums are taken ${about.sums} the quantiser (if the model has one), and cut to k slots afterwards. ` +
+    "Only methods that are trained for it (alam, ac_lam, structured_prefix) can be expected to add up; a higher dB is closer.";
 }
 
 // ----------------------------------------------------------------------------------------------------------------- Map
