@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +196,16 @@ def test_a_given_row_is_of_its_own_weights_and_its_own_side_of_the_quantiser(hom
     assert (
         rows(theirs) == rows(theirs) == [(7.0, 0.8)] and len(calls) == 5
     )  # nothing says whether its weights have changed
+
+
+def test_two_rows_cannot_have_one_name():
+    theirs = Subject("flexlam", lambda a, b: a, image=(16, 16))
+    config = CompareConfig(methods=("flexlam",), image=(16, 16))
+    with pytest.raises(LaminaError, match="--with flexlam: a method of this comparison has that name"):
+        comparison.load_subjects([theirs], config)
+    with pytest.raises(LaminaError, match="--with flexlam"):
+        comparison.load_subjects([theirs], replace(config, methods=()))
+    assert list(comparison.load_subjects([theirs], replace(config, methods=("lapo",)))) == ["flexlam"]
 
 
 def test_a_method_in_two_stages_trains_the_second_from_the_first(home, tmp_path):

@@ -29,6 +29,8 @@ from lamina.evaluation.record import Evaluation
 from lamina.evaluation.settings import EvaluateConfig
 from lamina.files import checkpoint_hash, json_of, locked, read_json, to_json, write_text
 from lamina.inference.subject import Subject, load_subject, subject_of
+from lamina.methods import name_of as method_name
+from lamina.methods import names as known_methods
 from lamina.models.hub import LatentActionModel, model_folder
 from lamina.progress import progress_bar
 from lamina.training.alignment import load_translator
@@ -56,8 +58,8 @@ def compare(
     runs, names of functions that return a Subject (module:function), or Subjects, which get rows without being trained. ``world``: an
     environment or suite in which policies on the latents act. ``options``: fields of CompareConfig and EvaluateConfig. Called again with
     the same ``out``, it goes on where it stopped; methods, seeds and subjects may be added.
-    Raises LaminaError for data without actions or held-out episodes, a budget that is too small, a subject of another image size, and an
-    ``out`` that holds a comparison with other settings.
+    Raises LaminaError for data without actions or held-out episodes, a budget that is too small, a subject of another image size or with the
+    name of another row, and an ``out`` that holds a comparison with other settings.
     """
     names = {f.name for f in dataclasses.fields(CompareConfig)}
     known = names | {f.name for f in dataclasses.fields(EvaluateConfig)}
@@ -234,7 +236,8 @@ def latency(run: Path) -> float:
 
 
 def load_subjects(given: Sequence[Any], config: CompareConfig) -> dict[str, Subject]:
-    """Subjects by the names of their rows. Raises LaminaError for one of another image size, and for two of one name."""
+    """Subjects by the names of their rows. Raises LaminaError for one of another image size, and for two rows of one name."""
+    trained = {method_name(method) for method in config.methods or known_methods()}
     found: dict[str, Subject] = {}
     for one in given:
         if isinstance(one, Subject):
@@ -253,6 +256,8 @@ def load_subjects(given: Sequence[Any], config: CompareConfig) -> dict[str, Subj
             )
         if name in found:
             raise LaminaError(f"--with {name}: name each model once")
+        if name in trained:
+            raise LaminaError(f"--with {name}: a method of this comparison has that name; give the subject another one")
         found[name] = subject
     return found
 
