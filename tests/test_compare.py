@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ from lamina.evaluation.settings import EvaluateConfig
 from lamina.files import checkpoint_hash
 from lamina.inference.subject import Subject
 from lamina.models.hub import LatentActionModel, Provenance
+from lamina.types import Clip
 from planted import write_planted
 
 torch.set_num_threads(1)
@@ -195,6 +197,48 @@ def test_a_given_row_is_of_its_own_weights_and_its_own_side_of_the_quantiser(hom
     assert (
         rows(theirs) == rows(theirs) == [(7.0, 0.8)] and len(calls) == 5
     )  # nothing says whether its weights have changed
+
+
+def test_two_rows_cannot_have_one_name():
+    theirs = Subject("flexlam", lambda a, b: a, image=(16, 16))
+    config = CompareConfig(methods=("flexlam",), image=(16, 16))
+    with pytest.raises(LaminaError, match="--with flexlam: a method of this comparison has that name"):
+        comparison.load_subjects([theirs], config)
+    with pytest.raises(LaminaError, match="--with flexlam"):
+        comparison.load_subjects([theirs], replace(config, methods=()))
+    assert list(comparison.load_subjects([theirs], replace(config, methods=("lapo",)))) == ["flexlam"]
+
+
+@pytest.mark.parametrize(("gap", "compared"), [((0.05, 0.25), True), ((0.1, 0.2), True), ((0.5, 1.0), False)])
+def test_nobody_is_compared_with_a_model_of_another_gap(gap, compared, tmp_path, monkeypatch):
+    """Its figures are of other transitions: it is named, and has its row and no picture beside the others'."""
+    theirs = Subject("theirs", lambda a, b: a, lambda a, z: a, image=(16, 16), gap_seconds=gap)
+    rows = {"flexlam": row("flexlam", 1.0, 1.1), "theirs": row("theirs", 0.2, 0.3)}
+    config = CompareConfig(methods=("flexlam",), seeds=2, image=(16, 16))
+    plan = Plan("data", config, EvaluateConfig(labels="40"), {"flexlam": "flexlam"}, {"flexlam": 10})
+    for name, answer in {
+        "continued": plan, "run_jobs": None, "method_row": rows["flexlam"], "subject_rows": [rows["theirs"]], "records_of": [],
+        "write_page": None,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(comparison, name, lambda *_, answer=answer: answer)
+    drawn = []
+    monkeypatch.setattr(comparison, "grid", lambda path, names, pictures: drawn.append(names))
+    monkeypatch.setattr(
+        comparison, "sample_split", lambda *_: Clip(*[torch.zeros(8, 2, 3, 16, 16, dtype=torch.uint8)] * 4)
+    )
+    monkeypatch.setattr(comparison, "subject_of", lambda model: Subject("flexlam", lambda a, b: a, lambda a, z: a))
+    torch.manual_seed(0)
+    build = methods.load("flexlam")
+    own = LatentActionModel(build.build(build.Config(size="debug", image=(16, 16), decoder="unet", slots=2)))
+    own.save_pretrained(run_folder(tmp_path, "flexlam", 0) / "model")
+    found = comparison.run_comparison("data", tmp_path, config, plan.evaluate, [theirs])
+    assert {r.name for r in found.rows} == {"flexlam", "theirs"}
+    best = next(text for _, text in found.words if text.startswith("To read actions"))
+    assert ("theirs (translator loss 0.25)" in best) == compared and (
+        "flexlam (translator loss 1.05)" in best
+    ) != compared
+    told = [text for level, text in found.words if "pairs 0.75 s apart" in text and level == "warn"]
+    assert bool(told) != compared and (["theirs" in names for names in drawn] == [compared])
 
 
 def test_a_method_in_two_stages_trains_the_second_from_the_first(home, tmp_path):

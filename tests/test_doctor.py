@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
 import lamina
 from lamina.cli import main
@@ -167,6 +168,21 @@ def test_a_wrong_model_is_diagnosed(kind, data):
     assert not diagnosis.healthy and diagnosis.findings[0].level == "bad"
     for finding in diagnosis.findings:
         assert bool(finding.advice) == (finding.level != "good")
+
+
+@pytest.mark.parametrize(("kind", "says"), [("misplaced", "the prediction follows"), ("ignored", "latent is ignored")])
+@pytest.mark.parametrize("predicts", ["pixels", "features"])
+def test_a_latent_that_is_read_and_wrong_is_told_from_one_that_is_ignored(kind, says, predicts, data):
+    """Also where features are predicted, which are no pictures: here one mean for each block of 4 pixels."""
+    changes = {**WRONG[kind][0], "predicts": predicts}
+    draws = changes.get("decode", draw)
+    if predicts == "features":
+        changes |= {
+            "decode": lambda a, z: avg_pool2d(draws(a, z), 4),
+            "target": lambda frames: avg_pool2d(to_float(frames), 4),
+        }
+    finding = examine(replace(RIGHT, name=kind, **changes), data, SMALL)["ignored latent"]
+    assert finding.level == "bad" and says in finding.text
 
 
 def test_what_cannot_be_told_without_a_decoder_or_episodes_is_noted(data):

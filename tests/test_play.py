@@ -32,7 +32,7 @@ from lamina import methods
 from lamina.cli import main
 from lamina.data.sampling import open_source
 from lamina.data.video import decode_picture
-from lamina.errors import LaminaError
+from lamina.errors import LaminaError, LaminaWarning
 from lamina.evaluation.doctor import examine
 from lamina.images import resize
 from lamina.models.heads import Translator, TranslatorConfig
@@ -40,7 +40,7 @@ from lamina.models.hub import LatentActionModel, Provenance
 from lamina.play import export
 from lamina.play.health import copying, examined, health
 from lamina.play.pictures import LARGEST_UPLOAD, data_uri, from_data_uri, png, read_upload
-from lamina.play.server import HOST, LARGEST_REQUEST, listen, server_of
+from lamina.play.server import HOST, LARGEST_REQUEST, about, listen, server_of
 from lamina.play.session import MOVES, Move, Player
 from lamina.play.stage import Stage, cluster_label, describe
 from lamina.types import ActionSpec, Latent
@@ -217,6 +217,19 @@ def test_sums_are_taken_where_the_latent_action_is_read(stage, structured):
     assert not torch.allclose(continuous.post, structured.latents.post[2:3] - 0.5 * structured.latents.post[9:10])
 
 
+def test_structured_prefixes_add_up_before_the_quantiser_as_they_are_trained(stage):
+    """Their latent action is the code, but what composes is Q(x + x'): the sum of two codes is mostly no code."""
+    model = LatentActionModel(
+        stage.model.config, replace(stage.model.provenance, method="structured_prefix"), stage.model.lam
+    )
+    prefixes = replace(stage, model=model)
+    found = prefixes.latent(((1.0, 2), (1.0, 9)))
+    pre = stage.latents.pre[2:3] + stage.latents.pre[9:10]
+    assert torch.equal(found.post, model.lam.quantise(pre).post) and found.index is not None
+    assert torch.equal(prefixes.latent(((-1.0, 2),)).post, model.lam.quantise(-stage.latents.pre[2:3]).post)
+    assert [about(Player(one))["sums"] for one in (stage, prefixes)] == ["after", "before"]
+
+
 def test_a_sum_is_cut_to_k_slots_afterwards(player):
     stage = player.stage
     found = rolled(player, "d1", "1x2~1x9@2")[1].frame
@@ -284,6 +297,27 @@ def test_a_reading_of_a_chunk_shows_the_probabilities_of_its_first_action():
     assert reading is not None and reading.action.tolist() == [2, 0]
     assert [shown["name"] for shown in reading.shown] == ["move = 0", "fire = 1"]
     assert [shown["probability"] for shown in reading.shown] == pytest.approx([1, 1], abs=1e-3)
+
+
+@pytest.mark.parametrize("camera", ["observation.images.paired", "all"])
+def test_the_pictures_of_a_camera_that_the_translator_was_not_aligned_on_are_not_read(home, camera):
+    with pytest.warns(LaminaWarning, match="aligned on camera 'observation.images.grid'"):
+        stage = Stage.load(home / "run", str(home / "data"), camera=camera, transitions=COUNT, device="cpu")
+    assert rolled(Player(stage), "d0", "1@4")[1].reading is None
+    assert f"leave out --camera {camera}" in stage.unread and stage.unread == about(Player(stage))["unread"]
+    assert stage.unread in health(stage)["missing"]
+    assert stage.action_text(0)  # what the data says was done is shown all the same
+    named = Stage.load(
+        home / "run", str(home / "data"), camera="observation.images.grid", transitions=COUNT, device="cpu"
+    )
+    assert named.unread == "" and rolled(Player(named), "d0", "1@4")[1].reading is not None
+
+
+def test_the_doctor_looks_through_the_first_of_all_cameras(home):
+    with pytest.warns(LaminaWarning, match="aligned on camera"):
+        stage = Stage.load(home / "run", str(home / "data"), camera="all", transitions=COUNT, device="cpu")
+    found = examined(stage)
+    assert found["title"] == "What lamina doctor found on camera observation.images.grid" and len(found["findings"]) > 5
 
 
 def test_moves_are_written_as_they_are_read(player):

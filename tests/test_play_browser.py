@@ -7,8 +7,10 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs
 
 import pytest
 import torch
@@ -171,6 +173,26 @@ def test_buttons_hold_and_show_examples(window, stage):
     assert "frames/s" in page.inner_text("#speed")
 
 
+KEY = "for (const how of ['keydown', 'keyup']) document.dispatchEvent(new KeyboardEvent(how, {{key: '{}'}}));"
+SLOTS = "c = document.getElementById('k'); c.value = 0; c.dispatchEvent(new Event('input'));"
+
+
+@pytest.mark.parametrize(("at_once", "moves"), [("1n2", [(1, 4)]), ("2k", [(0, 4), (1, 1)]), ("n1", [(0, 4)])])
+def test_what_is_shown_is_the_session_in_the_link_however_fast_keys_are_pressed(window, stage, at_once, moves):
+    page = window.page
+    window.press("1")
+    made = (SLOTS if key == "k" else KEY.format(key) for key in at_once)
+    page.evaluate(f"() => {{ let c; {' '.join(made)} }}")  # all of them before the server has answered any
+    page.wait_for_timeout(1500)
+    window.until("location.hash.includes('moves=')")
+    values = parse_qs(page.url.partition("#")[2], keep_blank_values=True)
+    (start,), (words,) = values["start"], values["moves"]
+    found = [word for word in words.split(",") if word]
+    assert found == [f"{stage.clusters[key].medoid}@{k}" for key, k in moves]
+    assert window.steps() == len(found) + 1
+    assert window.screen() == picture(Player(stage), start, *found)
+
+
 def test_k_shows_the_same_step_from_fewer_slots(window, stage):
     player, page = Player(stage), window.page
     window.press("12")
@@ -230,6 +252,51 @@ def test_every_tab_shows_pictures_that_follow_the_choice(window, stage):
     page.wait_for_selector(".codes")
     assert "Measured now" in page.inner_text("#diagnosis") and "flexlam" in page.inner_text("#diagnosis dl")
     assert page.locator(".codes i").count() == 4
+
+
+@pytest.mark.parametrize("episodes", [1, 2])
+def test_the_latent_of_an_unrelated_transition_is_one(browser, stage, episodes):
+    """The control of Transfer: of another episode, or where there is only one half of the transitions away; also for a source that the
+    map has chosen."""
+    count = len(stage.clip)
+    own = stage.clip.episode.clone()
+    own[0] += episodes - 1
+    socket_ = listen(0)
+    server = server_of(Player(replace(stage, clip=replace(stage.clip, episode=own))), "of-a-test")
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [socket_]}, daemon=True)
+    thread.start()
+    window = Window(browser, f"http://{HOST}:{socket_.getsockname()[1]}/of-a-test/")
+    asked: list[list[str]] = []
+    window.page.on("request", lambda r: r.url.endswith("/roll") and asked.append(r.post_data_json["sessions"]))
+
+    def control(source: int) -> int:
+        """Of the transition that the last request transferred."""
+        moves = [int(one["moves"][0].split("@")[0]) for one in asked[-1]]
+        assert moves[0] == source
+        return moves[1]
+
+    window.tab("transfer")
+    window.page.wait_for_selector("#transfer-result figure >> nth=6")
+    first = int(asked[-1][0]["moves"][0].split("@")[0])
+    expected = (lambda n: (n + count // 2) % count) if episodes == 1 else (lambda n: 0)
+    other = control(first)
+    assert other == expected(first)
+    window.tab("map")
+    window.page.wait_for_selector("#point dl")
+    window.page.focus("#sky")
+    for _ in range((other - first) % count):  # to the control itself
+        window.page.keyboard.press("ArrowRight")
+    window.until(f"document.querySelector('#point h2').textContent == 'Transition {other}'")
+    window.page.click("#point button >> nth=1")
+    window.page.wait_for_selector("#transfer:not([hidden])")
+    window.page.wait_for_timeout(500)
+    found = control(other)
+    assert found == expected(other) if episodes == 1 else own[found] != own[other]
+    assert window.wrong == []
+    window.context.close()
+    server.should_exit = True
+    thread.join(20)
+    socket_.close()
 
 
 def test_a_session_is_repeated_from_its_link_and_from_its_file(window, browser, address, tmp_path):

@@ -274,6 +274,13 @@ def test_weights_of_another_architecture_are_refused(parts, tmp_path):
     cases.append(
         ({"vae": str(tmp_path / "strided")}, r"8x12 is not a multiple of 16, which the decoder's autoencoder \(8\)")
     )
+    # Their weights fit, and would compute something else.
+    save_autoencoder(tmp_path / "relu-vae", act_fn="relu")
+    save_videomae(tmp_path / "relu-encoder", hidden_act="relu")
+    cases.append(({"vae": str(tmp_path / "relu-vae")}, "relu-vae: an AutoencoderKL with the activation relu"))
+    cases.append(
+        ({"encoder_init": str(tmp_path / "relu-encoder")}, "relu-encoder: a VideoMAE with the activation relu")
+    )
     for change, message in cases:
         with pytest.raises(LaminaError, match=message) as error:
             lam_of(config(parts, **change))

@@ -7,12 +7,17 @@ import dataclasses
 import pytest
 import torch
 
+from lamina.envs.collect import collect
 from lamina.errors import LaminaError
+from lamina.evaluation import evaluate as evaluation
+from lamina.evaluation.pictures import grid
+from lamina.evaluation.settings import EvaluateConfig
 from lamina.losses.algebra import composition, prefixes, reversal
 from lamina.losses.reconstruction import squared_error
 from lamina.methods import flexlam, structured_prefix
 from lamina.methods.auxiliary import with_auxiliary, with_own_suffix
 from lamina.methods.base import pair_losses
+from lamina.models.hub import LatentActionModel, Provenance
 from lamina.models.lam import LAM
 from lamina.rng import Rng
 from test_methods import clip
@@ -117,6 +122,30 @@ def test_a_sum_beyond_the_code_is_cut_off_and_not_wrapped_around():
     large = torch.full((1, 4, 5), 3.0)
     assert (lam.quantise(large).post == 1).all() and (lam.quantise(large + large).post == 1).all()
     assert (lam.quantise(-(large + large)).post == -1).all()
+
+
+def test_the_reports_picture_of_a_sum_is_of_codes_that_add_up_before_the_quantiser(tmp_path, monkeypatch):
+    config = structured_prefix.Config(**SMALL)
+    lam = lam_of(config)
+    model = LatentActionModel(structured_prefix.build(config), Provenance("structured_prefix"), lam)
+    model.save_pretrained(tmp_path / "run/model")
+    data = collect("grid", tmp_path / "data", episodes=6, size=(32, 32), progress=False)
+    shown = []
+    monkeypatch.setattr(
+        evaluation,
+        "composed_picture",
+        lambda subject, clip, path: shown.append((subject, clip)) or grid(path, [""], [clip.frames[:1, 0]]),
+    )
+    options = EvaluateConfig(
+        transitions=32, structure=8, translator_steps=2, scratch_steps=2, labels="16", device="cpu"
+    )
+    evaluation.evaluate(tmp_path / "run", str(data), options)
+    ((subject, seen),) = shown
+    i, j = seen.frames[:, 0], seen.frames[:, 1]
+    assert torch.equal(subject.latents(i, j), model.encode(i, j).pre.flatten(1))
+    total = 2 * subject.latents(i, j)
+    expected = model.decode(i, lam.quantise(total.unflatten(1, (4, -1))))
+    assert torch.equal(subject.draw(i, total), expected)
 
 
 def test_terms_of_weight_zero_cost_nothing(monkeypatch):

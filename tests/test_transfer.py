@@ -16,7 +16,7 @@ from lamina.data.lerobot.writer import VideoEncoding, write_video
 from lamina.errors import LaminaError
 from lamina.evaluation.probes.reconstruction import psnr
 from lamina.evaluation.transfer import FILES, read_chain, round_trip, transfer
-from lamina.methods import flexlam, lapo
+from lamina.methods import flexlam, lapo, univla
 from lamina.models.hub import LatentActionModel, Provenance
 from lamina.models.lam import LAM
 
@@ -142,6 +142,10 @@ def test_what_cannot_be_transferred_is_one_line(clips, tmp_path):
     features = model_of(lapo, space="features", code_dim=8)
     with pytest.raises(LaminaError, match="predicts features, not pixels"):
         transfer(features, source, target, tmp_path / "out", device="cpu")
+    instructed = model_of(univla, space="pixels")
+    assert instructed.config.task == 2  # slots that its decoder reads an instruction from, and no code
+    with pytest.raises(LaminaError, match="decodes with an instruction, which a clip does not have"):
+        transfer(instructed, source, target, tmp_path / "out", device="cpu")
     (tmp_path / "full").mkdir()
     (tmp_path / "full/thesis.tex").write_text("all of it")
     with pytest.raises(LaminaError, match=r"full: holds other files; choose another --out"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import hashlib
+import math
 import os
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import torch
 
 from lamina.comparison.page import write_page
 from lamina.comparison.plan import CompareConfig, Plan, cores, make_plan, run_folder
-from lamina.comparison.table import CompareRow, Comparison, Figures, model_row, ranked, reference_rows, words
+from lamina.comparison.table import CompareRow, Comparison, Figures, Finding, model_row, ranked, reference_rows, words
 from lamina.comparison.worker import FACTS, FAILED, PLAYED, load_plan, save_plan
 from lamina.data.stream import sample_split
 from lamina.device import pick_device
@@ -29,6 +30,8 @@ from lamina.evaluation.record import Evaluation
 from lamina.evaluation.settings import EvaluateConfig
 from lamina.files import checkpoint_hash, json_of, locked, read_json, to_json, write_text
 from lamina.inference.subject import Subject, load_subject, subject_of
+from lamina.methods import name_of as method_name
+from lamina.methods import names as known_methods
 from lamina.models.hub import LatentActionModel, model_folder
 from lamina.progress import progress_bar
 from lamina.training.alignment import load_translator
@@ -56,8 +59,8 @@ def compare(
     runs, names of functions that return a Subject (module:function), or Subjects, which get rows without being trained. ``world``: an
     environment or suite in which policies on the latents act. ``options``: fields of CompareConfig and EvaluateConfig. Called again with
     the same ``out``, it goes on where it stopped; methods, seeds and subjects may be added.
-    Raises LaminaError for data without actions or held-out episodes, a budget that is too small, a subject of another image size, and an
-    ``out`` that holds a comparison with other settings.
+    Raises LaminaError for data without actions or held-out episodes, a budget that is too small, a subject of another image size or with
+    the name of another row, and an ``out`` that holds a comparison with other settings.
     """
     names = {f.name for f in dataclasses.fields(CompareConfig)}
     known = names | {f.name for f in dataclasses.fields(EvaluateConfig)}
@@ -92,7 +95,9 @@ def run_comparison(
             "data": data, "budget": config.budget, "labels": evaluate.labels or "5%", "seeds": config.seeds, "world": config.world,
             "backbone": plan.options(""), "picture": PICTURE if drawn else None,
         }  # fmt: skip
-        result = Comparison(out, (*models, *others), tuple(words(models, others)), facts)
+        elsewhere = at_other_gaps(given, config)
+        compared = [row for row in models if row.name not in elsewhere]
+        result = Comparison(out, (*models, *others), (*words(compared, others), *elsewhere.values()), facts)
         write_text(out / RECORD, result.to_json() + "\n")
         write_page(result)
     return result
@@ -234,7 +239,8 @@ def latency(run: Path) -> float:
 
 
 def load_subjects(given: Sequence[Any], config: CompareConfig) -> dict[str, Subject]:
-    """Subjects by the names of their rows. Raises LaminaError for one of another image size, and for two of one name."""
+    """Subjects by the names of their rows. Raises LaminaError for one of another image size, and for two rows of one name."""
+    trained = {method_name(method) for method in config.methods or known_methods()}
     found: dict[str, Subject] = {}
     for one in given:
         if isinstance(one, Subject):
@@ -253,6 +259,8 @@ def load_subjects(given: Sequence[Any], config: CompareConfig) -> dict[str, Subj
             )
         if name in found:
             raise LaminaError(f"--with {name}: name each model once")
+        if name in trained:
+            raise LaminaError(f"--with {name}: a method of this comparison has that name; give the subject another one")
         found[name] = subject
     return found
 
@@ -277,8 +285,20 @@ def subject_rows(out: Path, plan: Plan, given: Mapping[str, Subject]) -> list[Co
     return rows
 
 
+def at_other_gaps(given: Mapping[str, Subject], config: CompareConfig) -> dict[str, Finding]:
+    """By name, what is said of the subjects whose pairs lie another time apart than those of the methods: all of their figures are of other
+    transitions, a longer gap of harder ones, so words compare nobody with them."""
+    own = sum(config.gap) / 2
+    return {
+        name: ("warn", f"{name} is measured on pairs {subject.label_gap:g} s apart, its own gap, and the methods on pairs {own:g} s apart: "
+                       "its figures are not compared with theirs. Set --gap to its own.")
+        for name, subject in given.items() if not math.isclose(subject.label_gap, own)
+    }  # fmt: skip
+
+
 def picture(out: Path, plan: Plan, models: Sequence[CompareRow], given: Mapping[str, Subject]) -> bool:
-    """OUT/pictures/methods.png: the same held-out transitions, predicted by every model that predicts pictures; whether there is one."""
+    """OUT/pictures/methods.png: the same held-out transitions, predicted by every model of their gap that predicts pictures; whether there
+    is one."""
     shown: dict[str, Subject] = {}
     for row in models:
         run = run_folder(out, row.name, 0)
@@ -286,7 +306,8 @@ def picture(out: Path, plan: Plan, models: Sequence[CompareRow], given: Mapping[
             shown[row.name] = given[row.name]
         elif (run / "model" / "model.safetensors").exists():
             shown[row.name] = subject_of(LatentActionModel.from_pretrained(str(run)))
-    shown = {name: subject for name, subject in shown.items() if subject.pictures}
+    elsewhere = at_other_gaps(given, plan.config)
+    shown = {name: subject for name, subject in shown.items() if subject.pictures and name not in elsewhere}
     if not shown:
         return False
     any_run = next((run_folder(out, n, 0) for n in plan.given if (run_folder(out, n, 0) / "model").exists()), None)

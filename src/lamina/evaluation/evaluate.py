@@ -32,7 +32,15 @@ from lamina.evaluation.probes.exogenous import PairedLatents, SwapScore, swap, v
 from lamina.evaluation.probes.leakage import leakages
 from lamina.evaluation.probes.linear_probe import LinearScore
 from lamina.evaluation.probes.reconstruction import ReconstructionScore, distance_by, reconstruct
-from lamina.evaluation.probes.structure import STATE, held_out, horizon_rows, measure_sides, structure_rows, unlabelled
+from lamina.evaluation.probes.structure import (
+    STATE,
+    held_out,
+    horizon_rows,
+    measure_sides,
+    structure_rows,
+    sum_side,
+    unlabelled,
+)
 from lamina.evaluation.probes.trajectory import Trajectory, trajectories
 from lamina.evaluation.probes.translation import TranslationScore, prefixes_of
 from lamina.evaluation.record import Evaluation, evaluation_of
@@ -182,7 +190,8 @@ def _evaluate(
         prefix_picture(subject, test, prefixes, drawn / "prefix.png")
         transfer_picture(subject, test, drawn / "transfer.png")
     bar.update()
-    structure = structural_probes(subject, data, config.structure, drawn, notes)
+    composed = subject.sides.get(sum_side(run.model), subject) if run else subject
+    structure = structural_probes(subject, composed, data, config.structure, drawn, notes)
     bar.update()
     leaks = leakage_probes(subject, data, config.environments, config.transitions)
 
@@ -315,9 +324,11 @@ def exogenous_rows(compared: PairedLatents, clip: Clip) -> list[dict[str, Any]]:
 
 
 def structural_probes(
-    subject: Subject, data: DataConfig, limit: int, pictures: Path, notes: list[str]
+    subject: Subject, composed: Subject, data: DataConfig, limit: int, pictures: Path, notes: list[str]
 ) -> dict[str, Any] | None:
-    """The structural probes' record, and their picture; None, with a note why, where the video is too short or ``limit`` is 0."""
+    """The structural probes' record, and their picture; None, with a note why, where the video is too short or ``limit`` is 0.
+
+    ``composed``: the subject on the side of the quantiser on which its latents add up, for the picture."""
     if limit == 0:
         return None
     try:
@@ -326,7 +337,7 @@ def structural_probes(
         notes.append(f"The latent's structure was not measured: {error}.")
         return None
     if subject.pictures:
-        composed_picture(subject, held.triplets, pictures / "composed.png")
+        composed_picture(composed, held.triplets, pictures / "composed.png")
     records = measure_sides(subject, held)
     source = open_source(data.data[0])
     state = STATE if feature_width(data, STATE) is not None else None

@@ -119,7 +119,8 @@ def transfer(
     """Run the round trips, write the folder ``out`` and return the record.
 
     ``k``: slots kept (default: all); ``gap``: seconds between two frames (default: the model's own); ``transitions``: at most so many.
-    Raises LaminaError for a model without pictures, a clip that is too short, and a folder that holds something else.
+    Raises LaminaError for a model without pictures, or one that decodes with an instruction, a clip that is too short, and a folder that
+    holds something else.
     """
     if out.exists() and {path.name for path in out.iterdir()} - FILES:
         raise LaminaError(f"{out}: holds other files; choose another --out")
@@ -128,6 +129,8 @@ def transfer(
     model = model.to(device).eval()
     if model.config.space != "pixels":
         raise LaminaError(f"{run}: predicts {model.config.space}, not pixels: it has no pictures to transfer")
+    if model.config.task:
+        raise LaminaError(f"{run}: decodes with an instruction, which a clip does not have; transfer its second stage")
     gap = gap or model.provenance.label_gap
     kept = model.config.slots if k is None else k
     if not 0 <= kept <= model.config.slots:

@@ -25,6 +25,7 @@ from typing import Any
 from lamina.errors import LaminaError, warn
 from lamina.files import reason
 from lamina.methods.base import Method, MethodConfig
+from lamina.models.config import Side
 from lamina.models.registry import load_entry_point
 from lamina.options import TRAINING_OPTIONS
 
@@ -92,6 +93,12 @@ def load(method: str | Path) -> Method:
         hint = f"did you mean {near[0]}?" if near else f"choose {', '.join(known)}, or give a file: ./my_method.py"
         raise LaminaError(f"unknown method {str(method)!r}: {hint}")
     return check_method(str(method), found)
+
+
+def sum_side(method: str) -> Side | None:
+    """The side of the quantiser on which a built-in method's latents are trained to add up (its ``SUMS``); None where it does not say, and
+    for any other method, whose code is not run for this."""
+    return getattr(load(method), "SUMS", None) if method in _built_in() else None
 
 
 def check_method(name: str, found: Any) -> Method:

@@ -197,8 +197,9 @@ class Method(Protocol):
     """A LAM's architecture and objective. A module with these members is a method, and so is any object.
 
     Optional: ``OBJECTIVE_FRAMES: int`` (default 2), the number of frames that the objective ties together; ``initialise(config, lam)``,
-    which fills a new LAM with pretrained weights; ``TRAINING: dict``, the paper's options of the training, for ``--plan``. A Config that
-    has ``proprio`` (a feature's name) and ``proprio_width`` gets proprioception where the data has it.
+    which fills a new LAM with pretrained weights; ``TRAINING: dict``, the paper's options of the training, for ``--plan``; ``SUMS: Side``,
+    the side of the quantiser on which latents are trained to add up, where that is not the side of the latent action. A Config that has
+    ``proprio`` (a feature's name) and ``proprio_width`` gets proprioception where the data has it.
     """
 
     Config: type[MethodConfig]

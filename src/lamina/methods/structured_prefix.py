@@ -32,13 +32,14 @@ from lamina.losses.algebra import composition, prefixes, reversal
 from lamina.methods import flexlam
 from lamina.methods.base import LossOutput, MethodLosses, mean_aux, neighbours, pair_losses, triplets
 from lamina.models.bottlenecks.whitening import Whitening
-from lamina.models.config import LAMConfig
+from lamina.models.config import LAMConfig, Side
 from lamina.models.features import ClipView
 from lamina.models.lam import LAM, Pair
 from lamina.rng import Rng
 from lamina.types import Latent
 
 OBJECTIVE_FRAMES = 3
+SUMS: Side = "continuous"  # the side of the quantiser on which codes add up
 
 
 @dataclass(frozen=True)

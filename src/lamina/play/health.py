@@ -22,9 +22,11 @@ DECODED = 128  # transitions that are decoded for it
 
 def examined(stage: Stage) -> dict[str, Any]:
     """The findings of ``lamina doctor``, each with the thing to try. Takes about a minute."""
-    diagnosis = examine(stage.run, stage.source, DoctorConfig(camera=stage.camera))
+    every = stage.camera == "all"  # the doctor looks through one camera
+    diagnosis = examine(stage.run, stage.source, DoctorConfig(camera=None if every else stage.camera))
     found = [Finding(level=f.level, text=" ".join(filter(None, [f.text, f.advice]))) for f in diagnosis.findings]
-    return _part("What lamina doctor found", [*found, *(Finding(level="note", text=text) for text in diagnosis.notes)])
+    title = f"What lamina doctor found on camera {stage.source.cameras[0]}" if every else "What lamina doctor found"
+    return _part(title, [*found, *(Finding(level="note", text=text) for text in diagnosis.notes)])
 
 
 def health(stage: Stage) -> dict[str, Any]:
@@ -47,9 +49,7 @@ def health(stage: Stage) -> dict[str, Any]:
             _part(f"What lamina evaluate found ({record.data.path if record.data else 'data unknown'})", verdict)
         )
     if stage.translator is None:
-        missing.append(
-            f"No translator, so no real action is read: lamina align {stage.run} --data {stage.data} --labels 5%"
-        )
+        missing.append(stage.unread)
     if stage.spec is None:
         missing.append("This data has no actions, so keys and map are not labelled with any.")
     return {"parts": parts, "missing": missing, "codes": codes(stage), "facts": facts(stage)}

@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 
 from lamina.data.dataset import Data
 from lamina.errors import LaminaError
+from lamina.evaluation.probes.structure import sum_side
 from lamina.files import to_json
 from lamina.play import export
 from lamina.play.health import examined, health
@@ -306,7 +307,8 @@ def about(player: Player) -> dict[str, Any]:
         "prefixes": list(stage.prefixes),
         "gap": stage.model.provenance.label_gap,
         "following": clip.frames.shape[1] > 2,
-        "translator": stage.translator is not None,
+        "unread": stage.unread,
+        "sums": "before" if sum_side(stage.model) == "continuous" else "after",
         "rerun": export.has_rerun(),
         "umap": find_spec("umap") is not None,
         "upload": {"bytes": LARGEST_UPLOAD, "side": LARGEST_SIDE},

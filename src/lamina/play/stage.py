@@ -21,6 +21,7 @@ from lamina.data.sampling import open_source
 from lamina.data.stream import sample_split
 from lamina.device import pick_device
 from lamina.errors import LaminaError, warn
+from lamina.evaluation.probes.structure import sum_side
 from lamina.files import checkpoint_hash
 from lamina.models.heads import Translator
 from lamina.models.hub import LatentActionModel, model_folder, translator_folder
@@ -74,6 +75,7 @@ class Stage:
     tasks: tuple[str, ...]
     spec: ActionSpec | None
     translator: Translator | None
+    unread: str  # why no real action is read; "" where there is a translator
     note: TranslatorNote | None
     seed: int
     fingerprint: str
@@ -90,7 +92,8 @@ class Stage:
         device: str = "auto",
     ) -> Stage:
         """The stage of a run folder. ``data``: default: what the run was trained on; ``camera``: default: that of the alignment, else the
-        first; ``seed``: of the clusters and of a flow's noise. Real actions are those that the run's translator was aligned to.
+        first; ``seed``: of the clusters and of a flow's noise. Real actions are those that the run's translator was aligned to; it reads
+        none off the pictures of a camera that it was not aligned on.
 
         Raises LaminaError for a missing or damaged model, one that decodes no pictures, and data that cannot be read.
         """
@@ -106,7 +109,15 @@ class Stage:
             )
         source = open_source(data if data is not None else _trained_on(run, model))
         translator, note = _translator(run, model)
-        camera = camera or (note.camera if note else None)
+        unread = f"No translator, so no real action is read: lamina align {run} --data {name_of(source)} --labels 5%"
+        given = note.camera if note else None
+        own, shown = (_cameras(source, name) for name in (given, camera or given))
+        if translator and set(own) <= set(source.cameras) and not set(shown) <= set(own):
+            aligned = ", ".join(own)
+            unread = f"The translator was aligned on camera '{aligned}', so it reads no real action here: leave out --camera {camera}"
+            warn(f"{translator_folder(run)}: {unread}")
+            translator = None
+        camera = camera or given
         action = note.action if note else "action"
         spec = source.action_spec(action)
         clip, split = _transitions(model, source, camera, None if spec is None else action, transitions, seed)
@@ -127,6 +138,7 @@ class Stage:
             tasks=tuple(source.episodes[n].task for n in clip.episode.tolist()),
             spec=spec,
             translator=translator,
+            unread="" if translator else unread,
             note=note,
             seed=seed,
             fingerprint=digest.hexdigest()[:12],
@@ -154,8 +166,8 @@ class Stage:
     def latent(self, terms: Terms) -> Latent:
         """The sum of latents of transitions, each with its factor; of one alone with factor 1 its own latent.
 
-        Sums are taken on the side of the quantiser that is the model's latent action: before it, the sum is quantised (ALAM); after it,
-        the decoder reads the sum as it is (AC-LAM). Prefixes are cut after the sum.
+        Sums are taken on the side of the quantiser where the model's latents add up (:func:`sum_side`): before it, the sum is quantised
+        (ALAM, structured prefixes); after it, the decoder reads the sum as it is (AC-LAM). Prefixes are cut after the sum.
         """
         if len(terms) == 1 and terms[0][0] == 1.0:
             number = terms[0][1]
@@ -164,7 +176,7 @@ class Stage:
             torch.stack([factor * side[number] for factor, number in terms]).sum(0, keepdim=True)
             for side in (self.latents.pre, self.latents.post)
         )
-        if self.model.config.action_side == "continuous":
+        if sum_side(self.model) == "continuous":
             with torch.no_grad():
                 return self.model.lam.quantise(pre.to(self.model.device)).to("cpu")
         return Latent(pre, post)
@@ -277,6 +289,11 @@ def _transitions(
             return clip, split
     assert refused is not None
     raise refused
+
+
+def _cameras(source: Dataset, camera: str | None) -> tuple[str, ...]:
+    """The cameras of ``source`` that a choice means: the first one for None, "all", or that of a name."""
+    return source.cameras if camera == "all" else source.cameras[:1] if camera is None else (camera,)
 
 
 def _translator(run: Path, model: LatentActionModel) -> tuple[Translator | None, TranslatorNote | None]:

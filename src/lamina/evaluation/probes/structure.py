@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from lamina import methods
 from lamina.data.sampling import DataConfig, feature_width
 from lamina.data.stream import sample_split
 from lamina.evaluation.probes.algebra import Structure, horizons, structure
@@ -17,13 +18,19 @@ from lamina.evaluation.probes.usage import LatentUse, latent_use
 from lamina.inference.subject import RANDOM, Subject, pixel_change
 from lamina.intervals import bootstrap_mean
 from lamina.models.config import Side
-from lamina.models.hub import Provenance
+from lamina.models.hub import LatentActionModel, Provenance
 from lamina.types import Clip
 
 STRIDES = 5
 STATE = "observation.state"
 FILLING = 1024
 ERRORS = ("composition", "identity", "inverse")  # Eq. 7, 9 and 10 of AC-LAM
+
+
+def sum_side(model: LatentActionModel) -> Side:
+    """The side of the quantiser on which sums of a model's latents are taken: where its method trains them to add up, else where its latent
+    action is read. Sums before the quantiser are quantised."""
+    return methods.sum_side(model.provenance.method) or model.config.action_side
 
 
 @dataclass(frozen=True)

@@ -102,6 +102,10 @@ def read_config(source: Pretrained) -> Autoencoder.Config:
     }
     if kinds or not found.get("mid_block_add_attention", True) or found.get("latents_mean"):
         raise source.wrong(f"an AutoencoderKL of other parts ({', '.join(sorted(map(str, kinds))) or 'latents_mean'})")
+    if found.get("act_fn", "silu") not in ("silu", "swish"):
+        raise source.wrong(
+            f"an AutoencoderKL with the activation {found['act_fn']!s:.20}, and silu is what is computed here"
+        )
     return Autoencoder.Config(
         widths=tuple(found.get("block_out_channels", (64,))), layers=found.get("layers_per_block", 1),
         channels=found.get("latent_channels", 4), groups=found.get("norm_num_groups", 32),

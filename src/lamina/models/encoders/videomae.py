@@ -111,7 +111,7 @@ def positions(pretrained: tuple[int, int], grid: tuple[int, int], width: int) ->
 def read_config(source: Pretrained) -> VideoMAEEncoder.Config:
     """The config of published weights of a VideoMAE, in the form of transformers or of OpenGVLab (version 2).
 
-    Raises LaminaError for a model of another kind, another tubelet or other channels.
+    Raises LaminaError for a model of another kind, another activation, another tubelet or other channels.
     """
     found = source.config()
     if str(found.get("model_type", "")).lower() == "videomae":
@@ -124,6 +124,10 @@ def read_config(source: Pretrained) -> VideoMAEEncoder.Config:
             "patch": 16, "width": 768, "heads": 12, "layers": 12, "hidden": 3072, "image": 224, "tubelet": TUBELET,
             "channels": 3,
         }  # fmt: skip
+        if found.get("hidden_act", "gelu") != "gelu":
+            raise source.wrong(
+                f"a VideoMAE with the activation {found['hidden_act']!s:.20}, and gelu is what is computed here"
+            )
         values = {name: found.get(theirs, default[name]) for name, theirs in named.items()}
         eps = found.get("layer_norm_eps", 1e-12)
     elif isinstance(inner := found.get("model_config"), dict) and "embed_dim" in inner:

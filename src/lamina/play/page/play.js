@@ -53,6 +53,14 @@ const json = async (path, options) => (await ask(path, options)).json();
 const post = (path, content) => json(path, { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(content) });
 const guarded = (work) => async (...given) => { try { return await work(...given); } catch (error) { toast(error.message); return undefined; } };
 
+let changes = Promise.resolve(); // of the session, so far
+/** A change of the session, made when those before it are done: it begins with the session that they leave. */
+const inTurn = (work) => (...given) => {
+  const made = changes.then(() => work(...given));
+  changes = made.catch(() => {});
+  return made;
+};
+
 /** The last step of each session. */
 async function roll(...sessions) {
   return (await post("roll", { sessions })).steps.map((found) => found[0]);
@@ -135,12 +143,12 @@ async function repeat(link) {
 }
 
 /** Show a session from its words. */
-async function become(start, moves) {
+const become = inTurn(async (start, moves) => {
   const found = await post("roll", { sessions: [{ start, moves }], every: true });
   Object.assign(state, { start, moves });
   [steps] = found.steps;
   paint(true);
-}
+});
 
 // --------------------------------------------------------------------------------------------------------------- Drive
 
@@ -173,8 +181,8 @@ function stripFigure(step, n) {
 const best = (reading) => (reading && reading.length && "probability" in reading[0] ? reading[0].name : "");
 
 function paintReading(reading) {
-  if (!about.translator) {
-    $("reading").replaceChildren(h("p", { className: "soft" }, `This run has no translator from latents to real actions. To train one: lamina align ${about.run} --data ${about.data} --labels 5%`));
+  if (about.unread) {
+    $("reading").replaceChildren(h("p", { className: "soft" }, about.unread));
     return;
   }
   if (!reading) {
@@ -223,7 +231,7 @@ async function paintPrefixes() {
 }
 
 /** The last step again, with the k that is set now. */
-async function redo() {
+const redo = inTurn(async () => {
   if (!state.moves.length) return;
   const moves = [...state.moves];
   moves.push(`${moves.pop().split("@")[0]}@${state.k}`);
@@ -233,7 +241,7 @@ async function redo() {
   steps.push(last);
   $("strip").lastChild?.remove();
   paint();
-}
+});
 
 function setK(k) {
   state.k = k;
@@ -259,7 +267,7 @@ async function run() {
         if (left > 0) { await new Promise((done) => setTimeout(done, left)); continue; }
         waiting.push(held.key);
       }
-      await step(waiting.shift());
+      await step(`${about.keys[waiting.shift()].medoid}@${state.k}`);
     }
   } catch (error) {
     waiting.length = 0;
@@ -270,8 +278,8 @@ async function run() {
   }
 }
 
-async function step(key) {
-  const moves = [...state.moves, `${about.keys[key].medoid}@${state.k}`];
+const step = inTurn(async (move) => {
+  const moves = [...state.moves, move];
   const answer = await post("roll", { sessions: [{ start: state.start, moves }] });
   state.moves = moves;
   steps.push(answer.steps[0][0]);
@@ -281,7 +289,7 @@ async function step(key) {
   rate = gap < 400 ? (rate ? 0.85 * rate + 0.15 * (1000 / gap) : 1000 / gap) : 0;
   $("speed").textContent = (rate ? `${rate.toFixed(0)} frames/s, ${(rate * about.gap).toFixed(REAL_SPEED_DIGITS)} × real time, ` : "") + `decoder ${answer.milliseconds.toFixed(0)} ms`;
   paint();
-}
+});
 
 function press(key) {
   if (key >= about.keys.length || waiting.length > 8) return;
@@ -297,11 +305,17 @@ function release() {
   for (const button of $("keys").children) button.classList.remove("down");
 }
 
-function back(n) {
-  if (running) return;
-  state.moves = state.moves.slice(0, n);
-  steps = steps.slice(0, n + 1);
+const cut = inTurn(async (n) => {
+  const kept = n < 0 ? steps.length + n : n;
+  if (kept < 0) return;
+  state.moves = state.moves.slice(0, kept);
+  steps = steps.slice(0, kept + 1);
   paint(true);
+});
+
+/** Back to step n; below 0: counted from the end, -1 is the last step. */
+function back(n) {
+  if (!running) cut(n);
 }
 
 const begin = guarded(async (start) => { await become(start, []); });
@@ -325,7 +339,7 @@ function buildDrive() {
     return button;
   }));
   showExamples(0);
-  $("undo").addEventListener("click", () => back(steps.length - 2));
+  $("undo").addEventListener("click", () => back(-2));
   $("reset").addEventListener("click", () => back(0));
   $("another").addEventListener("click", anotherStart);
   $("upload").addEventListener("change", guarded(async (event) => {
@@ -383,7 +397,7 @@ document.addEventListener("keydown", (event) => {
     if (!event.repeat) press(Number(event.key) - 1);
   } else if (event.repeat) {
     return;
-  } else if (event.key === "Backspace" && steps.length > 1) back(steps.length - 2);
+  } else if (event.key === "Backspace" && steps.length > 1) back(-2);
   else if (event.key === "r" && steps.length > 1) back(0);
   else if (event.key === "n") anotherStart();
   else return;
@@ -429,13 +443,19 @@ function gallery(box, onPick, { moving = true, first = 0 } = {}) {
 function buildTransfer() {
   const total = about.transitions.length;
   const episode = (n) => about.transitions[n].episode;
-  const elsewhere = (n) => { for (let i = 0; i < 40; i++) { const m = about.moving[pick(about.moving.length)]; if (episode(m) !== episode(n)) return m; } return (n + 1) % total; };
+  const apart = (n) => (m) => episode(m) !== episode(n);
+  // Of another episode; where there is only one, half of the transitions away, since neighbours move alike.
+  const elsewhere = (n) => {
+    const there = about.moving.filter(apart(n));
+    const others = there.length ? there : about.transitions.map((_, m) => m).filter(apart(n));
+    return others.length ? others[pick(others.length)] : (n + Math.floor(total / 2)) % total;
+  };
   chosen.target = elsewhere(chosen.source);
   const paintAll = guarded(paintTransfer);
   const setSource = gallery("transfer-source", (n) => { chosen.source = n; chosen.other = elsewhere(n); paintAll(); }, { first: chosen.source });
   gallery("transfer-target", (n) => { chosen.target = n; paintAll(); }, { moving: false, first: chosen.target });
   chosen.other = elsewhere(chosen.source);
-  drawn.transfer = (_, n) => { if (n !== undefined) { chosen.source = n; setSource(n); } paintAll(); };
+  drawn.transfer = (_, n) => { if (n !== undefined) { chosen.source = n; chosen.other = elsewhere(n); setSource(n); } paintAll(); };
   paintAll();
 }
 
@@ -512,8 +532,8 @@ async function paintAdd() {
   $("add-undo").replaceChildren(
     figure(frame, "Start"), figure(one.frame, "z₁", `${decibels(before)} from the start`), figure(undone.frame, "z₁, then −z₁", `${decibels(after)} from the start`, true));
   $("add-scale").replaceChildren(...scaled.map((step, n) => figure(step.frame, ["−z₁", "0 z₁", "½ z₁", "z₁", `c z₁, c = ${c.toFixed(2)}`][n], "", n === 4)));
-  $("add-note").textContent = "Sums are taken where the model's latent action is read, before or after its quantiser, and cut to k slots afterwards. " +
-    "Only methods that are trained for it (alam, ac_lam) can be expected to add up; a higher dB is closer.";
+  $("add-note").textContent = `Sums are taken ${about.sums} the quantiser (if the model has one), and cut to k slots afterwards. ` +
+    "Only methods that are trained for it (alam, ac_lam, structured_prefix) can be expected to add up; a higher dB is closer.";
 }
 
 // ----------------------------------------------------------------------------------------------------------------- Map
