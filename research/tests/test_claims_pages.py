@@ -233,13 +233,22 @@ def control_sentence() -> list[str]:
     return [f"the controls are far above ({min(found):.1f} to {max(found):.1f})"]
 
 
+def feature_sentences() -> list[str]:
+    """How the plain features compare where only the background is new."""
+    claim, place = "lamina/feature-control", "cheetah, unseen tasks"
+    ours, plain = (values(claim, name, place) for name in ("LAM on features", "plain features of the pair"))
+    assert below(plain, ours)
+    return [f"the plain features stay better, beyond doubt too (by {paired_difference(ours, plain).mean:.3f})."]
+
+
 @pytest.mark.parametrize(
     ("page", "made"),
     [
         ("methods/ac_lam", structure_rows), ("methods/ac_lam", design_rows), ("methods/ac_lam", ahead_rows),
         ("methods/ac_lam", leakage_sentences), ("methods/ac_lam", size_sentences), ("methods/alam", transfer_row),
         ("methods/robust_prefix", robust_sentence), ("methods/structured_prefix", prefix_sentence), ("methods/flexlam", control_sentence),
-        ],
+        ("spaces", feature_sentences),
+    ],
     ids=lambda x: getattr(x, "__name__", x),
 )  # fmt: skip
 def test_rows_and_sentences_are_those_of_the_record(page: str, made: Callable[[], list[str]]) -> None:
