@@ -288,3 +288,11 @@ def test_the_page_says_which_claims_do_not_hold(page: str) -> None:
         if claim.run and claim.run.__module__ != linear.__name__:
             assert not record(claim.id)["holds"]
             assert any(claim.id in part and "**not holding**" in part for part in page.split("\n\n"))
+
+
+def test_the_figure_of_the_cheetah_says_what_it_shows() -> None:
+    """The change of z is no share: its interval reaches beyond 1."""
+    drawn = (ROOT / "results" / "figures" / "exo-cheetah-cpu.svg").read_text()
+    told = [text for pair in cheetah.FIGURES.values() for text in pair]
+    assert [text for text in told if f"<!-- {text} -->" not in drawn] == []
+    assert record(CHEETAH)["metrics"]["frozen features"]["future_share"]["high"] > 1
