@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from lamina_research.claims import alam
+from lamina_research.claims.structure_study import FORMS, SETUPS, ac_lam_model, other_methods
 from lamina_research.reproduce import CLAIMS
 from lamina_research.seeds import below, paired_difference
 
@@ -200,6 +202,30 @@ def size_sentences() -> list[str]:
     ]
 
 
+COUNTS = {3: "three", 5: "five", 6: "six", 10: "ten"}
+
+
+def model_counts() -> list[str]:
+    """The models that each claim of AC-LAM trains beside the contenders, a seed."""
+    assert ac_lam_model(0).options["whiten"] != "first"  # with which design trains its default too
+    sizes = len(SETUPS["cpu"].smaller) * 2
+    assert sizes == 2
+    return [
+        f"for each seed `structure` adds {COUNTS[len(other_methods(0))]} models and two of a smaller size, "
+        f"`design` {COUNTS[len(FORMS)]} variants."
+    ]
+
+
+def alam_counts() -> list[str]:
+    """The models that ALAM's claims train over three seeds."""
+    pair, more = 3 * len(alam.pair(0)), 3 * (len(alam.models(0)) - len(alam.pair(0)))
+    smaller = len(SETUPS["cpu"].smaller) * pair
+    return [
+        f"The three claims share their {COUNTS[pair]} models; `algebra` and `horizon` add {COUNTS[more]} "
+        f"(ALAM with latents as differences), `algebra` {COUNTS[smaller]} of a smaller size."
+    ]
+
+
 def transfer_row() -> list[str]:
     ours, plain = (mean("alam/transfer", n, "margin") for n in ("ALAM", "without the losses"))
     return [f"| ... margin over another triplet's latent | | {ours:.1f} dB | {plain:.1f} dB | yes |"]
@@ -245,7 +271,8 @@ def feature_sentences() -> list[str]:
     ("page", "made"),
     [
         ("methods/ac_lam", structure_rows), ("methods/ac_lam", design_rows), ("methods/ac_lam", ahead_rows),
-        ("methods/ac_lam", leakage_sentences), ("methods/ac_lam", size_sentences), ("methods/alam", transfer_row),
+        ("methods/ac_lam", leakage_sentences), ("methods/ac_lam", size_sentences), ("methods/ac_lam", model_counts),
+        ("methods/alam", transfer_row), ("methods/alam", alam_counts),
         ("methods/robust_prefix", robust_sentence), ("methods/structured_prefix", prefix_sentence), ("methods/flexlam", control_sentence),
         ("spaces", feature_sentences),
     ],
