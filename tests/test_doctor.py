@@ -16,11 +16,12 @@ from torch.nn.functional import avg_pool2d
 
 import lamina
 from lamina.cli import main
-from lamina.evaluation.doctor import Diagnosis, DoctorConfig, examine
+from lamina.evaluation.doctor import Diagnosis, DoctorConfig, examine, judge_codes
 from lamina.evaluation.probes.content import share_told
 from lamina.images import to_float
 from lamina.inference.subject import Subject
 from lamina.intervals import Estimate
+from lamina.types import Clip
 from planted import SIZE, write_planted
 
 torch.set_num_threads(1)
@@ -183,6 +184,20 @@ def test_a_latent_that_is_read_and_wrong_is_told_from_one_that_is_ignored(kind, 
         }
     finding = examine(replace(RIGHT, name=kind, **changes), data, SMALL)["ignored latent"]
     assert finding.level == "bad" and says in finding.text
+
+
+@pytest.mark.parametrize(("codes", "of"), [(4375, "the codes that so few transitions can show"), (100, "its codes")])
+def test_a_share_of_codes_is_of_those_that_can_occur(codes: int, of: str):
+    """128 transitions say 32 codes: a quarter of what they can say where there are more codes than transitions, not of all codes."""
+    n = 128
+    clip = Clip(
+        torch.zeros(n, 2, 3, 4, 4, dtype=torch.uint8), torch.zeros(n, 2), torch.zeros(n, 2, dtype=torch.long), torch.arange(n) // 16
+    )  # fmt: skip
+    clip.frames[:, 0, 0, 0, 0] = torch.arange(n) % 32
+    subject = Subject("codes", moved, index=lambda a, b: a[:, 0, 0, :1].long(), codebook_size=codes)
+    found = judge_codes(subject, clip, clip)
+    assert found.value.mean == pytest.approx(1 - 32 / min(codes, n))
+    assert found.text.startswith(f"a slot uses {32 / min(codes, n):.0%} of {of}; 0 of 1 slots")
 
 
 def test_what_cannot_be_told_without_a_decoder_or_episodes_is_noted(data):

@@ -440,6 +440,14 @@ def test_every_estimate_of_the_record_stands_on_the_page(tmp_path: Path) -> None
                     assert f" {scale * value['mean']:.1f}"[:4] in f" {shown}", (row, value)
 
 
+def test_shares_of_more_codes_than_transitions_are_said_to_be_of_those_that_can_occur(tmp_path: Path) -> None:
+    record = evaluation()
+    told = "transitions can show no more than as many codes, of which these are the shares."
+    for transitions, said in ((record["codes"]["codebook"], False), (1200, True)):
+        record["data"]["transitions"] = transitions
+        assert (f"1,200 {told}" in report(tmp_path, record)) is said
+
+
 def test_a_record_is_written_as_it_was_read() -> None:
     text = json.dumps(evaluation(), indent=1)
     assert json.loads(Evaluation.from_dict(json.loads(text)).to_json()) == json.loads(text)

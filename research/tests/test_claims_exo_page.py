@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -11,7 +12,9 @@ from typing import Any
 import pytest
 
 from lamina_research.claims.exo import CLAIMS, cheetah, gridworld, linear
-from lamina_research.linear.lam import OBJECTIVES
+from lamina_research.linear import closed_form, scores
+from lamina_research.linear.analysis import LinearSetting
+from lamina_research.linear.lam import OBJECTIVES, LinearLAM
 from lamina_research.seeds import below
 
 ROOT = Path(__file__).parents[2]
@@ -36,6 +39,11 @@ def largest(claim: str, metric: str) -> float:
     """The largest value of the metrics of a name, over methods, points and seeds."""
     groups = record(claim)["metrics"].values()
     return max(max(x["values"]) for group in groups for name, x in group.items() if name.startswith(metric))
+
+
+def at_most(value: float, places: int) -> float:
+    """A bound with so many decimal places: the value is not above it."""
+    return math.ceil(value * 10**places) / 10**places
 
 
 def row(*cells: str) -> str:
@@ -213,11 +221,12 @@ def sentences() -> list[str]:
     ]
     worst = max(map(max, trained))
     return [
-        f"differ by at most {held['largest']:.0e}, angles below {held['principal']:.0e} rad | | {verdict('exo/cca')} |",
-        f"in {len(ratios)} cases the left side is at most {max(ratios):.2f} of the right side",
+        f"differ by at most {at_most(held['largest'], 6):.0e}, angles by at most {at_most(held['principal'], 6):.0e} rad | | "
+        f"{verdict('exo/cca')} |",
+        f"in {len(ratios)} cases the left side is at most {at_most(max(ratios), 2):.2f} of the right side",
         f"or an error in the code could violate it | | {verdict('exo/bound')} |",
         f"Without noise it is {without[0]:.2f}, {without[1]:.2f} and {without[2]:.2f} at p = 0, 0.4 and 0.8",
-        f"their subspaces within {others:.3f} rad",
+        f"their subspaces within {at_most(others, 3):.3f} rad",
         f"differ by up to {angles[2.0]:.2f} rad",
         f"stay up to {worst:.1%} above the minimum",
         f"the eighth is {eighth[0]:.2f} and {eighth[1]:.2f} at p = 0.2 and 0.8",
@@ -226,7 +235,23 @@ def sentences() -> list[str]:
         f"has a {blind[0]:.0%} higher reconstruction loss",
         f"the difference rises to {max(blind):.0%}",
         f"off by up to {max(loose):.2f} rad",
+        f"at alpha = 0.25 the error as trained falls from {narrow('as trained', 0.1)} at p = 0.1 to {narrow('as trained', 0.8)} at p = 0.8",
+        f"that of minimum norm rises from {narrow('minimum norm', 0.1)} to {narrow('minimum norm', 0.8)}",
     ]
+
+
+def narrow(method: str, p: float) -> str:
+    """The action error at the smallest alpha."""
+    return f"{mean('exo/sensitivity', f'{method}, p = {p:g}', f'NMSE at alpha = {CPU.alpha[0]:g}'):.3f}"
+
+
+def closed_forms() -> list[str]:
+    """What the page has of exact moments: C = -D, which is the choice of the paper's proof."""
+    sweep = LinearSetting().sweep(p=(0.0, 0.2, 0.8))
+    solved = closed_form.solve(sweep.exact, OBJECTIVES["reconstruction"], 8)
+    chosen = LinearLAM(solved.A, solved.B, -solved.D, solved.D).latents(sweep.exact)
+    errors = scores.nmse(chosen, chosen).mean((0, 1)).tolist()
+    return [f"C = -D, rises too ({', '.join(f'{x:.2f}' for x in errors)} at p = 0, 0.2, 0.8, on exact moments)"]
 
 
 @pytest.fixture(scope="module")
@@ -238,7 +263,7 @@ def linear_rows() -> list[str]:
     return [leakage_row(), sensitivity_row(), remedies_row()]
 
 
-MADE = (linear_rows, sentences, noise_rows, crowded_rows, cheetah_rows, grid_rows, swap_rows)
+MADE = (linear_rows, sentences, closed_forms, noise_rows, crowded_rows, cheetah_rows, grid_rows, swap_rows)
 
 
 @pytest.mark.parametrize("made", MADE, ids=lambda made: made.__name__)
@@ -263,3 +288,11 @@ def test_the_page_says_which_claims_do_not_hold(page: str) -> None:
         if claim.run and claim.run.__module__ != linear.__name__:
             assert not record(claim.id)["holds"]
             assert any(claim.id in part and "**not holding**" in part for part in page.split("\n\n"))
+
+
+def test_the_figure_of_the_cheetah_says_what_it_shows() -> None:
+    """The change of z is no share: its interval reaches beyond 1."""
+    drawn = (ROOT / "results" / "figures" / "exo-cheetah-cpu.svg").read_text()
+    told = [text for pair in cheetah.FIGURES.values() for text in pair]
+    assert [text for text in told if f"<!-- {text} -->" not in drawn] == []
+    assert record(CHEETAH)["metrics"]["frozen features"]["future_share"]["high"] > 1

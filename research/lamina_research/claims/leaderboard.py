@@ -20,9 +20,18 @@ from lamina_research.experiment import Experiment, Outcome
 from lamina_research.seeds import Metrics
 from lamina_research.study import Collection, Study, StudySetup
 
-#: Figures that every method must have, whatever its latent and its decoder are.
-NEEDED = ("loss", "linear", "addition", "reversal", "used", "latency", "cost")
-REFERENCES = ("inverse dynamics model", "plain pixels of the pair", "copy-frame", "random-weights encoder")
+#: Figures that every method must have, whatever its decoder is; and those of a decoder that predicts pictures.
+NEEDED = ("loss", "linear", "addition", "reversal", "used", "perplexity", "latency", "cost")
+OF_PICTURES = ("psnr", "ssim")
+REFERENCES = (
+    "inverse dynamics model",
+    "plain pixels of the pair",
+    "copy-frame",
+    "random-weights encoder",
+    "observation-only",
+    "shuffled latents",
+    "mean latent",
+)
 
 
 @dataclass(frozen=True)
@@ -93,6 +102,11 @@ class LeaderboardStudy(Study[BoardSetup]):
         return run_comparison(str(data), folder, config, s.evaluate)
 
 
+def needed(method: str) -> tuple[str, ...]:
+    """The figures of a method's row that its latent and its decoder allow."""
+    return NEEDED + (OF_PICTURES if methods.load(method).Config().space == "pixels" else ())
+
+
 def leaderboard(experiment: Experiment) -> Outcome:
     """Every method has its row, complete or with the reason why it failed; the order is reported and decides nothing."""
     study = LeaderboardStudy(experiment)
@@ -109,9 +123,11 @@ def leaderboard(experiment: Experiment) -> Outcome:
             if row.state != "ok":
                 failed.append(f"{row.name} on {name} ({row.state})")
                 continue
-            missing += [f"{key} of {row.name} on {name}" for key in NEEDED if not math.isfinite(row.of(key).mean)]
+            figures = needed(row.name)
+            missing += [f"{key} of {row.name} on {name}" for key in figures if not math.isfinite(row.of(key).mean)]
         there = {row.name for row in result.rows}
-        missing += [f"{reference} on {name}" for reference in REFERENCES if reference not in there]
+        asked = study.setup.compare.methods or methods.names()
+        missing += [f"{row} on {name}" for row in (*asked, *REFERENCES) if row not in there]
         for row in result.rows:
             own = metrics.setdefault(row.name, {})
             own |= {f"{key}, {name}": [v[seed] for seed in experiment.seeds] for key, v in row.values.items()}

@@ -242,6 +242,10 @@ def judge_codes(subject: Subject, test: Clip, filling: Clip) -> Finding:
     def dead(found: list[codes.SlotUse]) -> float:
         return sum(use.dead for use in found) / len(found)
 
+    assert subject.codebook_size is not None
+    whole = subject.codebook_size <= len(
+        test
+    )  # else no more codes than transitions can occur, and the shares are of these
     own = uses(subject)
     random = uses(subject.control(filling, 1)) if subject.control else None
     constant = sum(use.perplexity < codes.COLLAPSED for use in own)
@@ -255,7 +259,8 @@ def judge_codes(subject: Subject, test: Clip, filling: Clip) -> Finding:
     return Finding(
         "dead codes",
         level,
-        f"a slot uses {1 - dead(own):.0%} of its codes; {constant} of {len(own)} slots always say the same code.",
+        f"a slot uses {1 - dead(own):.0%} of {'its codes' if whole else 'the codes that so few transitions can show'}; {constant} of "
+        f"{len(own)} slots always say the same code.",
         "share", exactly(dead(own)),
         f"{RANDOM}, dead codes" if random else "much would be above", exactly(dead(random) if random else DEAD),
         advice[level],

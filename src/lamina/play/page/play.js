@@ -687,11 +687,11 @@ async function buildHealth() {
     const bars = found.codes.map(({ slot, usage, perplexity }) => {
       const bar = h("b");
       bar.style.height = `${100 * usage}%`;
-      return h("i", { title: `slot ${slot}: ${(100 * usage).toFixed(0)}% of the codes occur, perplexity ${perplexity.toFixed(1)}` }, bar);
+      return h("i", { title: `slot ${slot}: ${(100 * usage).toFixed(0)}% of the codes that could occur do, perplexity ${perplexity.toFixed(1)}` }, bar);
     });
     const least = found.codes.reduce((a, b) => (a.perplexity < b.perplexity ? a : b));
     side.push(h("div", { className: "card" }, h("h2", {}, "Codes in use, by slot"), h("div", { className: "codes" }, ...bars),
-      h("p", { className: "soft" }, `Share of the codebook's entries that occur in each of the ${found.codes.length} slots, from the first to the last. ` +
+      h("p", { className: "soft" }, `Share of the codebook's entries, or of as many as there are transitions if those are fewer, that occur in each of the ${found.codes.length} slots, from the first to the last. ` +
         `The least varied is slot ${least.slot}, with perplexity ${least.perplexity.toFixed(1)}; 1 would be a constant.`)));
   }
   $("diagnosis").replaceChildren(h("div", {}, examined, ...parts), h("div", {}, ...side));
