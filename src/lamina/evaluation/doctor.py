@@ -276,26 +276,25 @@ def judge_decoder(subject: Subject, clip: Clip) -> Iterator[Finding]:
     yield judge_unrelated(unrelated(subject, clip))
 
 
-def reaction(subject: Subject, clip: Clip) -> Estimate | None:
+def reaction(subject: Subject, clip: Clip) -> Estimate:
     """How far predictions from the right and from another transition's latent differ: their mean squared difference over that of the two
-    frames. None where predictions are no pictures."""
-    if not subject.pictures:
-        return None
+    frames, of pictures or of the features that are predicted."""
     src, dst = clip.frames[:, 0], clip.frames[:, 1]
     z = subject.latents(src, dst)
-    right, other = (subject.draw(src, x).double() for x in (z, z.roll(len(z) // 2, 0)))
+    draw, see = (subject.draw, lambda frames: frames) if subject.pictures else (subject.predicted, subject.target)
+    right, other = (draw(src, x).double() for x in (z, z.roll(len(z) // 2, 0)))
     apart = (right - other).square().flatten(1).mean(1)
-    change = (src.double() - dst.double()).square().flatten(1).mean(1)
+    change = (see(src).double() - see(dst).double()).square().flatten(1).mean(1).cpu()
     return bootstrap_ratio(apart.numpy(), change.numpy(), clip.episode.numpy())
 
 
-def judge_use(use: LatentUse, reacts: Estimate | None) -> Finding:
+def judge_use(use: LatentUse, reacts: Estimate) -> Finding:
     """Ignored latent, or one that does not belong to its transition."""
     gain = min(use.another, use.mean, key=lambda estimate: estimate.low)
     rival = "another transition's latent" if gain is use.another else "the mean latent"
     level: Level = "good" if use.used else "bad"
     text, advice = f"the decoder uses the latent: the right one predicts better than {rival}.", ""
-    if not use.used and reacts is not None and reacts.mean > REACTS:
+    if not use.used and reacts.mean > REACTS:
         text = (
             f"the prediction follows the latent, but the right latent is no better than {rival}: it does not belong to its "
             "transition, or the model overfits."

@@ -153,6 +153,11 @@ class Subject:
         """Predicted pictures. Every call draws the same noise, so that predictions differ by their latents alone."""
         return in_batches(self.picture, src, z, size=BATCH)
 
+    @torch.no_grad()
+    def predicted(self, src: Images, z: Vectors) -> Float[Tensor, "n ..."]:
+        """Predictions as they are, in the space of ``target``, on the CPU; of pictures, :meth:`draw` has the pixels."""
+        return in_batches(lambda a, v: self._predict(a, v).cpu(), src, z, size=BATCH)
+
     def _predict(self, src: Images, z: Vectors, seed: int = 0) -> Tensor:
         assert self.decode is not None
         predicted = self.decode(src, z, seed) if self.stochastic else self.decode(src, z)
