@@ -243,9 +243,7 @@ def judge_codes(subject: Subject, test: Clip, filling: Clip) -> Finding:
         return sum(use.dead for use in found) / len(found)
 
     assert subject.codebook_size is not None
-    whole = subject.codebook_size <= len(
-        test
-    )  # else no more codes than transitions can occur, and the shares are of these
+    whole = subject.codebook_size <= len(test)  # else no more codes than transitions can occur, and shares are of these
     own = uses(subject)
     random = uses(subject.control(filling, 1)) if subject.control else None
     constant = sum(use.perplexity < codes.COLLAPSED for use in own)

@@ -30,7 +30,9 @@ def gradient(predicted: Float[Tensor, "b c h w"], target: Float[Tensor, "b c h w
     a side has a single place are left out. Raises LaminaError where that is every scale.
     """
     if min(predicted.shape[-2:]) < 2:
-        raise LaminaError(f"--perceptual gradient: maps of {predicted.shape[-2]}x{predicted.shape[-1]} have no neighbouring places")
+        raise LaminaError(
+            f"--perceptual gradient: maps of {predicted.shape[-2]}x{predicted.shape[-1]} have no neighbouring places"
+        )
     error = predicted.float() - target.float()
     terms = []
     for _ in range(3):
