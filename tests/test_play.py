@@ -30,6 +30,7 @@ from PIL import Image
 from data_files import write_video
 from lamina import methods
 from lamina.cli import main
+from lamina.data.memory import InMemoryDataset
 from lamina.data.sampling import open_source
 from lamina.data.video import decode_picture
 from lamina.errors import LaminaError, LaminaWarning
@@ -311,6 +312,22 @@ def test_the_pictures_of_a_camera_that_the_translator_was_not_aligned_on_are_not
         home / "run", str(home / "data"), camera="observation.images.grid", transitions=COUNT, device="cpu"
     )
     assert named.unread == "" and rolled(Player(named), "d0", "1@4")[1].reading is not None
+
+
+def test_no_action_is_read_where_the_data_have_others(home):
+    """The translator knows the grid's one action of five classes; a previous action of two numbers is none of them."""
+    rng = np.random.default_rng(0)
+    items = [
+        SimpleNamespace(
+            frames={"observation.images.grid": rng.integers(0, 256, (20, 16, 16, 3), dtype=np.uint8)},
+            actions=rng.normal(size=(20, 2)).astype(np.float32),
+        )
+        for _ in range(10)
+    ]
+    with pytest.warns(LaminaWarning, match="aligned to other actions than memory has"):
+        stage = Stage.load(home / "run", InMemoryDataset(items, fps=10), transitions=8, device="cpu")
+    assert rolled(Player(stage), "d0", "1@4")[1].reading is None and "other actions" in health(stage)["missing"][-1]
+    assert stage.action_text(0)  # what the data says was done
 
 
 def test_the_doctor_looks_through_the_first_of_all_cameras(home):

@@ -243,6 +243,10 @@ def test_the_most_severe_finding_is_the_summary(tmp_path: Path, levels: tuple[st
     assert headline in first and all(f"It is {level}." in first for level in levels)
 
 
+def test_the_gap_is_that_of_the_measurements_beside_that_of_the_training(tmp_path: Path) -> None:
+    assert "0.15 s (trained on 0.1 to 0.2 s), video at 8.75 frames/s" in report(tmp_path, evaluation())
+
+
 def test_model_controls_and_references_share_a_table(tmp_path: Path) -> None:
     rows = table(report(tmp_path, evaluation()), "Translator, with controls")
     assert rows[1][:4] == ["FlexLAM model", "1", "0.910 0.867 to 0.953", "63.0% 59.9 to 66.1"]

@@ -23,7 +23,8 @@ DECODED = 128  # transitions that are decoded for it
 def examined(stage: Stage) -> dict[str, Any]:
     """The findings of ``lamina doctor``, each with the thing to try. Takes about a minute."""
     every = stage.camera == "all"  # the doctor looks through one camera
-    diagnosis = examine(stage.run, stage.source, DoctorConfig(camera=None if every else stage.camera))
+    config = DoctorConfig(camera=None if every else stage.camera, device=stage.model.device.type)  # type: ignore[arg-type]
+    diagnosis = examine(stage.run, stage.source, config)
     found = [Finding(level=f.level, text=" ".join(filter(None, [f.text, f.advice]))) for f in diagnosis.findings]
     title = f"What lamina doctor found on camera {stage.source.cameras[0]}" if every else "What lamina doctor found"
     return _part(title, [*found, *(Finding(level="note", text=text) for text in diagnosis.notes)])

@@ -93,7 +93,7 @@ class Stage:
     ) -> Stage:
         """The stage of a run folder. ``data``: default: what the run was trained on; ``camera``: default: that of the alignment, else the
         first; ``seed``: of the clusters and of a flow's noise. Real actions are those that the run's translator was aligned to; it reads
-        none off the pictures of a camera that it was not aligned on.
+        none off the pictures of a camera that it was not aligned on, nor where the data have actions of another layout.
 
         Raises LaminaError for a missing or damaged model, one that decodes no pictures, and data that cannot be read.
         """
@@ -110,16 +110,23 @@ class Stage:
         source = open_source(data if data is not None else _trained_on(run, model))
         translator, note = _translator(run, model)
         unread = f"No translator, so no real action is read: lamina align {run} --data {name_of(source)} --labels 5%"
-        given = note.camera if note else None
+        given, action = (note.camera, note.action) if note else (None, "action")
+        spec = source.action_spec(action)
         own, shown = (_cameras(source, name) for name in (given, camera or given))
         if translator and set(own) <= set(source.cameras) and not set(shown) <= set(own):
             aligned = ", ".join(own)
             unread = f"The translator was aligned on camera '{aligned}', so it reads no real action here: leave out --camera {camera}"
             warn(f"{translator_folder(run)}: {unread}")
             translator = None
+        elif (
+            translator
+            and spec
+            and (translator.spec.discrete, translator.spec.continuous) != (spec.discrete, spec.continuous)
+        ):
+            unread = f"The translator was aligned to other actions than {name_of(source)} has, so it reads no real action here."
+            warn(f"{translator_folder(run)}: {unread}")
+            translator = None
         camera = camera or given
-        action = note.action if note else "action"
-        spec = source.action_spec(action)
         clip, split = _transitions(model, source, camera, None if spec is None else action, transitions, seed)
         pairs = [(clip.frames[:, t], clip.frames[:, t + 1]) for t in range(clip.frames.shape[1] - 1)]
         latents = Latent.cat([model.encode(src, dst).to("cpu") for src, dst in pairs])

@@ -185,7 +185,8 @@ def facts(record: Evaluation) -> dict[str, str]:
             text(data.transitions, "{} transitions"),
         ),
         "Time between frames": joined(
-            f"{gap[0]:g} to {gap[-1]:g} s" if gap else None, text(data.fps, "video at {} frames/s")
+            f"{sum(gap) / len(gap):g} s (trained on {gap[0]:g} to {gap[-1]:g} s)" if gap else None,
+            text(data.fps, "video at {} frames/s"),
         ),
         "Latent slots": joined(text(record.slots)),
         "Action labels used": joined(text(record.labels), text(record.label_episodes, "from {} episodes")),
