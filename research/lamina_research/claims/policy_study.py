@@ -44,6 +44,7 @@ class PolicySetup(StudySetup):
     counts: tuple[int, ...]  # of labelled episodes, for the curve
     episodes: int  # rollouts of each task
     parallel: int
+    steps: int | None = None  # of a rollout at most; None: as many as the suite allows, or the world
 
 
 SETUPS = {
@@ -52,7 +53,7 @@ SETUPS = {
         {"size": "debug", "image": (32, 32), "slots": 4, **BACKBONE},
         TrainConfig(steps=4, batch=8, lr=1e-3, ema=0.0, device="cpu", checkpoint_every=4, validate_every=4),
         gap=(0.05, 0.1), flow={"size": "debug"}, policy=TrainConfig(steps=3, batch=8, lr=1e-3, ema=0.0, device="cpu"),
-        labels=1, counts=(1, 2), episodes=1, parallel=1,
+        labels=1, counts=(1, 2), episodes=1, parallel=1, steps=12,
     ),
     "cpu": PolicySetup(
         Collection("metaworld-mt15", episodes=38, seed=1, **NOISE),
@@ -183,6 +184,8 @@ class PolicyStudy(Study[PolicySetup]):
         # A row's noise is a function of its number, and episodes are shared out among the rows.
         if s.parallel != KEPT_PARALLEL:
             key["parallel"] = s.parallel
+        if s.steps is not None:
+            key["steps"] = s.steps
 
         def compute() -> dict[str, Any]:
             run = self.policy(policy, any_lam)
@@ -195,7 +198,7 @@ class PolicyStudy(Study[PolicySetup]):
             )
             result = rollout.rollout_worlds(
                 agent, suite.worlds if suite else (name,), s.episodes, s.parallel, seed=2000 + policy.seed,
-                max_steps=suite.max_steps if suite else None, size=agent.image[1:], progress=False,
+                max_steps=s.steps or (suite.max_steps if suite else None), size=agent.image[1:], progress=False,
             )  # fmt: skip
             return {
                 "tasks": {world: [w.tier, w.success] for world, w in result.worlds.items()},
