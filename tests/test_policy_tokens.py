@@ -44,9 +44,9 @@ from lamina.policies.windows import (
     WindowStream,
     encode_windows,
     fixed_windows,
+    mean_valid_steps,
     open_steps,
     strided_sequences,
-    usual_steps,
     windows_at,
 )
 from lamina.rng import Rng
@@ -304,15 +304,15 @@ def test_in_the_loss_every_code_has_the_same_weight_and_padding_is_nothing():
     valid = torch.tensor([[True] * 6, [True] * 2 + [False] * 4])
     data = dataclasses.replace(data, valid=valid)
     expected = torch.cat([nats[0].flatten(), nats[1, :2].flatten()]).mean()
-    loss = token_losses(model, data, Rng(0), usual=4)["codes"]  # 8 valid steps in two windows
+    loss = token_losses(model, data, Rng(0), valid_steps=4)["codes"]  # 8 valid steps in two windows
     torch.testing.assert_close(loss.mean(), expected)
     torch.testing.assert_close(loss[0] / loss[1], nats[0].sum() / nats[1, :2].sum())
     for row in (0, 1):  # in parts of a batch, one of them fuller than the other
         part = Window(data.frames[row : row + 1], data.codes[row : row + 1], valid[row : row + 1])
-        torch.testing.assert_close(token_losses(model, part, Rng(0), usual=4)["codes"], loss[row : row + 1])
+        torch.testing.assert_close(token_losses(model, part, Rng(0), valid_steps=4)["codes"], loss[row : row + 1])
     garbage = dataclasses.replace(data, codes=data.codes.clone(), frames=data.frames.clone())
     garbage.codes[1, 2:], garbage.frames[1, 2:] = 0, 255
-    torch.testing.assert_close(token_losses(model, garbage, Rng(0), usual=4)["codes"], loss)
+    torch.testing.assert_close(token_losses(model, garbage, Rng(0), valid_steps=4)["codes"], loss)
 
 
 def test_every_parameter_is_trained():
@@ -378,7 +378,7 @@ def test_how_full_windows_usually_are(lengths, window):
     data = steps(lengths)
     stream = iter(WindowStream(data, window, 4, batch=64, seed=1))
     seen = np.mean([next(stream).valid.sum(1).float().mean().item() for _ in range(60)])
-    assert usual_steps(data, window, 4) == pytest.approx(seen, rel=0.03)
+    assert mean_valid_steps(data, window, 4) == pytest.approx(seen, rel=0.03)
 
 
 def test_first_steps_are_about_as_frequent_as_the_others():

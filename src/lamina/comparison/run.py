@@ -286,8 +286,8 @@ def subject_rows(out: Path, plan: Plan, given: Mapping[str, Subject]) -> list[Co
 
 
 def at_other_gaps(given: Mapping[str, Subject], config: CompareConfig) -> dict[str, Finding]:
-    """By name, what is said of the subjects whose pairs lie another time apart than those of the methods: all of their figures are of other
-    transitions, a longer gap of harder ones, so words compare nobody with them."""
+    """A warning for each subject, by its name, whose pairs are another time apart than those of the methods. Its figures are of other
+    transitions (a longer gap has harder ones), so the findings compare no method with it."""
     own = sum(config.gap) / 2
     return {
         name: ("warn", f"{name} is measured on pairs {subject.label_gap:g} s apart, its own gap, and the methods on pairs {own:g} s apart: "

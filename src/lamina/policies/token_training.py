@@ -29,7 +29,7 @@ from lamina.models.lam import LAM
 from lamina.policies.base import save_parts
 from lamina.policies.encoded import fingerprint, run_detector
 from lamina.policies.token_model import TokenConfig, TokenModel
-from lamina.policies.windows import Window, WindowStream, encode_windows, fixed_windows, open_steps, usual_steps
+from lamina.policies.windows import Window, WindowStream, encode_windows, fixed_windows, mean_valid_steps, open_steps
 from lamina.records import CodebookSize, Extent, Image, Seconds, read_note
 from lamina.rng import Rng
 from lamina.training.checkpoints import BestCheckpoint
@@ -42,18 +42,18 @@ from lamina.weights import load_module
 FORMAT = 3  # of config.json and model.safetensors; raised when an old file can no longer be read
 
 
-def token_losses(model: TokenModel, batch: Window, draws: Rng, usual: float) -> dict[str, Float[Tensor, "b"]]:
+def token_losses(model: TokenModel, batch: Window, draws: Rng, valid_steps: float) -> dict[str, Float[Tensor, "b"]]:
     """Cross-entropy of the codes (App. B.2), one term a window.
 
-    ``usual``: the mean number of valid steps in a window (:func:`usual_steps`), the same for all parts of a batch: so every code has
-    the same weight, however full the part that it is in, and the mean over many batches is in nats a code.
+    ``valid_steps``: the mean number of valid steps in a window (:func:`mean_valid_steps`). It is the same for all parts of a batch, so
+    every code has the same weight, however full its part is; the mean over many batches is in nats a code.
     """
     if model.training and model.config.shift:
         frames = rearrange(batch.frames, "b t h w c -> b 1 t c h w")
         moved = shifted(frames, model.config.shift, draws)
         batch = dataclasses.replace(batch, frames=rearrange(moved, "b 1 t c h w -> b t h w c"))
     nats = model.cross_entropy(batch).sum((1, 2))
-    return {"codes": nats / (usual * model.slots)}
+    return {"codes": nats / (valid_steps * model.slots)}
 
 
 def token_diagnostics(windows: Window, batch: int = 8) -> Any:
@@ -138,9 +138,9 @@ def _train_token_model(run: Path, path: Data, config: TokenConfig, training: Tra
         return WindowStream(steps, config.length, config.stride, batch, training.seed, shards, own)
 
     def losses(module: TokenModel, batch: Window, draws: Rng) -> dict[str, Float[Tensor, "b"]]:
-        return token_losses(module, batch, draws, usual)
+        return token_losses(module, batch, draws, valid_steps)
 
-    usual = usual_steps(steps, config.length, config.stride)
+    valid_steps = mean_valid_steps(steps, config.length, config.stride)
     validate, best = token_diagnostics(held), BestCheckpoint(folder / "best.safetensors")
 
     def watch(current: TokenModel) -> Validation:

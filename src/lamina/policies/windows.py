@@ -157,8 +157,8 @@ class WindowStream:
         """Nothing is open but memory maps."""
 
 
-def usual_steps(steps: Steps, length: int, stride: int) -> float:
-    """How many steps of a window of :class:`WindowStream` are valid, the mean over many windows."""
+def mean_valid_steps(steps: Steps, length: int, stride: int) -> float:
+    """The mean number of valid steps in a window of :class:`WindowStream`, over 10,000 windows."""
     bounds, stream = steps.bounds, WindowStream(steps, length, stride, 10_000, 0)
     starts = stream.starts(np.random.default_rng(0))
     return float(np.mean([min(length, bounds[episode + 1] - bounds[episode] - start) for episode, start in starts]))
